@@ -1,0 +1,37 @@
+# Each target installs what it needs into .venv first.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test test-shared test-gpu lint benchmarks clean
+
+demo: .venv/.installed
+	$(BIN)/python prune_llm.py --model demo --pruning_ratio 0.5 --overwrite
+
+test: .venv/.installed
+	$(BIN)/python -m pytest -m "not shared and not gpu"
+
+# The tests on the reference model and text in $$LLM_PRUNER_SHARED (default ../shared).
+test-shared: .venv/.installed
+	$(BIN)/python -m pytest -m shared
+
+test-gpu: .venv/.installed
+	$(BIN)/python -m pytest -m gpu
+
+lint: .venv/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+benchmarks: .venv/.installed
+	$(BIN)/python benchmarks/trace.py
+	$(BIN)/python benchmarks/score_cut.py
+	$(BIN)/python benchmarks/magnitude.py
+
+.venv/.installed: setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q --upgrade pip
+	$(BIN)/python -m pip install -q -c constraints.txt torch
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[test,lint]"
+	touch $@
+
+clean:
+	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache

@@ -1,0 +1,27 @@
+"""Structured pruning of Hugging Face language models. Everything public, imported when it is first used."""
+
+from importlib import import_module
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Options": "llm_pruner.config",
+    "run": "llm_pruner.prune",
+    "trace": "llm_pruner.trace",
+    "Group": "llm_pruner.groups",
+    "Member": "llm_pruner.groups",
+    "Widths": "llm_pruner.architectures",
+    "FAMILIES": "llm_pruner.architectures",
+    "Plan": "llm_pruner.plan",
+    "cut": "llm_pruner.surgery",
+    "perplexity": "llm_pruner.evaluate.perplexity",
+    "PrunerError": "llm_pruner.errors",
+}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)

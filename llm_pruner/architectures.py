@@ -1,0 +1,191 @@
+"""What a family of decoders has to declare: a few facts that its graph does not show.
+
+Everything else (which norms, projections and embeddings share the residual stream, which matrices are
+the MLP, biases, ties) is found by tracing. To add a family is to add a line here.
+"""
+
+import copy
+from dataclasses import asdict, dataclass
+
+from llm_pruner.errors import PlanError
+
+
+@dataclass(frozen=True)
+class Family:
+    """One `model_type`.
+
+    qkv, out: names of the projections inside the attention module; one name in `qkv` is a fused one.
+    qkv_layout: rows of a fused qkv: `concatenated` [Q; K; V] or `per_head` (q, k, v of head 0, of head 1 …).
+    intermediate_size: the config field that holds the MLP's width.
+    derived_head_dim: the class computes head_dim as hidden_size / num_attention_heads, whatever the config
+        says, so the two can only shrink together.
+    norm_offset: the norms multiply by (norm_offset + weight).
+    scaled_embedding: embeddings are multiplied by √hidden_size at run time.
+    relabel: a model_type that computes the same and accepts shapes that this one's config class refuses,
+        with the config values that make it the same; possible while the fields in `relabel_unless` are falsy.
+    """
+
+    qkv: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")
+    out: str = "o_proj"
+    qkv_layout: str = "separate"
+    intermediate_size: str = "intermediate_size"
+    derived_head_dim: bool = False
+    norm_offset: float = 0.0
+    scaled_embedding: bool = False
+    relabel: tuple[str, dict] | None = None
+    relabel_unless: tuple[str, ...] = ()
+
+
+FAMILIES: dict[str, Family] = {
+    "llama": Family(relabel=("mistral", {"sliding_window": None}), relabel_unless=("attention_bias", "mlp_bias")),
+    "mistral": Family(),
+    "qwen2": Family(),
+    "qwen3": Family(),
+    "phi3": Family(qkv=("qkv_proj",), qkv_layout="concatenated"),
+    "gemma": Family(norm_offset=1.0, scaled_embedding=True),
+    "gemma3_text": Family(norm_offset=1.0, scaled_embedding=True),
+    "gpt2": Family(
+        qkv=("c_attn",), out="c_proj", qkv_layout="concatenated", intermediate_size="n_inner", derived_head_dim=True
+    ),
+    "gpt_neox": Family(qkv=("query_key_value",), out="dense", qkv_layout="per_head", derived_head_dim=True),
+}
+
+
+def family_of(model_type: str | None) -> Family:
+    """The declaration of `model_type`. PlanError, with the list, when there is none."""
+    if model_type not in FAMILIES:
+        raise PlanError(f"model_type {model_type!r} is not supported; supported: {', '.join(sorted(FAMILIES))}")
+    return FAMILIES[model_type]
+
+
+@dataclass(frozen=True)
+class Widths:
+    """The widths that pruning changes, and head_dim, which it never does."""
+
+    hidden_size: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    intermediate_size: int
+    head_dim: int
+
+    def asdict(self) -> dict[str, int]:
+        return asdict(self)
+
+    @property
+    def heads_per_group(self) -> int:
+        return self.num_attention_heads // self.num_key_value_heads
+
+    @property
+    def grouped(self) -> bool:
+        return self.num_key_value_heads != self.num_attention_heads
+
+
+def widths_of(config) -> Widths:
+    """The widths of a model configuration of any supported family."""
+    family = family_of(config.model_type)
+    heads = config.num_attention_heads
+    return Widths(
+        hidden_size=config.hidden_size,
+        num_attention_heads=heads,
+        num_key_value_heads=getattr(config, "num_key_value_heads", None) or heads,
+        intermediate_size=getattr(config, family.intermediate_size) or 4 * config.hidden_size,
+        head_dim=(not family.derived_head_dim and getattr(config, "head_dim", None)) or config.hidden_size // heads,
+    )
+
+
+def resize(config, widths: Widths):
+    """A copy of `config` with other widths, in the class that can hold them.
+
+    The same class when it accepts the shape; else, where the family has one, the class that computes the
+    same without the restriction. PlanError, with the nearest legal widths, when neither can.
+    """
+    try:
+        return _resized(config, widths)
+    except ValueError as error:
+        reason = " ".join(str(error).split())
+    nearest = _nearest_legal(config, widths)
+    hint = f"; nearest legal: {nearest}" if nearest else ""
+    raise PlanError(f"no stock {config.model_type} class holds {_shape(widths)}: {reason}{hint}")
+
+
+def _resized(config, widths: Widths):
+    family = family_of(config.model_type)
+    if family.derived_head_dim and widths.hidden_size != widths.num_attention_heads * widths.head_dim:
+        raise ValueError(
+            f"{config.model_type} derives head_dim from hidden_size / num_attention_heads, and head_dim "
+            f"({widths.head_dim}) cannot change, so hidden and heads shrink together"
+        )
+    if widths.num_attention_heads % widths.num_key_value_heads:
+        raise ValueError(
+            f"every kv group needs the same number of query heads "
+            f"({widths.num_attention_heads} heads, {widths.num_key_value_heads} kv heads)"
+        )
+    values = config.to_dict()
+    values["hidden_size"] = widths.hidden_size
+    values["num_attention_heads"] = widths.num_attention_heads
+    for standard, own in config.attribute_map.items():  # gpt2's n_embd, n_head
+        if standard in values and own in values:
+            values[own] = values.pop(standard)
+    values[family.intermediate_size] = widths.intermediate_size
+    if hasattr(config, "num_key_value_heads"):
+        values["num_key_value_heads"] = widths.num_key_value_heads
+    if not family.derived_head_dim:
+        values["head_dim"] = widths.head_dim
+    try:
+        return _build(type(config), values)
+    except ValueError:
+        if family.relabel is None or any(values.get(field) for field in family.relabel_unless):
+            raise
+    from transformers import AutoConfig
+
+    model_type, changes = family.relabel
+    target = type(AutoConfig.for_model(model_type))
+    values.update(changes, model_type=model_type)
+    for field in (*family.relabel_unless, "pretraining_tp"):
+        values.pop(field, None)
+    if values.get("architectures"):
+        values["architectures"] = [name.replace("Llama", "Mistral") for name in values["architectures"]]
+    return _build(target, values)
+
+
+def _build(config_class, values: dict):
+    """A validated config, or ValueError: the classes report a refused shape in several ways."""
+    try:
+        return config_class.from_dict(copy.deepcopy(values))
+    except Exception as error:
+        causes = str(error.__cause__ or error)
+        raise ValueError(causes) from error
+
+
+def _nearest_legal(config, wanted: Widths) -> str:
+    """The legal shapes next to `wanted`, found by moving hidden_size, then the heads, outwards from it."""
+    before, found = widths_of(config), []
+    derived = family_of(config.model_type).derived_head_dim
+    group = wanted.num_key_value_heads if before.grouped else 1
+    for direction in (-1, 1):
+        for distance in range(0 if direction == 1 else 1, before.hidden_size):
+            widths = asdict(wanted)
+            if derived:
+                heads = wanted.hidden_size // wanted.head_dim + direction * distance
+                widths.update(hidden_size=heads * wanted.head_dim, num_attention_heads=heads)
+                widths["num_key_value_heads"] = heads
+            else:
+                heads = max(1, round(wanted.num_attention_heads / group)) * group
+                widths.update(hidden_size=wanted.hidden_size + direction * distance, num_attention_heads=heads)
+                widths["num_key_value_heads"] = wanted.num_key_value_heads if before.grouped else heads
+            if not (0 < widths["hidden_size"] <= before.hidden_size and 0 < heads <= before.num_attention_heads):
+                break
+            try:
+                _resized(config, Widths(**widths))
+            except ValueError:
+                continue
+            found.append(_shape(Widths(**widths)))
+            break
+    return " or ".join(dict.fromkeys(found))
+
+
+def _shape(widths: Widths) -> str:
+    return (
+        f"hidden_size={widths.hidden_size},num_attention_heads={widths.num_attention_heads},"
+        f"num_key_value_heads={widths.num_key_value_heads}"
+    )

@@ -1,0 +1,46 @@
+"""What can go wrong, by exit code. Every message is one line: the value, the legal range, what to do."""
+
+import re
+
+
+class PrunerError(Exception):
+    """A failure with one clear line for the user; `exit_code` is what the command returns."""
+
+    exit_code = 1
+
+
+class RunError(PrunerError):
+    """Something outside the plan failed: a missing model, a broken file, no memory, no disk."""
+
+
+class UsageError(PrunerError):
+    """The command, the YAML or an input file does not say something that can be done."""
+
+    exit_code = 2
+
+
+class PlanError(PrunerError):
+    """The architecture is not supported, or no legal model has the shape that was asked for."""
+
+    exit_code = 3
+
+
+class VerificationError(PrunerError):
+    """The saved checkpoint does not reload to the model in memory; nothing was published."""
+
+    exit_code = 4
+
+
+def did_you_mean(word: str, known) -> str:
+    """A suggestion to append to a message, or the whole list when nothing is close."""
+    import difflib
+
+    known = sorted(known)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+
+
+def redact(text: str) -> str:
+    """`text` without access tokens: Hugging Face's (`hf_…`) and credentials inside URLs."""
+    text = re.sub(r"\bhf_[A-Za-z0-9]{8,}", "hf_***", text)
+    return re.sub(r"(https?://)[^/\s@]+@", r"\1***@", text)

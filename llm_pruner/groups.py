@@ -1,0 +1,98 @@
+"""Groups: which positions of which parameters go together when a unit is removed.
+
+Pure data. A fused qkv, a grouped-query head or a gate_up pair differ from the separate layout only
+in the positions of their members, so nothing that works on groups knows about layouts.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+HIDDEN, HEADS, KV_HEADS, MLP = "hidden", "heads", "kv_heads", "mlp"
+KINDS = (HIDDEN, HEADS, KV_HEADS, MLP)
+
+
+@dataclass(frozen=True)
+class Member:
+    """One axis of one parameter, cut in units.
+
+    Unit u owns the `width` positions from `start + u * stride`.
+    `role` is what the parameter is: linear, bias, embedding, layernorm or rmsnorm.
+    """
+
+    parameter: str
+    axis: int
+    role: str
+    start: int = 0
+    stride: int = 1
+    width: int = 1
+
+    def positions(self, units):
+        """The positions of `units` (LongTensor [k]) on the axis: LongTensor [k * width]."""
+        import torch
+
+        first = self.start + units * self.stride
+        return (first[:, None] + torch.arange(self.width)).flatten()
+
+
+@dataclass(frozen=True)
+class Group:
+    """`units` things that are removed whole: hidden channels, heads, kv heads or MLP neurons.
+
+    `layer` is None for the residual stream, whose channels run through the whole model.
+    """
+
+    name: str
+    kind: str
+    layer: int | None
+    units: int
+    members: tuple[Member, ...]
+
+
+def attention_units(heads: Group, kv_heads: Group, kind: str) -> Group:
+    """The group in whose units attention is scored, with every projection that goes along.
+
+    kind `heads`: query heads. Without grouped queries each takes its key and value head with it; with
+    them, those stay, and only the query rows and the output columns belong to the unit.
+    kind `kv_heads`: whole kv groups, i.e. a key and value head with all its query heads.
+    """
+    per_group = heads.units // kv_heads.units
+    if kind == KV_HEADS:
+        whole = tuple(_widen(member, per_group) for member in heads.members)
+        return replace(kv_heads, members=whole + kv_heads.members)
+    if per_group == 1:
+        return replace(heads, members=heads.members + kv_heads.members)
+    return heads
+
+
+def _widen(member: Member, factor: int) -> Member:
+    """The same axis in units of `factor` neighbours."""
+    if factor == 1:
+        return member
+    if member.stride != member.width:
+        raise ValueError(f"the units of {member.parameter} are not contiguous; {factor} of them are not one block")
+    return replace(member, stride=member.stride * factor, width=member.width * factor)
+
+
+def kept_positions(groups: Iterable[Group], kept: Mapping[str, list[int]], shapes: Mapping[str, tuple[int, ...]]):
+    """{parameter: {axis: sorted LongTensor of the positions that stay}} for every axis that gets shorter.
+
+    Positions that no member owns stay.
+    """
+    import torch
+
+    masks: dict[str, dict[int, torch.Tensor]] = {}
+    for group in groups:
+        units = torch.as_tensor(kept[group.name], dtype=torch.long)
+        if len(units) == group.units:
+            continue
+        removed = torch.ones(group.units, dtype=torch.bool)
+        removed[units] = False
+        removed = removed.nonzero().flatten()
+        for member in group.members:
+            axes = masks.setdefault(member.parameter, {})
+            length = shapes[member.parameter][member.axis]
+            mask = axes.setdefault(member.axis, torch.ones(length, dtype=torch.bool))
+            mask[member.positions(removed)] = False
+    return {
+        name: {axis: mask.nonzero().flatten() for axis, mask in sorted(axes.items())} for name, axes in masks.items()
+    }

@@ -1,0 +1,194 @@
+"""From a name to a configuration, a tokenizer and a model. Nothing that a checkpoint brings is ever executed."""
+
+import json
+import logging
+import os
+from pathlib import Path
+
+from llm_pruner.architectures import family_of
+from llm_pruner.errors import PlanError, RunError, UsageError
+
+log = logging.getLogger(__name__)
+
+WEIGHT_FILES = ("model*.safetensors", "model.safetensors.index.json")
+PICKLED_FILES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
+SMALL_FILES = ("*.json", "tokenizer*", "*.model", "*.txt", "*.jinja")
+
+
+def resolve(name: str, revision: str | None = None) -> str:
+    """`name` as what to load from: the folder of the demo model, a local folder, or a hub id. RunError."""
+    if name == "demo":
+        return str(Path(__file__).parent / "demo" / "model")
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise RunError(f"{name} holds no config.json; --model wants the folder of a transformers checkpoint")
+        return str(path)
+    if path.is_file():
+        raise RunError(f"{name} is a file; --model wants the folder of a transformers checkpoint")
+    if name.startswith((".", "/", "~")) or name.count("/") != 1 and "\\" in name or name.count("/") > 1:
+        raise RunError(f"there is no folder {name}")
+    return name
+
+
+def load_config(source: str, revision: str | None = None):
+    """The model's configuration, from config.json alone.
+
+    PlanError for a family that is not supported or quantised weights, RunError when it cannot be had.
+    """
+    raw = _config_json(source, revision)
+    family_of(raw.get("model_type"))
+    if raw.get("quantization_config"):
+        raise PlanError(f"{source} holds quantised weights, which cannot be cut; prune first, then quantise")
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+    except Exception as error:
+        raise RunError(f"{source}: config.json is not a legal {raw['model_type']} configuration: {error}") from error
+
+
+def _config_json(source: str, revision: str | None) -> dict:
+    path = os.path.join(source, "config.json")
+    if not os.path.isdir(source):
+        path = _from_hub(source, revision, lambda hub: hub.hf_hub_download(source, "config.json", revision=revision))
+    try:
+        raw = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(raw, dict):
+            raise ValueError("not an object")
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} is not a configuration: {error}") from error
+    return raw
+
+
+def _from_hub(source: str, revision: str | None, download):
+    """What `download` returns; RunError with what to do for each way in which the hub says no."""
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    try:
+        return download(huggingface_hub)
+    except errors.GatedRepoError as error:
+        raise RunError(
+            f"{source} is gated: ask for access on its hub page, then log in (`hf auth login` or HF_TOKEN)"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise RunError(f"{source} has no revision {revision!r}") from error
+    except errors.RepositoryNotFoundError as error:
+        raise RunError(f"{source} is neither a local folder nor a model on the hub that you can see") from error
+    except errors.HFValidationError as error:
+        raise RunError(f"{source!r} is neither a local folder nor a hub id: {error}") from error
+    except errors.LocalEntryNotFoundError as error:
+        raise RunError(f"the hub cannot be reached and {source} is not cached; give a local folder") from error
+    except errors.EntryNotFoundError as error:
+        raise RunError(f"{source} on the hub has no such file: {error}") from error
+    except (OSError, errors.HfHubHTTPError) as error:
+        raise RunError(f"the hub cannot be reached for {source}: {error}") from error
+    except Exception as error:  # the http library's own errors: their base class differs between hub versions
+        if type(error).__module__.split(".")[0] in ("httpx", "requests", "httpcore"):
+            raise RunError(f"the hub cannot be reached for {source}: {error}") from error
+        raise
+
+
+def fetch(source: str, revision: str | None = None, weights: bool = True) -> str:
+    """The local folder with the files of `source`; downloads them for a hub id, safetensors before pickles."""
+    if os.path.isdir(source):
+        return source
+
+    def download(patterns):
+        return _from_hub(
+            source,
+            revision,
+            lambda hub: hub.snapshot_download(
+                source, revision=revision, allow_patterns=list(patterns), ignore_patterns=["*/*"]
+            ),
+        )
+
+    folder = download(SMALL_FILES + (WEIGHT_FILES if weights else ()))
+    if weights and not any(Path(folder).glob("model*.safetensors")):
+        folder = download(SMALL_FILES + PICKLED_FILES)
+    return folder
+
+
+def check_files(folder: str) -> None:
+    """RunError for an index that points outside the folder, a missing shard, or a truncated safetensors file."""
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(folder)
+    for index in (*path.glob("*.safetensors.index.json"), *path.glob("*.bin.index.json")):
+        try:
+            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+            raise RunError(f"{index} is not an index of shards: {error}") from error
+        for shard in sorted(shards):
+            if shard != os.path.basename(shard) or shard in ("", ".", ".."):
+                raise RunError(f"{index} names {shard!r}, which is outside the checkpoint; refused")
+            if not (path / shard).is_file():
+                raise RunError(f"{path / shard} is missing; the checkpoint is incomplete")
+    for file in sorted(path.glob("*.safetensors")):
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise RunError(f"{file} is truncated or broken: {error}") from error
+
+
+def load_tokenizer(folder: str):
+    """The tokenizer in `folder`, or None when there is none."""
+    if not any(Path(folder, name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        return None
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:
+        raise RunError(f"{folder}: the tokenizer cannot be loaded: {error}") from error
+
+
+def pick_device(name: str):
+    """The torch device called `name`; `auto` is the first GPU, else the CPU. UsageError."""
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except Exception as error:
+        raise UsageError(f"--device {name}: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def load_model(folder: str, config, dtype: str = "auto", device=None, device_map: str | None = None):
+    """The trained model in `folder`, in evaluation mode.
+
+    RunError when a tensor is missing or has another shape than the configuration says: weights that
+    are not there would be random, and random weights are never pruned.
+    """
+    from transformers import AutoModelForCausalLM
+
+    check_files(folder)
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            device_map=device_map or {"": device},
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except Exception as error:
+        if "out of memory" in str(error).lower() or isinstance(error, MemoryError):
+            raise
+        raise RunError(f"{folder} cannot be loaded: {_first_line(error)}") from error
+    for problem in ("missing_keys", "mismatched_keys"):
+        if names := sorted(str(name) for name in info.get(problem) or ()):
+            raise RunError(f"{folder}: {problem.replace('_keys', '')} tensors, first {names[0]} ({len(names)} in all)")
+    if unexpected := info.get("unexpected_keys"):
+        log.warning("%s: %d tensors that this model does not use are left behind", folder, len(unexpected))
+    return model.eval()
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

@@ -1,0 +1,118 @@
+"""What a run tells afterwards: report.json, the model card, and the lines on the screen."""
+
+import json
+import math
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from llm_pruner.errors import redact
+
+PACKAGES = ("llm_pruner", "torch", "transformers", "torch-pruning", "accelerate", "datasets", "tokenizers")
+
+
+class Stopwatch:
+    """Seconds by phase: `with stopwatch("load"): …`; a phase entered twice adds up."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, phase: str):
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - started
+
+
+def peak_memory() -> dict[str, int]:
+    """The most memory this process has held so far, in bytes: `host`, and `device` where there is a GPU."""
+    import resource
+
+    import torch
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    if torch.cuda.is_available():
+        peak["device"] = sum(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count()))
+    return peak
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def command(argv: Sequence[str]) -> str:
+    """The command line as it can be typed again, without tokens."""
+    return redact(shlex.join(["python", "prune_llm.py", *argv]))
+
+
+def build(options, plan, new_config, perplexity: dict, evaluation: dict, seconds: dict, argv: Sequence[str]) -> dict:
+    """The content of report.json."""
+    from llm_pruner.widths import FIELD, achieved
+
+    shares = achieved(plan.before, plan.after)
+    return {
+        "model": redact(options.model),
+        "model_type": {"before": plan.model_type, "after": new_config.model_type},
+        "parameters": {"before": plan.parameters_before, "after": plan.parameters_after},
+        "bytes": {"before": plan.bytes_before, "after": plan.bytes_after},
+        "perplexity": {name: value if math.isfinite(value) else None for name, value in perplexity.items()},
+        "evaluation": evaluation,
+        "widths": {"before": plan.before.asdict(), "after": plan.after.asdict()},
+        "removed": {FIELD[kind]: round(share, 6) for kind, share in shares.items()},
+        "importance": plan.importance,
+        "seed": plan.seed,
+        "seconds": {phase: round(value, 3) for phase, value in seconds.items()},
+        "peak_memory": peak_memory(),
+        "versions": versions(),
+        "command": command(argv),
+        "options": {k: redact(v) if isinstance(v, str) else v for k, v in options.asdict().items()},
+    }
+
+
+def write_json(path: Path, report: dict) -> None:
+    path.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def write_card(path: Path, report: dict) -> None:
+    """The model card: base model, how it was made, widths, perplexity."""
+    from huggingface_hub import ModelCardData
+
+    before, after = report["widths"]["before"], report["widths"]["after"]
+    rows = [(name, f"{before[name]:,}", f"{after[name]:,}") for name in before]
+    rows += [(name, *(f"{report[name][side]:,}" for side in ("before", "after"))) for name in ("parameters", "bytes")]
+    if report["perplexity"]:
+        data = report["evaluation"]
+        label = f"perplexity ({data['data']}, {data['windows']} windows of {data['max_seq_len']} tokens)"
+        cells = ["not finite" if v is None else f"{v:.2f}" for v in report["perplexity"].values()]
+        rows.append((label, *cells))
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    base = report["model"]
+    data = ModelCardData(
+        base_model=None if Path(base).exists() or base == "demo" else base,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["llm_pruner", "pruned"],
+    )
+    path.write_text(
+        f"---\n{data.to_yaml()}\n---\n\n"
+        f"# {Path(base).name}, pruned\n\n"
+        f"[{base}]({base}) with whole channels, heads and neurons removed. An ordinary `{report['model_type']['after']}` "
+        f"checkpoint: `AutoModelForCausalLM.from_pretrained` loads it.\n\n"
+        f"| | before | after |\n|---|---|---|\n{table}\n\n"
+        f"Units chosen by {report['importance']} (seed {report['seed']}). Made by\n\n    {report['command']}\n",
+        encoding="utf-8",
+    )

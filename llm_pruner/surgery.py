@@ -1,0 +1,92 @@
+"""The cut: the only file that changes weights.
+
+    model + groups + plan + new config  →  a fresh model of the new config's class with the kept slices
+
+The new model is built by its stock class, so every attribute that depends on a width is what it will be
+after a reload. Tensors move over one by one, sliced on the device they live on; the old model is left empty.
+"""
+
+import copy
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from llm_pruner.architectures import family_of
+from llm_pruner.errors import PlanError
+from llm_pruner.groups import HIDDEN, Group, kept_positions
+from llm_pruner.plan import Plan
+
+
+@torch.no_grad()
+def cut(model: nn.Module, groups: Iterable[Group], plan: Plan, config) -> nn.Module:
+    """The pruned model. `model` gives up its tensors on the way, so that memory holds little more than one model.
+
+    PlanError for a model whose weights are partly offloaded: they cannot be sliced where they live.
+    """
+    groups = list(groups)
+    parameters = dict(model.named_parameters())
+    if offloaded := [name for name, p in parameters.items() if p.device.type == "meta"]:
+        raise PlanError(f"{offloaded[0]} is offloaded; load the model on devices that hold it (--device_map)")
+    positions = kept_positions(groups, plan.kept, {name: tuple(p.shape) for name, p in parameters.items()})
+    scales = _width_corrections(model, groups, plan)
+    new = _skeleton(config)
+    owners = {name: module for name, module in new.named_modules()}
+    device_map = getattr(model, "hf_device_map", None)
+    buffers_on = {name: buffer.device for name, buffer in model.named_buffers()}
+    for name in list(parameters):
+        old = parameters.pop(name)
+        tensor = old.data
+        for axis, index in positions.get(name, {}).items():
+            tensor = tensor.index_select(axis, index.to(tensor.device))
+        if name in scales:
+            factor, offset = scales[name]
+            tensor = ((tensor.float() + offset) * factor - offset).to(tensor.dtype)
+        path, _, leaf = name.rpartition(".")
+        setattr(owners[path], leaf, nn.Parameter(tensor, requires_grad=old.requires_grad))
+        old.data = torch.empty(0, dtype=old.dtype, device=old.device)
+    new.tie_weights()
+    for name, buffer in new.named_buffers():
+        buffer.data = buffer.data.to(buffers_on.get(name, model.device))
+    if device_map and len(set(device_map.values())) > 1:
+        from accelerate import dispatch_model
+
+        new = dispatch_model(new, device_map)
+    elif device_map:
+        new.hf_device_map = device_map
+    new.generation_config = copy.deepcopy(model.generation_config)
+    return new.train(model.training)
+
+
+def _skeleton(config) -> nn.Module:
+    """The model of `config` with real buffers and parameters that take no memory."""
+    from accelerate import init_empty_weights
+    from transformers import AutoModelForCausalLM
+
+    with init_empty_weights(include_buffers=False):
+        return AutoModelForCausalLM.from_config(config)
+
+
+def _width_corrections(model: nn.Module, groups: list[Group], plan: Plan) -> dict[str, tuple[float, float]]:
+    """{parameter: (factor, offset)}: what makes up for the change of width, w' + offset = (w + offset)·factor.
+
+    A norm divides by the root of the mean square, and removing silent channels raises that mean by d/d', so its
+    weight grows by √(d/d'): exact for RMSNorm, for LayerNorm only as far as the mean is small. Where the
+    embeddings are multiplied by √hidden_size, they grow alike; when they are also the lm_head, that makes
+    up for the final norm, which then stays.
+    """
+    if plan.after.hidden_size == plan.before.hidden_size:
+        return {}
+    family = family_of(model.config.model_type)
+    factor = math.sqrt(plan.before.hidden_size / plan.after.hidden_size)
+    members = next(group for group in groups if group.kind == HIDDEN).members
+    norms = [m.parameter for m in members if m.role in ("rmsnorm", "layernorm")]
+    corrections = dict.fromkeys(norms, (factor, family.norm_offset))
+    if family.scaled_embedding:
+        embeddings = model.get_input_embeddings().weight
+        names = {id(p): name for name, p in model.named_parameters()}
+        corrections[names[id(embeddings)]] = (factor, 0.0)
+        if model.get_output_embeddings().weight is embeddings:
+            del corrections[norms[-1]]  # members are in the model's order: the final norm is the last
+    return corrections

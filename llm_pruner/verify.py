@@ -1,0 +1,30 @@
+"""Reloads a checkpoint as a user without llm_pruner would, and writes its logits. Run as a script, in a fresh process.
+
+    python verify.py FOLDER PROBE OUT DEVICE
+
+PROBE: safetensors with `input_ids`; OUT: safetensors with `logits` (float32).
+"""
+
+import sys
+
+if __name__ == "__main__":
+    sys.path.pop(0)  # this file's folder: it would shadow top-level modules
+    sys.modules["llm_pruner"] = None  # importing it is an error: the checkpoint must not need it
+
+    import torch
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    folder, probe, out, device = sys.argv[1:]
+    model, info = AutoModelForCausalLM.from_pretrained(
+        folder, dtype="auto", device_map={"": device}, trust_remote_code=False, output_loading_info=True
+    )
+    problems = {name: sorted(map(str, keys)) for name, keys in info.items() if keys}
+    if problems:
+        sys.exit(f"loading it reports {problems}")
+    with torch.no_grad():
+        logits = model.eval()(load_file(probe)["input_ids"].to(device)).logits
+    save_file({"logits": logits.float().cpu().contiguous()}, out)

@@ -1,0 +1,65 @@
+"""The weights as evidence for scores: read once, in float32, in pieces that never double the memory."""
+
+from collections.abc import Mapping
+
+import torch
+
+from llm_pruner.errors import RunError
+
+CHUNK = 4_194_304  # elements converted to float32 at a time: 16 MiB
+
+
+class Weights:
+    """Sums over the parameters of a model, kept so that the groups sharing a parameter read it once.
+
+    parameters: {name: tensor} on any device, in any floating dtype; nothing is changed.
+    """
+
+    def __init__(self, parameters: Mapping[str, torch.Tensor]) -> None:
+        self.parameters = parameters
+        self._sums: dict[str, tuple[torch.Tensor, ...]] = {}
+
+    @torch.no_grad()
+    def squared_sums(self, name: str) -> tuple[torch.Tensor, ...]:
+        """For each axis of `name`, Σ w² over the other axes: float32 [length of the axis] on its device.
+
+        RunError, naming the tensor, when it holds NaN or Inf.
+        """
+        if name not in self._sums:
+            self._sums[name] = self._square(name)
+        return self._sums[name]
+
+    def _square(self, name: str) -> tuple[torch.Tensor, ...]:
+        weight = self.parameters[name].detach()
+        if weight.dim() == 1:
+            sums = (weight.float().square(),)
+        elif weight.dim() == 2:
+            rows = torch.empty(weight.shape[0], dtype=torch.float32, device=weight.device)
+            columns = torch.zeros(weight.shape[1], dtype=torch.float32, device=weight.device)
+            step = max(1, CHUNK // weight.shape[1])
+            for start in range(0, weight.shape[0], step):
+                squares = weight[start : start + step].float().square()
+                torch.sum(squares, 1, out=rows[start : start + step])
+                columns += squares.sum(0)
+            sums = (rows, columns)
+        else:
+            raise RunError(f"{name} has {weight.dim()} axes; only vectors and matrices are pruned")
+        if not torch.isfinite(sums[0].sum()):
+            self.check_finite(name)
+        return sums
+
+    @torch.no_grad()
+    def check_finite(self, name: str) -> None:
+        """RunError when the parameter holds NaN or Inf."""
+        weight = self.parameters[name].detach()
+        if torch.isfinite(weight.sum(dtype=torch.float32)):  # one pass, no copy; overflow is looked at again
+            return
+        bad = int(sum((~torch.isfinite(piece)).sum() for piece in weight.flatten().split(CHUNK)))
+        if bad:
+            raise RunError(f"{name} holds {bad} values that are NaN or Inf; the checkpoint is broken")
+
+    def check_all_finite(self) -> None:
+        """RunError, naming the tensor, when any parameter that was not summed holds NaN or Inf."""
+        for name in self.parameters:
+            if name not in self._sums:
+                self.check_finite(name)

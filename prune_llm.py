@@ -1,0 +1,8 @@
+"""Prune a language model: `python prune_llm.py --model X --pruning_ratio 0.5`; `--help` tells the rest."""
+
+import sys
+
+from llm_pruner.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -5,7 +5,7 @@ the MLP, biases, ties) is found by tracing. To add a family is to add a line her
 """
 
 import copy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from llm_pruner.errors import PlanError
 
@@ -158,30 +158,37 @@ def _build(config_class, values: dict):
 
 
 def _nearest_legal(config, wanted: Widths) -> str:
-    """The legal shapes next to `wanted`, found by moving hidden_size, then the heads, outwards from it."""
-    before, found = widths_of(config), []
-    derived = family_of(config.model_type).derived_head_dim
-    group = wanted.num_key_value_heads if before.grouped else 1
-    for direction in (-1, 1):
-        for distance in range(0 if direction == 1 else 1, before.hidden_size):
-            widths = asdict(wanted)
-            if derived:
-                heads = wanted.hidden_size // wanted.head_dim + direction * distance
-                widths.update(hidden_size=heads * wanted.head_dim, num_attention_heads=heads)
-                widths["num_key_value_heads"] = heads
-            else:
-                heads = max(1, round(wanted.num_attention_heads / group)) * group
-                widths.update(hidden_size=wanted.hidden_size + direction * distance, num_attention_heads=heads)
-                widths["num_key_value_heads"] = wanted.num_key_value_heads if before.grouped else heads
-            if not (0 < widths["hidden_size"] <= before.hidden_size and 0 < heads <= before.num_attention_heads):
+    """The legal shapes next to `wanted`: its heads with less and with more hidden_size, or, where hidden_size is
+    heads × head_dim, what follows from its heads and from its hidden_size."""
+    before = widths_of(config)
+    heads = wanted.num_attention_heads
+    if family_of(config.model_type).derived_head_dim:
+        fits = wanted.hidden_size // wanted.head_dim
+        searches = [[(n * wanted.head_dim, n)] for n in sorted({heads, fits, fits + 1})]
+    else:
+        group = wanted.num_key_value_heads if before.grouped else 1
+        heads = max(1, round(heads / group)) * group
+        searches = [
+            [(width, heads) for width in range(wanted.hidden_size, 0, -1)],
+            [(width, heads) for width in range(wanted.hidden_size + 1, before.hidden_size + 1)],
+        ]
+    found = []
+    for search in searches:
+        for hidden_size, heads in search:
+            kv_heads = wanted.num_key_value_heads if before.grouped else heads
+            widths = replace(wanted, hidden_size=hidden_size, num_attention_heads=heads, num_key_value_heads=kv_heads)
+            if hidden_size <= before.hidden_size and 0 < heads <= before.num_attention_heads and _holds(config, widths):
+                found.append(_shape(widths))
                 break
-            try:
-                _resized(config, Widths(**widths))
-            except ValueError:
-                continue
-            found.append(_shape(Widths(**widths)))
-            break
-    return " or ".join(dict.fromkeys(found))
+    return " or ".join(found)
+
+
+def _holds(config, widths: Widths) -> bool:
+    try:
+        _resized(config, widths)
+    except ValueError:
+        return False
+    return True
 
 
 def _shape(widths: Widths) -> str:

@@ -1,6 +1,7 @@
 """The plan: which units stay and what the configuration becomes. Plain data; nothing here changes a model."""
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -97,7 +98,8 @@ def make_plan(model, groups: Iterable[Group], after: Widths) -> tuple[Plan, obje
     """
     config, before = model.config, widths_of(model.config)
     new_config = resize(config, after)
-    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    parameters = dict(model.named_parameters())
+    shapes = {name: tuple(p.shape) for name, p in parameters.items()}
     expected = shapes_after(shapes, groups, before, after)
     found = {name: tuple(p.shape) for name, p in meta_model(new_config).named_parameters()}
     if expected != found:
@@ -106,29 +108,30 @@ def make_plan(model, groups: Iterable[Group], after: Widths) -> tuple[Plan, obje
             f"{new_config.model_type} builds {name} as {found.get(name)}, the cut would leave {expected.get(name)}"
         )
     old, new = config.to_dict(), new_config.to_dict()
-    itemsize = _itemsize(config)
-    counts = [sum(_product(shape) for shape in table.values()) for table in (shapes, expected)]
+    counts = {
+        name: (math.prod(shapes[name]), math.prod(expected[name]), parameters[name].element_size()) for name in shapes
+    }
     plan = Plan(
         model_type=config.model_type,
         num_hidden_layers=config.num_hidden_layers,
         before=before,
         after=after,
-        parameters_before=counts[0],
-        parameters_after=counts[1],
-        bytes_before=counts[0] * itemsize,
-        bytes_after=counts[1] * itemsize,
+        parameters_before=sum(before for before, _, _ in counts.values()),
+        parameters_after=sum(after for _, after, _ in counts.values()),
+        bytes_before=sum(before * size for before, _, size in counts.values()),
+        bytes_after=sum(after * size for _, after, size in counts.values()),
         config={name: value for name, value in new.items() if old.get(name) != value},
     )
     return plan, new_config
 
 
 def meta_model(config):
-    """A model of `config` without weights, on the meta device."""
+    """A model of `config` without weights, on the meta device, in the dtype that the config names."""
     import torch
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
+        return AutoModelForCausalLM.from_config(config, dtype=config.dtype or torch.float32)
 
 
 def shapes_after(shapes, groups: Iterable[Group], before: Widths, after: Widths) -> dict[str, tuple[int, ...]]:
@@ -240,17 +243,3 @@ def check_replay(plan: Plan, config, groups: Iterable[Group]) -> None:
             kv_heads = plan.kept[f"layers.{group.layer}.{KV_HEADS}"]
             if [head // size for head in plan.kept[name]] != [kv for kv in kv_heads for _ in range(smaller)]:
                 raise PlanError(f"the plan's {name} does not keep {smaller} query heads in each kv head it keeps")
-
-
-def _itemsize(config) -> int:
-    import torch
-
-    dtype = getattr(config, "dtype", None) or torch.float32
-    return (getattr(torch, dtype) if isinstance(dtype, str) else dtype).itemsize
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    result = 1
-    for length in shape:
-        result *= length
-    return result

@@ -19,7 +19,7 @@ from llm_pruner.widths import (
     FIELD,
     parse_prune,
     parse_target,
-    smallest_ratio,
+    ratio_of_one_step,
     widths_by_ratio,
     widths_by_target,
 )
@@ -133,7 +133,8 @@ def _plan(options: Options, skeleton, groups):
         after = widths_by_ratio(before, requested, derived, options.round_to)
     if after == before and (options.target or any(requested.values())):
         what = f"the ratio {max(requested.values()):g}" if requested else f"--target {options.target}"
-        hint = f"; the smallest ratio that does is {smallest_ratio(before, requested):g}" if requested else ""
+        step = requested and ratio_of_one_step(before, requested, options.round_to)
+        hint = f"; the smallest ratio that takes a whole step is {step:g}" if requested else ""
         raise PlanError(f"{what} changes nothing{hint}")
     plan, new_config = make_plan(skeleton, groups, after)
     return replace(plan, importance=options.importance, seed=options.seed), new_config, requested

@@ -150,9 +150,12 @@ def achieved(before: Widths, after: Widths) -> dict[str, float]:
     return {kind: 1 - getattr(after, field) / getattr(before, field) for kind, field in FIELD.items()}
 
 
-def smallest_ratio(before: Widths, kinds) -> float:
-    """The smallest ratio, rounded up to six digits, that takes a unit of at least one of `kinds`."""
-    units = [
-        before.heads_per_group if kind == HEADS and before.grouped else getattr(before, FIELD[kind]) for kind in kinds
-    ]
-    return math.ceil(1 / max(units) * 1e6) / 1e6
+def ratio_of_one_step(before: Widths, kinds, round_to: int = 1) -> float:
+    """The ratio, in six digits, of the smallest step of `kinds`: a unit, a head of every group, `round_to` channels."""
+    steps = {
+        HIDDEN: round_to / before.hidden_size,
+        HEADS: 1 / (before.heads_per_group if before.grouped else before.num_attention_heads),
+        KV_HEADS: 1 / before.num_key_value_heads,
+        MLP: round_to / before.intermediate_size,
+    }
+    return math.floor(min(steps[kind] for kind in kinds) * 1e6) / 1e6

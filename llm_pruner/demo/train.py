@@ -44,7 +44,7 @@ def main() -> None:
     tokens = torch.tensor([i for ids in tokenizer(text.splitlines(keepends=True))["input_ids"] for i in ids])
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=192, intermediate_size=512, num_hidden_layers=4,
-        num_attention_heads=8, num_key_value_heads=2, head_dim=24, max_position_embeddings=512,
+        num_attention_heads=8, num_key_value_heads=2, head_dim=24, max_position_embeddings=args.length,
         rms_norm_eps=1e-6, bos_token_id=0, eos_token_id=0, tie_word_embeddings=False,
     )  # fmt: skip
     model = LlamaForCausalLM(config)

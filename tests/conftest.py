@@ -1,0 +1,39 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with the reference model and text."""
+    folder = Path(os.environ.get("LLM_PRUNER_SHARED", REPOSITORY.parent / "shared"))
+    assert (folder / "models").is_dir(), f"LLM_PRUNER_SHARED: {folder} holds no models"
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def command(tmp_path):
+    """Runs `prune_llm.py` as a user would, in an empty folder and without the network."""
+
+    def run(*arguments, timeout: float = 120, **environment):
+        return subprocess.run(
+            [sys.executable, str(REPOSITORY / "prune_llm.py"), *map(str, arguments)],
+            cwd=tmp_path,
+            env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf"), **environment},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+
+    return run

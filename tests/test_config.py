@@ -1,0 +1,101 @@
+"""Options: defaults < YAML < flags, and nothing that cannot be meant gets through."""
+
+from pathlib import Path
+
+import pytest
+
+from llm_pruner.cli import parse
+from llm_pruner.config import FIELDS, Options, read_yaml, resolve
+from llm_pruner.errors import UsageError
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+def yaml(tmp_path, text: str) -> str:
+    path = tmp_path / "options.yaml"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def test_flags_win_over_yaml_over_defaults(tmp_path):
+    path = yaml(tmp_path, "model: a\npruning_ratio: 0.25\nseed: 7\n")
+    options = parse(["--config", path, "--pruning_ratio", "0.5"])
+    assert (options.model, options.pruning_ratio, options.seed, options.max_seq_len) == ("a", 0.5, 7, 4096)
+
+
+def test_both_spellings_and_equals():
+    one = parse(["--model", "m", "--pruning-ratio=0.5", "--dry-run", "--save-model", "a-b"])
+    two = parse(["--model=m", "--pruning_ratio", "0.5", "--dry_run", "--save_model=a-b"])
+    assert one == two
+    assert one.save_model == "a-b"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "no model"),
+        (["--model", "m"], "how much"),
+        (["--model", "m", "--pruning_ratio", "1"], "1.0 is not a ratio; it must be a number with 0 <= ratio < 1"),
+        (["--model", "m", "--pruning_ratio", "-0.1"], "-0.1 is not a ratio"),
+        (["--model", "m", "--pruning_ratio", "nan"], "nan is not a ratio"),
+        (["--model", "m", "--pruning_ratio", "50%"], "'50%'.*0 <= ratio < 1"),
+        (["--model", "m", "--pruning_ratio", "inf"], "inf is not a ratio"),
+        (["--model", "m", "--pruning", "0.5"], "unknown argument '--pruning'"),
+        (["--model", "m", "--prunning_ratio", "0.5"], "did you mean 'pruning_ratio'"),
+        (["--model", "m", "--pruning_ratio", "0.5", "stray"], "unknown argument 'stray'"),
+        (["--model", "m", "--pruning_ratio", "0.5", "--round_to", "0"], "round_to: 0"),
+        (["--model", "m", "--pruning_ratio", "0.5", "--seed", "1.5"], "seed: '1.5' is str, it must be a whole number"),
+        (["--model", "m", "--pruning_ratio", "0.5", "--dtype", "bf16"], "did you mean 'bfloat16'"),
+        (["--model", "m", "--pruning_ratio", "0.5", "--importance", "magnitud"], "did you mean 'magnitude'"),
+        (["--model", "m", "--pruning_ratio", "0.5", "--prune", "head"], "did you mean 'heads'"),
+        (["--model", "m", "--pruning_ratio", "0.5", "--target", "hidden_size=4"], "both say the shape"),
+        (["--model", "m", "--target", "hidden_size=4", "--prune", "mlp"], "prune goes with pruning_ratio"),
+        (["--model", "m", "--pruning_ratio", "0.5", "--no_save", "--save_model", "x"], "contradict"),
+        (["--model", "m", "--pruning_ratio", "0.5", "--device", "cpu", "--device_map", "auto"], "one of them"),
+        (["--model", "m", "--pruning_ratio"], "expected one argument"),
+    ],
+)
+def test_flags_that_cannot_be_meant(arguments, message):
+    with pytest.raises(UsageError, match=message):
+        parse(arguments)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model: m\npruning_ratio: 5e-1\n", r"line 2: pruning_ratio: '5e-1' is str.*0 <= ratio < 1.*write 0\.5"),
+        ("model: m\npruning_ratio: 50%\n", "line 2: pruning_ratio: '50%' is str"),
+        ("model: m\npruning_ratio: .nan\n", "line 2: pruning_ratio: '.nan'"),
+        ("model: m\nprunning_ratio: 0.5\n", "line 2: unknown option 'prunning_ratio'; did you mean 'pruning_ratio'"),
+        ("model: m\nseed: 1\nseed: 2\n", "line 3: 'seed' is set twice"),
+        ("model: !!python/object/apply:os.system ['touch pwned']\n", "line 1: could not determine a constructor"),
+        ("model: !!python/name:os.system\n", "line 1: could not determine a constructor"),
+        ("model: [a, b]\n", "line 1: model: .* it must be text"),
+        ("seed: true\n", "line 1: seed: True is bool"),
+        ("dry_run: 1\n", "line 1: dry_run: 1 is int, it must be true or false"),
+        ("- a\n- b\n", "must be a mapping"),
+        ("model: 'm\n", "line"),
+    ],
+)
+def test_yaml_that_cannot_be_meant(tmp_path, text, message, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=message):
+        read_yaml(yaml(tmp_path, text))
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_missing_yaml():
+    with pytest.raises(UsageError, match="No such file"):
+        read_yaml("nowhere.yaml")
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "configs").rglob("*.yaml")), ids=lambda p: p.name)
+def test_every_shipped_yaml_is_complete(path):
+    """Runnable as it is, with a model."""
+    options = resolve({"model": "m"}, str(path))
+    assert options.importance in path.stem
+
+
+def test_every_option_has_a_legal_default_and_help():
+    assert Options()
+    assert all(len(f.metadata["help"]) > 10 for f in FIELDS.values())

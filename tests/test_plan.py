@@ -1,0 +1,133 @@
+"""Plans: what is kept, the JSON round trip, replay on a sibling, and what is refused."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from llm_pruner.architectures import Widths
+from llm_pruner.errors import PlanError, UsageError
+from llm_pruner.groups import Group
+from llm_pruner.plan import Plan, check_replay, choose, make_plan
+from llm_pruner.surgery import cut
+from llm_pruner.trace import trace
+from tests import tiny
+from tests.steps import planned, pruned
+
+GROUPS = [
+    Group("hidden", "hidden", None, 6, ()),
+    Group("layers.0.heads", "heads", 0, 8, ()),
+    Group("layers.0.kv_heads", "kv_heads", 0, 4, ()),
+    Group("layers.0.mlp", "mlp", 0, 5, ()),
+]
+BEFORE = Widths(6, 8, 4, 5, 2)
+
+
+def test_choose_by_hand():
+    scores = {
+        "hidden": torch.tensor([1.0, 5.0, 2.0, 2.0, 9.0, 2.0]),
+        "layers.0.heads": torch.tensor([0.0, 1.0, 9.0, 8.0, 3.0, 4.0, 7.0, 7.0]),
+        "layers.0.kv_heads": torch.tensor([5.0, 1.0, 6.0, 0.0]),
+        "layers.0.mlp": torch.tensor([0.1, 0.5, 0.4, 0.2, 0.3]),
+    }
+    kept = choose(GROUPS, scores, BEFORE, Widths(4, 2, 2, 3, 2))
+    assert kept == {
+        "hidden": [1, 2, 3, 4],  # the first of equals
+        "layers.0.kv_heads": [0, 2],
+        "layers.0.heads": [1, 5],  # the better of each group that stays
+        "layers.0.mlp": [1, 2, 4],
+    }
+
+
+def test_choose_keeps_heads_even_and_everything_else_whole():
+    scores = {"layers.0.heads": torch.tensor([9.0, 8.0, 7.0, 6.0, 1.0, 0.0, 2.0, 3.0])}
+    kept = choose(GROUPS, scores, BEFORE, replace(BEFORE, num_attention_heads=4))
+    assert kept["layers.0.heads"] == [0, 2, 4, 7]
+    assert kept["layers.0.kv_heads"] == [0, 1, 2, 3]
+    assert (kept["hidden"], kept["layers.0.mlp"]) == ([0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4])
+
+
+def test_json_round_trip(tmp_path):
+    _, plan, _ = planned(tiny.model("qwen2"), tiny.ALL)
+    plan.save(tmp_path / "plan.json")
+    assert Plan.load(tmp_path / "plan.json") == plan
+    assert plan.config["hidden_size"] == 24
+
+
+def test_table_shows_exact_numbers():
+    _, plan, _ = planned(tiny.model("llama"), tiny.ALL)
+    table = plan.table({"hidden": 0.5, "heads": 0.5, "mlp": 0.5})
+    assert f"{plan.parameters_before:,}" in table
+    assert f"{plan.bytes_after:,}" in table
+    assert plan.bytes_after == 4 * plan.parameters_after
+    line = next(line.split() for line in table.splitlines() if line.startswith("hidden_size"))
+    assert line == ["hidden_size", "48", "24", "0.5000", "0.5000"]
+
+
+def test_bytes_are_of_the_checkpoints_dtype():
+    model = tiny.model("llama", dtype=torch.bfloat16)
+    _, plan, _ = planned(model, tiny.ALL)
+    assert plan.bytes_before == sum(p.numel() * p.element_size() for p in model.parameters())
+
+
+def test_replay_on_a_sibling_keeps_the_same_units():
+    """Another vocabulary and RoPE base, the same widths: the plan's units are kept, its own configuration too."""
+    _, plan, _ = planned(tiny.model("llama"), tiny.ALL)
+    rope = {"rope_type": "default", "rope_theta": 77.0}
+    sibling = tiny.model("llama", seed=5, vocab_size=60, rope_parameters=rope)
+    groups = trace(sibling)
+    check_replay(plan, sibling.config, groups)
+    expected = sibling.model.layers[1].mlp.up_proj.weight[plan.kept["layers.1.mlp"]][:, plan.kept["hidden"]].clone()
+    replay, config = make_plan(sibling, groups, plan.after)
+    new = cut(sibling, groups, replace(replay, kept=plan.kept), config)
+    assert torch.equal(new.model.layers[1].mlp.up_proj.weight, expected)
+    assert (new.config.vocab_size, new.config.rope_parameters["rope_theta"]) == (60, 77.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda p: replace(p, model_type="mistral"), "the plan is for mistral with 2 layers, this model is llama"),
+        (lambda p: replace(p, num_hidden_layers=3), "with 3 layers"),
+        (lambda p: replace(p, before=replace(p.before, hidden_size=64)), "hidden_size=64, this model has 48"),
+        (lambda p: replace(p, kept={k: v for k, v in p.kept.items() if k != "layers.1.mlp"}), "layers.1.mlp"),
+        (lambda p: replace(p, kept={**p.kept, "hidden": list(range(23))}), "hidden is not 24 ascending units of 48"),
+        (lambda p: replace(p, kept={**p.kept, "hidden": [*range(23), 48]}), "hidden is not 24 ascending units"),
+        (lambda p: replace(p, kept={**p.kept, "hidden": [0, 0, *range(1, 23)]}), "hidden is not 24 ascending units"),
+        (lambda p: replace(p, kept={**p.kept, "layers.0.heads": [0, 1, 2, 4]}), "1 query heads in each kv head"),
+    ],
+)
+def test_plans_that_do_not_fit_are_refused(change, message):
+    model = tiny.model("llama")
+    groups, plan, _ = planned(model, tiny.ALL)
+    check_replay(plan, model.config, groups)
+    with pytest.raises(PlanError, match=message):
+        check_replay(change(plan), model.config, groups)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "is not a plan"),
+        ("{}", "is not a plan"),
+        (json.dumps({"format": 2}), "another format"),
+        (json.dumps({"format": 1, "before": {}, "after": {}}), "is not a plan"),
+    ],
+)
+def test_files_that_are_no_plans(tmp_path, text, message):
+    path = tmp_path / "plan.json"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=message):
+        Plan.load(path)
+
+
+def test_missing_plan_file():
+    with pytest.raises(UsageError, match="No such file"):
+        Plan.load("nowhere.json")
+
+
+def test_same_seed_same_bytes():
+    first, second = (pruned(tiny.model("phi3"), tiny.ALL, "random", seed=4) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values()))

@@ -121,6 +121,7 @@ def _resized(config, widths: Widths):
             f"({widths.num_attention_heads} heads, {widths.num_key_value_heads} kv heads)"
         )
     values = config.to_dict()
+    values.pop("auto_map", None)  # the result is a stock class, whatever code the original came with
     values["hidden_size"] = widths.hidden_size
     values["num_attention_heads"] = widths.num_attention_heads
     for standard, own in config.attribute_map.items():  # gpt2's n_embd, n_head

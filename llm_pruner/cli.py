@@ -1,6 +1,7 @@
 """The command line: flags → options → run → exit code. torch is imported only when a run starts."""
 
 import argparse
+import logging
 import signal
 import sys
 
@@ -82,6 +83,8 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     show_traceback = "--traceback" in argv
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    logging.basicConfig(format="%(levelname)s: %(message)s")
+    logging.getLogger("llm_pruner").setLevel(logging.INFO)
     try:
         options = parse(argv)
         show_traceback = options.traceback

@@ -11,6 +11,12 @@ if TYPE_CHECKING:
 DATASETS = ("wikitext2", "demo")
 
 
+def check_name(name: str) -> None:
+    """UsageError when `name` is neither a data set nor a file."""
+    if name not in DATASETS and not Path(name).expanduser().is_file():
+        raise UsageError(f"evaluation data {name!r} is neither a file nor a data set; {did_you_mean(name, DATASETS)}")
+
+
 def load_text(name: str) -> str:
     """The evaluation text called `name`: a data set's test split, or a text file as it is.
 
@@ -22,11 +28,9 @@ def load_text(name: str) -> str:
         return held_out()
     if name == "wikitext2":
         return "\n\n".join(_wikitext2("test"))
-    path = Path(name).expanduser()
-    if not path.is_file():
-        raise UsageError(f"evaluation data {name!r} is neither a file nor a data set; {did_you_mean(name, DATASETS)}")
+    check_name(name)
     try:
-        return path.read_text(encoding="utf-8")
+        return Path(name).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"evaluation data {name} is not a UTF-8 text file: {error}") from error
 

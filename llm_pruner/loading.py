@@ -175,6 +175,7 @@ def load_model(folder: str, config, dtype: str = "auto", device=None, device_map
             dtype=dtype,
             device_map=device_map or {"": device},
             trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # reported below, by name
             output_loading_info=True,
         )
     except Exception as error:
@@ -182,8 +183,10 @@ def load_model(folder: str, config, dtype: str = "auto", device=None, device_map
             raise
         raise RunError(f"{folder} cannot be loaded: {_first_line(error)}") from error
     for problem in ("missing_keys", "mismatched_keys"):
-        if names := sorted(str(name) for name in info.get(problem) or ()):
-            raise RunError(f"{folder}: {problem.replace('_keys', '')} tensors, first {names[0]} ({len(names)} in all)")
+        if keys := sorted(info.get(problem) or (), key=str):
+            name, *shapes = keys[0] if isinstance(keys[0], tuple) else (keys[0],)
+            what = f"{name} {' instead of '.join(str(tuple(shape)) for shape in shapes)}".strip()
+            raise RunError(f"{folder}: {problem.removesuffix('_keys')} tensors, first {what} ({len(keys)} in all)")
     if unexpected := info.get("unexpected_keys"):
         log.warning("%s: %d tensors that this model does not use are left behind", folder, len(unexpected))
     return model.eval()

@@ -58,12 +58,11 @@ class Plan:
             before, after = getattr(self, f"{name}_before"), getattr(self, f"{name}_after")
             rows.append((name, f"{before:,}", f"{after:,}", f"{1 - after / before:.4f}", ""))
         sizes = [max(len(row[i]) for row in rows) for i in range(5)]
-        return "\n".join(
-            "  ".join(
-                cell.ljust(size) if i == 0 else cell.rjust(size) for i, (cell, size) in enumerate(zip(row, sizes))
-            )
-            for row in rows
-        ).replace(" \n", "\n")
+        lines = []
+        for row in rows:
+            cells = [row[0].ljust(sizes[0]), *(cell.rjust(size) for cell, size in zip(row[1:], sizes[1:]))]
+            lines.append("  ".join(cells).rstrip())
+        return "\n".join(lines)
 
     def save(self, path: str | Path) -> None:
         """Writes the plan as JSON."""

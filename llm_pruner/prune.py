@@ -5,7 +5,6 @@ config.json → groups → widths → plan        (--dry_run stops here)
 → staged, verified, published → report
 """
 
-import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from pathlib import Path
 from llm_pruner import checkpoint, data, importance, loading, report
 from llm_pruner.architectures import family_of, widths_of
 from llm_pruner.config import Options
-from llm_pruner.errors import PlanError, RunError, UsageError
+from llm_pruner.errors import PlanError, RunError, UsageError, redact
 from llm_pruner.plan import Plan, check_replay, choose, make_plan, meta_model, scored_groups
 from llm_pruner.widths import (
     FIELD,
@@ -24,49 +23,41 @@ from llm_pruner.widths import (
     widths_by_target,
 )
 
-log = logging.getLogger(__name__)
-
 BIG = 10**9  # parameters from which a width off the hardware's multiples is worth a hint
 
 
 def run(options: Options, argv: Sequence[str] = ()) -> dict:
     """Does what `options` say and returns the report. Every failure is a PrunerError with its exit code."""
-    from llm_pruner.trace import trace
-
-    _quiet()
     stopwatch = report.Stopwatch()
-    print("options: " + ", ".join(f"{k}={v}" for k, v in options.asdict().items() if v not in (None, False)))
+    _say("options: " + ", ".join(f"{k}={v}" for k, v in options.asdict().items() if v not in (None, False)))
+    source = loading.resolve(options.model)
+    target = _check_outputs(options, source)
+    eval_data = _check_eval_data(options)
     with stopwatch("plan"):
-        source = loading.resolve(options.model)
         config = loading.load_config(source, options.revision)
+        _quiet()
         if options.dtype != "auto":
             config.dtype = options.dtype
-        skeleton = meta_model(config)
-        groups = trace(skeleton)
-        plan, new_config, requested = _plan(options, skeleton, groups)
-    print(plan.table(requested))
+        groups, plan, new_config, requested = _plan(options, config)
+    _say(plan.table(requested))
     _hints(plan, new_config)
     criterion = importance.get(options.importance)
     to_score = [] if plan.kept else scored_groups(groups, plan.before, plan.after)
-    only_plan = options.dry_run and not options.save_plan
-    if only_plan:
+    if options.dry_run and not (options.save_plan and to_score and criterion.needs):
+        if options.save_plan:
+            _save_plan(options, _decide(plan, groups, to_score, criterion, options, {}))
         return {"plan": plan}
 
-    target = None if options.dry_run or options.no_save else _target(options, plan, source)
-    _check_plan_file(options)
     if target:
         checkpoint.check_disk(target, plan.bytes_after)
-    if options.dry_run and not (to_score and criterion.needs):
-        _save_plan(options, _decide(plan, groups, to_score, criterion, options, {}))
-        return {"plan": plan}
-    folder, tokenizer, windows, evaluation = None, None, None, {}
+    tokenizer, windows, evaluation = None, None, {}
+    device = None if options.device_map else loading.pick_device(options.device)
     if not options.dry_run:
         with stopwatch("data"):
-            folder = loading.fetch(source, options.revision, weights=False)
-            tokenizer = loading.load_tokenizer(folder)
-            windows, evaluation = _windows(options, config, tokenizer)
+            tokenizer = loading.load_tokenizer(loading.fetch(source, options.revision, weights=False))
+            if eval_data:
+                windows, evaluation = _windows(options, eval_data, config, tokenizer)
     with stopwatch("load"):
-        device = None if options.device_map else loading.pick_device(options.device)
         folder = loading.fetch(source, options.revision)
         model = loading.load_model(folder, config, options.dtype, device, options.device_map)
     perplexities = {}
@@ -99,8 +90,12 @@ def run(options: Options, argv: Sequence[str] = ()) -> dict:
         final = result()
         report.write_json(staging / "report.json", final)
         report.write_card(staging / "README.md", final)
-    print(f"saved {target} (reloaded in a fresh process: same logits)")
+    _say(f"saved {target} (reloaded in a fresh process: same logits)")
     return final
+
+
+def _say(text: str) -> None:
+    print(redact(text), flush=True)
 
 
 def _quiet() -> None:
@@ -109,22 +104,51 @@ def _quiet() -> None:
 
     theirs.set_verbosity_error()
     theirs.disable_progress_bar()
-    if not logging.getLogger("llm_pruner").handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
-        logging.getLogger("llm_pruner").addHandler(handler)
-        logging.getLogger("llm_pruner").setLevel(logging.INFO)
 
 
-def _plan(options: Options, skeleton, groups):
-    """(plan, new config, requested ratio by kind): from a saved plan, explicit widths or ratios."""
-    config = skeleton.config
+def _check_outputs(options: Options, source: str) -> Path | None:
+    """The folder to save to, if any. UsageError, before anything is loaded, when an output cannot be written."""
+    if options.save_plan:
+        path = Path(options.save_plan).expanduser()
+        if path.is_dir() or not path.absolute().parent.is_dir():
+            raise UsageError(f"--save_plan {path} is not a file in an existing folder")
+    if options.dry_run or options.no_save:
+        return None
+    if options.save_model:
+        target = Path(options.save_model).expanduser()
+    else:
+        name = options.model if options.model == "demo" else Path(source).resolve().name
+        if options.pruning_ratio is not None:
+            what = f"r{options.pruning_ratio:.2f}"
+        else:
+            what = Path(options.plan).stem if options.plan else options.target or options.prune
+        target = Path("pruned") / f"{name}-{what.replace('=', '').replace(',', '-').replace(' ', '')}"
+    checkpoint.check_target(target, source, options.overwrite)
+    return target
+
+
+def _check_eval_data(options: Options) -> str | None:
+    """The name of the evaluation data, or None for none. UsageError for a name that is nothing."""
+    name = options.eval_data or ("demo" if options.model == "demo" else "wikitext2")
+    if name == "none" or options.dry_run:
+        return None
+    data.check_name(name)
+    return name
+
+
+def _plan(options: Options, config):
+    """(groups, plan, new config, requested ratio by kind): from a saved plan, explicit widths or ratios."""
+    from llm_pruner.trace import trace
+
+    skeleton = meta_model(config)
+    groups = trace(skeleton)
     before, requested = widths_of(config), {}
     if options.plan:
         saved = Plan.load(options.plan)
         check_replay(saved, config, groups)
         plan, new_config = make_plan(skeleton, groups, saved.after)
-        return replace(plan, kept=saved.kept, importance=saved.importance, seed=saved.seed), new_config, {}
+        plan = replace(plan, kept=saved.kept, importance=saved.importance, seed=saved.seed)
+        return groups, plan, new_config, requested
     if options.target:
         after = widths_by_target(before, parse_target(options.target, config))
     else:
@@ -137,57 +161,33 @@ def _plan(options: Options, skeleton, groups):
         hint = f"; the smallest ratio that takes a whole step is {step:g}" if requested else ""
         raise PlanError(f"{what} changes nothing{hint}")
     plan, new_config = make_plan(skeleton, groups, after)
-    return replace(plan, importance=options.importance, seed=options.seed), new_config, requested
+    return groups, replace(plan, importance=options.importance, seed=options.seed), new_config, requested
 
 
 def _hints(plan: Plan, new_config) -> None:
     if new_config.model_type != plan.model_type:
-        print(f"note: saved as {new_config.model_type}, which computes the same; {plan.model_type} refuses this shape")
+        _say(f"note: saved as {new_config.model_type}, which computes the same; {plan.model_type} refuses this shape")
     if plan.parameters_before >= BIG:
         for name in (FIELD["hidden"], FIELD["mlp"]):
             width = getattr(plan.after, name)
             if width % 64:
-                print(f"hint: {name}={width} is not a multiple of 64, which GPUs like; --round_to 64 makes it one")
-
-
-def _target(options: Options, plan: Plan, source: str) -> Path:
-    if options.save_model:
-        target = Path(options.save_model).expanduser()
-    else:
-        name = options.model if options.model == "demo" else Path(source).resolve().name
-        if options.pruning_ratio is not None:
-            suffix = f"r{options.pruning_ratio:.2f}"
-        else:
-            suffix = f"{plan.parameters_after / 1e6:.1f}M"
-        target = Path("pruned") / f"{name}-{suffix}"
-    checkpoint.check_target(target, source, options.overwrite)
-    return target
-
-
-def _check_plan_file(options: Options) -> None:
-    if options.save_plan:
-        path = Path(options.save_plan).expanduser()
-        if path.is_dir() or not path.absolute().parent.is_dir():
-            raise UsageError(f"--save_plan {path} is not a file in an existing folder")
+                _say(f"hint: {name}={width} is not a multiple of 64, which GPUs like; --round_to 64 makes it one")
 
 
 def _save_plan(options: Options, plan: Plan) -> None:
     if options.save_plan:
         plan.save(Path(options.save_plan).expanduser())
-        print(f"plan saved to {options.save_plan}")
+        _say(f"plan saved to {options.save_plan}")
 
 
-def _windows(options: Options, config, tokenizer):
-    """(token windows or None, what they are)."""
-    name = options.eval_data or ("demo" if options.model == "demo" else "wikitext2")
-    if name == "none":
-        return None, {}
+def _windows(options: Options, name: str, config, tokenizer):
+    """(token windows, what they are)."""
     text = data.load_text(name)
     if tokenizer is None:
         raise RunError(f"{options.model} has no tokenizer, so no text can be scored; use --eval_data none")
     length = min(options.max_seq_len, getattr(config, "max_position_embeddings", options.max_seq_len))
     windows = data.token_windows(text, tokenizer, length)
-    return windows, {"data": name, "max_seq_len": length, "windows": len(windows)}
+    return windows, {"data": redact(name), "max_seq_len": length, "windows": len(windows)}
 
 
 def _decide(plan: Plan, groups, to_score, criterion, options: Options, parameters: dict) -> Plan:
@@ -207,5 +207,5 @@ def _perplexity(model, windows, options: Options, label: str) -> float:
     from llm_pruner.evaluate.perplexity import perplexity
 
     value = perplexity(model, windows, options.batch_size, label)
-    print(f"{label}: {value:.2f}", flush=True)
+    _say(f"{label}: {value:.2f}")
     return value

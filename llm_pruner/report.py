@@ -110,8 +110,8 @@ def write_card(path: Path, report: dict) -> None:
     path.write_text(
         f"---\n{data.to_yaml()}\n---\n\n"
         f"# {Path(base).name}, pruned\n\n"
-        f"[{base}]({base}) with whole channels, heads and neurons removed. An ordinary `{report['model_type']['after']}` "
-        f"checkpoint: `AutoModelForCausalLM.from_pretrained` loads it.\n\n"
+        f"[{base}]({base}) with whole channels, heads and neurons removed. An ordinary "
+        f"`{report['model_type']['after']}` checkpoint: `AutoModelForCausalLM.from_pretrained` loads it.\n\n"
         f"| | before | after |\n|---|---|---|\n{table}\n\n"
         f"Units chosen by {report['importance']} (seed {report['seed']}). Made by\n\n    {report['command']}\n",
         encoding="utf-8",

@@ -32,7 +32,7 @@ def cut(model: nn.Module, groups: Iterable[Group], plan: Plan, config) -> nn.Mod
     positions = kept_positions(groups, plan.kept, {name: tuple(p.shape) for name, p in parameters.items()})
     scales = _width_corrections(model, groups, plan)
     new = _skeleton(config)
-    owners = {name: module for name, module in new.named_modules()}
+    owners = dict(new.named_modules())
     device_map = getattr(model, "hf_device_map", None)
     buffers_on = {name: buffer.device for name, buffer in model.named_buffers()}
     for name in list(parameters):

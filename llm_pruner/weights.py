@@ -18,6 +18,7 @@ class Weights:
     def __init__(self, parameters: Mapping[str, torch.Tensor]) -> None:
         self.parameters = parameters
         self._sums: dict[str, tuple[torch.Tensor, ...]] = {}
+        self._buffers: dict[torch.device, torch.Tensor] = {}
 
     @torch.no_grad()
     def squared_sums(self, name: str) -> tuple[torch.Tensor, ...]:
@@ -38,7 +39,7 @@ class Weights:
             columns = torch.zeros(weight.shape[1], dtype=torch.float32, device=weight.device)
             step = max(1, CHUNK // weight.shape[1])
             for start in range(0, weight.shape[0], step):
-                squares = weight[start : start + step].float().square()
+                squares = self._float(weight[start : start + step]).square_()
                 torch.sum(squares, 1, out=rows[start : start + step])
                 columns += squares.sum(0)
             sums = (rows, columns)
@@ -47,6 +48,14 @@ class Weights:
         if not torch.isfinite(sums[0].sum()):
             self.check_finite(name)
         return sums
+
+    def _float(self, piece: torch.Tensor) -> torch.Tensor:
+        """A float32 copy in a buffer that is used again: fresh ones of this size fragment the C heap by gigabytes."""
+        if piece.numel() > CHUNK:
+            return piece.float()
+        if piece.device not in self._buffers:
+            self._buffers[piece.device] = torch.empty(CHUNK, dtype=torch.float32, device=piece.device)
+        return self._buffers[piece.device][: piece.numel()].view(piece.shape).copy_(piece)
 
     @torch.no_grad()
     def check_finite(self, name: str) -> None:

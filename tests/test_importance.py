@@ -149,10 +149,14 @@ def test_random_depends_on_seed_and_group_only():
 def test_broken_weights_are_named(bad, name):
     model = tiny.model("llama", dtype=torch.bfloat16)
     dict(model.named_parameters())[name].data[3, 5] = bad
-    weights = Weights(dict(model.named_parameters()))
-    with pytest.raises(RunError, match=f"{name} holds 1 values that are NaN or Inf"):
-        importance.score(trace(model), importance.get("magnitude"), importance.Evidence(weights=weights))
+    weights, groups = Weights(dict(model.named_parameters())), trace(model)
+
+    def check():
+        importance.score(groups, importance.get("magnitude"), importance.Evidence(weights=weights))
         weights.check_all_finite()
+
+    with pytest.raises(RunError, match=f"{name} holds 1 values that are NaN or Inf"):
+        check()
 
 
 def test_large_finite_weights_are_not_called_broken():

@@ -1,6 +1,8 @@
 # Each target installs what it needs into .venv first.
 PYTHON ?= python3
 BIN := .venv/bin
+# One torch thread for each of two test processes.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 .PHONY: demo test test-shared test-gpu lint benchmarks clean
 
@@ -8,11 +10,11 @@ demo: .venv/.installed
 	$(BIN)/python prune_llm.py --model demo --pruning_ratio 0.5 --overwrite
 
 test: .venv/.installed
-	$(BIN)/python -m pytest -m "not shared and not gpu"
+	$(PYTEST) -m "not shared and not gpu"
 
 # The tests on the reference model and text in $$LLM_PRUNER_SHARED (default ../shared).
 test-shared: .venv/.installed
-	$(BIN)/python -m pytest -m shared
+	$(PYTEST) -m shared
 
 test-gpu: .venv/.installed
 	$(BIN)/python -m pytest -m gpu
@@ -22,8 +24,9 @@ lint: .venv/.installed
 	$(BIN)/ruff format --check .
 
 benchmarks: .venv/.installed
-	$(BIN)/python benchmarks/trace.py
+	$(BIN)/python benchmarks/tracing.py
 	$(BIN)/python benchmarks/score_cut.py
+	$(BIN)/python benchmarks/demo.py
 	$(BIN)/python benchmarks/magnitude.py
 
 .venv/.installed: setup.cfg pyproject.toml constraints.txt

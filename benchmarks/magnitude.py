@@ -64,7 +64,9 @@ def main() -> None:
             "pruning_ratio": ratio,
             "parameters": next(r["parameters"] for r in rows if r["pruning_ratio"] == ratio),
             **{
-                name: round(mean(r["perplexity"] for r in rows if (r["pruning_ratio"], r["importance"]) == (ratio, name)), 2)
+                name: round(
+                    mean(r["perplexity"] for r in rows if (r["pruning_ratio"], r["importance"]) == (ratio, name)), 2
+                )
                 for name in ("magnitude", "random")
             },
         }

@@ -1,7 +1,7 @@
 """Score and cut, in units of one float32 sum of squares over all parameters, and the peak memory.
 
-    python benchmarks/score_cut.py              # a random 1.1 B-parameter Llama in bfloat16, on the CPU
-    python benchmarks/score_cut.py --gpu        # a random Llama-3.1-8B in bfloat16, on the GPU
+python benchmarks/score_cut.py              # a random 1.1 B-parameter Llama in bfloat16, on the CPU
+python benchmarks/score_cut.py --gpu        # a random Llama-3.1-8B in bfloat16, on the GPU
 """
 
 import argparse
@@ -18,7 +18,7 @@ from llm_pruner import importance
 from llm_pruner.architectures import widths_of
 from llm_pruner.plan import choose, make_plan, scored_groups
 from llm_pruner.surgery import cut
-from llm_pruner.trace import trace
+from llm_pruner.trace import trace_groups
 from llm_pruner.weights import Weights
 from llm_pruner.widths import widths_by_ratio
 
@@ -61,7 +61,7 @@ def sum_of_squares(model, device: str) -> float:
 
 def prune(model, device: str):
     """(pruned model, seconds to score, seconds to cut) at a width ratio of 0.5; tracing is not counted."""
-    groups, before = trace(model), widths_of(model.config)
+    groups, before = trace_groups(model), widths_of(model.config)
     after = widths_by_ratio(before, {"hidden": 0.5, "heads": 0.5, "mlp": 0.5}, False)
     plan, config = make_plan(model, groups, after)
     synchronize(device)

@@ -7,7 +7,7 @@ __version__ = "0.1.0"
 _HOME = {
     "Options": "llm_pruner.config",
     "run": "llm_pruner.prune",
-    "trace": "llm_pruner.trace",
+    "trace_groups": "llm_pruner.trace",
     "Group": "llm_pruner.groups",
     "Member": "llm_pruner.groups",
     "Widths": "llm_pruner.architectures",

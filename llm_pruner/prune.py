@@ -138,10 +138,10 @@ def _check_eval_data(options: Options) -> str | None:
 
 def _plan(options: Options, config):
     """(groups, plan, new config, requested ratio by kind): from a saved plan, explicit widths or ratios."""
-    from llm_pruner.trace import trace
+    from llm_pruner.trace import trace_groups
 
     skeleton = meta_model(config)
-    groups = trace(skeleton)
+    groups = trace_groups(skeleton)
     before, requested = widths_of(config), {}
     if options.plan:
         saved = Plan.load(options.plan)

@@ -11,9 +11,10 @@ from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from llm_pruner import __version__
 from llm_pruner.errors import redact
 
-PACKAGES = ("llm_pruner", "torch", "transformers", "torch-pruning", "accelerate", "datasets", "tokenizers")
+PACKAGES = ("torch", "transformers", "torch-pruning", "accelerate", "datasets", "tokenizers")
 
 
 class Stopwatch:
@@ -45,7 +46,7 @@ def peak_memory() -> dict[str, int]:
 
 
 def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    found = {"llm_pruner": __version__, "python": platform.python_version()}
     for package in PACKAGES:
         try:
             found[package] = version(package)

@@ -38,7 +38,7 @@ class _Side:
     pairs: tuple[tuple[int, int], ...]
 
 
-def trace(model, time_limit: float = 120.0) -> list[Group]:
+def trace_groups(model, time_limit: float = 120.0) -> list[Group]:
     """The groups of `model`: `hidden`, then per layer `layers.N.heads`, `layers.N.kv_heads`, `layers.N.mlp`.
 
     Raises PlanError when the family is not supported or the model is not what the family's twin says,

@@ -6,7 +6,7 @@ import torch
 from llm_pruner import importance
 from llm_pruner.errors import RunError, UsageError
 from llm_pruner.groups import HEADS, KV_HEADS, Group, Member, attention_units
-from llm_pruner.trace import trace
+from llm_pruner.trace import trace_groups
 from llm_pruner.weights import Weights
 from tests import tiny
 from tests.steps import planned
@@ -52,7 +52,7 @@ def test_magnitude_is_torch_prunings():
     from llm_pruner.twin import replace_attention
 
     model = tiny.model("llama_multi_head", attention_bias=False, mlp_bias=False)
-    groups = {g.name: g for g in trace(model)}
+    groups = {g.name: g for g in trace_groups(model)}
     wanted = [groups["hidden"], groups["layers.1.mlp"]]
     wanted.append(attention_units(groups["layers.0.heads"], groups["layers.0.kv_heads"], HEADS))
     ours = scores_of(wanted, dict(model.named_parameters()))
@@ -81,7 +81,7 @@ def test_magnitude_is_torch_prunings():
 def test_score_of_a_kv_group_is_that_of_its_multi_head_twin():
     """Repeating each key and value head for its query heads changes nothing about the group's mean."""
     model = tiny.model("llama")
-    groups = {g.name: g for g in trace(model)}
+    groups = {g.name: g for g in trace_groups(model)}
     kv = attention_units(groups["layers.0.heads"], groups["layers.0.kv_heads"], KV_HEADS)
     ours = scores_of([kv], dict(model.named_parameters()))[kv.name]
     attention = model.model.layers[0].self_attn
@@ -114,7 +114,7 @@ def test_layout_does_not_matter():
 @pytest.mark.parametrize("case", ["llama", "gpt2"])
 def test_permuting_the_neurons_permutes_the_scores(case):
     model = tiny.model(case)
-    group = next(g for g in trace(model) if g.name == "layers.1.mlp")
+    group = next(g for g in trace_groups(model) if g.name == "layers.1.mlp")
     parameters = dict(model.named_parameters())
     before = scores_of([group], parameters)[group.name]
     order = torch.randperm(group.units)
@@ -136,7 +136,7 @@ def test_every_criterion_on_every_family(case, name):
 
 
 def test_random_depends_on_seed_and_group_only():
-    groups = trace(tiny.model("llama"))
+    groups = trace_groups(tiny.model("llama"))
     first, second = (scores_of(groups, {}, "random", seed) for seed in (0, 1))
     assert not torch.equal(first["hidden"], second["hidden"])
     assert not torch.equal(first["layers.0.mlp"], first["layers.1.mlp"])
@@ -149,7 +149,7 @@ def test_random_depends_on_seed_and_group_only():
 def test_broken_weights_are_named(bad, name):
     model = tiny.model("llama", dtype=torch.bfloat16)
     dict(model.named_parameters())[name].data[3, 5] = bad
-    weights, groups = Weights(dict(model.named_parameters())), trace(model)
+    weights, groups = Weights(dict(model.named_parameters())), trace_groups(model)
 
     def check():
         importance.score(groups, importance.get("magnitude"), importance.Evidence(weights=weights))
@@ -175,7 +175,7 @@ def test_squared_sums_in_pieces_are_those_of_the_whole(monkeypatch):
 
 
 def test_a_criterion_that_gives_no_finite_score_is_an_error():
-    group = trace(tiny.model("llama"))[0]
+    group = trace_groups(tiny.model("llama"))[0]
     broken = importance.Criterion("broken", frozenset(), lambda group, _: torch.full((group.units,), float("nan")))
     with pytest.raises(RunError, match="broken gives no finite score for each of the 48 units of hidden"):
         importance.score([group], broken, importance.Evidence())

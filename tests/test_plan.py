@@ -11,7 +11,7 @@ from llm_pruner.errors import PlanError, UsageError
 from llm_pruner.groups import Group
 from llm_pruner.plan import Plan, check_replay, choose, make_plan
 from llm_pruner.surgery import cut
-from llm_pruner.trace import trace
+from llm_pruner.trace import trace_groups
 from tests import tiny
 from tests.steps import planned, pruned
 
@@ -76,7 +76,7 @@ def test_replay_on_a_sibling_keeps_the_same_units():
     _, plan, _ = planned(tiny.model("llama"), tiny.ALL)
     rope = {"rope_type": "default", "rope_theta": 77.0}
     sibling = tiny.model("llama", seed=5, vocab_size=60, rope_parameters=rope)
-    groups = trace(sibling)
+    groups = trace_groups(sibling)
     check_replay(plan, sibling.config, groups)
     expected = sibling.model.layers[1].mlp.up_proj.weight[plan.kept["layers.1.mlp"]][:, plan.kept["hidden"]].clone()
     replay, config = make_plan(sibling, groups, plan.after)

@@ -10,7 +10,7 @@ from llm_pruner.architectures import widths_of
 from llm_pruner.errors import PlanError, RunError
 from llm_pruner.groups import HEADS, HIDDEN, KV_HEADS, MLP, attention_units
 from llm_pruner.plan import meta_model
-from llm_pruner.trace import trace
+from llm_pruner.trace import trace_groups
 from tests import tiny
 
 
@@ -18,7 +18,7 @@ from tests import tiny
 def test_groups_of_every_family(case):
     model = tiny.model(case)
     widths = widths_of(model.config)
-    groups = trace(model)
+    groups = trace_groups(model)
     assert [g.name for g in groups] == ["hidden"] + [
         f"layers.{i}.{kind}" for i in range(2) for kind in (HEADS, KV_HEADS, MLP)
     ]
@@ -40,7 +40,7 @@ def test_every_position_is_owned_once(case):
         (name, axis): torch.zeros(n, dtype=int) for name, p in parameters.items() for axis, n in enumerate(p.shape)
     }
     blocks = set()
-    for group in trace(model):
+    for group in trace_groups(model):
         for member in group.members:
             key = (member.parameter, member.axis, member.start)
             if key not in blocks:  # a tied tensor is a member as embedding and as lm_head
@@ -59,11 +59,11 @@ def test_every_position_is_owned_once(case):
 
 @pytest.mark.parametrize("case", tiny.CASES)
 def test_needs_no_weights(case):
-    assert trace(meta_model(tiny.config(case))) == trace(tiny.model(case))
+    assert trace_groups(meta_model(tiny.config(case))) == trace_groups(tiny.model(case))
 
 
 def test_residual_stream_of_llama():
-    hidden = trace(tiny.model("llama"))[0]
+    hidden = trace_groups(tiny.model("llama"))[0]
     layer = [
         (m.parameter.removeprefix("model.layers.0."), m.axis, m.role) for m in hidden.members if ".0." in m.parameter
     ]
@@ -87,11 +87,11 @@ def test_residual_stream_of_llama():
 
 def test_fused_layouts_by_hand():
     """phi3: rows [Q; K; V] and [gate; up]; gpt_neox: q, k, v of head 0, then of head 1 …"""
-    groups = {g.name: g for g in trace(tiny.model("phi3"))}
+    groups = {g.name: g for g in trace_groups(tiny.model("phi3"))}
     rows = {m.start: (m.stride, m.width) for m in groups["layers.0.kv_heads"].members}
     assert rows == {48: (6, 6), 72: (6, 6)}  # 8 query heads of 6, then 4 keys, then 4 values
     assert [(m.axis, m.start) for m in groups["layers.0.mlp"].members if "gate_up" in m.parameter] == [(0, 0), (0, 80)]
-    groups = {g.name: g for g in trace(tiny.model("gpt_neox"))}
+    groups = {g.name: g for g in trace_groups(tiny.model("gpt_neox"))}
     query = next(m for m in groups["layers.1.heads"].members if "query_key_value.weight" in m.parameter)
     assert query.positions(torch.tensor([0, 2])).tolist() == [*range(0, 8), *range(48, 56)]
     starts = sorted(m.start for m in groups["layers.1.kv_heads"].members if m.parameter.endswith("weight"))
@@ -100,7 +100,7 @@ def test_fused_layouts_by_hand():
 
 def test_units_of_grouped_attention():
     """A query head leaves its key alone; a kv group takes both its query heads along."""
-    groups = {g.name: g for g in trace(tiny.model("llama"))}
+    groups = {g.name: g for g in trace_groups(tiny.model("llama"))}
     heads, kv_heads = groups["layers.0.heads"], groups["layers.0.kv_heads"]
     assert {m.parameter.split(".")[-2] for m in attention_units(heads, kv_heads, HEADS).members} == {"q_proj", "o_proj"}
     whole = attention_units(heads, kv_heads, KV_HEADS)
@@ -115,21 +115,21 @@ def test_longrope_tables_of_the_real_heads_do_not_disturb():
     factors = [1.0, 2.0, 3.0]
     rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": factors, "long_factor": factors}
     config = tiny.config("phi3", rope_parameters=rope, original_max_position_embeddings=32)
-    assert trace(meta_model(config)) == trace(tiny.model("phi3"))
+    assert trace_groups(meta_model(config)) == trace_groups(tiny.model("phi3"))
 
 
 def test_unsupported_family_is_refused_with_the_list():
     model = tiny.model("llama")
     model.config.model_type = "bloom"
     with pytest.raises(PlanError, match=r"'bloom' is not supported; supported: gemma, .*qwen3"):
-        trace(model)
+        trace_groups(model)
 
 
 def test_model_that_is_not_its_family_is_refused():
     model = tiny.model("llama")
     model.model.layers[1].mlp.up_proj = torch.nn.Linear(48, 79, bias=False)
     with pytest.raises(PlanError, match=r"up_proj.weight: axis 0 has 79 positions, the trace accounts for 80"):
-        trace(model)
+        trace_groups(model)
 
 
 def test_trace_that_does_not_end_names_the_module(monkeypatch):
@@ -141,7 +141,7 @@ def test_trace_that_does_not_end_names_the_module(monkeypatch):
 
     monkeypatch.setattr(LlamaMLP, "forward", forever)
     with pytest.raises(RunError, match=r"did not end within 0\.3 s; it was at model\.layers\.0\.mlp"):
-        trace(tiny.model("llama"), time_limit=0.3)
+        trace_groups(tiny.model("llama"), time_limit=0.3)
 
 
 def test_cost_grows_linearly_with_layers():
@@ -152,7 +152,7 @@ def test_cost_grows_linearly_with_layers():
         best = float("inf")
         for _ in range(3):
             started = time.process_time()
-            trace(model)
+            trace_groups(model)
             best = min(best, time.process_time() - started)
         return best
 

@@ -10,7 +10,7 @@ from transformers import AutoConfig
 from llm_pruner.architectures import Widths, resize, widths_of
 from llm_pruner.errors import PlanError, UsageError
 from llm_pruner.plan import make_plan, meta_model
-from llm_pruner.trace import trace
+from llm_pruner.trace import trace_groups
 from llm_pruner.widths import (
     achieved,
     parse_prune,
@@ -57,7 +57,7 @@ def test_published_parameter_counts(name):
     model_type, values, ratio, parameters = PUBLISHED[name]
     model = meta_model(AutoConfig.for_model(model_type, **values))
     after = widths_by_ratio(widths_of(model.config), dict.fromkeys(("hidden", "heads", "mlp"), ratio), False)
-    assert make_plan(model, trace(model), after)[0].parameters_after == parameters
+    assert make_plan(model, trace_groups(model), after)[0].parameters_after == parameters
 
 
 @given(n=st.integers(2, 20_000), ratio=st.floats(0, 0.999))

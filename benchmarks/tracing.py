@@ -1,6 +1,6 @@
 """Trace and plan without weights: seconds on one core for the 8B and the 70B shape of Llama 3, and growth with layers.
 
-python benchmarks/trace.py
+python benchmarks/tracing.py
 """
 
 import time
@@ -11,7 +11,7 @@ from transformers import LlamaConfig
 
 from llm_pruner.architectures import widths_of
 from llm_pruner.plan import make_plan, meta_model
-from llm_pruner.trace import trace
+from llm_pruner.trace import trace_groups
 from llm_pruner.widths import widths_by_ratio
 
 LLAMA_8B = {
@@ -29,7 +29,7 @@ def seconds(values: dict, repeats: int = 7) -> float:
     for _ in range(repeats):
         started = time.process_time()
         model = meta_model(LlamaConfig(**values))
-        groups = trace(model)
+        groups = trace_groups(model)
         after = widths_by_ratio(widths_of(model.config), {"hidden": 0.5, "heads": 0.5, "mlp": 0.5}, False)
         make_plan(model, groups, after)
         best = min(best, time.process_time() - started)
@@ -41,7 +41,7 @@ def main() -> None:
     seconds(LLAMA_8B, repeats=1)  # imports
     layers = {n: round(seconds({**LLAMA_8B, "num_hidden_layers": n}), 3) for n in (20, 40, 80, 160)}
     keep(
-        "trace",
+        "tracing",
         {
             "llama_8b_seconds": round(seconds(LLAMA_8B), 3),
             "llama_70b_seconds": round(seconds(LLAMA_70B), 3),

@@ -1,0 +1,81 @@
+"""The README: its commands can be typed, its figures are those that the benchmarks keep."""
+
+import json
+import re
+import shlex
+import types
+from pathlib import Path
+
+import pytest
+
+import llm_pruner
+from llm_pruner.cli import parse
+from llm_pruner.config import FIELDS
+
+REPOSITORY = Path(__file__).parents[1]
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+
+
+def result(name: str) -> dict:
+    return json.loads((REPOSITORY / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def commands(start: str) -> list[str]:
+    lines = [line.split("#")[0].strip() for line in README.splitlines()]
+    return [line.removeprefix(start) for line in lines if line.startswith(start)]
+
+
+def test_commands_parse(monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    found = [shlex.split(line) for line in commands("python prune_llm.py")]
+    assert found
+    for arguments in found:
+        assert parse(arguments).model
+
+
+def test_options_in_the_text_exist():
+    named = set(re.findall(r"--([a-z_]+)", README)) - {"help", "config", "gpu"}
+    assert named <= set(FIELDS)
+    assert len(named) > 12
+
+
+def test_make_targets_and_scripts_exist():
+    makefile = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
+    for target in re.findall(r"^    make ([a-z-]+)", README, re.MULTILINE):
+        assert f"\n{target}:" in makefile
+    for line in commands("python benchmarks/"):
+        assert (REPOSITORY / "benchmarks" / line.split()[0]).is_file()
+
+
+def test_perplexities_are_those_measured():
+    demo, magnitude = result("demo"), result("magnitude")
+    for side, value in demo["perplexity"].items():
+        assert f"perplexity {side}: {value:.2f}" in README
+    assert f"dense {magnitude['dense']:.2f}" in README
+    for row in magnitude["table"]:
+        line = f"| {row['pruning_ratio']} | {row['parameters']:,} | {row['magnitude']:.1f} | {row['random']:.1f} |"
+        assert line in README
+
+
+def test_speed_is_what_was_measured():
+    tracing, score_cut = result("tracing"), result("score_cut_cpu")
+    for value in (
+        f"{tracing['llama_8b_seconds']:.1f} s",
+        f"{tracing['llama_70b_seconds']:.1f} s",
+        f"{tracing['ratio_of_160_to_20_layers']:.1f}×",
+        f"{score_cut['ratio']:.2f}×",
+        f"{score_cut['peak_over_model']:.2f}×",
+    ):
+        assert value in README
+
+
+def test_families_are_named():
+    for family in llm_pruner.FAMILIES:
+        assert f"`{family}`" in README
+
+
+@pytest.mark.parametrize("name", llm_pruner.__all__)
+def test_public_names_are_not_hidden_by_modules(name):
+    """Importing a submodule binds its name on the package: a public function must not share it."""
+    getattr(llm_pruner, name)
+    assert not isinstance(getattr(llm_pruner, name), types.ModuleType)

@@ -1,0 +1,71 @@
+"""The main job on the trained reference model and real text. Run by `make test-shared`."""
+
+import json
+
+import pytest
+import torch
+
+from llm_pruner import Options, run
+
+pytestmark = pytest.mark.shared
+
+
+@pytest.fixture(scope="module")
+def text(shared, tmp_path_factory):
+    """A tenth of the test text: enough to tell methods apart."""
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text(
+        (shared / "data" / "wikitext-2" / "test.txt").read_text(encoding="utf-8")[:120_000], encoding="utf-8"
+    )
+    return path
+
+
+def prune(shared, text, tmp_path, **options) -> dict:
+    model = str(shared / "models" / "llama-6m")
+    return run(Options(model=model, eval_data=str(text), max_seq_len=256, save_model=str(tmp_path / "out"), **options))
+
+
+def test_dense_perplexity_is_the_published_one(shared):
+    """34.43 in bfloat16 over 1501 windows of 256 tokens, computed apart from this project."""
+    from llm_pruner import loading
+    from llm_pruner.data import load_text, token_windows
+    from llm_pruner.evaluate.perplexity import perplexity
+
+    folder = str(shared / "models" / "llama-6m")
+    text = load_text(str(shared / "data" / "wikitext-2" / "test.txt"))
+    windows = token_windows(text, loading.load_tokenizer(folder), 256)
+    assert len(windows) == 1501
+    model = loading.load_model(folder, loading.load_config(folder), device=torch.device("cpu"))
+    assert perplexity(model, windows) == pytest.approx(34.43, abs=0.02)
+
+
+@pytest.mark.parametrize(("ratio", "heads", "parameters"), [(0.25, 4, 3_989_952), (0.5, 4, 2_254_464)])
+def test_prune_save_reload_generate(shared, text, tmp_path, ratio, heads, parameters):
+    """Magnitude hurts, random hurts more, and the saved model generates with cache what it does without."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    report = prune(shared, text, tmp_path, pruning_ratio=ratio)
+    assert report["parameters"] == {"before": 6_524_160, "after": parameters}
+    assert report["widths"]["after"]["num_attention_heads"] == heads
+    assert report["removed"]["num_attention_heads"] == 0.5  # of 0.25 too: a group of two heads loses one
+    dense, magnitude = report["perplexity"]["before"], report["perplexity"]["after"]
+    assert 2 * dense < magnitude
+    random = prune(shared, text, tmp_path, pruning_ratio=ratio, importance="random", overwrite=True)
+    assert magnitude < random["perplexity"]["after"]
+    folder = tmp_path / "out"
+    assert json.loads((folder / "report.json").read_text())["importance"] == "random"
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+    assert model.dtype == torch.bfloat16
+    prompt = tokenizer("The history of the city", return_tensors="pt")
+    with_cache, without = (
+        model.generate(**prompt, max_new_tokens=12, do_sample=False, use_cache=c) for c in (True, False)
+    )
+    assert with_cache.shape[1] > prompt["input_ids"].shape[1]
+    assert torch.equal(with_cache, without)
+
+
+def test_each_axis_alone_hurts_less_than_all(shared, text, tmp_path):
+    everything = prune(shared, text, tmp_path, pruning_ratio=0.5)["perplexity"]["after"]
+    for axis in ("hidden", "heads", "kv_heads", "mlp"):
+        alone = prune(shared, text, tmp_path, pruning_ratio=0.5, prune=axis, overwrite=True)["perplexity"]
+        assert alone["before"] < alone["after"] < everything, axis

@@ -47,17 +47,18 @@ def check_disk(target: Path, size: int) -> None:
 
 
 @contextlib.contextmanager
-def staged(target: Path):
+def staged(target: Path, overwrite: bool = False):
     """A folder beside `target` that takes its place when the block ends, and vanishes when it fails.
 
-    A checkpoint that is at `target` stays what it was until then. RunError when writing fails.
+    A checkpoint that is at `target` stays what it was until then. RunError when writing fails, UsageError when
+    something has appeared at `target` meanwhile and `overwrite` is not set.
     """
     target = Path(os.path.realpath(target))
     with _staging(target) as staging:
         try:
             yield staging
             _open_permissions(staging)
-            _publish(staging, target)
+            _publish(staging, target, overwrite)
         except Exception as error:
             if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
                 raise RunError(f"saving to {target} failed, nothing there was changed: {error}") from error
@@ -154,10 +155,12 @@ def _alive(pid: int) -> bool:
     return True
 
 
-def _publish(staging: Path, target: Path) -> None:
+def _publish(staging: Path, target: Path, overwrite: bool) -> None:
     """Puts `staging` at `target` in one step. What was there ends up in `staging`, or away."""
     if not target.exists() or not any(target.iterdir()):
         os.rename(staging, target)
+    elif not overwrite:
+        raise UsageError(f"{target} was filled by something else during the run; nothing there was changed")
     elif not _exchange(staging, target):
         aside = staging.with_name(f"{staging.name}-old")
         os.rename(target, aside)
@@ -183,6 +186,5 @@ def _open_permissions(folder: Path) -> None:
     """Temporary files are private; a checkpoint has the permissions of any other new file."""
     mask = os.umask(0)
     os.umask(mask)
-    os.chmod(folder, 0o777 & ~mask)
-    for file in folder.iterdir():
-        os.chmod(file, 0o666 & ~mask)
+    for path in (folder, *folder.rglob("*")):
+        os.chmod(path, (0o777 if path.is_dir() else 0o666) & ~mask)

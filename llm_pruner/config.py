@@ -4,7 +4,7 @@ A string of the YAML stays a string: `5e-1`, which YAML 1.1 reads as text, is re
 """
 
 import math
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args
 
@@ -60,6 +60,7 @@ class Options:
         return asdict(self)
 
 
+SHAPES = ("pruning_ratio", "target", "plan")  # three ways to say how much, of which a run has one
 FIELDS = {f.name: f for f in fields(Options)}
 
 
@@ -70,8 +71,15 @@ def kind_of(name: str) -> type:
 
 
 def resolve(flags: dict[str, Any], yaml_file: str | None = None) -> Options:
-    """Defaults, then the YAML, then `flags` (only those given). UsageError for anything that cannot be meant."""
-    values = {**(read_yaml(yaml_file) if yaml_file else {}), **flags}
+    """Defaults, then the YAML, then `flags` (only those given). UsageError for anything that cannot be meant.
+
+    A flag that says the shape replaces all that the YAML says about it.
+    """
+    values = read_yaml(yaml_file) if yaml_file else {}
+    if any(name in flags for name in SHAPES):
+        dropped = SHAPES if "pruning_ratio" in flags else (*SHAPES, "prune")
+        values = {name: value for name, value in values.items() if name not in dropped}
+    values |= flags
     options = Options(**{name: _typed(name, value) for name, value in values.items()})
     _validate(options, given=set(values))
     return options
@@ -117,7 +125,7 @@ def _validate(options: Options, given: set[str]) -> None:
         value = getattr(options, name)
         if value is not None and value < lowest:
             raise UsageError(f"{name}: {value} must be a whole number of at least {lowest}")
-    shapes = [name for name in ("pruning_ratio", "target", "plan") if getattr(options, name) is not None]
+    shapes = [name for name in SHAPES if getattr(options, name) is not None]
     if len(shapes) > 1:
         raise UsageError(f"{' and '.join(shapes)} both say the shape; give one of them")
     if "prune" in given and (options.target or options.plan):
@@ -179,6 +187,3 @@ def _yaml_hint(value: Any) -> str:
         except ValueError:
             pass
     return ""
-
-
-assert all(f.default is not MISSING for f in FIELDS.values())

@@ -82,7 +82,7 @@ def run(options: Options, argv: Sequence[str] = ()) -> dict:
 
     if target is None:
         return result()
-    with checkpoint.staged(target) as staging:
+    with checkpoint.staged(target, options.overwrite) as staging:
         with stopwatch("save"):
             checkpoint.write(model, tokenizer, staging)
         with stopwatch("verify"):

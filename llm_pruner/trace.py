@@ -11,6 +11,7 @@ The twin has one kv head per query head; the coupling is the same, read in kv he
 """
 
 import contextlib
+import gc
 import re
 import signal
 import threading
@@ -21,6 +22,7 @@ import torch
 from torch import nn
 from torch_pruning import _helpers
 from torch_pruning.dependency import DependencyGraph
+from torch_pruning.dependency.node import Node
 from transformers.pytorch_utils import Conv1D
 
 from llm_pruner.architectures import Family, family_of, widths_of
@@ -49,7 +51,7 @@ def trace_groups(model, time_limit: float = 120.0) -> list[Group]:
     names = {module: name for name, module in twin.named_modules()}
     attention = replace_attention(twin, family)
     conv1d_to_linear(twin)
-    with _time_limit(time_limit, names):
+    with _time_limit(time_limit, names), _no_garbage_collection():
         graph = _dependency_graph(twin)
         hidden = _coupled(graph, twin.get_input_embeddings(), True, TWIN.hidden_size)
         heads = [_coupled(graph, parts["out"], False, TWIN.hidden_size) for parts in attention.values()]
@@ -85,17 +87,14 @@ def _coupled(graph: DependencyGraph, module: nn.Module, out: bool, units: int) -
     handler = pruner.prune_out_channels if out else pruner.prune_in_channels
     pending = [(graph.module2node[module], handler, [_helpers._HybridIndex(i, i) for i in range(units)])]
     found: dict[tuple, set[tuple[int, int]]] = {}
-    nodes = {}
     while pending:
         node, handler, indices = pending.pop()
-        # an op between modules has one side only: its handlers are the same
-        key = (node, not graph.is_in_channel_pruning_fn(handler) or graph.is_out_channel_pruning_fn(handler))
+        key = (node, graph.is_out_channel_pruning_fn(handler))
         pairs = {(index.idx, index.root_idx) for index in indices}
         known = found.setdefault(key, set())
         if pairs <= known:
             continue
         known |= pairs
-        nodes[key] = node
         for dependency in node.dependencies:
             if dependency.is_triggered_by(handler):
                 mapped = indices
@@ -121,6 +120,7 @@ class _Scale:
         self.widths = widths_of(model.config)
         self.modules = dict(model.named_modules())
         self.shapes = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
+        self.order = {name: index for index, name in enumerate(self.shapes)}
         first = {}
         for name, parameter in model.named_parameters(remove_duplicate=False):
             first.setdefault(id(parameter), name)
@@ -210,8 +210,7 @@ class _Scale:
 
     def ordered(self, members) -> tuple[Member, ...]:
         """Each member once (a tied tensor is reached twice), in the order of the model's parameters."""
-        order = {name: index for index, name in enumerate(self.shapes)}
-        return tuple(sorted(set(members), key=lambda m: (order[m.parameter], m.axis, m.role, m.start)))
+        return tuple(sorted(set(members), key=lambda m: (self.order[m.parameter], m.axis, m.role, m.start)))
 
     def existing(self, name: str) -> str:
         if name not in self.canonical:
@@ -241,6 +240,18 @@ def _layer(parameters) -> int:
 
 
 @contextlib.contextmanager
+def _no_garbage_collection():
+    """The graph grows to many small objects that all stay: scanning them over and over would cost layers²."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+@contextlib.contextmanager
 def _time_limit(seconds: float, names: dict):
     """Raises RunError in this thread after `seconds`, with the module the trace was at."""
     if threading.current_thread() is not threading.main_thread():
@@ -250,10 +261,9 @@ def _time_limit(seconds: float, names: dict):
     def expired(_, frame):
         while frame is not None:
             for local in frame.f_locals.values():
-                name = names.get(getattr(local, "module", local)) if isinstance(local, nn.Module) else None
-                name = name or getattr(local, "_name", None)  # a node of the dependency graph
-                if isinstance(name, str) and name:
-                    raise RunError(f"tracing did not end within {seconds:g} s; it was at {name}")
+                module = local.module if isinstance(local, Node) else local
+                if isinstance(module, nn.Module) and names.get(module):
+                    raise RunError(f"tracing did not end within {seconds:g} s; it was at {names[module]}")
             frame = frame.f_back
         raise RunError(f"tracing did not end within {seconds:g} s")
 

@@ -23,6 +23,13 @@ def test_flags_win_over_yaml_over_defaults(tmp_path):
     assert (options.model, options.pruning_ratio, options.seed, options.max_seq_len) == ("a", 0.5, 7, 4096)
 
 
+def test_a_shape_on_the_command_line_replaces_that_of_the_yaml(tmp_path):
+    path = yaml(tmp_path, "model: a\npruning_ratio: 0.25\nprune: mlp\nseed: 7\n")
+    options = parse(["--config", path, "--target", "hidden_size=8"])
+    assert (options.pruning_ratio, options.target, options.seed) == (None, "hidden_size=8", 7)
+    assert parse(["--config", path, "--pruning_ratio", "0.5"]).prune == "mlp"
+
+
 def test_both_spellings_and_equals():
     one = parse(["--model", "m", "--pruning-ratio=0.5", "--dry-run", "--save-model", "a-b"])
     two = parse(["--model=m", "--pruning_ratio", "0.5", "--dry_run", "--save_model=a-b"])

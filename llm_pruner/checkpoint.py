@@ -17,6 +17,7 @@ from llm_pruner.errors import RunError, UsageError, VerificationError
 
 log = logging.getLogger(__name__)
 
+SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 MARGIN = 64 * 2**20  # tokenizer, card and file system, beside the weights
 
 
@@ -67,13 +68,13 @@ def staged(target: Path, overwrite: bool = False):
 
 def write(model, tokenizer, folder: Path) -> None:
     """Model, generation config and, unless None, tokenizer as `save_pretrained` writes them."""
-    from transformers import GenerationConfig
-
     try:
         model.generation_config.validate(strict=True)
-    except ValueError as error:  # some published ones; save_pretrained would refuse them
-        log.warning("the model's generation config is not legal and is replaced by its defaults: %s", error)
-        model.generation_config = GenerationConfig.from_model_config(model.config)
+    except ValueError:  # Llama-2's, for one: sampling parameters without do_sample, which save_pretrained refuses
+        dropped = [name for name in SAMPLING if getattr(model.generation_config, name, None) is not None]
+        for name in dropped:
+            setattr(model.generation_config, name, None)
+        log.warning("the generation config does not sample, so its %s are left out", ", ".join(dropped))
     model.save_pretrained(folder)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)

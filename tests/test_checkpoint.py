@@ -97,3 +97,18 @@ def test_permissions_are_those_of_new_files(tmp_path):
         (staging / "private").write_text("")
         (staging / "private").chmod(0o600)
     assert (tmp_path / "out" / "private").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_generation_config_that_cannot_be_saved_loses_only_what_is_illegal(tmp_path):
+    """Llama-2 was published with sampling parameters and without do_sample."""
+    from transformers import GenerationConfig
+
+    from llm_pruner.checkpoint import write
+    from tests import tiny
+
+    model = tiny.model("llama")
+    model.generation_config = GenerationConfig(eos_token_id=[3, 5], max_new_tokens=9, temperature=0.9, top_p=0.6)
+    write(model, None, tmp_path)
+    saved = GenerationConfig.from_pretrained(tmp_path)
+    assert (saved.eos_token_id, saved.max_new_tokens) == ([3, 5], 9)
+    assert saved.temperature in (None, 1.0)

@@ -159,29 +159,28 @@ def _build(config_class, values: dict):
 
 
 def _nearest_legal(config, wanted: Widths) -> str:
-    """The legal shapes next to `wanted`: its heads with less and with more hidden_size, or, where hidden_size is
-    heads × head_dim, what follows from its heads and from its hidden_size."""
+    """Legal shapes next to `wanted`: where hidden_size is heads × head_dim, by its heads and by its hidden_size;
+    else also its heads with less and with more hidden_size. At most three, never the shape there is."""
     before = widths_of(config)
-    heads = wanted.num_attention_heads
-    if family_of(config.model_type).derived_head_dim:
-        fits = wanted.hidden_size // wanted.head_dim
-        searches = [[(n * wanted.head_dim, n)] for n in sorted({heads, fits, fits + 1})]
-    else:
-        group = wanted.num_key_value_heads if before.grouped else 1
-        heads = max(1, round(heads / group)) * group
-        searches = [
-            [(width, heads) for width in range(wanted.hidden_size, 0, -1)],
-            [(width, heads) for width in range(wanted.hidden_size + 1, before.hidden_size + 1)],
-        ]
-    found = []
+    group = wanted.num_key_value_heads if before.grouped else 1
+    heads = max(1, round(wanted.num_attention_heads / group)) * group
+    searches = []
+    if before.hidden_size == before.num_attention_heads * before.head_dim:
+        fits = wanted.hidden_size // wanted.head_dim // group * group
+        searches = [[(n * wanted.head_dim, n)] for n in (heads, fits, fits + group)]
+    if not family_of(config.model_type).derived_head_dim:
+        searches.append([(width, heads) for width in range(wanted.hidden_size, 0, -1)])
+        searches.append([(width, heads) for width in range(wanted.hidden_size + 1, before.hidden_size + 1)])
+    found: list[Widths] = []
     for search in searches:
         for hidden_size, heads in search:
             kv_heads = wanted.num_key_value_heads if before.grouped else heads
-            widths = replace(wanted, hidden_size=hidden_size, num_attention_heads=heads, num_key_value_heads=kv_heads)
-            if hidden_size <= before.hidden_size and 0 < heads <= before.num_attention_heads and _holds(config, widths):
-                found.append(_shape(widths))
+            shape = replace(wanted, hidden_size=hidden_size, num_attention_heads=heads, num_key_value_heads=kv_heads)
+            small = 0 < hidden_size <= before.hidden_size and 0 < heads <= before.num_attention_heads
+            if small and shape != before and _holds(config, shape):
+                found.append(shape)
                 break
-    return " or ".join(found)
+    return " or ".join(dict.fromkeys(map(_shape, found[:3])))
 
 
 def _holds(config, widths: Widths) -> bool:

@@ -5,43 +5,74 @@ The only file that writes output folders. Whatever fails on the way, the target 
 
 import contextlib
 import ctypes
+import json
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+from fnmatch import fnmatch
 from pathlib import Path
 
 from llm_pruner.errors import RunError, UsageError, VerificationError
 
 log = logging.getLogger(__name__)
 
+ASIDE = "-old"
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
+WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+PARTS = (  # what a folder may hold and still be a checkpoint that --overwrite replaces
+    *WEIGHTS, "*.json", "README.md", "LICENSE*", ".gitattributes", "tokenizer*", "*.model", "*.jinja",
+    "merges.txt", "vocab.txt", "additional_chat_templates",
+)  # fmt: skip
 MARGIN = 64 * 2**20  # tokenizer, card and file system, beside the weights
 
 
 def check_target(target: Path, source: str, overwrite: bool) -> None:
     """UsageError when the checkpoint cannot go to `target`: a file, the input, or something that is in the way."""
-    if target.is_file():
+    try:
+        there = target.resolve()
+        parent = _existing(there.parent)
+        is_folder, is_file = target.is_dir(), target.is_file()
+    except (OSError, RuntimeError) as error:  # too long a name, a loop of links
+        raise UsageError(f"--save_model {target}: {error}") from error
+    if is_file:
         raise UsageError(f"{target} is a file; --save_model wants a folder")
     if os.path.isdir(source):
-        here, there = target.resolve(), Path(source).resolve()
-        if here == there or here in there.parents:
-            raise UsageError(f"{target} is or holds the input model; choose another --save_model")
-    if target.is_dir() and any(target.iterdir()):
+        model = Path(source).resolve()
+        if there == model or there in model.parents or model in there.parents:
+            raise UsageError(f"{target} is, holds or is in the input model; choose another --save_model")
+    if is_folder and (os.path.ismount(there) or there == Path.cwd() or there in Path.cwd().parents):
+        raise UsageError(f"{target} is a mount point or where you are, and cannot be renamed; use a folder inside it")
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise UsageError(f"{target} cannot be written: {parent} is not a folder with write permission")
+    if is_folder and any(target.iterdir()):
         if not overwrite:
             raise UsageError(f"{target} is not empty; use --overwrite to replace it or --save_model for another folder")
-        if not (target / "config.json").is_file():
+        if not _is_checkpoint(target):
             raise UsageError(f"{target} holds something else than a checkpoint; --overwrite only replaces checkpoints")
-    existing = next(parent for parent in (target, *target.absolute().parents) if parent.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise UsageError(f"{target} cannot be written: {existing} is not a folder with write permission")
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    """Whether every file looks like part of a transformers checkpoint, config and weights among them."""
+    try:
+        named = "model_type" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False
+    names = [path.name for path in folder.iterdir()]
+    weights = any(fnmatch(name, pattern) for name in names for pattern in WEIGHTS)
+    return named and weights and all(any(fnmatch(name, pattern) for pattern in PARTS) for name in names)
+
+
+def _existing(path: Path) -> Path:
+    return next(parent for parent in (path, *path.parents) if parent.exists())
 
 
 def check_disk(target: Path, size: int) -> None:
-    """RunError when the disk under `target` has no room for a checkpoint of `size` bytes beside what is there."""
-    existing = next(parent for parent in (target, *target.absolute().parents) if parent.exists())
+    """RunError when the disk that `target` is on has no room for `size` more bytes."""
+    existing = _existing(target.resolve().parent)
     free, needed = shutil.disk_usage(existing).free, size + MARGIN
     if free < needed:
         raise RunError(f"{existing} has {free / 1e9:.2f} GB free, the checkpoint needs {needed / 1e9:.2f} GB")
@@ -88,26 +119,31 @@ def verify(model, folder: Path) -> None:
     import torch
     from safetensors.torch import load_file, save_file
 
-    device = _room_for(model)
+    device = model.device
     generator = torch.Generator().manual_seed(0)
     length = min(16, model.config.max_position_embeddings)
     input_ids = torch.randint(model.config.vocab_size, (2, length), generator=generator)
     with torch.no_grad():
-        expected = model(input_ids.to(model.device)).logits.float().cpu()
+        expected = model(input_ids.to(device)).logits.float().cpu()
+    spread = len(set(getattr(model, "hf_device_map", {}).values())) > 1
+    if device.type == "cuda" and not spread:  # it is written, and its copy needs the room
+        model.cpu()
+        torch.cuda.empty_cache()
     with tempfile.TemporaryDirectory() as folder_of_probe:
         probe, out = Path(folder_of_probe, "probe.safetensors"), Path(folder_of_probe, "out.safetensors")
         save_file({"input_ids": input_ids}, probe)
         script = Path(__file__).with_name("verify.py")
         environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
         environment.pop("PYTHONPATH", None)
-        command = [sys.executable, str(script), str(folder), str(probe), str(out), str(device)]
+        command = [sys.executable, str(script), str(folder), str(probe), str(out), "auto" if spread else str(device)]
         result = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=folder_of_probe)
+        if result.returncode == -signal.SIGKILL:
+            raise RunError("the fresh process that reloads the checkpoint was killed, most likely for its memory")
         if result.returncode:
             last = (result.stderr.strip().splitlines() or ["no message"])[-1]
             raise VerificationError(f"the saved checkpoint does not reload, nothing was published: {last}")
         found = load_file(out)["logits"]
-    same_device = device.type == model.device.type
-    tolerance = 1e-5 if model.dtype == torch.float32 and same_device else 1e-3 if same_device else 5e-2
+    tolerance = 1e-5 if model.dtype == torch.float32 else 1e-3
     if found.shape != expected.shape:
         raise VerificationError(f"the reloaded logits are {tuple(found.shape)}, in memory {tuple(expected.shape)}")
     finite = torch.isfinite(expected)
@@ -119,17 +155,6 @@ def verify(model, folder: Path) -> None:
         raise VerificationError(f"the reloaded logits differ by {difference:.3g} (of {scale:.3g}); nothing published")
 
 
-def _room_for(model):
-    """The device to reload on: the model's, unless a second copy does not fit there."""
-    import torch
-
-    device = model.device
-    size = sum(p.numel() * p.element_size() for p in model.parameters())
-    if device.type == "cuda" and torch.cuda.mem_get_info(device)[0] < 1.2 * size + 2**30:
-        return torch.device("cpu")
-    return device
-
-
 @contextlib.contextmanager
 def _staging(target: Path):
     """An empty folder beside `target`, gone afterwards; those that killed runs left behind go too."""
@@ -137,7 +162,11 @@ def _staging(target: Path):
     prefix = f".{target.name}.partial-"
     for leftover in target.parent.glob(f"{prefix}*"):
         pid = leftover.name.removeprefix(prefix).split("-")[0]
-        if pid.isdigit() and not _alive(int(pid)):
+        if not pid.isdigit() or _alive(int(pid)):
+            continue
+        if leftover.name.endswith(ASIDE) and not target.exists():
+            os.rename(leftover, target)  # killed between the two renames: this is the only copy
+        else:
             shutil.rmtree(leftover, ignore_errors=True)
     staging = Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=target.parent))
     try:
@@ -163,7 +192,7 @@ def _publish(staging: Path, target: Path, overwrite: bool) -> None:
     elif not overwrite:
         raise UsageError(f"{target} was filled by something else during the run; nothing there was changed")
     elif not _exchange(staging, target):
-        aside = staging.with_name(f"{staging.name}-old")
+        aside = staging.with_name(staging.name + ASIDE)
         os.rename(target, aside)
         try:
             os.rename(staging, target)

@@ -6,7 +6,7 @@ import signal
 import sys
 
 from llm_pruner.config import FIELDS, kind_of, parse_flag, resolve
-from llm_pruner.errors import PrunerError, UsageError, did_you_mean, redact
+from llm_pruner.errors import PrunerError, UsageError, did_you_mean, is_out_of_memory, redact
 from llm_pruner.importance import available
 
 EPILOG = """\
@@ -101,7 +101,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _describe(error: Exception) -> str:
-    if "out of memory" in str(error).lower() or isinstance(error, MemoryError):
+    if is_out_of_memory(error):
         return "out of memory; try --dtype bfloat16, --device cpu, --device_map auto or a smaller --max_seq_len"
     return f"{type(error).__name__}: {error} (--traceback shows where)"
 
@@ -110,6 +110,6 @@ def _fail(message: str, code: int, show_traceback: bool) -> int:
     if show_traceback:
         import traceback
 
-        traceback.print_exc()
+        print(redact(traceback.format_exc()), file=sys.stderr)
     print(f"prune_llm: error: {redact(' '.join(message.split()))}", file=sys.stderr)
     return code

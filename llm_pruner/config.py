@@ -61,6 +61,11 @@ class Options:
 
 
 SHAPES = ("pruning_ratio", "target", "plan")  # three ways to say how much, of which a run has one
+UNUSED = {  # what else says the same as each of them, or says nothing beside it
+    "pruning_ratio": (),
+    "target": ("prune", "round_to"),
+    "plan": ("prune", "round_to", "importance", "seed"),
+}
 FIELDS = {f.name: f for f in fields(Options)}
 
 
@@ -76,12 +81,18 @@ def resolve(flags: dict[str, Any], yaml_file: str | None = None) -> Options:
     A flag that says the shape replaces all that the YAML says about it.
     """
     values = read_yaml(yaml_file) if yaml_file else {}
-    if any(name in flags for name in SHAPES):
-        dropped = SHAPES if "pruning_ratio" in flags else (*SHAPES, "prune")
-        values = {name: value for name, value in values.items() if name not in dropped}
+    own_ratios = all("=" in part for part in str(flags.get("prune", "-")).split(","))
+    if own_ratios:
+        values.pop("pruning_ratio", None)
+    for shape, unused in UNUSED.items():
+        if shape in flags:
+            values = {name: value for name, value in values.items() if name not in (*SHAPES, *unused)}
     values |= flags
     options = Options(**{name: _typed(name, value) for name, value in values.items()})
-    _validate(options, given=set(values))
+    for shape, unused in UNUSED.items():
+        if shape in values and (clash := [name for name in unused if name in values]):
+            raise UsageError(f"{shape} already says what {clash[0]} would; leave one of them out")
+    validate(options)
     return options
 
 
@@ -110,13 +121,14 @@ def parse_flag(name: str, text: str) -> Any:
         return _typed(name, text)
 
 
-def _validate(options: Options, given: set[str]) -> None:
+def validate(options: Options) -> None:
+    """UsageError for values out of range and for options that contradict each other."""
     from llm_pruner.widths import check_ratio, parse_prune
 
     if not options.model:
         raise UsageError("no model: give --model FOLDER, --model HUB_ID or --model demo")
     for name, f in FIELDS.items():
-        value, choices = getattr(options, name), f.metadata["choices"]
+        value, choices = _typed(name, getattr(options, name)), f.metadata["choices"]
         if choices and value is not None and value not in choices:
             raise UsageError(f"{name}: {value!r}; {did_you_mean(value, choices)}")
     if options.pruning_ratio is not None:
@@ -128,12 +140,14 @@ def _validate(options: Options, given: set[str]) -> None:
     shapes = [name for name in SHAPES if getattr(options, name) is not None]
     if len(shapes) > 1:
         raise UsageError(f"{' and '.join(shapes)} both say the shape; give one of them")
-    if "prune" in given and (options.target or options.plan):
-        raise UsageError("prune goes with pruning_ratio; target and plan already say what shrinks")
-    if not shapes and not ("prune" in given and "=" in options.prune):
+    if not shapes and "=" not in options.prune:
         raise UsageError("how much? give --pruning_ratio R with 0 <= R < 1, --target NAME=WIDTH or --plan FILE")
     if not (options.target or options.plan):
         parse_prune(options.prune, options.pruning_ratio)
+        if options.pruning_ratio is not None and all("=" in part for part in options.prune.split(",")):
+            raise UsageError(
+                f"pruning_ratio {options.pruning_ratio:g} is not used: prune gives every kind its own ratio"
+            )
     if options.no_save and options.save_model:
         raise UsageError("no_save and save_model contradict each other")
     if options.device_map and options.device != "auto":
@@ -153,17 +167,19 @@ def read_yaml(path: str) -> dict[str, Any]:
         raise UsageError(f"--config {path}: {getattr(error, 'strerror', None) or error}") from error
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
-        values = yaml.safe_load(text) or {}
+        values = yaml.safe_load(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         raise UsageError(f"{path}{line}: {getattr(error, 'problem', None) or 'not YAML'}") from error
     except ValueError as error:  # a tagged scalar that is no such value
         raise UsageError(f"{path}: {error}") from error
+    if root is None:
+        return {}
     if not isinstance(values, dict):
         raise UsageError(f"{path} must be a mapping of option names to values")
     seen = set()
-    for key, value in root.value if root else []:
+    for key, value in root.value:
         line = f"{path}, line {key.start_mark.line + 1}"
         if key.value not in FIELDS:
             raise UsageError(f"{line}: unknown option {key.value!r}; {did_you_mean(key.value, FIELDS)}")

@@ -30,7 +30,7 @@ def load_text(name: str) -> str:
         return "\n\n".join(_wikitext2("test"))
     check_name(name)
     try:
-        return Path(name).expanduser().read_text(encoding="utf-8")
+        return Path(name).expanduser().read_bytes().decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"evaluation data {name} is not a UTF-8 text file: {error}") from error
 
@@ -47,10 +47,10 @@ def _wikitext2(split: str) -> list[str]:
         ) from error
 
 
-def token_windows(text: str, tokenizer, length: int) -> "torch.Tensor":
+def token_windows(text: str, tokenizer, length: int, vocab_size: int | None = None) -> "torch.Tensor":
     """`text` tokenised once, cut into windows without overlap, the remainder dropped: LongTensor [n, length].
 
-    UsageError when the text is shorter than one window.
+    UsageError when the text is shorter than one window, or has tokens that the model does not know.
     """
     import torch
 
@@ -59,6 +59,10 @@ def token_windows(text: str, tokenizer, length: int) -> "torch.Tensor":
         raise UsageError(
             f"the evaluation text has {len(ids)} tokens, one window needs {length}; "
             "give a longer text or a smaller --max_seq_len"
+        )
+    if vocab_size is not None and max(ids) >= vocab_size:
+        raise UsageError(
+            f"the tokenizer gives token {max(ids)}, the model knows {vocab_size}; they do not belong together"
         )
     count = len(ids) // length
     return torch.tensor(ids[: count * length]).view(count, length)

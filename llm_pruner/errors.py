@@ -40,6 +40,12 @@ def did_you_mean(word: str, known) -> str:
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch (either allocator) or Python ran out of memory."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
+
+
 def redact(text: str) -> str:
     """`text` without access tokens: Hugging Face's (`hf_…`) and credentials inside URLs."""
     text = re.sub(r"\bhf_[A-Za-z0-9]{8,}", "hf_***", text)

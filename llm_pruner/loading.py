@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from llm_pruner.architectures import family_of
-from llm_pruner.errors import PlanError, RunError, UsageError
+from llm_pruner.errors import PlanError, RunError, UsageError, is_out_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -15,7 +15,7 @@ PICKLED_FILES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 SMALL_FILES = ("*.json", "tokenizer*", "*.model", "*.txt", "*.jinja")
 
 
-def resolve(name: str, revision: str | None = None) -> str:
+def resolve(name: str) -> str:
     """`name` as what to load from: the folder of the demo model, a local folder, or a hub id. RunError."""
     if name == "demo":
         return str(Path(__file__).parent / "demo" / "model")
@@ -31,15 +31,19 @@ def resolve(name: str, revision: str | None = None) -> str:
     return name
 
 
-def load_config(source: str, revision: str | None = None):
-    """The model's configuration, from config.json alone.
-
-    PlanError for a family that is not supported or quantised weights, RunError when it cannot be had.
-    """
+def check_family(source: str, revision: str | None = None) -> dict:
+    """The content of config.json. PlanError for a family that is not supported or quantised weights, RunError when it
+    cannot be had. Imports nothing heavy."""
     raw = _config_json(source, revision)
     family_of(raw.get("model_type"))
     if raw.get("quantization_config"):
         raise PlanError(f"{source} holds quantised weights, which cannot be cut; prune first, then quantise")
+    return raw
+
+
+def load_config(source: str, revision: str | None = None):
+    """The model's configuration, from config.json alone. Errors as `check_family`."""
+    raw = check_family(source, revision)
     from transformers import AutoConfig
 
     try:
@@ -115,7 +119,8 @@ def check_files(folder: str) -> None:
     from safetensors import SafetensorError, safe_open
 
     path = Path(folder)
-    for index in (*path.glob("*.safetensors.index.json"), *path.glob("*.bin.index.json")):
+    kind = "safetensors" if any(path.glob("model*.safetensors")) else "*"  # else pickles are what will be loaded
+    for index in path.glob(f"*.{kind}.index.json"):
         try:
             shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
         except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
@@ -153,6 +158,8 @@ def pick_device(name: str):
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+        if device.type == "meta":
+            raise ValueError("it holds no weights; --dry_run needs none")
         torch.empty(0, device=device)
     except Exception as error:
         raise UsageError(f"--device {name}: {str(error).splitlines()[0]}") from error
@@ -179,7 +186,7 @@ def load_model(folder: str, config, dtype: str = "auto", device=None, device_map
             output_loading_info=True,
         )
     except Exception as error:
-        if "out of memory" in str(error).lower() or isinstance(error, MemoryError):
+        if is_out_of_memory(error):
             raise
         raise RunError(f"{folder} cannot be loaded: {_first_line(error)}") from error
     for problem in ("missing_keys", "mismatched_keys"):
@@ -189,6 +196,8 @@ def load_model(folder: str, config, dtype: str = "auto", device=None, device_map
             raise RunError(f"{folder}: {problem.removesuffix('_keys')} tensors, first {what} ({len(keys)} in all)")
     if unexpected := info.get("unexpected_keys"):
         log.warning("%s: %d tensors that this model does not use are left behind", folder, len(unexpected))
+    if offloaded := [name for name, p in model.named_parameters() if p.device.type == "meta"]:
+        raise RunError(f"{offloaded[0]} does not fit on the devices and was offloaded; it cannot be cut there")
     return model.eval()
 
 

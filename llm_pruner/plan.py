@@ -1,7 +1,10 @@
 """The plan: which units stay and what the configuration becomes. Plain data; nothing here changes a model."""
 
+import copy
 import json
 import math
+import os
+import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -39,10 +42,6 @@ class Plan:
     seed: int | None = None
     kept: dict[str, list[int]] | None = None
 
-    @property
-    def changes_nothing(self) -> bool:
-        return self.before == self.after
-
     def table(self, requested: Mapping[str, float] | None = None) -> str:
         """Before → after, with the ratio that was achieved beside the one that was asked for."""
         from llm_pruner.widths import FIELD, achieved
@@ -67,7 +66,10 @@ class Plan:
     def save(self, path: str | Path) -> None:
         """Writes the plan as JSON."""
         data = {"format": FORMAT, **asdict(self)}
-        Path(path).write_text(json.dumps(data) + "\n", encoding="utf-8")
+        path = Path(path)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            file.write(json.dumps(data) + "\n")
+        os.replace(file.name, path)
 
     @classmethod
     def load(cls, path: str | Path) -> "Plan":
@@ -83,8 +85,13 @@ class Plan:
                 raise ValueError(f"it has another format than {FORMAT}")
             data["before"], data["after"] = Widths(**data["before"]), Widths(**data["after"])
             plan = cls(**data)
-            if not isinstance(plan.kept, dict):
-                raise ValueError("it names no kept units")
+            counts = (*plan.before.asdict().values(), *plan.after.asdict().values(), plan.num_hidden_layers)
+            if not all(type(count) is int and count > 0 for count in counts):
+                raise ValueError("a width is not a whole number of at least 1")
+            if not isinstance(plan.kept, dict) or not all(isinstance(units, list) for units in plan.kept.values()):
+                raise ValueError("it does not list the kept units of each group")
+            if not isinstance(plan.importance, str) or type(plan.seed) is not int:
+                raise ValueError("it does not say how its units were chosen")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UsageError(f"--plan {path} is not a plan of this program: {error}") from error
         return plan
@@ -129,8 +136,8 @@ def meta_model(config):
     import torch
     from transformers import AutoModelForCausalLM
 
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, dtype=config.dtype or torch.float32)
+    with torch.device("meta"):  # a copy: building a model writes its dtype into the config
+        return AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=config.dtype or torch.float32)
 
 
 def shapes_after(shapes, groups: Iterable[Group], before: Widths, after: Widths) -> dict[str, tuple[int, ...]]:
@@ -231,7 +238,7 @@ def check_replay(plan: Plan, config, groups: Iterable[Group]) -> None:
         MLP: plan.after.intermediate_size,
     }
     for name, kept in plan.kept.items():
-        legal = all(isinstance(unit, int) and 0 <= unit < groups[name].units for unit in kept)
+        legal = all(type(unit) is int and 0 <= unit < groups[name].units for unit in kept)
         if not legal or kept != sorted(set(kept)) or len(kept) != count[groups[name].kind]:
             raise PlanError(
                 f"the plan's {name} is not {count[groups[name].kind]} ascending units of {groups[name].units}"

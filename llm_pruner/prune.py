@@ -5,13 +5,15 @@ config.json → groups → widths → plan        (--dry_run stops here)
 → staged, verified, published → report
 """
 
+import os
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from llm_pruner import checkpoint, data, importance, loading, report
 from llm_pruner.architectures import family_of, widths_of
-from llm_pruner.config import Options
+from llm_pruner.config import Options, validate
 from llm_pruner.errors import PlanError, RunError, UsageError, redact
 from llm_pruner.plan import Plan, check_replay, choose, make_plan, meta_model, scored_groups
 from llm_pruner.widths import (
@@ -28,14 +30,16 @@ BIG = 10**9  # parameters from which a width off the hardware's multiples is wor
 
 def run(options: Options, argv: Sequence[str] = ()) -> dict:
     """Does what `options` say and returns the report. Every failure is a PrunerError with its exit code."""
+    validate(options)
     stopwatch = report.Stopwatch()
     _say("options: " + ", ".join(f"{k}={v}" for k, v in options.asdict().items() if v not in (None, False)))
     source = loading.resolve(options.model)
     target = _check_outputs(options, source)
     eval_data = _check_eval_data(options)
     with stopwatch("plan"):
-        config = loading.load_config(source, options.revision)
+        loading.check_family(source, options.revision)
         _quiet()
+        config = loading.load_config(source, options.revision)
         if options.dtype != "auto":
             config.dtype = options.dtype
         groups, plan, new_config, requested = _plan(options, config)
@@ -55,11 +59,14 @@ def run(options: Options, argv: Sequence[str] = ()) -> dict:
     if not options.dry_run:
         with stopwatch("data"):
             tokenizer = loading.load_tokenizer(loading.fetch(source, options.revision, weights=False))
+            if tokenizer is None:
+                _say("note: the model has no tokenizer, so none is saved")
             if eval_data:
                 windows, evaluation = _windows(options, eval_data, config, tokenizer)
     with stopwatch("load"):
         folder = loading.fetch(source, options.revision)
         model = loading.load_model(folder, config, options.dtype, device, options.device_map)
+        plan = _check_against(plan, model, groups)
     perplexities = {}
     if windows is not None:
         with stopwatch("evaluate before"):
@@ -83,6 +90,7 @@ def run(options: Options, argv: Sequence[str] = ()) -> dict:
     if target is None:
         return result()
     with checkpoint.staged(target, options.overwrite) as staging:
+        _say(f"saving {target}")
         with stopwatch("save"):
             checkpoint.write(model, tokenizer, staging)
         with stopwatch("verify"):
@@ -103,15 +111,34 @@ def _quiet() -> None:
     from transformers.utils import logging as theirs
 
     theirs.set_verbosity_error()
-    theirs.disable_progress_bar()
+    if not sys.stderr.isatty():
+        theirs.disable_progress_bar()
+
+
+def _check_against(plan: Plan, model, groups) -> Plan:
+    """The plan with the bytes of the model that was loaded. RunError when that has other parameters than its config.
+
+    transformers unties an lm_head that a checkpoint stores beside the embeddings it is declared to share.
+    """
+    parameters = sum(p.numel() for p in model.parameters())
+    if parameters != plan.parameters_before:
+        raise RunError(
+            f"the checkpoint has {parameters:,} parameters, its config.json says {plan.parameters_before:,}; "
+            "if it holds an lm_head of its own, set tie_word_embeddings to false there"
+        )
+    loaded, _ = make_plan(model, groups, plan.after)
+    return replace(plan, bytes_before=loaded.bytes_before, bytes_after=loaded.bytes_after)
 
 
 def _check_outputs(options: Options, source: str) -> Path | None:
     """The folder to save to, if any. UsageError, before anything is loaded, when an output cannot be written."""
     if options.save_plan:
         path = Path(options.save_plan).expanduser()
-        if path.is_dir() or not path.absolute().parent.is_dir():
-            raise UsageError(f"--save_plan {path} is not a file in an existing folder")
+        parent = path.absolute().parent
+        if path.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+            raise UsageError(f"--save_plan {path} is not a file in an existing folder with write permission")
+        if _inside(path, source):
+            raise UsageError(f"--save_plan {path} is inside the input model; choose another place")
     if options.dry_run or options.no_save:
         return None
     if options.save_model:
@@ -124,7 +151,13 @@ def _check_outputs(options: Options, source: str) -> Path | None:
             what = Path(options.plan).stem if options.plan else options.target or options.prune
         target = Path("pruned") / f"{name}-{what.replace('=', '').replace(',', '-').replace(' ', '')}"
     checkpoint.check_target(target, source, options.overwrite)
+    if options.save_plan and _inside(options.save_plan, target):
+        raise UsageError(f"--save_plan {options.save_plan} is inside {target}, which the checkpoint will replace")
     return target
+
+
+def _inside(path: str | Path, folder: str | Path) -> bool:
+    return Path(folder).expanduser().resolve() in Path(path).expanduser().resolve().parents
 
 
 def _check_eval_data(options: Options) -> str | None:
@@ -186,7 +219,7 @@ def _windows(options: Options, name: str, config, tokenizer):
     if tokenizer is None:
         raise RunError(f"{options.model} has no tokenizer, so no text can be scored; use --eval_data none")
     length = min(options.max_seq_len, getattr(config, "max_position_embeddings", options.max_seq_len))
-    windows = data.token_windows(text, tokenizer, length)
+    windows = data.token_windows(text, tokenizer, length, config.vocab_size)
     return windows, {"data": redact(name), "max_seq_len": length, "windows": len(windows)}
 
 

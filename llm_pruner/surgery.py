@@ -12,6 +12,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import nn
+from tqdm.auto import tqdm
 
 from llm_pruner.architectures import family_of
 from llm_pruner.errors import PlanError
@@ -35,7 +36,7 @@ def cut(model: nn.Module, groups: Iterable[Group], plan: Plan, config) -> nn.Mod
     owners = dict(new.named_modules())
     device_map = getattr(model, "hf_device_map", None)
     buffers_on = {name: buffer.device for name, buffer in model.named_buffers()}
-    for name in list(parameters):
+    for name in tqdm(list(parameters), desc="cut", unit="tensor", delay=2, leave=False):
         old = parameters.pop(name)
         tensor = old.data
         for axis, index in positions.get(name, {}).items():

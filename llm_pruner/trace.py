@@ -197,7 +197,7 @@ class _Scale:
             return
         weight = self.existing(f"{name}.weight")
         if isinstance(target, nn.Linear):
-            transposed = isinstance(self.modules[name], Conv1D)
+            transposed = isinstance(self.modules.get(name), Conv1D)
             yield weight, int(out == transposed), "linear"
             if out and f"{name}.bias" in self.shapes:
                 yield self.existing(f"{name}.bias"), 0, "bias"

@@ -20,11 +20,15 @@ if __name__ == "__main__":
     logging.disable_progress_bar()
     folder, probe, out, device = sys.argv[1:]
     model, info = AutoModelForCausalLM.from_pretrained(
-        folder, dtype="auto", device_map={"": device}, trust_remote_code=False, output_loading_info=True
+        folder,
+        dtype="auto",
+        device_map="auto" if device == "auto" else {"": device},
+        trust_remote_code=False,
+        output_loading_info=True,
     )
     problems = {name: sorted(map(str, keys)) for name, keys in info.items() if keys}
     if problems:
         sys.exit(f"loading it reports {problems}")
     with torch.no_grad():
-        logits = model.eval()(load_file(probe)["input_ids"].to(device)).logits
+        logits = model.eval()(load_file(probe)["input_ids"].to(model.device)).logits
     save_file({"logits": logits.float().cpu().contiguous()}, out)

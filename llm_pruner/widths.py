@@ -89,14 +89,14 @@ def widths_by_ratio(before: Widths, ratios: dict[str, float], derived_head_dim: 
     elif HEADS in ratios:
         heads = kv_heads = _kept(heads, ratios[HEADS], FIELD[HEADS])
     hidden, intermediate = before.hidden_size, before.intermediate_size
-    if HIDDEN in ratios:
-        hidden = _rounded(_kept(hidden, ratios[HIDDEN], FIELD[HIDDEN]), before.hidden_size, round_to)
-        if derived_head_dim and HEADS in ratios and ratios[HEADS] == ratios[HIDDEN]:
+    if ratios.get(HIDDEN):
+        hidden = _rounded(_kept(hidden, ratios[HIDDEN], FIELD[HIDDEN]), hidden, round_to, FIELD[HIDDEN])
+        if derived_head_dim and ratios.get(HEADS) == ratios[HIDDEN]:
             step = math.lcm(before.head_dim, round_to)
-            hidden = _rounded(heads * before.head_dim, before.hidden_size, step)
+            hidden = _rounded(heads * before.head_dim, before.hidden_size, step, FIELD[HIDDEN])
             heads = kv_heads = hidden // before.head_dim
-    if MLP in ratios:
-        intermediate = _rounded(_kept(intermediate, ratios[MLP], FIELD[MLP]), before.intermediate_size, round_to)
+    if ratios.get(MLP):
+        intermediate = _rounded(_kept(intermediate, ratios[MLP], FIELD[MLP]), intermediate, round_to, FIELD[MLP])
     return Widths(hidden, heads, kv_heads, intermediate, before.head_dim)
 
 
@@ -108,13 +108,11 @@ def _kept(units: int, ratio: float, field: str) -> int:
     return kept
 
 
-def _rounded(kept: int, units: int, step: int) -> int:
-    """The multiple of `step` nearest to `kept` that is not more than `units`."""
+def _rounded(kept: int, units: int, step: int, field: str) -> int:
+    """The multiple of `step` nearest to `kept` that is not more than `units`; a step of 1 changes nothing."""
     nearest = min(math.floor(kept / step + 0.5), units // step) * step
-    if step == 1:
-        return kept
     if nearest < 1:
-        raise PlanError(f"{kept} of {units} is less than half of --round_to's {step}; round to at most {2 * kept}")
+        raise PlanError(f"{field}={kept} rounds to no multiple of {step} up to {units}; use a smaller --round_to")
     return nearest
 
 
@@ -151,11 +149,23 @@ def achieved(before: Widths, after: Widths) -> dict[str, float]:
 
 
 def ratio_of_one_step(before: Widths, kinds, round_to: int = 1) -> float:
-    """The ratio, in six digits, of the smallest step of `kinds`: a unit, a head of every group, `round_to` channels."""
-    steps = {
-        HIDDEN: round_to / before.hidden_size,
+    """The smallest ratio, in six digits, that takes a unit, a head of every group or `round_to` channels of a kind."""
+
+    def smallest(units: int, step: int) -> float:
+        lost = next(lost for lost in range(1, units + 1) if _rounded_or_none(units - lost, units, step) != units)
+        return lost / units
+
+    ratios = {
+        HIDDEN: smallest(before.hidden_size, round_to),
         HEADS: 1 / (before.heads_per_group if before.grouped else before.num_attention_heads),
         KV_HEADS: 1 / before.num_key_value_heads,
-        MLP: round_to / before.intermediate_size,
+        MLP: smallest(before.intermediate_size, round_to),
     }
-    return math.floor(min(steps[kind] for kind in kinds) * 1e6) / 1e6
+    return math.floor(min(ratios[kind] for kind in kinds) * 1e6) / 1e6
+
+
+def _rounded_or_none(kept: int, units: int, step: int) -> int | None:
+    try:
+        return _rounded(kept, units, step, "")
+    except PlanError:
+        return None

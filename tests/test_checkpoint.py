@@ -91,6 +91,21 @@ def test_leftovers_of_killed_runs_go_and_those_of_live_ones_stay(tmp_path):
     assert other.exists()
 
 
+def test_the_only_copy_comes_back_after_a_kill_between_two_renames(tmp_path):
+    """Where folders cannot be exchanged atomically: the old one was moved aside, the new one not yet in place."""
+    aside = tmp_path / f".out.partial-{2**22 + 1}-x-old"
+    aside.mkdir()
+    (aside / "config.json").write_text("old")
+
+    def fail():
+        with staged(tmp_path / "out", overwrite=True):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert content(tmp_path / "out") == {"config.json": "old"}
+
+
 def test_permissions_are_those_of_new_files(tmp_path):
     (tmp_path / "plain").write_text("")
     with staged(tmp_path / "out") as staging:

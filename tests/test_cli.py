@@ -181,6 +181,7 @@ def test_shape_that_llama_refuses_is_saved_as_mistral(command, tmp_path):
         (("--target", "hidden_size=193"), 3, "more than the model has .192."),
         (("--target", "hidden_size=192"), 3, "changes nothing"),
         (("--pruning_ratio", "0.5", "--device", "tpu9"), 2, "--device tpu9"),
+        (("--pruning_ratio", "0.5", "--device", "meta"), 2, "--device meta: it holds no weights"),
     ],
 )  # fmt: skip
 def test_faults_of_the_options(command, tmp_path, arguments, code, message):
@@ -219,7 +220,9 @@ def test_tokens_are_redacted(command, tmp_path):
     )  # fmt: skip
     assert secret not in everything
     assert "hf_***" in everything
-    assert secret not in one_line(command("--model", secret, *HALF), 1)
+    done = command("--model", f"./{secret}/none", *HALF, "--traceback")
+    assert (done.returncode, secret in done.stderr, "hf_***" in done.stderr) == (1, False, True)
+    assert "Traceback" in done.stderr
 
 
 # ------------------------------------------------------------------ faults of the model
@@ -271,6 +274,31 @@ def test_plain_pickled_weights_load(command, tmp_path, model):
     done = command("--model", "model", *HALF, *UNSCORED, "--save_model", "out")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+def test_leftovers_of_another_format_do_not_matter(command, model):
+    """Hub repositories often keep the index of pickles whose shards nobody downloads."""
+    index = {"metadata": {}, "weight_map": {"lm_head.weight": "pytorch_model-00001-of-00002.bin"}}
+    (model / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    done = command("--model", "model", *HALF, *UNSCORED, "--no_save")
+    assert done.returncode == 0, done.stderr
+
+
+def test_lm_head_that_the_config_does_not_know(command, model):
+    """transformers unties it in silence; sharing it again would throw its weights away."""
+    edit_config(model, tie_word_embeddings=True)
+    error = one_line(command("--model", "model", *HALF, *UNSCORED), 1)
+    assert "if it holds an lm_head of its own, set tie_word_embeddings to false" in error
+
+
+def test_dtype_is_the_weights_when_the_config_names_none(command, tmp_path, model):
+    config = json.loads((model / "config.json").read_text())
+    del config["dtype"]
+    (model / "config.json").write_text(json.dumps(config))
+    done = command("--model", "model", *HALF, *UNSCORED, "--save_model", "out")
+    assert done.returncode == 0, done.stderr
+    assert {t.dtype for t in load_file(tmp_path / "out" / "model.safetensors").values()} == {torch.bfloat16}
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["bytes"]["after"] == 2 * 522_912
 
 
 def test_truncated_weights_are_named(command, model):
@@ -352,17 +380,36 @@ def test_output_that_is_in_the_way(command, tmp_path, model):
     (tmp_path / "file").write_text("mine")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine")
+    shutil.copytree(DEMO, tmp_path / "mixed")
+    (tmp_path / "mixed" / "thesis.txt").write_text("mine")
     for target, message, *more in [
         ("file", "is a file"),
         ("file/below", "is not a folder with write permission"),
         ("full", "is not empty; use --overwrite"),
         ("full", "holds something else than a checkpoint", "--overwrite"),
-        ("model", "is or holds the input model", "--overwrite"),
-        (".", "is or holds the input model", "--overwrite"),
+        ("mixed", "holds something else than a checkpoint", "--overwrite"),
+        ("model", "is, holds or is in the input model", "--overwrite"),
+        ("model/below", "is, holds or is in the input model"),
+        (".", "is, holds or is in the input model", "--overwrite"),
+        ("x" * 300, "File name too long"),
     ]:
         error = one_line(command("--model", "model", *HALF, *UNSCORED, "--save_model", target, *more), 2)
         assert message in error
-    assert (tmp_path / "file").read_text() == (tmp_path / "full" / "thesis.txt").read_text() == "mine"
+    for mine in ("file", "full/thesis.txt", "mixed/thesis.txt"):
+        assert (tmp_path / mine).read_text() == "mine"
+    assert "where you are" in one_line(command("--model", "demo", *HALF, "--save_model", "."), 2)
+
+
+def test_plan_files_that_would_be_lost_or_destroy(command, tmp_path, model):
+    before = (model / "config.json").read_bytes()
+    (tmp_path / "out").mkdir()
+    for arguments, message in [
+        (("--save_plan", "model/config.json", "--dry_run"), "is inside the input model"),
+        (("--save_plan", "out/plan.json", "--save_model", "out"), "is inside out, which the checkpoint will replace"),
+        (("--save_plan", "nowhere/plan.json", "--dry_run"), "not a file in an existing folder"),
+    ]:
+        assert message in one_line(command("--model", "model", *HALF, *arguments), 2)
+    assert (model / "config.json").read_bytes() == before
 
 
 def test_no_room_on_the_disk_is_seen_before_loading(tmp_path):
@@ -414,7 +461,7 @@ def test_failure_while_saving_leaves_the_old_checkpoint(name, tmp_path, command)
     fault, code = INTERRUPTIONS[name]
     old = tmp_path / "out"
     shutil.copytree(DEMO, old)
-    (old / "mark").write_text("old")
+    (old / "LICENSE").write_text("old")  # a mark: the new checkpoint has none
     before = {path.name: path.read_bytes() for path in old.iterdir()}
     script = (
         "import os, resource, signal, sys\n"
@@ -435,5 +482,5 @@ def test_failure_while_saving_leaves_the_old_checkpoint(name, tmp_path, command)
     done = command(*arguments)  # the next run sweeps it away
     assert done.returncode == 0, done.stderr
     assert [path.name for path in tmp_path.iterdir() if path.name not in ("out", "hf")] == []
-    assert not (old / "mark").exists()
+    assert not (old / "LICENSE").exists()
     assert json.loads((old / "config.json").read_text())["hidden_size"] == 96

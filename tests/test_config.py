@@ -56,7 +56,10 @@ def test_both_spellings_and_equals():
         (["--model", "m", "--pruning_ratio", "0.5", "--importance", "magnitud"], "did you mean 'magnitude'"),
         (["--model", "m", "--pruning_ratio", "0.5", "--prune", "head"], "did you mean 'heads'"),
         (["--model", "m", "--pruning_ratio", "0.5", "--target", "hidden_size=4"], "both say the shape"),
-        (["--model", "m", "--target", "hidden_size=4", "--prune", "mlp"], "prune goes with pruning_ratio"),
+        (["--model", "m", "--target", "hidden_size=4", "--prune", "mlp"], "target already says what prune would"),
+        (["--model", "m", "--target", "hidden_size=4", "--round_to", "64"], "target already says what round_to would"),
+        (["--model", "m", "--plan", "p.json", "--seed", "4"], "plan already says what seed would"),
+        (["--model", "m", "--pruning_ratio", "0.9", "--prune", "mlp=0.5"], "pruning_ratio 0.9 is not used"),
         (["--model", "m", "--pruning_ratio", "0.5", "--no_save", "--save_model", "x"], "contradict"),
         (["--model", "m", "--pruning_ratio", "0.5", "--device", "cpu", "--device_map", "auto"], "one of them"),
         (["--model", "m", "--pruning_ratio"], "expected one argument"),
@@ -81,6 +84,7 @@ def test_flags_that_cannot_be_meant(arguments, message):
         ("seed: true\n", "line 1: seed: True is bool"),
         ("dry_run: 1\n", "line 1: dry_run: 1 is int, it must be true or false"),
         ("- a\n- b\n", "must be a mapping"),
+        ("null\n", "must be a mapping"),
         ("model: 'm\n", "line"),
     ],
 )
@@ -89,6 +93,10 @@ def test_yaml_that_cannot_be_meant(tmp_path, text, message, monkeypatch):
     with pytest.raises(UsageError, match=message):
         read_yaml(yaml(tmp_path, text))
     assert not (tmp_path / "pwned").exists()
+
+
+def test_empty_yaml(tmp_path):
+    assert read_yaml(yaml(tmp_path, "# nothing yet\n")) == {}
 
 
 def test_missing_yaml():

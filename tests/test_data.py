@@ -16,6 +16,11 @@ def test_windows_drop_the_remainder():
     assert windows.tolist() == [[0, 97, 98], [99, 100, 101]]
 
 
+def test_tokens_that_the_model_does_not_know():
+    with pytest.raises(UsageError, match="gives token 103, the model knows 103"):
+        data.token_windows("abcdefg", Letters(), 3, vocab_size=103)
+
+
 def test_text_of_exactly_one_window():
     assert data.token_windows("ab", Letters(), 3).shape == (1, 3)
 
@@ -28,7 +33,7 @@ def test_text_too_short_says_how_much_there_is():
 def test_a_file_is_one_string(tmp_path):
     file = tmp_path / "text.txt"
     file.write_bytes("a\n\n b \r\né\n".encode())
-    assert data.load_text(str(file)) == "a\n\n b \né\n"
+    assert data.load_text(str(file)) == "a\n\n b \r\né\n"
 
 
 def test_file_that_is_no_text(tmp_path):

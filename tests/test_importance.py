@@ -182,7 +182,7 @@ def test_a_criterion_that_gives_no_finite_score_is_an_error():
 
 
 def test_registry():
-    assert importance.available() == ["magnitude", "random"]
+    assert {"magnitude", "random"} <= set(importance.available())
     with pytest.raises(UsageError, match="unknown importance 'magnitud'; did you mean 'magnitude'"):
         importance.get("magnitud")
     importance.get("random")

@@ -49,7 +49,7 @@ def test_choose_keeps_heads_even_and_everything_else_whole():
 
 
 def test_json_round_trip(tmp_path):
-    _, plan, _ = planned(tiny.model("qwen2"), tiny.ALL)
+    plan = replace(planned(tiny.model("qwen2"), tiny.ALL)[1], importance="magnitude", seed=0)
     plan.save(tmp_path / "plan.json")
     assert Plan.load(tmp_path / "plan.json") == plan
     assert plan.config["hidden_size"] == 24
@@ -114,10 +114,21 @@ def test_plans_that_do_not_fit_are_refused(change, message):
         ("{}", "is not a plan"),
         (json.dumps({"format": 2}), "another format"),
         (json.dumps({"format": 1, "before": {}, "after": {}}), "is not a plan"),
+        ({"kept": {"hidden": 5}}, "does not list the kept units"),
+        ({"kept": None}, "does not list the kept units"),
+        ({"num_hidden_layers": "2"}, "not a whole number"),
+        ({"after": {**BEFORE.asdict(), "hidden_size": 1.5}}, "not a whole number"),
+        ({"after": {**BEFORE.asdict(), "hidden_size": 0}}, "not a whole number"),
+        ({"seed": {}}, "how its units were chosen"),
     ],
 )
 def test_files_that_are_no_plans(tmp_path, text, message):
     path = tmp_path / "plan.json"
+    if isinstance(text, dict):  # a plan with one thing wrong
+        plan = planned(tiny.model("llama"), tiny.ALL)[1]
+        replace(plan, importance="magnitude", seed=0).save(path)
+        Plan.load(path)
+        text = json.dumps({**json.loads(path.read_text()), **text})
     path.write_text(text)
     with pytest.raises(UsageError, match=message):
         Plan.load(path)

@@ -59,14 +59,29 @@ def test_perplexities_are_those_measured():
 
 def test_speed_is_what_was_measured():
     tracing, score_cut = result("tracing"), result("score_cut_cpu")
-    for value in (
-        f"{tracing['llama_8b_seconds']:.1f} s",
-        f"{tracing['llama_70b_seconds']:.1f} s",
-        f"{tracing['ratio_of_160_to_20_layers']:.1f}×",
-        f"{score_cut['ratio']:.2f}×",
-        f"{score_cut['peak_over_model']:.2f}×",
+    for row, value in (
+        ("trace and plan, Llama-3.1-8B shape, no weights", f"{tracing['llama_8b_seconds']:.1f} s"),
+        ("the same, 70B shape (80 layers)", f"{tracing['llama_70b_seconds']:.1f} s"),
+        ("160 layers against 20", f"{tracing['ratio_of_160_to_20_layers']:.1f}× the time"),
+        ("score and cut, random 1.1 B-parameter Llama in bfloat16", f"{score_cut['ratio']:.2f}×"),
+        ("its peak memory", f"{score_cut['peak_over_model']:.2f}×"),
     ):
-        assert value in README
+        assert f"| {row} | {value} |" in README
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"pruning_ratio": -0.5},
+        {"pruning_ratio": float("nan")},
+        {"pruning_ratio": 0.5, "round_to": 0},
+        {"dtype": "bf16"},
+    ],
+)
+def test_options_made_in_python_are_checked_too(options):
+    wrong = llm_pruner.Options(model="demo", no_save=True, **options)
+    with pytest.raises(llm_pruner.PrunerError):
+        llm_pruner.run(wrong)
 
 
 def test_families_are_named():

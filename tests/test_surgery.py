@@ -89,6 +89,26 @@ def test_shapes_are_the_plans(case, name):
     assert sum(p.numel() for p in model.parameters()) == 0, "the old model still holds tensors"
 
 
+@pytest.mark.parametrize("case", tiny.DERIVED)
+def test_fused_projections_keep_the_rows_of_the_kept_heads(case):
+    """Query, key and value of each kept head, by hand, with the kept hidden channels on the other axis."""
+    model = tiny.model(case)
+    groups, plan, config = planned(model, {"hidden": 0.5, "heads": 0.5})
+    heads, hidden = plan.kept["layers.1.heads"], plan.kept["hidden"]
+    if case == "gpt2":
+        old = model.transformer.h[1].attn.c_attn  # weight [in, Q | K | V]
+        weight = old.weight.T.reshape(3, 6, 8, 48)[:, heads].reshape(72, 48)[:, hidden].T.clone()
+        bias = old.bias.reshape(3, 6, 8)[:, heads].flatten().clone()
+        new = cut(model, groups, plan, config).transformer.h[1].attn.c_attn
+    else:
+        old = model.gpt_neox.layers[1].attention.query_key_value  # rows: q, k, v of head 0, then of head 1 …
+        weight = old.weight.reshape(6, 24, 48)[heads].reshape(72, 48)[:, hidden].clone()
+        bias = old.bias.reshape(6, 24)[heads].flatten().clone()
+        new = cut(model, groups, plan, config).gpt_neox.layers[1].attention.query_key_value
+    assert torch.equal(new.weight, weight)
+    assert torch.equal(new.bias, bias)
+
+
 @pytest.mark.parametrize("case", tiny.CASES)
 def test_keeping_everything_is_the_identity(case):
     model = tiny.model(case)

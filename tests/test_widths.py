@@ -117,8 +117,18 @@ def test_rounding():
     after = widths_by_ratio(before, {"hidden": 0.3, "mlp": 0.3}, False, round_to=128)
     assert (after.hidden_size, after.intermediate_size) == (2816, 7680)  # nearest to 2867 and 7705
     assert widths_by_ratio(Widths(100, 4, 4, 100, 8), {"mlp": 0.01}, False, 64).intermediate_size == 64
-    with pytest.raises(PlanError, match="less than half of --round_to's 512"):
+    with pytest.raises(PlanError, match="intermediate_size=150 rounds to no multiple of 512 up to 300"):
         widths_by_ratio(Widths(300, 4, 4, 300, 8), {"mlp": 0.5}, False, 512)
+    nothing = {"hidden": 0.0, "heads": 0.0, "mlp": 0.0}
+    assert widths_by_ratio(LLAMA_6M, nothing, False, 100) == LLAMA_6M, "ratio 0 is an exact copy"
+
+
+def test_ratio_of_one_step_when_rounding():
+    ratio = ratio_of_one_step(LLAMA_6M, ["mlp"], 128)
+    assert widths_by_ratio(LLAMA_6M, {"mlp": ratio}, False, 128).intermediate_size < 704
+    below = widths_by_ratio(Widths(256, 8, 4, 640, 32), {"mlp": 0.09}, False, 128)
+    assert below.intermediate_size == 640
+    assert ratio_of_one_step(Widths(256, 8, 4, 640, 32), ["mlp"], 128) == pytest.approx(65 / 640, abs=1e-6)
 
 
 def test_head_and_kv_ratio_of_a_multi_head_model_cannot_differ():
@@ -189,12 +199,12 @@ def test_ratio_of_one_step_takes_exactly_one(kind):
         (
             "gpt2",
             Widths(48, 3, 3, 192, 8),
-            "shrink together; nearest legal: hidden_size=24,num_attention_heads=3,.* or hidden_size=48,.*=6",
+            "shrink together; nearest legal: hidden_size=24,num_attention_heads=3,num_key_value_heads=3$",
         ),
         (
             "gpt_neox",
             Widths(30, 6, 6, 80, 8),
-            "shrink together; nearest legal: hidden_size=24,.*=3 or hidden_size=32,.*=4.* or hidden_size=48,.*=6",
+            "shrink together; nearest legal: hidden_size=24,.*=3 or hidden_size=32,.*=4,.*=4$",
         ),
     ],
 )
@@ -221,5 +231,6 @@ def test_longrope_allows_only_widths_that_keep_its_table():
     rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": factors, "long_factor": factors}
     config = tiny.config("phi3", rope_parameters=rope, original_max_position_embeddings=32)
     assert resize(config, Widths(24, 4, 4, 80, 6)).hidden_size == 24
-    with pytest.raises(PlanError, match="no stock phi3 class holds hidden_size=24,num_attention_heads=8"):
+    nearest = "nearest legal: hidden_size=24,num_attention_heads=4"
+    with pytest.raises(PlanError, match=f"no stock phi3 class holds hidden_size=24,num_attention_heads=8.*{nearest}"):
         resize(config, Widths(24, 8, 4, 80, 6))

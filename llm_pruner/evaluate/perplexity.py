@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from tqdm.auto import tqdm
 
-from llm_pruner.errors import RunError
+from llm_pruner.errors import RunError, is_out_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -32,8 +32,8 @@ def perplexity(model, windows: torch.Tensor, batch_size: int | None = None, labe
         while done < len(windows):
             try:
                 loss = _summed_loss(model, windows[done : done + batch])
-            except (torch.OutOfMemoryError, RuntimeError) as error:
-                if not _is_out_of_memory(error):
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
                     raise
                 if batch == 1:
                     raise RunError(
@@ -67,7 +67,3 @@ def _summed_loss(model, windows: torch.Tensor) -> float:
         target = targets[start : start + step].to(logits.device)
         total += F.cross_entropy(logits.float(), target, reduction="sum").double().item()
     return total
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -70,9 +70,10 @@ def get(name: str) -> Criterion:
 def score(groups: "Iterable[Group]", criterion: Criterion, evidence: Evidence) -> "dict[str, torch.Tensor]":
     """{group name: float32 [units] on the CPU}. RunError when a score is not finite."""
     import torch
+    from tqdm.auto import tqdm
 
     scores = {}
-    for group in groups:
+    for group in tqdm(groups, desc=f"score by {criterion.name}", unit="group", delay=2, leave=False):
         values = criterion.score(group, evidence).float().cpu()
         if values.shape != (group.units,) or not torch.isfinite(values).all():
             raise RunError(

@@ -1,4 +1,5 @@
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -6,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-REPOSITORY = Path(__file__).parents[1]
+from tests.commands import DEMO, REPOSITORY
 
 
 @pytest.fixture(scope="session")
@@ -20,6 +21,12 @@ def shared() -> Path:
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def model(tmp_path) -> Path:
+    """A copy of the demo model to break."""
+    return Path(shutil.copytree(DEMO, tmp_path / "model"))
 
 
 @pytest.fixture

@@ -1,62 +1,17 @@
-"""The command as a user meets it, by subprocess: what it prints, leaves behind and returns."""
+"""The command as a user meets it, by subprocess: the main job, and options that cannot be meant."""
 
-import http.server
 import json
-import os
-import pickle
+import re
 import shutil
 import subprocess
 import sys
-import threading
 import time
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from llm_pruner import loading
-from tests import tiny
-
-DEMO = Path(loading.resolve("demo"))
-REPOSITORY = Path(__file__).parents[1]
-HALF = ("--pruning_ratio", "0.5")
-UNSCORED = ("--eval_data", "none")
-
-
-@pytest.fixture
-def model(tmp_path) -> Path:
-    """A copy of the demo model to break."""
-    return Path(shutil.copytree(DEMO, tmp_path / "model"))
-
-
-def edit_config(folder: Path, **changes) -> None:
-    path = folder / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-
-
-def edit_tensors(folder: Path, change) -> None:
-    tensors = load_file(folder / "model.safetensors")
-    change(tensors)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-
-
-def one_line(done, code: int) -> str:
-    """The error, which is one line, after checking the exit code."""
-    assert done.returncode == code, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
-    lines = [line for line in done.stderr.splitlines() if line.startswith("prune_llm: error:")]
-    assert len(lines) == 1, done.stderr
-    assert "Traceback" not in done.stderr
-    return lines[0]
-
-
-def logits(folder: Path) -> torch.Tensor:
-    from transformers import AutoModelForCausalLM
-
-    return tiny.logits(AutoModelForCausalLM.from_pretrained(folder))
-
-
-# ------------------------------------------------------------------ the main job
+from tests.commands import DEMO, HALF, REPOSITORY, UNSCORED, logits, one_line
 
 
 def test_the_main_job_on_the_demo_model(command, tmp_path):
@@ -163,9 +118,6 @@ def test_shape_that_llama_refuses_is_saved_as_mistral(command, tmp_path):
     assert logits(tmp_path / "out").isfinite().all()
 
 
-# ------------------------------------------------------------------ faults of the command
-
-
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -185,8 +137,6 @@ def test_shape_that_llama_refuses_is_saved_as_mistral(command, tmp_path):
     ],
 )  # fmt: skip
 def test_faults_of_the_options(command, tmp_path, arguments, code, message):
-    import re
-
     error = one_line(command("--model", "demo", *arguments), code)
     assert re.search(message, error), error
     assert list(tmp_path.iterdir()) == []
@@ -223,264 +173,3 @@ def test_tokens_are_redacted(command, tmp_path):
     done = command("--model", f"./{secret}/none", *HALF, "--traceback")
     assert (done.returncode, secret in done.stderr, "hf_***" in done.stderr) == (1, False, True)
     assert "Traceback" in done.stderr
-
-
-# ------------------------------------------------------------------ faults of the model
-
-
-def test_families_that_cannot(command, tmp_path):
-    """An unknown model_type, with the code it would like to run; a quantised one; a shape its class cannot have."""
-    (tmp_path / "x").mkdir()
-    (tmp_path / "x" / "evil.py").write_text("open('pwned', 'w')\n")
-    auto_map = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}
-    (tmp_path / "x" / "config.json").write_text(json.dumps({"model_type": "bloom", "auto_map": auto_map}))
-    error = one_line(command("--model", "x", *HALF, "--dry_run"), 3)
-    assert "'bloom' is not supported; supported: gemma, gemma3_text, gpt2, gpt_neox, llama, mistral, phi3" in error
-    tiny.config("gpt2").save_pretrained(tmp_path / "gpt2")
-    error = one_line(command("--model", "gpt2", *HALF, "--prune", "heads", "--dry_run"), 3)
-    assert "hidden and heads shrink together; nearest legal: hidden_size=24,num_attention_heads=3" in error
-    tiny.config("llama", quantization_config={"quant_method": "gptq"}).save_pretrained(tmp_path / "q")
-    assert "quantised" in one_line(command("--model", "q", *HALF, "--dry_run"), 3)
-    assert not (tmp_path / "pwned").exists()
-
-
-def test_auto_map_of_a_native_type_is_ignored(command, tmp_path, model):
-    (model / "evil.py").write_text("open('pwned', 'w')\n")
-    edit_config(model, auto_map={"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"})
-    done = command("--model", "model", *HALF, *UNSCORED, "--save_model", "out")
-    assert done.returncode == 0, done.stderr
-    assert not list(tmp_path.rglob("pwned"))
-    assert "auto_map" not in json.loads((tmp_path / "out" / "config.json").read_text())
-
-
-class Evil:
-    def __reduce__(self):
-        return (os.system, ("touch pwned",))
-
-
-def test_pickled_code_never_runs(command, tmp_path, model):
-    (model / "model.safetensors").unlink()
-    with open(model / "pytorch_model.bin", "wb") as file:
-        pickle.dump({"lm_head.weight": Evil()}, file)
-    one_line(command("--model", "model", *HALF, *UNSCORED), 1)
-    assert not list(tmp_path.rglob("pwned"))
-    assert not (tmp_path / "pruned").exists()
-
-
-def test_plain_pickled_weights_load(command, tmp_path, model):
-    tensors = load_file(model / "model.safetensors")
-    (model / "model.safetensors").unlink()
-    torch.save(tensors, model / "pytorch_model.bin")
-    done = command("--model", "model", *HALF, *UNSCORED, "--save_model", "out")
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "out" / "model.safetensors").is_file()
-
-
-def test_leftovers_of_another_format_do_not_matter(command, model):
-    """Hub repositories often keep the index of pickles whose shards nobody downloads."""
-    index = {"metadata": {}, "weight_map": {"lm_head.weight": "pytorch_model-00001-of-00002.bin"}}
-    (model / "pytorch_model.bin.index.json").write_text(json.dumps(index))
-    done = command("--model", "model", *HALF, *UNSCORED, "--no_save")
-    assert done.returncode == 0, done.stderr
-
-
-def test_lm_head_that_the_config_does_not_know(command, model):
-    """transformers unties it in silence; sharing it again would throw its weights away."""
-    edit_config(model, tie_word_embeddings=True)
-    error = one_line(command("--model", "model", *HALF, *UNSCORED), 1)
-    assert "if it holds an lm_head of its own, set tie_word_embeddings to false" in error
-
-
-def test_dtype_is_the_weights_when_the_config_names_none(command, tmp_path, model):
-    config = json.loads((model / "config.json").read_text())
-    del config["dtype"]
-    (model / "config.json").write_text(json.dumps(config))
-    done = command("--model", "model", *HALF, *UNSCORED, "--save_model", "out")
-    assert done.returncode == 0, done.stderr
-    assert {t.dtype for t in load_file(tmp_path / "out" / "model.safetensors").values()} == {torch.bfloat16}
-    assert json.loads((tmp_path / "out" / "report.json").read_text())["bytes"]["after"] == 2 * 522_912
-
-
-def test_truncated_weights_are_named(command, model):
-    data = (model / "model.safetensors").read_bytes()
-    (model / "model.safetensors").write_bytes(data[: len(data) // 2])
-    assert "model.safetensors is truncated or broken" in one_line(command("--model", "model", *HALF, *UNSCORED), 1)
-
-
-def test_missing_and_misshapen_tensors_are_named(command, model):
-    edit_tensors(model, lambda tensors: tensors.pop("model.layers.1.mlp.up_proj.weight"))
-    error = one_line(command("--model", "model", *HALF, *UNSCORED), 1)
-    assert "missing tensors, first model.layers.1.mlp.up_proj.weight" in error
-    edit_tensors(model, lambda t: t.update({"model.layers.1.mlp.up_proj.weight": torch.zeros(3, 192)}))
-    assert "model.layers.1.mlp.up_proj.weight" in one_line(command("--model", "model", *HALF, *UNSCORED), 1)
-
-
-def test_nan_in_the_weights_is_named(command, tmp_path, model):
-    edit_tensors(model, lambda tensors: tensors["model.layers.2.self_attn.k_proj.weight"].fill_(float("nan")))
-    error = one_line(command("--model", "model", *HALF, *UNSCORED), 1)
-    assert "model.layers.2.self_attn.k_proj.weight holds" in error
-    assert not (tmp_path / "pruned").exists()
-
-
-def test_index_that_leaves_the_folder_is_refused(command, tmp_path, model):
-    shutil.move(model / "model.safetensors", tmp_path / "elsewhere.safetensors")
-    names = load_file(tmp_path / "elsewhere.safetensors")
-    index = {"metadata": {}, "weight_map": dict.fromkeys(names, "../elsewhere.safetensors")}
-    (model / "model.safetensors.index.json").write_text(json.dumps(index))
-    error = one_line(command("--model", "model", *HALF, *UNSCORED), 1)
-    assert "names '../elsewhere.safetensors', which is outside the checkpoint; refused" in error
-
-
-def test_model_that_is_not_there(command, tmp_path):
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "broken").mkdir()
-    (tmp_path / "broken" / "config.json").write_text("{")
-    assert "there is no folder ./nowhere" in one_line(command("--model", "./nowhere", *HALF), 1)
-    assert "holds no config.json" in one_line(command("--model", "empty", *HALF), 1)
-    assert "is not a configuration" in one_line(command("--model", "broken", *HALF), 1)
-
-
-class Hub(http.server.BaseHTTPRequestHandler):
-    """A hub on which every model is gated, or missing."""
-
-    def do_GET(self):
-        code, name = (403, "GatedRepo") if "gated" in self.path else (404, "RepoNotFound")
-        self.send_response(code)
-        self.send_header("X-Error-Code", name)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    do_HEAD = do_GET
-
-    def log_message(self, *_): ...
-
-
-def test_hub_says_no_in_three_ways(command):
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    hub = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HUB_OFFLINE": "0"}
-    try:
-        gated = one_line(command("--model", "org/gated", *HALF, **hub), 1)
-        missing = one_line(command("--model", "org/missing", *HALF, **hub), 1)
-    finally:
-        server.shutdown()
-        server.server_close()
-    unreachable = one_line(
-        command("--model", "org/model", *HALF, HF_ENDPOINT="http://127.0.0.1:9", HF_HUB_OFFLINE="0"), 1
-    )
-    assert "org/gated is gated: ask for access" in gated
-    assert "org/missing is neither a local folder nor a model on the hub" in missing
-    assert "the hub cannot be reached" in unreachable
-
-
-# ------------------------------------------------------------------ faults of the output
-
-
-def test_output_that_is_in_the_way(command, tmp_path, model):
-    (tmp_path / "file").write_text("mine")
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "thesis.txt").write_text("mine")
-    shutil.copytree(DEMO, tmp_path / "mixed")
-    (tmp_path / "mixed" / "thesis.txt").write_text("mine")
-    for target, message, *more in [
-        ("file", "is a file"),
-        ("file/below", "is not a folder with write permission"),
-        ("full", "is not empty; use --overwrite"),
-        ("full", "holds something else than a checkpoint", "--overwrite"),
-        ("mixed", "holds something else than a checkpoint", "--overwrite"),
-        ("model", "is, holds or is in the input model", "--overwrite"),
-        ("model/below", "is, holds or is in the input model"),
-        (".", "is, holds or is in the input model", "--overwrite"),
-        ("x" * 300, "File name too long"),
-    ]:
-        error = one_line(command("--model", "model", *HALF, *UNSCORED, "--save_model", target, *more), 2)
-        assert message in error
-    for mine in ("file", "full/thesis.txt", "mixed/thesis.txt"):
-        assert (tmp_path / mine).read_text() == "mine"
-    assert "where you are" in one_line(command("--model", "demo", *HALF, "--save_model", "."), 2)
-
-
-def test_plan_files_that_would_be_lost_or_destroy(command, tmp_path, model):
-    before = (model / "config.json").read_bytes()
-    (tmp_path / "out").mkdir()
-    for arguments, message in [
-        (("--save_plan", "model/config.json", "--dry_run"), "is inside the input model"),
-        (("--save_plan", "out/plan.json", "--save_model", "out"), "is inside out, which the checkpoint will replace"),
-        (("--save_plan", "nowhere/plan.json", "--dry_run"), "not a file in an existing folder"),
-    ]:
-        assert message in one_line(command("--model", "model", *HALF, *arguments), 2)
-    assert (model / "config.json").read_bytes() == before
-
-
-def test_no_room_on_the_disk_is_seen_before_loading(tmp_path):
-    script = (
-        "import shutil, sys; from collections import namedtuple;"
-        "shutil.disk_usage = lambda _: namedtuple('Usage', 'total used free')(10**9, 10**9, 10**6);"
-        "import llm_pruner.loading as loading; loading.load_model = None;"
-        "from llm_pruner.cli import main; sys.exit(main(sys.argv[1:]))"
-    )
-    done = python(script, tmp_path, "--model", "demo", *HALF)
-    assert "has 0.00 GB free, the checkpoint needs 0.07 GB" in one_line(done, 1)
-    assert list(tmp_path.iterdir()) == []
-
-
-def python(script: str, cwd: Path, *arguments):
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-c", script, *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
-
-
-# What happens once the new checkpoint is half or wholly written, and what the command then returns.
-INTERRUPTIONS = {
-    "ctrl-c": ("checkpoint.verify = lambda *_: os.kill(os.getpid(), signal.SIGINT)", 130),
-    "terminated": ("checkpoint.verify = lambda *_: os.kill(os.getpid(), signal.SIGTERM)", 143),
-    "killed": ("checkpoint.verify = lambda *_: os.kill(os.getpid(), signal.SIGKILL)", -9),
-    "disk full": ("resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))", 1),
-    "does not reload": (
-        "write = checkpoint.write\n"
-        "def broken(model, tokenizer, folder):\n"
-        "    write(model, tokenizer, folder)\n"
-        "    data = (folder / 'model.safetensors').read_bytes()\n"
-        "    (folder / 'model.safetensors').write_bytes(data[:-100])\n"
-        "checkpoint.write = broken",
-        4,
-    ),
-    "other weights": (
-        "write = checkpoint.write\n"
-        "def broken(model, tokenizer, folder):\n"
-        "    write(model, tokenizer, folder)\n"
-        "    model.lm_head.weight.data += 1\n"
-        "checkpoint.write = broken",
-        4,
-    ),
-}
-
-
-@pytest.mark.parametrize("name", INTERRUPTIONS)
-def test_failure_while_saving_leaves_the_old_checkpoint(name, tmp_path, command):
-    fault, code = INTERRUPTIONS[name]
-    old = tmp_path / "out"
-    shutil.copytree(DEMO, old)
-    (old / "LICENSE").write_text("old")  # a mark: the new checkpoint has none
-    before = {path.name: path.read_bytes() for path in old.iterdir()}
-    script = (
-        "import os, resource, signal, sys\n"
-        f"from llm_pruner import checkpoint\n{fault}\n"
-        "from llm_pruner.cli import main\nsys.exit(main(sys.argv[1:]))"
-    )
-    arguments = ("--model", "demo", *HALF, *UNSCORED, "--save_model", "out", "--overwrite")
-    done = python(script, tmp_path, *arguments)
-    assert done.returncode == code, done.stderr
-    if code in (1, 4, 130):
-        one_line(done, code)
-    assert {path.name: path.read_bytes() for path in old.iterdir()} == before
-    others = [path.name for path in tmp_path.iterdir() if path.name != "out"]
-    assert all(".partial-" in name for name in others)
-    assert bool(others) == (code == -9), "only a kill leaves its staging folder"
-    if not others:
-        return
-    done = command(*arguments)  # the next run sweeps it away
-    assert done.returncode == 0, done.stderr
-    assert [path.name for path in tmp_path.iterdir() if path.name not in ("out", "hf")] == []
-    assert not (old / "LICENSE").exists()
-    assert json.loads((old / "config.json").read_text())["hidden_size"] == 96

@@ -1,0 +1,41 @@
+"""What the tests that run the command share."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from llm_pruner import loading
+from tests import tiny
+
+DEMO = Path(loading.resolve("demo"))
+REPOSITORY = Path(__file__).parents[1]
+HALF = ("--pruning_ratio", "0.5")
+UNSCORED = ("--eval_data", "none")
+
+
+def edit_config(folder: Path, **changes) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def edit_tensors(folder: Path, change) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def one_line(done, code: int) -> str:
+    """The error, which is one line, after checking the exit code."""
+    assert done.returncode == code, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
+    lines = [line for line in done.stderr.splitlines() if line.startswith("prune_llm: error:")]
+    assert len(lines) == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    return lines[0]
+
+
+def logits(folder: Path) -> torch.Tensor:
+    from transformers import AutoModelForCausalLM
+
+    return tiny.logits(AutoModelForCausalLM.from_pretrained(folder))

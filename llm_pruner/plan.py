@@ -4,7 +4,6 @@ import copy
 import json
 import math
 import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -67,9 +66,9 @@ class Plan:
         """Writes the plan as JSON."""
         data = {"format": FORMAT, **asdict(self)}
         path = Path(path)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            file.write(json.dumps(data) + "\n")
-        os.replace(file.name, path)
+        partial = path.with_name(f".{path.name}.partial")
+        partial.write_text(json.dumps(data) + "\n", encoding="utf-8")
+        os.replace(partial, path)
 
     @classmethod
     def load(cls, path: str | Path) -> "Plan":

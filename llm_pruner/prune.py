@@ -204,7 +204,7 @@ def _hints(plan: Plan, new_config) -> None:
         for name in (FIELD["hidden"], FIELD["mlp"]):
             width = getattr(plan.after, name)
             if width % 64:
-                _say(f"hint: {name}={width} is not a multiple of 64, which GPUs like; --round_to 64 makes it one")
+                _say(f"hint: {name}={width} is not a multiple of 64, which GPUs like; a ratio takes --round_to 64")
 
 
 def _save_plan(options: Options, plan: Plan) -> None:

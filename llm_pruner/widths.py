@@ -140,6 +140,11 @@ def widths_by_target(before: Widths, target: dict[str, int]) -> Widths:
             f"num_attention_heads={heads} is not a multiple of {kv_heads} kv groups, each of which keeps as many "
             f"query heads; nearest legal: {nearest}"
         )
+    if heads // kv_heads > before.heads_per_group:
+        raise PlanError(
+            f"num_attention_heads={heads} with {kv_heads} kv groups is {heads // kv_heads} query heads a group, "
+            f"and a group has {before.heads_per_group}; at most {kv_heads * before.heads_per_group} heads are legal"
+        )
     return after
 
 

@@ -175,6 +175,7 @@ def test_widths_by_target():
         ({"hidden": 257}, "is more than the model has \\(256\\)"),
         ({"heads": 6}, "nearest legal: 4 or 8"),
         ({"kv_heads": 3, "heads": 7}, "nearest legal: 6"),
+        ({"kv_heads": 2, "heads": 8}, "is 4 query heads a group, and a group has 2; at most 4 heads are legal"),
     ]:
         with pytest.raises(PlanError, match=message):
             widths_by_target(LLAMA_6M, target)

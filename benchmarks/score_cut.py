@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from llm_pruner import importance
 from llm_pruner.architectures import widths_of
-from llm_pruner.plan import choose, make_plan, scored_groups
+from llm_pruner.plan import make_plan
+from llm_pruner.selection import choose, scored_groups
 from llm_pruner.surgery import cut
 from llm_pruner.trace import trace_groups
 from llm_pruner.weights import Weights
@@ -63,6 +64,7 @@ def prune(model, device: str):
     """(pruned model, seconds to score, seconds to cut) at a width ratio of 0.5; tracing is not counted."""
     groups, before = trace_groups(model), widths_of(model.config)
     after = widths_by_ratio(before, {"hidden": 0.5, "heads": 0.5, "mlp": 0.5}, False)
+    after = (after,) * model.config.num_hidden_layers
     plan, config = make_plan(model, groups, after)
     synchronize(device)
     started = time.perf_counter()

@@ -31,7 +31,7 @@ def seconds(values: dict, repeats: int = 7) -> float:
         model = meta_model(LlamaConfig(**values))
         groups = trace_groups(model)
         after = widths_by_ratio(widths_of(model.config), {"hidden": 0.5, "heads": 0.5, "mlp": 0.5}, False)
-        make_plan(model, groups, after)
+        make_plan(model, groups, (after,) * model.config.num_hidden_layers)
         best = min(best, time.process_time() - started)
     return best
 

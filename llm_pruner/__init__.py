@@ -2,11 +2,14 @@
 
 from importlib import import_module
 
+from llm_pruner.per_layer import register as _register
+
 __version__ = "0.1.0"
 
 _HOME = {
     "Options": "llm_pruner.config",
     "run": "llm_pruner.prune",
+    "prune_model": "llm_pruner.in_memory",
     "trace_groups": "llm_pruner.trace",
     "Group": "llm_pruner.groups",
     "Member": "llm_pruner.groups",
@@ -25,3 +28,6 @@ def __getattr__(name: str):
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_HOME[name]), name)
+
+
+_register()  # checkpoints with layers of different widths load like any other, once this package is imported

@@ -21,6 +21,8 @@ class Family:
         says, so the two can only shrink together.
     norm_offset: the norms multiply by (norm_offset + weight).
     scaled_embedding: embeddings are multiplied by √hidden_size at run time.
+    output_biases: config fields that give the attention's and the MLP's output projection a bias; None where
+        the class cannot have both.
     relabel: a model_type that computes the same and accepts shapes that this one's config class refuses,
         with the config values that make it the same; possible while the fields in `relabel_unless` are falsy.
     """
@@ -32,12 +34,16 @@ class Family:
     derived_head_dim: bool = False
     norm_offset: float = 0.0
     scaled_embedding: bool = False
+    output_biases: tuple[str, ...] | None = None
     relabel: tuple[str, dict] | None = None
     relabel_unless: tuple[str, ...] = ()
 
 
 FAMILIES: dict[str, Family] = {
-    "llama": Family(relabel=("mistral", {"sliding_window": None}), relabel_unless=("attention_bias", "mlp_bias")),
+    "llama": Family(
+        output_biases=("attention_bias", "mlp_bias"),
+        relabel=("mistral", {"sliding_window": None}), relabel_unless=("attention_bias", "mlp_bias"),
+    ),
     "mistral": Family(),
     "qwen2": Family(),
     "qwen3": Family(),
@@ -45,14 +51,20 @@ FAMILIES: dict[str, Family] = {
     "gemma": Family(norm_offset=1.0, scaled_embedding=True),
     "gemma3_text": Family(norm_offset=1.0, scaled_embedding=True),
     "gpt2": Family(
-        qkv=("c_attn",), out="c_proj", qkv_layout="concatenated", intermediate_size="n_inner", derived_head_dim=True
+        qkv=("c_attn",), out="c_proj", qkv_layout="concatenated", intermediate_size="n_inner", derived_head_dim=True,
+        output_biases=(),
     ),
-    "gpt_neox": Family(qkv=("query_key_value",), out="dense", qkv_layout="per_head", derived_head_dim=True),
-}
+    "gpt_neox": Family(
+        qkv=("query_key_value",), out="dense", qkv_layout="per_head", derived_head_dim=True,
+        output_biases=("attention_bias",),
+    ),
+}  # fmt: skip
 
 
 def family_of(model_type: str | None) -> Family:
     """The declaration of `model_type`. PlanError, with the list, when there is none."""
+    if str(model_type).startswith("pruned_"):
+        raise PlanError(f"{model_type} has been pruned, and its layers differ in width; prune the original model again")
     if model_type not in FAMILIES:
         raise PlanError(f"model_type {model_type!r} is not supported; supported: {', '.join(sorted(FAMILIES))}")
     return FAMILIES[model_type]
@@ -80,6 +92,9 @@ class Widths:
         return self.num_key_value_heads != self.num_attention_heads
 
 
+Layers = tuple[Widths, ...]  # of every decoder layer; hidden_size and head_dim are the same in all
+
+
 def widths_of(config) -> Widths:
     """The widths of a model configuration of any supported family."""
     family = family_of(config.model_type)
@@ -93,14 +108,15 @@ def widths_of(config) -> Widths:
     )
 
 
-def resize(config, widths: Widths):
-    """A copy of `config` with other widths, in the class that can hold them.
+def resize(config, widths: Widths, biases: bool = False):
+    """A copy of `config` with other widths, in the class that can hold them; `biases`: with those of the output
+    projections, as far as the class can have them.
 
     The same class when it accepts the shape; else, where the family has one, the class that computes the
     same without the restriction. PlanError, with the nearest legal widths, when neither can.
     """
     try:
-        return _resized(config, widths)
+        return _resized(config, widths, biases)
     except ValueError as error:
         reason = " ".join(str(error).split())
     nearest = _nearest_legal(config, widths)
@@ -108,7 +124,7 @@ def resize(config, widths: Widths):
     raise PlanError(f"no stock {config.model_type} class holds {_shape(widths)}: {reason}{hint}")
 
 
-def _resized(config, widths: Widths):
+def _resized(config, widths: Widths, biases: bool = False):
     family = family_of(config.model_type)
     if family.derived_head_dim and widths.hidden_size != widths.num_attention_heads * widths.head_dim:
         raise ValueError(
@@ -132,6 +148,8 @@ def _resized(config, widths: Widths):
         values["num_key_value_heads"] = widths.num_key_value_heads
     if not family.derived_head_dim:
         values["head_dim"] = widths.head_dim
+    if biases:
+        values.update(dict.fromkeys(family.output_biases or (), True))
     try:
         return _build(type(config), values)
     except ValueError:
@@ -177,13 +195,14 @@ def _nearest_legal(config, wanted: Widths) -> str:
             kv_heads = wanted.num_key_value_heads if before.grouped else heads
             shape = replace(wanted, hidden_size=hidden_size, num_attention_heads=heads, num_key_value_heads=kv_heads)
             small = 0 < hidden_size <= before.hidden_size and 0 < heads <= before.num_attention_heads
-            if small and shape != before and _holds(config, shape):
+            if small and shape != before and holds(config, shape):
                 found.append(shape)
                 break
     return " or ".join(dict.fromkeys(map(_shape, found[:3])))
 
 
-def _holds(config, widths: Widths) -> bool:
+def holds(config, widths: Widths) -> bool:
+    """Whether a stock class holds the shape."""
     try:
         _resized(config, widths)
     except ValueError:

@@ -25,7 +25,7 @@ SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cuto
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 PARTS = (  # what a folder may hold and still be a checkpoint that --overwrite replaces
     *WEIGHTS, "*.json", "README.md", "LICENSE*", ".gitattributes", "tokenizer*", "*.model", "*.jinja",
-    "merges.txt", "vocab.txt", "additional_chat_templates",
+    "merges.txt", "vocab.txt", "additional_chat_templates", "modeling_pruned.py",
 )  # fmt: skip
 MARGIN = 64 * 2**20  # tokenizer, card and file system, beside the weights
 

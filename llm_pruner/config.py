@@ -10,8 +10,8 @@ from typing import Any, get_args
 
 from llm_pruner.errors import UsageError, did_you_mean
 
-MODEL, SHAPE, UNITS, OUTPUT, EVALUATION = (
-    "model", "shape: how much goes", "units: which ones go", "output", "evaluation",
+MODEL, SHAPE, UNITS, CALIBRATION, OUTPUT, EVALUATION = (
+    "model", "shape: how much goes", "units: which ones go", "calibration", "output", "evaluation",
 )  # fmt: skip
 
 
@@ -35,17 +35,51 @@ class Options:
         choices=("auto", "balanced", "balanced_low_0", "sequential"),
     )  # fmt: skip
     pruning_ratio: float | None = option(
-        None, SHAPE, "width ratio in [0, 1): hidden, heads and neurons each shrink by it; 0 makes a copy", "R"
+        None, SHAPE, "width ratio in [0, 1): every kind in --prune shrinks by it; 0 makes a copy", "R"
     )
-    prune: str = option(
-        "hidden,heads,mlp", SHAPE, "what shrinks, of hidden, heads, kv_heads, mlp; each with its own ratio if wanted",
+    param_ratio: float | None = option(
+        None, SHAPE, "share of the attention and MLP parameters to remove, from heads and neurons", "R"
+    )
+    target_params: str | None = option(None, SHAPE, "parameters of the whole model afterwards, such as 1.2B", "N")
+    iteration: int | None = option(None, SHAPE, "remove as many parameters as N decoder layers have (AMP)", "N")
+    structure: str | None = option(
+        None, SHAPE, "FLAP's: uniform or adaptive over layers; heads against neurons uniform, manual or adaptive",
+        choices=("UL-UM", "UL-MM", "AL-MM", "AL-AM"),
+    )  # fmt: skip
+    remove_heads: int | None = option(None, SHAPE, "query heads that UL-MM and AL-MM remove in the whole model", "N")
+    uniform: bool = option(False, SHAPE, "round an adaptive structure to one width for all layers")
+    prune: str | None = option(
+        None, SHAPE, "what shrinks, of hidden, heads, kv_heads, mlp, each with its own ratio if wanted; default "
+        "heads,mlp, and hidden by --pruning_ratio where the importance scores it",
         "KIND[=R],…",
     )  # fmt: skip
     target: str | None = option(None, SHAPE, "explicit widths by config name, instead of a ratio", "NAME=WIDTH,…")
     round_to: int = option(1, SHAPE, "round hidden_size and intermediate_size to a multiple of N", "N")
     importance: str = option("magnitude", UNITS, "how units are scored", "NAME")
-    seed: int = option(0, UNITS, "seed of everything random", "N")
+    criterion: str = option(
+        "standard", UNITS, "remove the lowest scores, the highest, or any", choices=("standard", "reversed", "random")
+    )
+    metrics: str | None = option(None, UNITS, "flap's metric (default: WIFV)", choices=("IFV", "WIFV", "WIFN"))
+    taylor: str | None = option(
+        None, UNITS, "taylor's aggregation (default: param_first)", choices=("param_first", "vectorize")
+    )
+    compensate: str = option(
+        "none", UNITS, "bias: o_proj and down_proj get what the removed units gave on average", choices=("none", "bias")
+    )
+    mask_only: bool = option(False, UNITS, "zeros instead of a cut; every shape stays")
+    scores: str | None = option(
+        None, UNITS, "keep the scores in FILE; used instead of scoring when it is there", "FILE"
+    )
     plan: str | None = option(None, UNITS, "replay a saved plan instead of making one", "FILE")
+    seed: int = option(0, UNITS, "seed of everything random", "N")
+    calibration_data: str | None = option(
+        None, CALIBRATION, "wikitext2, c4, alpaca, demo, a text file, a JSON of Alpaca records; default: the method's",
+        "NAME|FILE",
+    )  # fmt: skip
+    nsamples: int | None = option(None, CALIBRATION, "windows or prompts; default: the method's", "N")
+    calibration_seq_len: int | None = option(
+        None, CALIBRATION, "tokens of each, at most max_position_embeddings; default: the method's", "N"
+    )
     save_plan: str | None = option(None, OUTPUT, "write the plan (kept units, new config) as JSON", "FILE")
     dry_run: bool = option(False, OUTPUT, "print the plan and stop; needs only the config.json")
     save_model: str | None = option(None, OUTPUT, "folder for the checkpoint; default pruned/<model>-r<ratio>", "DIR")
@@ -60,11 +94,13 @@ class Options:
         return asdict(self)
 
 
-SHAPES = ("pruning_ratio", "target", "plan")  # three ways to say how much, of which a run has one
+BUDGETS = ("pruning_ratio", "param_ratio", "target_params", "iteration")
+SHAPES = (*BUDGETS, "target", "plan")  # the ways to say how much, of which a run has one
+STRUCTURE = ("structure", "remove_heads", "uniform")
 UNUSED = {  # what else says the same as each of them, or says nothing beside it
-    "pruning_ratio": (),
-    "target": ("prune", "round_to"),
-    "plan": ("prune", "round_to", "importance", "seed"),
+    **dict.fromkeys(BUDGETS, ()),
+    "target": ("prune", "round_to", *STRUCTURE),
+    "plan": ("prune", "round_to", "importance", "criterion", "metrics", "taylor", "scores", "seed", *STRUCTURE),
 }
 FIELDS = {f.name: f for f in fields(Options)}
 
@@ -81,12 +117,14 @@ def resolve(flags: dict[str, Any], yaml_file: str | None = None) -> Options:
     A flag that says the shape replaces all that the YAML says about it.
     """
     values = read_yaml(yaml_file) if yaml_file else {}
-    own_ratios = all("=" in part for part in str(flags.get("prune", "-")).split(","))
-    if own_ratios:
-        values.pop("pruning_ratio", None)
+    if _own_ratios(flags.get("prune")):
+        for budget in BUDGETS:
+            values.pop(budget, None)
     for shape, unused in UNUSED.items():
         if shape in flags:
             values = {name: value for name, value in values.items() if name not in (*SHAPES, *unused)}
+    if "structure" in flags:
+        values = {name: value for name, value in values.items() if name not in STRUCTURE}
     values |= flags
     options = Options(**{name: _typed(name, value) for name, value in values.items()})
     for shape, unused in UNUSED.items():
@@ -105,7 +143,7 @@ def _typed(name: str, value: Any) -> Any:
     if type(value) is kind:
         return value
     legal = {float: "a number such as 0.5", int: "a whole number", bool: "true or false", str: "text"}[kind]
-    if name == "pruning_ratio":
+    if name in ("pruning_ratio", "param_ratio"):
         legal = "a number with 0 <= ratio < 1, such as 0.5"
     raise UsageError(f"{name}: {value!r} is {type(value).__name__}, it must be {legal}")
 
@@ -123,6 +161,7 @@ def parse_flag(name: str, text: str) -> Any:
 
 def validate(options: Options) -> None:
     """UsageError for values out of range and for options that contradict each other."""
+    from llm_pruner.budget import parse_parameters
     from llm_pruner.widths import check_ratio, parse_prune
 
     if not options.model:
@@ -131,30 +170,74 @@ def validate(options: Options) -> None:
         value, choices = _typed(name, getattr(options, name)), f.metadata["choices"]
         if choices and value is not None and value not in choices:
             raise UsageError(f"{name}: {value!r}; {did_you_mean(value, choices)}")
-    if options.pruning_ratio is not None:
-        check_ratio(options.pruning_ratio, "pruning_ratio")
-    for name, lowest in (("round_to", 1), ("max_seq_len", 2), ("batch_size", 1)):
+    for name in ("pruning_ratio", "param_ratio"):
+        if getattr(options, name) is not None:
+            check_ratio(getattr(options, name), name)
+    lowest = {"round_to": 1, "max_seq_len": 2, "batch_size": 1, "iteration": 1, "remove_heads": 0, "nsamples": 1}
+    for name, least in {**lowest, "calibration_seq_len": 2}.items():
         value = getattr(options, name)
-        if value is not None and value < lowest:
-            raise UsageError(f"{name}: {value} must be a whole number of at least {lowest}")
+        if value is not None and value < least:
+            raise UsageError(f"{name}: {value} must be a whole number of at least {least}")
     shapes = [name for name in SHAPES if getattr(options, name) is not None]
     if len(shapes) > 1:
         raise UsageError(f"{' and '.join(shapes)} both say the shape; give one of them")
-    if not shapes and "=" not in options.prune:
-        raise UsageError("how much? give --pruning_ratio R with 0 <= R < 1, --target NAME=WIDTH or --plan FILE")
-    if not (options.target or options.plan):
-        parse_prune(options.prune, options.pruning_ratio)
-        if options.pruning_ratio is not None and all("=" in part for part in options.prune.split(",")):
+    if not shapes and "=" not in (options.prune or ""):
+        raise UsageError(
+            "how much? give --pruning_ratio R with 0 <= R < 1, --param_ratio R, --target_params N, --iteration N, "
+            "--target NAME=WIDTH or --plan FILE"
+        )
+    if options.prune is not None:
+        parse_prune(options.prune, options.pruning_ratio if shapes in ([], ["pruning_ratio"]) else 0.0)
+        if shapes and _own_ratios(options.prune):
             raise UsageError(
-                f"pruning_ratio {options.pruning_ratio:g} is not used: prune gives every kind its own ratio"
+                f"{shapes[0]} {getattr(options, shapes[0])} is not used: prune gives every kind its own ratio"
             )
+        if "=" in options.prune and (options.structure or shapes not in ([], ["pruning_ratio"])):
+            raise UsageError("prune with ratios goes with --pruning_ratio only; name the kinds without ratios")
+    if options.target_params is not None:
+        parse_parameters(options.target_params)
+    _validate_units(options, shapes)
     if options.no_save and options.save_model:
         raise UsageError("no_save and save_model contradict each other")
     if options.device_map and options.device != "auto":
         raise UsageError("device and device_map both say where the model goes; give one of them")
+
+
+def _own_ratios(prune: str | None) -> bool:
+    return bool(prune) and all("=" in part for part in prune.split(","))
+
+
+def _validate_units(options: Options, shapes: list[str]) -> None:
     from llm_pruner.importance import get
 
-    get(options.importance)
+    criterion = get(options.importance)
+    structure = options.structure or ""
+    if structure and not set(shapes) & set(BUDGETS):
+        raise UsageError(f"structure {structure} shares a budget out: give one of {', '.join(BUDGETS)}")
+    if structure.endswith("MM") != (options.remove_heads is not None):
+        raise UsageError("remove_heads says how many heads UL-MM and AL-MM remove; give it with those, and only those")
+    if options.uniform and not structure.startswith("AL"):
+        raise UsageError("uniform rounds an adaptive structure; give --structure AL-AM or AL-MM")
+    if options.round_to > 1 and (structure or shapes not in ([], ["pruning_ratio"])):
+        raise UsageError("round_to goes with width ratios; a budget of parameters or a structure sets widths itself")
+    if options.prune and (structure.endswith("MM") or options.iteration is not None and not structure):
+        what = f"structure {structure}" if structure else "iteration"
+        raise UsageError(f"{what} takes both heads and neurons; leave --prune out")
+    if criterion.sequential and structure.startswith("AL"):
+        raise UsageError(
+            f"{criterion.name} measures each layer behind the pruned ones, so widths must be known before; "
+            "use UL-UM or UL-MM"
+        )
+    for name in ("metrics", "taylor"):
+        if getattr(options, name) is not None and name not in criterion.options:
+            raise UsageError(f"{name} says nothing about importance {criterion.name}; leave it out")
+    undefined = sorted({part.partition("=")[0].strip() for part in (options.prune or "").split(",")} - {""})
+    if undefined := [kind for kind in undefined if kind not in criterion.kinds]:
+        raise UsageError(
+            f"importance {criterion.name} does not score {undefined[0]}; known: {', '.join(criterion.kinds)}"
+        )
+    if structure and "hidden" in (options.prune or ""):
+        raise UsageError(f"structure {structure} is about heads and neurons; leave hidden out of --prune")
 
 
 def read_yaml(path: str) -> dict[str, Any]:

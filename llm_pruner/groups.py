@@ -9,6 +9,12 @@ from dataclasses import dataclass, replace
 
 HIDDEN, HEADS, KV_HEADS, MLP = "hidden", "heads", "kv_heads", "mlp"
 KINDS = (HIDDEN, HEADS, KV_HEADS, MLP)
+FIELD = {  # the width that says how many there are
+    HIDDEN: "hidden_size",
+    HEADS: "num_attention_heads",
+    KV_HEADS: "num_key_value_heads",
+    MLP: "intermediate_size",
+}
 
 
 @dataclass(frozen=True)
@@ -17,6 +23,7 @@ class Member:
 
     Unit u owns the `width` positions from `start + u * stride`.
     `role` is what the parameter is: linear, bias, embedding, layernorm or rmsnorm.
+    `reads`: the units are the inputs of a linear one, as heads are o_proj's and neurons down_proj's.
     """
 
     parameter: str
@@ -25,6 +32,7 @@ class Member:
     start: int = 0
     stride: int = 1
     width: int = 1
+    reads: bool = False
 
     def positions(self, units):
         """The positions of `units` (LongTensor [k]) on the axis: LongTensor [k * width]."""
@@ -46,6 +54,11 @@ class Group:
     layer: int | None
     units: int
     members: tuple[Member, ...]
+
+
+def reader(group: Group) -> Member:
+    """The projection whose input columns are the units of a heads, kv_heads or mlp group: o_proj or down_proj."""
+    return next(member for member in group.members if member.reads)
 
 
 def attention_units(heads: Group, kv_heads: Group, kind: str) -> Group:
@@ -71,6 +84,20 @@ def _widen(member: Member, factor: int) -> Member:
     if member.stride != member.width:
         raise ValueError(f"the units of {member.parameter} are not contiguous; {factor} of them are not one block")
     return replace(member, stride=member.stride * factor, width=member.width * factor)
+
+
+def units_of(groups: Iterable[Group]) -> list[Group]:
+    """Every group in the units that can be ranked on their own, with all that goes along with them."""
+    by_name = {group.name: group for group in groups}
+    ranked = []
+    for group in by_name.values():
+        if group.kind == HEADS:
+            ranked.append(attention_units(group, by_name[f"layers.{group.layer}.{KV_HEADS}"], HEADS))
+        elif group.kind == KV_HEADS:
+            ranked.append(attention_units(by_name[f"layers.{group.layer}.{HEADS}"], group, KV_HEADS))
+        else:
+            ranked.append(group)
+    return ranked
 
 
 def kept_positions(groups: Iterable[Group], kept: Mapping[str, list[int]], shapes: Mapping[str, tuple[int, ...]]):

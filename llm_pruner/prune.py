@@ -1,29 +1,25 @@
 """One run, in a straight line.
 
-config.json → groups → widths → plan        (--dry_run stops here)
-→ checks → text → model → perplexity → scores → kept units → cut → perplexity
+config.json → groups → shape → plan        (--dry_run stops here, unless scores decide the shape)
+→ checks → texts → model → perplexity → evidence → scores → widths, kept units → cut or mask → perplexity
 → staged, verified, published → report
 """
 
-import os
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
-from llm_pruner import checkpoint, data, importance, loading, report
-from llm_pruner.architectures import family_of, widths_of
+from llm_pruner import checkpoint, data, evidence, loading, report, scores
 from llm_pruner.config import Options, validate
-from llm_pruner.errors import PlanError, RunError, UsageError, redact
-from llm_pruner.plan import Plan, check_replay, choose, make_plan, meta_model, scored_groups
-from llm_pruner.widths import (
-    FIELD,
-    parse_prune,
-    parse_target,
-    ratio_of_one_step,
-    widths_by_ratio,
-    widths_by_target,
-)
+from llm_pruner.errors import RunError, UsageError, redact
+from llm_pruner.evidence import Found
+from llm_pruner.groups import FIELD, HIDDEN, MLP
+from llm_pruner.importance import Calibration, Criterion
+from llm_pruner.in_memory import change, choose_units, decide_widths, plan_for
+from llm_pruner.outputs import check_outputs
+from llm_pruner.plan import Plan
+from llm_pruner.shape import Shape, groups_to_score, shape_of
 
 BIG = 10**9  # parameters from which a width off the hardware's multiples is worth a hint
 
@@ -34,58 +30,78 @@ def run(options: Options, argv: Sequence[str] = ()) -> dict:
     stopwatch = report.Stopwatch()
     _say("options: " + ", ".join(f"{k}={v}" for k, v in options.asdict().items() if v not in (None, False)))
     source = loading.resolve(options.model)
-    target = _check_outputs(options, source)
+    target = check_outputs(options, source)
     eval_data = _check_eval_data(options)
+    criterion = evidence.effective(options)
     with stopwatch("plan"):
         loading.check_family(source, options.revision)
         _quiet()
         config = loading.load_config(source, options.revision)
         if options.dtype != "auto":
             config.dtype = options.dtype
-        groups, plan, new_config, requested = _plan(options, config)
-    _say(plan.table(requested))
-    _hints(plan, new_config)
-    criterion = importance.get(options.importance)
-    to_score = [] if plan.kept else scored_groups(groups, plan.before, plan.after)
-    if options.dry_run and not (options.save_plan and to_score and criterion.needs):
+        shape = shape_of(options, config, criterion)
+        plan = new_config = None
+        if shape.after:
+            plan, new_config = plan_for(shape.skeleton, shape, shape.after, options)
+    if plan:
+        _announce(plan, new_config, shape, options)
+    to_score = groups_to_score(shape)
+    scored = bool(to_score) and (not options.dry_run or plan is None or bool(options.save_plan))
+    calibration, key, found = _known(options, criterion, shape, config, source, scored)
+    if options.dry_run and (not scored or found or not criterion.needs):
+        plan = plan or decide_widths(shape.skeleton, shape, found or _unweighted(shape, criterion, options), options)[0]
         if options.save_plan:
-            _save_plan(options, _decide(plan, groups, to_score, criterion, options, {}))
+            _save_plan(options, choose_units(plan, shape, found or _unweighted(shape, criterion, options), options))
         return {"plan": plan}
 
-    if target:
-        checkpoint.check_disk(target, plan.bytes_after)
+    if plan:
+        _check_disk(target, plan, options)
     tokenizer, windows, evaluation = None, None, {}
     device = None if options.device_map else loading.pick_device(options.device)
-    if not options.dry_run:
-        with stopwatch("data"):
-            tokenizer = loading.load_tokenizer(loading.fetch(source, options.revision, weights=False))
-            if tokenizer is None:
-                _say("note: the model has no tokenizer, so none is saved")
-            if eval_data:
-                windows, evaluation = _windows(options, eval_data, config, tokenizer)
+    with stopwatch("data"):
+        tokenizer = loading.load_tokenizer(loading.fetch(source, options.revision, weights=False))
+        if tokenizer is None:
+            _say("note: the model has no tokenizer, so none is saved")
+        if eval_data:
+            windows, evaluation = _windows(options, eval_data, config, tokenizer)
+        prompts = _prompts(calibration, options, config, tokenizer) if calibration and not found else None
     with stopwatch("load"):
         folder = loading.fetch(source, options.revision)
         model = loading.load_model(folder, config, options.dtype, device, options.device_map)
-        plan = _check_against(plan, model, groups)
+        _check_against(shape, model)
     perplexities = {}
     if windows is not None:
         with stopwatch("evaluate before"):
             perplexities["before"] = _perplexity(model, windows, options, "perplexity before")
-    with stopwatch("score"):
-        plan = _decide(plan, groups, to_score, criterion, options, dict(model.named_parameters()))
+    from llm_pruner.weights import Weights
+
+    weights = Weights(dict(model.named_parameters()))
+    if found is None:
+        with stopwatch("score"):
+            groups = evidence.scoreable(shape, criterion) if key and not criterion.sequential else to_score
+            found = evidence.gather(model, shape, groups, criterion, options, weights, prompts)
+            if key:
+                scores.save(Path(options.scores).expanduser(), key, found.scores, found.means)
+                _say(f"scores saved to {options.scores}")
+    weights.check_all_finite()
+    known = plan is not None
+    plan, new_config = decide_widths(model, shape, found, options)
+    if not known:
+        _announce(plan, new_config, shape, options)
+        _check_disk(target, plan, options)
+    plan = choose_units(plan, shape, found, options)
     _save_plan(options, plan)
     if options.dry_run:
         return {"plan": plan}
     with stopwatch("cut"):
-        from llm_pruner.surgery import cut
-
-        model = cut(model, groups, plan, new_config)
+        model, new_config = change(model, shape, plan, new_config, found.means, options)
     if windows is not None:
         with stopwatch("evaluate after"):
             perplexities["after"] = _perplexity(model, windows, options, "perplexity after")
 
     def result() -> dict:
-        return report.build(options, plan, new_config, perplexities, evaluation, stopwatch.seconds, argv)
+        used = asdict(calibration) if calibration else {}
+        return report.build(options, plan, new_config, model, perplexities, evaluation, used, stopwatch.seconds, argv)
 
     if target is None:
         return result()
@@ -115,49 +131,76 @@ def _quiet() -> None:
         theirs.disable_progress_bar()
 
 
-def _check_against(plan: Plan, model, groups) -> Plan:
-    """The plan with the bytes of the model that was loaded. RunError when that has other parameters than its config.
+def _check_disk(target: Path | None, plan: Plan, options: Options) -> None:
+    if target:
+        checkpoint.check_disk(target, plan.bytes_before if options.mask_only else plan.bytes_after)
+
+
+def _announce(plan: Plan, new_config, shape: Shape, options: Options) -> None:
+    """The table, and what is worth knowing about the new configuration."""
+    _say(plan.table(shape.requested))
+    if options.mask_only:
+        _say("note: masked only: every shape stays, the table shows what a cut would leave")
+    elif "per_layer_widths" in plan.config:
+        _say(
+            f"note: saved as {new_config.model_type}, whose modelling file comes with it: load it with "
+            "trust_remote_code=True, or import llm_pruner first"
+        )
+    elif new_config.model_type != plan.model_type:
+        _say(f"note: saved as {new_config.model_type}, which computes the same; {plan.model_type} refuses this shape")
+    if plan.parameters_before >= BIG:
+        for name in (FIELD[HIDDEN], FIELD[MLP]):
+            width = getattr(plan.after[0], name)
+            if width % 64 and len({getattr(layer, name) for layer in plan.after}) == 1:
+                _say(f"hint: {name}={width} is not a multiple of 64, which GPUs like; a ratio takes --round_to 64")
+
+
+def _known(options: Options, criterion: Criterion, shape: Shape, config, source: str, scored: bool):
+    """(calibration, the key of the scores, what was found before): each None where it plays no part.
+
+    UsageError when the calibration data is nothing, or --scores has scores of something else.
+    """
+    calibration = None
+    if evidence.needs(options, criterion, scored) - {"weights"}:
+        length = getattr(config, "max_position_embeddings", None) or sys.maxsize
+        calibration = evidence.calibration_of(options, criterion, length)
+        data.check_name(calibration.data, data.CALIBRATION, "calibration")
+    if not (options.scores and scored):
+        return calibration, None, None
+    path = Path(options.scores).expanduser()
+    model = scores.fingerprint(source, loading.fetch(source, options.revision, weights=False))
+    key = evidence.key_of(options, criterion, shape, calibration if criterion.calibrated else None, model)
+    if not path.exists():
+        return calibration, key, None
+    found = Found(*scores.load(path, key))
+    if options.compensate == "bias" and not found.means:
+        raise UsageError(f"--scores {path} was made without --compensate bias and has no means; name another file")
+    missing = [group.name for group in groups_to_score(shape) if group.name not in found.scores]
+    if missing:
+        raise UsageError(f"--scores {path} has none of {missing[0]}; name another file, or delete it")
+    _say(f"scores taken from {path}")
+    return calibration, key, found
+
+
+def _unweighted(shape: Shape, criterion: Criterion, options: Options) -> Found:
+    """Scores by a criterion that needs nothing."""
+    return evidence.gather(
+        None, shape, groups_to_score(shape), criterion, replace(options, compensate="none"), None, None
+    )
+
+
+def _check_against(shape: Shape, model) -> None:
+    """RunError when the model has other parameters than its config says.
 
     transformers unties an lm_head that a checkpoint stores beside the embeddings it is declared to share.
     """
+    expected = shape.ledger.total(shape.ledger.all_layers(shape.ledger.before))
     parameters = sum(p.numel() for p in model.parameters())
-    if parameters != plan.parameters_before:
+    if parameters != expected:
         raise RunError(
-            f"the checkpoint has {parameters:,} parameters, its config.json says {plan.parameters_before:,}; "
+            f"the checkpoint has {parameters:,} parameters, its config.json says {expected:,}; "
             "if it holds an lm_head of its own, set tie_word_embeddings to false there"
         )
-    loaded, _ = make_plan(model, groups, plan.after)
-    return replace(plan, bytes_before=loaded.bytes_before, bytes_after=loaded.bytes_after)
-
-
-def _check_outputs(options: Options, source: str) -> Path | None:
-    """The folder to save to, if any. UsageError, before anything is loaded, when an output cannot be written."""
-    if options.save_plan:
-        path = Path(options.save_plan).expanduser()
-        parent = path.absolute().parent
-        if path.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-            raise UsageError(f"--save_plan {path} is not a file in an existing folder with write permission")
-        if _inside(path, source):
-            raise UsageError(f"--save_plan {path} is inside the input model; choose another place")
-    if options.dry_run or options.no_save:
-        return None
-    if options.save_model:
-        target = Path(options.save_model).expanduser()
-    else:
-        name = options.model if options.model == "demo" else Path(source).resolve().name
-        if options.pruning_ratio is not None:
-            what = f"r{options.pruning_ratio:.2f}"
-        else:
-            what = Path(options.plan).stem if options.plan else options.target or options.prune
-        target = Path("pruned") / f"{name}-{what.replace('=', '').replace(',', '-').replace(' ', '')}"
-    checkpoint.check_target(target, source, options.overwrite)
-    if options.save_plan and _inside(options.save_plan, target):
-        raise UsageError(f"--save_plan {options.save_plan} is inside {target}, which the checkpoint will replace")
-    return target
-
-
-def _inside(path: str | Path, folder: str | Path) -> bool:
-    return Path(folder).expanduser().resolve() in Path(path).expanduser().resolve().parents
 
 
 def _check_eval_data(options: Options) -> str | None:
@@ -167,44 +210,6 @@ def _check_eval_data(options: Options) -> str | None:
         return None
     data.check_name(name)
     return name
-
-
-def _plan(options: Options, config):
-    """(groups, plan, new config, requested ratio by kind): from a saved plan, explicit widths or ratios."""
-    from llm_pruner.trace import trace_groups
-
-    skeleton = meta_model(config)
-    groups = trace_groups(skeleton)
-    before, requested = widths_of(config), {}
-    if options.plan:
-        saved = Plan.load(options.plan)
-        check_replay(saved, config, groups)
-        plan, new_config = make_plan(skeleton, groups, saved.after)
-        plan = replace(plan, kept=saved.kept, importance=saved.importance, seed=saved.seed)
-        return groups, plan, new_config, requested
-    if options.target:
-        after = widths_by_target(before, parse_target(options.target, config))
-    else:
-        requested = parse_prune(options.prune, options.pruning_ratio)
-        derived = family_of(config.model_type).derived_head_dim
-        after = widths_by_ratio(before, requested, derived, options.round_to)
-    if after == before and (options.target or any(requested.values())):
-        what = f"the ratio {max(requested.values()):g}" if requested else f"--target {options.target}"
-        step = requested and ratio_of_one_step(before, requested, options.round_to)
-        hint = f"; the smallest ratio that takes a whole step is {step:g}" if requested else ""
-        raise PlanError(f"{what} changes nothing{hint}")
-    plan, new_config = make_plan(skeleton, groups, after)
-    return groups, replace(plan, importance=options.importance, seed=options.seed), new_config, requested
-
-
-def _hints(plan: Plan, new_config) -> None:
-    if new_config.model_type != plan.model_type:
-        _say(f"note: saved as {new_config.model_type}, which computes the same; {plan.model_type} refuses this shape")
-    if plan.parameters_before >= BIG:
-        for name in (FIELD["hidden"], FIELD["mlp"]):
-            width = getattr(plan.after, name)
-            if width % 64:
-                _say(f"hint: {name}={width} is not a multiple of 64, which GPUs like; a ratio takes --round_to 64")
 
 
 def _save_plan(options: Options, plan: Plan) -> None:
@@ -223,17 +228,16 @@ def _windows(options: Options, name: str, config, tokenizer):
     return windows, {"data": redact(name), "max_seq_len": length, "windows": len(windows)}
 
 
-def _decide(plan: Plan, groups, to_score, criterion, options: Options, parameters: dict) -> Plan:
-    """The plan with its kept units. RunError, naming the tensor, when any weight is NaN or Inf."""
-    from llm_pruner.weights import Weights
-
-    weights = Weights(parameters)
-    if plan.kept is None:
-        evidence = importance.Evidence(weights=weights if criterion.needs else None, seed=options.seed)
-        scores = importance.score(to_score, criterion, evidence)
-        plan = replace(plan, kept=choose(groups, scores, plan.before, plan.after))
-    weights.check_all_finite()
-    return plan
+def _prompts(calibration: Calibration, options: Options, config, tokenizer):
+    if tokenizer is None:
+        raise RunError(f"{options.model} has no tokenizer, so it cannot be calibrated; use --importance magnitude")
+    _say(
+        f"calibration: {calibration.nsamples} windows of at most {calibration.seq_len} tokens of {calibration.data}, "
+        f"seed {options.seed}"
+    )
+    return data.calibration_prompts(
+        calibration.data, calibration.nsamples, calibration.seq_len, options.seed, tokenizer, config.vocab_size
+    )
 
 
 def _perplexity(model, windows, options: Options, label: str) -> float:

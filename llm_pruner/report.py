@@ -60,21 +60,26 @@ def command(argv: Sequence[str]) -> str:
     return redact(shlex.join(["python", "prune_llm.py", *argv]))
 
 
-def build(options, plan, new_config, perplexity: dict, evaluation: dict, seconds: dict, argv: Sequence[str]) -> dict:
-    """The content of report.json."""
-    from llm_pruner.widths import FIELD, achieved
-
-    shares = achieved(plan.before, plan.after)
+def build(
+    options, plan, new_config, model, perplexity: dict, evaluation: dict, calibration: dict, seconds: dict,
+    argv: Sequence[str],
+) -> dict:  # fmt: skip
+    """The content of report.json. A width that differs between layers is a list with one for each."""
+    parameters = [(p.numel(), p.element_size()) for p in model.parameters()]
     return {
         "model": redact(options.model),
         "model_type": {"before": plan.model_type, "after": new_config.model_type},
-        "parameters": {"before": plan.parameters_before, "after": plan.parameters_after},
-        "bytes": {"before": plan.bytes_before, "after": plan.bytes_after},
+        "parameters": {"before": plan.parameters_before, "after": sum(n for n, _ in parameters)},
+        "decoder_parameters": {"before": plan.decoder_before, "after": plan.decoder_after},
+        "bytes": {"before": plan.bytes_before, "after": sum(n * size for n, size in parameters)},
         "perplexity": {name: value if math.isfinite(value) else None for name, value in perplexity.items()},
         "evaluation": evaluation,
-        "widths": {"before": plan.before.asdict(), "after": plan.after.asdict()},
-        "removed": {FIELD[kind]: round(share, 6) for kind, share in shares.items()},
+        "calibration": {name: redact(v) if isinstance(v, str) else v for name, v in calibration.items()},
+        "widths": {"before": plan.before.asdict(), "after": plan.widths_after()},
+        "removed": {name: round(share, 6) for name, share in plan.removed().items()},
         "importance": plan.importance,
+        "compensate": options.compensate,
+        "masked": options.mask_only,
         "seed": plan.seed,
         "seconds": {phase: round(value, 3) for phase, value in seconds.items()},
         "peak_memory": peak_memory(),
@@ -93,7 +98,7 @@ def write_card(path: Path, report: dict) -> None:
     from huggingface_hub import ModelCardData
 
     before, after = report["widths"]["before"], report["widths"]["after"]
-    rows = [(name, f"{before[name]:,}", f"{after[name]:,}") for name in before]
+    rows = [(name, f"{before[name]:,}", _cell(after[name])) for name in before]
     rows += [(name, *(f"{report[name][side]:,}" for side in ("before", "after"))) for name in ("parameters", "bytes")]
     if report["perplexity"]:
         data = report["evaluation"]
@@ -101,19 +106,33 @@ def write_card(path: Path, report: dict) -> None:
         cells = ["not finite" if v is None else f"{v:.2f}" for v in report["perplexity"].values()]
         rows.append((label, *cells))
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    base = report["model"]
+    base, model_type = report["model"], report["model_type"]["after"]
     data = ModelCardData(
         base_model=None if Path(base).exists() or base == "demo" else base,
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["llm_pruner", "pruned"],
     )
+    how = f"An ordinary `{model_type}` checkpoint: `AutoModelForCausalLM.from_pretrained` loads it."
+    if model_type.startswith("pruned_"):
+        how = (
+            "Its layers differ from those of its class, so it brings `modeling_pruned.py`: "
+            "`AutoModelForCausalLM.from_pretrained(…, trust_remote_code=True)` loads it, "
+            "without that after `import llm_pruner`."
+        )
+    what = "heads and neurons set to zero" if report["masked"] else "whole channels, heads and neurons removed"
+    made = f"Units chosen by {report['importance']} (seed {report['seed']})"
+    if calibration := report["calibration"]:
+        made += f" on {calibration['nsamples']} samples of {calibration['data']}"
     path.write_text(
         f"---\n{data.to_yaml()}\n---\n\n"
         f"# {Path(base).name}, pruned\n\n"
-        f"[{base}]({base}) with whole channels, heads and neurons removed. An ordinary "
-        f"`{report['model_type']['after']}` checkpoint: `AutoModelForCausalLM.from_pretrained` loads it.\n\n"
+        f"[{base}]({base}) with {what}. {how}\n\n"
         f"| | before | after |\n|---|---|---|\n{table}\n\n"
-        f"Units chosen by {report['importance']} (seed {report['seed']}). Made by\n\n    {report['command']}\n",
+        f"{made}. Made by\n\n    {report['command']}\n",
         encoding="utf-8",
     )
+
+
+def _cell(width: int | list[int]) -> str:
+    return f"{width:,}" if isinstance(width, int) else ", ".join(map(str, width))

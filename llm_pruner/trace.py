@@ -178,7 +178,7 @@ class _Scale:
             heads = self.widths.num_attention_heads + (part == "v") * self.widths.num_key_value_heads
             start = heads * head_dim
         for parameter, axis, role in self.parameters(name, side.target, out=part != "out"):
-            yield Member(parameter, axis, role, start, stride, head_dim)
+            yield Member(parameter, axis, role, start, stride, head_dim, reads=part == "out")
 
     def members(self, side: _Side, twin_units: int, units: int):
         """Members in channels: a side holds the units once, or several times in a row (gate_up)."""
@@ -188,7 +188,7 @@ class _Scale:
             raise PlanError(f"{name}: the trace does not couple its channels one to one")
         for parameter, axis, role in self.parameters(name, side.target, side.out):
             for piece in pieces:
-                yield Member(parameter, axis, role, start=piece * units)
+                yield Member(parameter, axis, role, start=piece * units, reads=role == "linear" and not side.out)
 
     def parameters(self, name: str, target, out: bool):
         """(parameter, axis, role) of one side of the model's module, or of the parameter, called `name`."""

@@ -6,6 +6,7 @@ PROBE: safetensors with `input_ids`; OUT: safetensors with `logits` (float32).
 """
 
 import sys
+from pathlib import Path
 
 if __name__ == "__main__":
     sys.path.pop(0)  # this file's folder: it would shadow top-level modules
@@ -23,7 +24,7 @@ if __name__ == "__main__":
         folder,
         dtype="auto",
         device_map="auto" if device == "auto" else {"": device},
-        trust_remote_code=False,
+        trust_remote_code=Path(folder, "modeling_pruned.py").is_file(),  # our own file, just written
         output_loading_info=True,
     )
     problems = {name: sorted(map(str, keys)) for name, keys in info.items() if keys}

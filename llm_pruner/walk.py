@@ -61,7 +61,7 @@ def walk(model, batches: Sequence[torch.Tensor], label: str = "calibrate") -> It
             layer.run()
         stream = layer.outputs
         if not all(torch.isfinite(hidden).all() for hidden in stream):
-            raise RunError(f"layer {index} gives NaN or Inf on the calibration data; the checkpoint or its dtype is at fault")
+            raise RunError(f"layer {index} gives NaN or Inf on the calibration data")
 
 
 @torch.no_grad()

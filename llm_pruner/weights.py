@@ -18,6 +18,7 @@ class Weights:
     def __init__(self, parameters: Mapping[str, torch.Tensor]) -> None:
         self.parameters = parameters
         self._sums: dict[str, tuple[torch.Tensor, ...]] = {}
+        self._absolute: dict[str, torch.Tensor] = {}
         self._buffers: dict[torch.device, torch.Tensor] = {}
 
     @torch.no_grad()
@@ -29,6 +30,20 @@ class Weights:
         if name not in self._sums:
             self._sums[name] = self._square(name)
         return self._sums[name]
+
+    @torch.no_grad()
+    def absolute_means(self, name: str, axis: int) -> torch.Tensor:
+        """Mean |w| over the other axis of the matrix `name`: float32 [length of the axis] on its device."""
+        if name not in self._absolute:
+            weight = self.parameters[name].detach()
+            weight = weight.T if axis == 0 else weight
+            total = torch.zeros(weight.shape[1], dtype=torch.float32, device=weight.device)
+            for piece in weight.split(max(1, CHUNK // weight.shape[1])):
+                total += piece.float().abs().sum(0)
+            if not torch.isfinite(total.sum()):
+                self.check_finite(name)
+            self._absolute[name] = total / weight.shape[0]
+        return self._absolute[name]
 
     def _square(self, name: str) -> tuple[torch.Tensor, ...]:
         weight = self.parameters[name].detach()

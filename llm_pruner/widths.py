@@ -4,14 +4,7 @@ import math
 
 from llm_pruner.architectures import Widths, family_of
 from llm_pruner.errors import PlanError, UsageError, did_you_mean
-from llm_pruner.groups import HEADS, HIDDEN, KINDS, KV_HEADS, MLP
-
-FIELD = {
-    HIDDEN: "hidden_size",
-    HEADS: "num_attention_heads",
-    KV_HEADS: "num_key_value_heads",
-    MLP: "intermediate_size",
-}
+from llm_pruner.groups import FIELD, HEADS, HIDDEN, KINDS, KV_HEADS, MLP
 
 
 def parse_prune(text: str, ratio: float | None) -> dict[str, float]:
@@ -146,11 +139,6 @@ def widths_by_target(before: Widths, target: dict[str, int]) -> Widths:
             f"and a group has {before.heads_per_group}; at most {kv_heads * before.heads_per_group} heads are legal"
         )
     return after
-
-
-def achieved(before: Widths, after: Widths) -> dict[str, float]:
-    """{kind: the share of it that goes}."""
-    return {kind: 1 - getattr(after, field) / getattr(before, field) for kind, field in FIELD.items()}
 
 
 def ratio_of_one_step(before: Widths, kinds, round_to: int = 1) -> float:

@@ -1,4 +1,4 @@
-"""Run by test_surgery.py in a fresh, isolated process: loads every checkpoint under a folder and runs it."""
+"""Run by tests in a fresh, isolated process: loads every checkpoint under a folder and runs it."""
 
 import json
 import sys
@@ -13,7 +13,9 @@ folder = Path(sys.argv[1])
 tokens, prompt = (torch.tensor(rows) for rows in json.loads((folder / "tokens.json").read_text()))
 out: dict = {}
 for config in sorted(folder.glob("*/*/config.json")):
-    model, info = AutoModelForCausalLM.from_pretrained(config.parent, output_loading_info=True)
+    model, info = AutoModelForCausalLM.from_pretrained(
+        config.parent, output_loading_info=True, trust_remote_code=(config.parent / "modeling_pruned.py").is_file()
+    )
     model.eval()
     with torch.no_grad():
         logits = model(tokens).logits

@@ -1,27 +1,39 @@
-"""The middle of a run on a model in memory: trace → widths → plan → kept units."""
+"""The middle of a run on a model in memory: shape → evidence → scores → plan with its kept units → cut."""
 
-from dataclasses import replace
-
-from llm_pruner import importance
-from llm_pruner.architectures import family_of, widths_of
-from llm_pruner.plan import choose, make_plan, scored_groups
-from llm_pruner.surgery import cut
-from llm_pruner.trace import trace_groups
+from llm_pruner import evidence
+from llm_pruner.config import Options
+from llm_pruner.groups import HIDDEN
+from llm_pruner.importance import READ
+from llm_pruner.in_memory import choose_units, decide_widths, prune_model
+from llm_pruner.shape import groups_to_score, shape_of
 from llm_pruner.weights import Weights
-from llm_pruner.widths import widths_by_ratio
+from tests import tiny
 
 
-def planned(model, ratios: dict[str, float], name: str = "magnitude", seed: int = 0):
+def options_for(ratios: dict[str, float] | None, importance: str = "magnitude", **options) -> Options:
+    """Options with these width ratios, without hidden channels where the criterion does not score them; or without
+    ratios, with a budget among `options`."""
+    if ratios is not None:
+        kinds = (*READ, HIDDEN) if HIDDEN in evidence.importance.get(importance).kinds else READ
+        options["prune"] = ",".join(f"{kind}={ratio}" for kind, ratio in ratios.items() if kind in kinds)
+    return Options(model="tiny", importance=importance, **options)
+
+
+def prompts(seed: int = 0):
+    """Calibration prompts of two lengths."""
+    return [*tiny.tokens(6, 16, seed=seed), *tiny.tokens(2, 9, seed=seed)]
+
+
+def planned(model, ratios: dict[str, float] | None, importance: str = "magnitude", seed: int = 0, **options):
     """(groups, plan with kept units, new config)."""
-    groups = trace_groups(model)
-    before = widths_of(model.config)
-    after = widths_by_ratio(before, ratios, family_of(model.config.model_type).derived_head_dim)
-    plan, config = make_plan(model, groups, after)
-    evidence = importance.Evidence(weights=Weights(dict(model.named_parameters())), seed=seed)
-    scores = importance.score(scored_groups(groups, before, after), importance.get(name), evidence)
-    return groups, replace(plan, kept=choose(groups, scores, before, after)), config
+    options = options_for(ratios, importance, seed=seed, **options)
+    criterion = evidence.effective(options)
+    shape = shape_of(options, model.config, criterion)
+    weights = Weights(dict(model.named_parameters()))
+    found = evidence.gather(model, shape, groups_to_score(shape), criterion, options, weights, prompts(seed))
+    plan, config = decide_widths(model, shape, found, options)
+    return shape.groups, choose_units(plan, shape, found, options), config
 
 
-def pruned(model, ratios: dict[str, float], name: str = "magnitude", seed: int = 0):
-    groups, plan, config = planned(model, ratios, name, seed)
-    return cut(model, groups, plan, config)
+def pruned(model, ratios: dict[str, float] | None, importance: str = "magnitude", seed: int = 0, **options):
+    return prune_model(model, options_for(ratios, importance, seed=seed, **options), prompts(seed))[0]

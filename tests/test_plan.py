@@ -9,7 +9,8 @@ import torch
 from llm_pruner.architectures import Widths
 from llm_pruner.errors import PlanError, UsageError
 from llm_pruner.groups import Group
-from llm_pruner.plan import Plan, check_replay, choose, make_plan
+from llm_pruner.plan import Plan, make_plan
+from llm_pruner.selection import check_replay, choose
 from llm_pruner.surgery import cut
 from llm_pruner.trace import trace_groups
 from tests import tiny
@@ -31,7 +32,7 @@ def test_choose_by_hand():
         "layers.0.kv_heads": torch.tensor([5.0, 1.0, 6.0, 0.0]),
         "layers.0.mlp": torch.tensor([0.1, 0.5, 0.4, 0.2, 0.3]),
     }
-    kept = choose(GROUPS, scores, BEFORE, Widths(4, 2, 2, 3, 2))
+    kept = choose(GROUPS, scores, BEFORE, (Widths(4, 2, 2, 3, 2),))
     assert kept == {
         "hidden": [1, 2, 3, 4],  # the first of equals
         "layers.0.kv_heads": [0, 2],
@@ -42,7 +43,7 @@ def test_choose_by_hand():
 
 def test_choose_keeps_heads_even_and_everything_else_whole():
     scores = {"layers.0.heads": torch.tensor([9.0, 8.0, 7.0, 6.0, 1.0, 0.0, 2.0, 3.0])}
-    kept = choose(GROUPS, scores, BEFORE, replace(BEFORE, num_attention_heads=4))
+    kept = choose(GROUPS, scores, BEFORE, (replace(BEFORE, num_attention_heads=4),))
     assert kept["layers.0.heads"] == [0, 2, 4, 7]
     assert kept["layers.0.kv_heads"] == [0, 1, 2, 3]
     assert (kept["hidden"], kept["layers.0.mlp"]) == ([0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4])
@@ -57,7 +58,7 @@ def test_json_round_trip(tmp_path):
 
 def test_table_shows_exact_numbers():
     _, plan, _ = planned(tiny.model("llama"), tiny.ALL)
-    table = plan.table({"hidden": 0.5, "heads": 0.5, "mlp": 0.5})
+    table = plan.table({"hidden_size": 0.5, "num_attention_heads": 0.5, "intermediate_size": 0.5})
     assert f"{plan.parameters_before:,}" in table
     assert f"{plan.bytes_after:,}" in table
     assert plan.bytes_after == 4 * plan.parameters_after
@@ -89,7 +90,7 @@ def test_replay_on_a_sibling_keeps_the_same_units():
     ("change", "message"),
     [
         (lambda p: replace(p, model_type="mistral"), "the plan is for mistral with 2 layers, this model is llama"),
-        (lambda p: replace(p, num_hidden_layers=3), "with 3 layers"),
+        (lambda p: replace(p, after=p.after * 2), "with 4 layers"),
         (lambda p: replace(p, before=replace(p.before, hidden_size=64)), "hidden_size=64, this model has 48"),
         (lambda p: replace(p, kept={k: v for k, v in p.kept.items() if k != "layers.1.mlp"}), "layers.1.mlp"),
         (lambda p: replace(p, kept={**p.kept, "hidden": list(range(23))}), "hidden is not 24 ascending units of 48"),
@@ -112,13 +113,13 @@ def test_plans_that_do_not_fit_are_refused(change, message):
         ("{", "is not JSON"),
         ("[]", "is not a plan"),
         ("{}", "is not a plan"),
-        (json.dumps({"format": 2}), "another format"),
-        (json.dumps({"format": 1, "before": {}, "after": {}}), "is not a plan"),
+        (json.dumps({"format": 1}), "another format"),
+        (json.dumps({"format": 2, "before": {}, "after": {}}), "is not a plan"),
         ({"kept": {"hidden": 5}}, "does not list the kept units"),
         ({"kept": None}, "does not list the kept units"),
-        ({"num_hidden_layers": "2"}, "not a whole number"),
-        ({"after": {**BEFORE.asdict(), "hidden_size": 1.5}}, "not a whole number"),
-        ({"after": {**BEFORE.asdict(), "hidden_size": 0}}, "not a whole number"),
+        ({"after": []}, "not a whole number"),
+        ({"after": [{**BEFORE.asdict(), "hidden_size": 1.5}]}, "not a whole number"),
+        ({"after": [{**BEFORE.asdict(), "hidden_size": 0}]}, "not a whole number"),
         ({"seed": {}}, "how its units were chosen"),
     ],
 )

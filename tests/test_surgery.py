@@ -1,21 +1,17 @@
 """The cut on every family and axis: it equals masking, keeps what it should, and reloads as a stock model."""
 
 import copy
-import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from llm_pruner.architectures import widths_of
-from llm_pruner.checkpoint import write
 from llm_pruner.errors import PlanError
 from llm_pruner.groups import kept_positions
 from llm_pruner.plan import meta_model
 from llm_pruner.surgery import cut
 from tests import tiny
+from tests.fresh import assert_same, reload_in_a_fresh_process
 from tests.steps import planned, pruned
 
 CASES_AND_AXES = [(case, name) for case in tiny.CASES for name in tiny.axes(case)]
@@ -82,7 +78,7 @@ def test_shapes_are_the_plans(case, name):
     before = sum(p.numel() for p in model.parameters())
     groups, plan, config = planned(model, tiny.axes(case)[name])
     new = cut(model, groups, plan, config)
-    assert widths_of(new.config) == plan.after != plan.before
+    assert (widths_of(new.config),) * 2 == plan.after != (plan.before,) * 2
     stock = meta_model(new.config)
     assert {n: p.shape for n, p in new.named_parameters()} == {n: p.shape for n, p in stock.named_parameters()}
     assert (before, sum(p.numel() for p in new.parameters())) == (plan.parameters_before, plan.parameters_after)
@@ -179,25 +175,10 @@ def test_offloaded_model_is_refused():
 @pytest.fixture(scope="module")
 def reloaded(tmp_path_factory):
     """Every family × axis pruned and saved here, then reloaded and run in one fresh process without llm_pruner."""
-    folder = tmp_path_factory.mktemp("reload")
-    here = {}
-    for case, name in CASES_AND_AXES:
-        new = pruned(tiny.model(case), tiny.axes(case)[name])
-        write(new, None, folder / case / name)
-        generated = new.generate(tiny.tokens(1, 6), max_new_tokens=8, do_sample=False, use_cache=True)
-        here[case, name] = (tiny.logits(new), generated)
-    (folder / "tokens.json").write_text(json.dumps([tiny.tokens().tolist(), tiny.tokens(1, 6).tolist()]))
-    script = Path(__file__).with_name("reload.py")
-    done = subprocess.run([sys.executable, "-I", str(script), str(folder)], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    there = torch.load(folder / "out.pt")
-    return here, there
+    models = {(case, name): pruned(tiny.model(case), tiny.axes(case)[name]) for case, name in CASES_AND_AXES}
+    return reload_in_a_fresh_process(models, tmp_path_factory.mktemp("reload"))
 
 
 @pytest.mark.parametrize(("case", "name"), CASES_AND_AXES)
 def test_reload_in_a_fresh_process_gives_the_same(reloaded, case, name):
-    here, there = reloaded
-    logits, generated = here[case, name]
-    torch.testing.assert_close(there[case][name]["logits"], logits, atol=1e-6, rtol=1e-6)
-    assert torch.equal(there[case][name]["generated"], generated)
-    assert there[case][name]["problems"] == {}
+    assert_same(*reloaded[case, name])

@@ -85,3 +85,8 @@ TRAINING_SEED, HELD_OUT_SEED = 1, 2
 def held_out(stories: int = 400) -> str:
     """The text the demo model is scored on; training never saw its seed."""
     return generate(stories, HELD_OUT_SEED)
+
+
+def training(stories: int = 2_000) -> str:
+    """Some of what the demo model was trained on, to calibrate with."""
+    return generate(stories, TRAINING_SEED)

@@ -1,45 +1,87 @@
 """Importance: how much each unit of a group matters. One file per criterion; the file's name is its name.
 
-A criterion is a function `(group, evidence) → one finite float32 score per unit`, the higher the more important,
-registered by `@criterion(needs=…)`. It sees no model and no disk.
+A criterion is a function `(group, evidence) → finite float32 scores`, the higher the more important, registered by
+`@criterion(…)`: one per unit, or one per equal part of a unit (a head's columns) when the unit's is their sum.
+It sees no model and no disk.
 """
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from llm_pruner.errors import RunError, UsageError, did_you_mean
+from llm_pruner.groups import HEADS, KINDS, KV_HEADS, MLP
 
 if TYPE_CHECKING:
     import torch
 
+    from llm_pruner.calibrate import Inputs
+    from llm_pruner.gradients import Products
     from llm_pruner.groups import Group
     from llm_pruner.weights import Weights
 
-NEEDS = ("weights",)
+MOMENTS, ABSOLUTE, CONTRIBUTION = "moments", "absolute", "contribution"  # statistics of a projection's inputs
+ACTIVATIONS = (MOMENTS, ABSOLUTE, CONTRIBUTION)
+WEIGHTS, GRADIENTS = "weights", "gradients"
+NEEDS = (WEIGHTS, *ACTIVATIONS, GRADIENTS)
+READ = (HEADS, KV_HEADS, MLP)  # the kinds whose units one projection of their layer reads
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What scores are computed from. `weights` is None for a criterion that does not need them."""
+    """What scores are computed from; only what the criterion needs is there.
+
+    inputs: statistics of what o_proj and down_proj read, by the name of their weight. products: weight times gradient,
+    by parameter. metrics, taylor: the options of that name.
+    """
 
     weights: "Weights | None" = None
+    inputs: "Mapping[str, Inputs]" = field(default_factory=dict)
+    products: "Mapping[str, Products]" = field(default_factory=dict)
     seed: int = 0
+    metrics: str = "WIFV"
+    taylor: str = "param_first"
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The text a method was published with: data set, number of windows or prompts, tokens of each at most."""
+
+    data: str = "wikitext2"
+    nsamples: int = 128
+    seq_len: int = 128
 
 
 @dataclass(frozen=True)
 class Criterion:
+    """needs: of NEEDS. kinds: the groups it is defined for. sequential: every layer is measured behind the
+    pruned layers before it. options: those of Options that change its scores. calibration: its default."""
+
     name: str
     needs: frozenset[str]
     score: "Callable[[Group, Evidence], torch.Tensor]"
+    kinds: tuple[str, ...]
+    sequential: bool
+    options: tuple[str, ...]
+    calibration: Calibration
+
+    @property
+    def calibrated(self) -> bool:
+        return bool(self.needs - {WEIGHTS})
 
 
 _REGISTRY: dict[str, Criterion] = {}
 
 
-def criterion(needs: Iterable[str] = ()):
+def criterion(
+    needs: Iterable[str] = (),
+    kinds: tuple[str, ...] = KINDS,
+    sequential: bool = False,
+    options: tuple[str, ...] = (),
+    calibration: Calibration | None = None,
+):
     """Registers a function under its own name, which is its file's."""
 
     def register(function):
@@ -48,7 +90,9 @@ def criterion(needs: Iterable[str] = ()):
             raise ValueError(f"importance {name!r} is defined twice")
         if unknown := set(needs) - set(NEEDS):
             raise ValueError(f"importance {name!r} needs {unknown}; known: {NEEDS}")
-        _REGISTRY[name] = Criterion(name, frozenset(needs), function)
+        _REGISTRY[name] = Criterion(
+            name, frozenset(needs), function, kinds, sequential, options, calibration or Calibration()
+        )
         return function
 
     return register
@@ -68,14 +112,14 @@ def get(name: str) -> Criterion:
 
 
 def score(groups: "Iterable[Group]", criterion: Criterion, evidence: Evidence) -> "dict[str, torch.Tensor]":
-    """{group name: float32 [units] on the CPU}. RunError when a score is not finite."""
+    """{group name: float32 scores on the CPU}. RunError when a score is not finite."""
     import torch
     from tqdm.auto import tqdm
 
     scores = {}
     for group in tqdm(groups, desc=f"score by {criterion.name}", unit="group", delay=2, leave=False):
         values = criterion.score(group, evidence).float().cpu()
-        if values.shape != (group.units,) or not torch.isfinite(values).all():
+        if values.dim() != 1 or len(values) % group.units or not torch.isfinite(values).all():
             raise RunError(
                 f"{criterion.name} gives no finite score for each of the {group.units} units of {group.name}"
             )

@@ -1,0 +1,173 @@
+"""Every published method at the same number of parameters, on a trained model and real text.
+
+    python benchmarks/quality.py            # needs $LLM_PRUNER_SHARED, by default ../shared; an hour on two cores
+    python benchmarks/quality.py --plot     # only draws the plot again, from results/quality.json
+
+llama-6m in bfloat16, 20, 30 and 50 % of its attention and MLP parameters removed; calibrated on wikitext-2/valid.txt
+with three seeds (their mean, lowest and highest are kept), scored on wikitext-2/test.txt in windows of 256 tokens.
+An interrupted run goes on where it was. The plot needs matplotlib.
+"""
+
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+from statistics import mean
+
+import torch
+from measure import RESULTS, keep
+
+from llm_pruner import Options, data, loading, prune_model
+from llm_pruner.evaluate.perplexity import perplexity
+
+SHARED = Path(os.environ.get("LLM_PRUNER_SHARED", Path(__file__).parents[2] / "shared"))
+MODEL, TEXT = SHARED / "models" / "llama-6m", SHARED / "data" / "wikitext-2"
+RATIOS = (0.2, 0.3, 0.5)
+SEEDS = (0, 1, 2)
+NSAMPLES, LENGTH = 256, 128
+BIAS = {"compensate": "bias"}
+ADAPTIVE = {"structure": "AL-AM"}
+
+METHODS: dict[str, dict] = {
+    "random": {"importance": "random"},
+    "magnitude": {"importance": "magnitude"},
+    "mag_sp": {"importance": "mag_sp"},
+    "Taylor param_first": {"importance": "taylor", "taylor": "param_first"},
+    "Taylor vectorize": {"importance": "taylor", "taylor": "vectorize"},
+    "AMP": {"importance": "amp"},
+    "AMP reversed": {"importance": "amp", "criterion": "reversed"},
+    "Wanda-sp": {"importance": "wanda_sp"},
+    "Wanda-sp with bias": {"importance": "wanda_sp", **BIAS},
+    "FLAP WIFV, no bias": {"importance": "flap"},
+    "FLAP WIFV": {"importance": "flap", **BIAS},
+    "FLAP IFV": {"importance": "flap", "metrics": "IFV", **BIAS},
+    "FLAP WIFN": {"importance": "flap", "metrics": "WIFN", **BIAS},
+    "FLAP WIFV reversed": {"importance": "flap", "criterion": "reversed", **BIAS},
+    "FLAP WIFV, AL-AM": {"importance": "flap", **ADAPTIVE, **BIAS},
+    "FLAP WIFV, AL-AM, uniform": {"importance": "flap", **ADAPTIVE, "uniform": True, **BIAS},
+    "AMP, AL-AM": {"importance": "amp", **ADAPTIVE},
+}  # fmt: skip
+
+
+def one(method: dict, ratio: float, seed: int, windows: torch.Tensor, prompts: list[torch.Tensor]) -> dict:
+    """One row's run: what `prune_llm.py --param_ratio` does between loading and saving, scored."""
+    model = dense()
+    options = Options(model=str(MODEL), param_ratio=ratio, seed=seed, **method)
+    started = time.perf_counter()
+    model, plan = prune_model(model, options, prompts)
+    seconds = time.perf_counter() - started
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "removed": round(plan.removed()["decoder"], 4),
+        "perplexity": round(perplexity(model, windows), 3),
+        "stock": not model.config.model_type.startswith("pruned_"),
+        "widths": plan.widths_after(),
+        "prune_seconds": round(seconds, 2),
+    }
+
+
+def dense():
+    folder = str(MODEL)
+    return loading.load_model(folder, loading.load_config(folder), device=torch.device("cpu"))
+
+
+def seeds_of(method: dict) -> tuple[int, ...]:
+    """Weights alone know no seed."""
+    return SEEDS[:1] if method["importance"] in ("magnitude", "mag_sp") else SEEDS
+
+
+def table_of(runs: dict[str, dict]) -> list[dict]:
+    """One row per method: per ratio the mean over seeds, the lowest and the highest."""
+    rows = []
+    for name, method in METHODS.items():
+        row: dict = {"method": name, "stock": all(runs[key]["stock"] for key in runs if key.startswith(f"{name} | "))}
+        for ratio in RATIOS:
+            found = [runs[f"{name} | {ratio} | {seed}"] for seed in seeds_of(method)]
+            values = [run["perplexity"] for run in found]
+            row[str(ratio)] = {
+                "perplexity": round(mean(values), 2),
+                "lowest": round(min(values), 2),
+                "highest": round(max(values), 2),
+                "parameters": round(mean(run["parameters"] for run in found)),
+            }
+        rows.append(row)
+    return rows
+
+
+def plot(result: dict) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(9, 6), layout="constrained")
+    axes.axhline(result["dense"]["perplexity"], color="black", linewidth=1, linestyle=":", label="dense")
+    colours = plt.get_cmap("tab20").colors
+    styles = {"reversed": ":", "AL-AM": "--"}
+    for index, row in enumerate(result["table"]):
+        points = [row[str(ratio)] for ratio in RATIOS]
+        style = next((line for word, line in styles.items() if word in row["method"]), "-")
+        axes.errorbar(
+            [point["parameters"] / 1e6 for point in points],
+            [point["perplexity"] for point in points],
+            yerr=[
+                [point["perplexity"] - point["lowest"] for point in points],
+                [point["highest"] - point["perplexity"] for point in points],
+            ],
+            label=row["method"], color=colours[index % 20], linestyle=style, marker="o", markersize=3, capsize=2,
+        )  # fmt: skip
+    axes.set(
+        xlabel="parameters of the pruned model, millions", ylabel="perplexity on WikiText-2 test", yscale="log",
+        title="llama-6m, nothing trained after pruning: mean of three calibration seeds, lowest to highest",
+    )  # fmt: skip
+    axes.legend(fontsize=8, ncols=2)
+    axes.grid(alpha=0.3, which="both")
+    figure.savefig(RESULTS / "quality.png", dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--plot", action="store_true", help="only draw results/quality.json again")
+    parser.add_argument("--fresh", action="store_true", help="forget what an interrupted run has measured")
+    arguments = parser.parse_args()
+    if arguments.plot:
+        plot(json.loads((RESULTS / "quality.json").read_text()))
+        return
+    unfinished = RESULTS / "quality.partial.json"
+    runs = json.loads(unfinished.read_text()) if unfinished.is_file() and not arguments.fresh else {}
+    tokenizer = loading.load_tokenizer(str(MODEL))
+    windows = data.token_windows((TEXT / "test.txt").read_text(encoding="utf-8"), tokenizer, 256)
+    prompts = {
+        seed: data.calibration_prompts(str(TEXT / "valid.txt"), NSAMPLES, LENGTH, seed, tokenizer) for seed in SEEDS
+    }
+    if "dense" not in runs:
+        model = dense()
+        runs["dense"] = {
+            "perplexity": round(perplexity(model, windows), 3),
+            "parameters": sum(p.numel() for p in model.parameters()),
+        }
+    for ratio in RATIOS:
+        for name, method in METHODS.items():
+            for seed in seeds_of(method):
+                key = f"{name} | {ratio} | {seed}"
+                if key not in runs:
+                    runs[key] = one(method, ratio, seed, windows, prompts[seed])
+                    unfinished.write_text(json.dumps(runs))
+                    print(f"{key}: {runs[key]['perplexity']:.1f} ({runs[key]['parameters']:,})", flush=True)
+    reference = runs.pop("dense")
+    result = {
+        "model": "llama-6m, bfloat16",
+        "calibration": f"{NSAMPLES} windows of {LENGTH} tokens of wikitext-2/valid.txt",
+        "scored_on": f"wikitext-2/test.txt, {len(windows)} windows of 256 tokens",
+        "dense": reference,
+        "table": table_of(runs),
+        "runs": runs,
+    }
+    keep("quality", result)
+    plot(result)
+    unfinished.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,201 @@
+"""From a share or a number of parameters to widths that are the same in every layer."""
+
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from llm_pruner.architectures import Layers, Widths
+from llm_pruner.errors import PlanError, UsageError
+from llm_pruner.groups import FIELD, HEADS, HIDDEN, KV_HEADS, MLP, Group
+from llm_pruner.plan import prunable, shapes_after
+
+TOLERANCE = 0.01  # of the parameters there were: how far from a budget by parameters a shape may be
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """Counts the parameters of a model whose layers have other widths. shapes: {parameter: shape} of the model."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+    groups: tuple[Group, ...]
+    before: Widths
+    num_layers: int
+
+    def total(self, after: Layers) -> float:
+        """Parameters of the whole model, tied ones once. Widths may be fractions."""
+        return sum(math.prod(shape) for shape in shapes_after(self.shapes, self.groups, self.before, after).values())
+
+    def decoder(self, after: Layers) -> float:
+        """Parameters of attention and MLP: of all tensors that heads or neurons run through."""
+        shapes = shapes_after(self.shapes, self.groups, self.before, after)
+        return sum(math.prod(shapes[name]) for name in prunable(self.groups))
+
+    def all_layers(self, widths: Widths) -> Layers:
+        return (widths,) * self.num_layers
+
+    def cost(self, base: Widths, **fewer: int) -> int:
+        """Attention and MLP parameters that go when one layer has `fewer` of some widths than `base`."""
+        smaller = replace(base, **{name: getattr(base, name) - number for name, number in fewer.items()})
+        rest = self.all_layers(base)[1:]
+        return self.decoder((base, *rest)) - self.decoder((smaller, *rest))
+
+    def of_layer_0(self) -> int:
+        """All parameters of the first decoder layer, norms included."""
+        inside = next(m.parameter for g in self.groups if g.layer == 0 for m in g.members)
+        prefix = re.match(r".*?\.0\.", inside)[0]
+        return sum(math.prod(shape) for name, shape in self.shapes.items() if name.startswith(prefix))
+
+
+def parse_parameters(text: str) -> int:
+    """`1.2B`, `350M`, `6500k` or a plain number. UsageError."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kKmMbBgG]?)", text.strip().replace("_", "").replace(",", ""))
+    number = match and round(float(match[1]) * {"": 1, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9}[match[2].lower()])
+    if not number:
+        raise UsageError(f"target_params: {text!r} is not a number of parameters; write 1.2B, 350M or 6500000")
+    return number
+
+
+def share_of(ledger: Ledger, options) -> float:
+    """The share of the attention and MLP parameters that `options` want removed.
+
+    PlanError when it is nothing, or more than heads and neurons are.
+    """
+    full = ledger.all_layers(ledger.before)
+    decoder = ledger.decoder(full)
+    if options.target_params is not None:
+        total, goal = ledger.total(full), parse_parameters(options.target_params)
+        if goal >= total:
+            raise PlanError(f"target_params {options.target_params}: the model has {total:,} parameters; ask for fewer")
+        share = (total - goal) / decoder
+    elif options.iteration is not None:
+        share = options.iteration * ledger.of_layer_0() / decoder
+    else:
+        share = options.param_ratio if options.param_ratio is not None else options.pruning_ratio
+    return share
+
+
+def widths_by_parameters(
+    ledger: Ledger, kinds: Iterable[str], goal: float, whole: bool, legal: Callable[[Widths], bool]
+) -> Widths:
+    """The widths at which attention and MLP, or the `whole` model, have `goal` parameters.
+
+    Every kind shrinks by one ratio to the nearest `legal` shape, whole query heads in every group, then neurons fill
+    what rounding left, by their true cost. PlanError when no shape is legal, or when the goal is missed by more than
+    TOLERANCE of what there was.
+    """
+    before, kinds = ledger.before, set(kinds)
+    count = ledger.total if whole else ledger.decoder
+    full, ratio = count(ledger.all_layers(before)), _ratio(ledger, kinds, goal, count)
+    best = None
+    for shape in _shapes(before, kinds, ratio):
+        if not legal(shape):
+            continue
+        if MLP in kinds:
+            fewer = replace(shape, intermediate_size=shape.intermediate_size - 1)
+            one = count(ledger.all_layers(shape)) - count(ledger.all_layers(fewer))
+            neurons = shape.intermediate_size + round((goal - count(ledger.all_layers(shape))) / one)
+            shape = replace(shape, intermediate_size=min(max(1, neurons), before.intermediate_size))
+        miss = abs(count(ledger.all_layers(shape)) - goal) / full
+        if best is None or miss < best[0]:
+            best = miss, shape
+        if miss <= TOLERANCE:
+            return shape
+    if best is None:
+        raise PlanError(f"no class holds a shape with fewer {', '.join(sorted(kinds))} and all else as it is")
+    reached = 1 - count(ledger.all_layers(best[1])) / full
+    raise PlanError(
+        f"{', '.join(sorted(kinds))} cannot meet the budget: {1 - goal / full:.4f} of the "
+        f"{'' if whole else 'attention and MLP '}parameters should go, the nearest is {reached:.4f}; "
+        "let --prune name more, or ask for that"
+    )
+
+
+def _ratio(ledger: Ledger, kinds: set[str], goal: float, count) -> float:
+    """The ratio by which every kind would shrink if widths could be fractions."""
+    low, high = 0.0, 1.0
+    for _ in range(50):
+        ratio = (low + high) / 2
+        widths = {FIELD[kind]: getattr(ledger.before, FIELD[kind]) * (1 - ratio) for kind in kinds}
+        if KV_HEADS in kinds and ledger.before.grouped or HEADS in kinds and not ledger.before.grouped:
+            for kind in (HEADS, KV_HEADS):
+                widths[FIELD[kind]] = getattr(ledger.before, FIELD[kind]) * (1 - ratio)
+        if count(ledger.all_layers(replace(ledger.before, **widths))) > goal:
+            low = ratio
+        else:
+            high = ratio
+    return (low + high) / 2
+
+
+def _shapes(before: Widths, kinds: set[str], ratio: float):
+    """Shapes around `ratio`: heads rounded ever further, and for each number of heads so the hidden channels."""
+    grouped = before.grouped
+    mlp = before.intermediate_size
+    mlp = max(1, mlp - round(ratio * mlp)) if MLP in kinds else mlp
+    of_kv = not grouped or KV_HEADS in kinds
+    units = before.num_key_value_heads if of_kv else before.heads_per_group
+    for fewer in _around(round(ratio * units), units) if HEADS in kinds or KV_HEADS in kinds else (0,):
+        kv_heads = before.num_key_value_heads - (fewer if of_kv else 0)
+        heads = kv_heads * (before.heads_per_group - (0 if of_kv else fewer))
+        hidden = round(ratio * before.hidden_size) if HIDDEN in kinds else 0
+        near = _around(hidden, before.hidden_size)[: 2 * before.head_dim] if HIDDEN in kinds else (0,)
+        for narrower in near:
+            yield Widths(before.hidden_size - narrower, heads, kv_heads, mlp, before.head_dim)
+
+
+def _around(wanted: int, units: int) -> list[int]:
+    """How many of `units` may go, those nearest to `wanted` first."""
+    return sorted(range(units), key=lambda number: (abs(number - wanted), number))
+
+
+def widths_by_iteration(ledger: Ledger, iteration: int) -> Widths:
+    """AMP's: as many parameters as `iteration` whole layers, ρ' = iteration·params(layer 0)/(attention + MLP).
+
+    Removed per layer: round(ρ'·heads) heads, at most all but one, with the rounding error made up in neurons:
+    round(ρ'·heads − heads removed + ρ'·intermediate). With grouped queries the same in every group.
+    https://arxiv.org/abs/2504.21174
+    """
+    before = ledger.before
+    share = iteration * ledger.of_layer_0() / ledger.decoder(ledger.all_layers(before))
+    if not share < 1:
+        raise PlanError(f"iteration {iteration} leaves nothing of {ledger.num_layers} layers; ask for fewer")
+    groups = before.num_key_value_heads if before.grouped else 1
+    of_each = before.num_attention_heads // groups
+    heads = groups * min(round(share * of_each), of_each - 1)
+    neurons = round(share * before.num_attention_heads - heads + share * before.intermediate_size)
+    return _fewer(before, heads, neurons)
+
+
+def widths_by_structure(
+    ledger: Ledger, structure: str, share: float, kinds: Iterable[str], remove_heads: int
+) -> Widths:
+    """FLAP's uniform structures, https://arxiv.org/abs/2312.11983.
+
+    UL-UM: ⌊share·n⌋ heads and neurons go. UL-MM: ⌊remove_heads / layers⌋ heads go in each layer, and neurons until
+    the share of the parameters is met. With grouped queries heads go evenly, in every group as many as fit.
+    """
+    before = ledger.before
+    groups = before.num_key_value_heads if before.grouped else 1
+    of_each = before.num_attention_heads // groups
+    if structure == "UL-UM":
+        heads = groups * math.floor(share * of_each + 1e-6) if HEADS in kinds else 0
+        return _fewer(before, heads, math.floor(share * before.intermediate_size + 1e-6) if MLP in kinds else 0)
+    heads = groups * (remove_heads // ledger.num_layers // groups)
+    if heads >= before.num_attention_heads:
+        raise PlanError(f"remove_heads {remove_heads} leaves no head in {ledger.num_layers} layers; ask for fewer")
+    rest = share * ledger.decoder(ledger.all_layers(before)) / ledger.num_layers
+    shape = _fewer(before, heads, 0)
+    rest -= ledger.cost(before, **{name: getattr(before, name) - getattr(shape, name) for name in FIELD.values()})
+    return _fewer(before, heads, math.floor(max(0, rest) / ledger.cost(before, intermediate_size=1) + 1e-6))
+
+
+def _fewer(before: Widths, heads: int, neurons: int) -> Widths:
+    """PlanError when that leaves no neuron."""
+    if neurons >= before.intermediate_size:
+        raise PlanError(f"{neurons} of {before.intermediate_size} neurons would go; ask for less, or for more heads")
+    return replace(
+        before,
+        num_attention_heads=before.num_attention_heads - heads,
+        num_key_value_heads=before.num_key_value_heads - (0 if before.grouped else heads),
+        intermediate_size=before.intermediate_size - neurons,
+    )

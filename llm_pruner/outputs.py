@@ -1,0 +1,46 @@
+"""Where a run will write, checked before anything is loaded."""
+
+import os
+from pathlib import Path
+
+from llm_pruner import checkpoint
+from llm_pruner.config import BUDGETS, Options
+from llm_pruner.errors import UsageError
+
+
+def check_outputs(options: Options, source: str) -> Path | None:
+    """The folder to save to, if any. UsageError when an output cannot be written."""
+    for name in ("save_plan", "scores"):
+        if file := getattr(options, name):
+            path = Path(file).expanduser()
+            parent = path.absolute().parent
+            if path.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+                raise UsageError(f"--{name} {path} is not a file in an existing folder with write permission")
+            if _inside(path, source):
+                raise UsageError(f"--{name} {path} is inside the input model; choose another place")
+    if options.dry_run or options.no_save:
+        return None
+    if options.save_model:
+        target = Path(options.save_model).expanduser()
+    else:
+        name = options.model if options.model == "demo" else Path(source).resolve().name
+        target = Path("pruned") / f"{name}-{_shape_name(options)}"
+    checkpoint.check_target(target, source, options.overwrite)
+    for name in ("save_plan", "scores"):
+        if getattr(options, name) and _inside(getattr(options, name), target):
+            raise UsageError(f"--{name} {getattr(options, name)} is inside {target}, which the checkpoint will replace")
+    return target
+
+
+def _shape_name(options: Options) -> str:
+    if options.pruning_ratio is not None:
+        return f"r{options.pruning_ratio:.2f}"
+    if options.plan:
+        return Path(options.plan).stem
+    budget = next((name for name in BUDGETS if getattr(options, name) is not None), None)
+    what = f"{budget}{getattr(options, budget)}" if budget else options.target or options.prune
+    return what.replace("=", "").replace(",", "-").replace(" ", "")
+
+
+def _inside(path: str | Path, folder: str | Path) -> bool:
+    return Path(folder).expanduser().resolve() in Path(path).expanduser().resolve().parents

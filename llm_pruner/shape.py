@@ -1,0 +1,136 @@
+"""From options and a configuration to the shape: which widths every layer will have, or what decides about them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from llm_pruner.allocate import adaptive_groups, allocate, uniform
+from llm_pruner.architectures import Layers, family_of, holds, widths_of
+from llm_pruner.budget import (
+    Ledger,
+    parse_parameters,
+    share_of,
+    widths_by_iteration,
+    widths_by_parameters,
+    widths_by_structure,
+)
+from llm_pruner.config import BUDGETS, Options
+from llm_pruner.errors import PlanError
+from llm_pruner.groups import FIELD, HEADS, HIDDEN, MLP, Group
+from llm_pruner.importance import Criterion
+from llm_pruner.plan import Plan, meta_model
+from llm_pruner.selection import check_replay, scored_groups
+from llm_pruner.trace import trace_groups
+from llm_pruner.widths import parse_prune, parse_target, ratio_of_one_step, widths_by_ratio, widths_by_target
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What was asked for, as far as it is known before anything is scored.
+
+    after: the widths of every layer, or None when scores decide. share: of the attention and MLP parameters, to be
+    removed. requested: what was asked for, by the names of Plan.removed. saved: the plan to replay.
+    """
+
+    skeleton: object
+    groups: list[Group]
+    ledger: Ledger
+    kinds: tuple[str, ...] = ()
+    after: Layers | None = None
+    share: float | None = None
+    requested: Mapping[str, float] = field(default_factory=dict)
+    saved: Plan | None = None
+
+
+def shape_of(options: Options, config, criterion: Criterion) -> Shape:
+    """The shape that `options` ask for. PlanError when a model of this configuration cannot have it."""
+    skeleton = meta_model(config)
+    groups = trace_groups(skeleton)
+    before = widths_of(config)
+    shapes = {name: tuple(p.shape) for name, p in skeleton.named_parameters()}
+    ledger = Ledger(shapes, tuple(groups), before, config.num_hidden_layers)
+    if options.plan:
+        saved = Plan.load(options.plan)
+        check_replay(saved, config, groups)
+        return Shape(skeleton, groups, ledger, after=saved.after, saved=saved)
+    if options.target:
+        after = widths_by_target(before, parse_target(options.target, config))
+        return _changed(Shape(skeleton, groups, ledger, after=ledger.all_layers(after)), f"--target {options.target}")
+    derived = family_of(config.model_type).derived_head_dim
+    by_ratio = not options.structure and all(
+        getattr(options, name) is None for name in BUDGETS if name != "pruning_ratio"
+    )
+    hidden = by_ratio and HIDDEN in criterion.kinds
+    default = ",".join((HIDDEN, HEADS, MLP) if hidden else (HEADS, MLP))
+    ratios = parse_prune(options.prune or default, options.pruning_ratio if by_ratio else 0.0)
+    kinds = tuple(ratios)
+    if by_ratio:
+        after = widths_by_ratio(before, ratios, derived, options.round_to)
+        requested = {FIELD[kind]: ratio for kind, ratio in ratios.items()}
+        shape = Shape(skeleton, groups, ledger, kinds, ledger.all_layers(after), requested=requested)
+        if not any(ratios.values()):
+            return shape
+        hint = f"the smallest ratio that takes a whole step is {ratio_of_one_step(before, ratios, options.round_to):g}"
+        return _changed(shape, f"the ratio {max(ratios.values()):g}", hint)
+    if derived and HIDDEN not in kinds and set(kinds) - {MLP}:
+        raise PlanError(
+            f"{config.model_type} derives head_dim from hidden_size / num_attention_heads, so heads cannot go alone; "
+            "use --prune mlp, or a width ratio for hidden and heads"
+        )
+    share = share_of(ledger, options)
+    requested = {"decoder": share}
+    if options.target_params is not None:
+        parameters = ledger.total(ledger.all_layers(before))
+        requested = {"parameters": 1 - parse_parameters(options.target_params) / parameters}
+    shape = Shape(skeleton, groups, ledger, kinds, None, share, requested)
+    if HIDDEN not in kinds and not share < 1:
+        raise PlanError(
+            f"{share:.4f} times the attention and MLP parameters would have to go; ask for less, "
+            "or let the rest shrink too: --prune hidden,heads,mlp"
+        )
+    if share and options.structure and options.structure.startswith("AL"):
+        return shape
+    after = ledger.all_layers(_uniform_widths(options, shape, config))
+    what = next(f"{name} {getattr(options, name)}" for name in BUDGETS if getattr(options, name) is not None)
+    shape = Shape(skeleton, groups, ledger, kinds, after, share, requested)
+    return _changed(shape, what) if share else shape
+
+
+def _uniform_widths(options: Options, shape: Shape, config):
+    ledger = shape.ledger
+    if options.structure == "UL-MM" or options.structure == "UL-UM" and options.pruning_ratio is not None:
+        return widths_by_structure(ledger, options.structure, shape.share, shape.kinds, options.remove_heads or 0)
+    if options.iteration is not None:
+        return widths_by_iteration(ledger, options.iteration)
+    whole = options.target_params is not None
+    if whole:
+        goal = parse_parameters(options.target_params)
+    else:
+        goal = ledger.decoder(ledger.all_layers(ledger.before)) * (1 - shape.share)
+    return widths_by_parameters(ledger, shape.kinds, goal, whole, lambda widths: holds(config, widths))
+
+
+def _changed(shape: Shape, what: str, hint: str = "ask for more") -> Shape:
+    if shape.after == shape.ledger.all_layers(shape.ledger.before):
+        raise PlanError(f"{what} changes nothing; {hint}")
+    return shape
+
+
+def groups_to_score(shape: Shape) -> list[Group]:
+    """The groups whose units have to be ranked, in the units that are ranked."""
+    if shape.saved:
+        return []
+    if shape.after is None:
+        return adaptive_groups(shape.groups, shape.ledger.before, shape.kinds)
+    return scored_groups(shape.groups, shape.ledger.before, shape.after)
+
+
+def decided(shape: Shape, options: Options, scores) -> Layers:
+    """The widths of every layer, by the scores where they were not known before. PlanError, see `allocate`."""
+    if shape.after is not None:
+        return shape.after
+    groups = groups_to_score(shape)
+    exact = options.pruning_ratio is None
+    layers = allocate(shape.ledger, groups, scores, shape.share, options.structure, options.remove_heads or 0, exact)
+    if not options.uniform:
+        return layers
+    return uniform(shape.ledger, layers, lambda widths: holds(shape.skeleton.config, widths))

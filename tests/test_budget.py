@@ -1,0 +1,198 @@
+"""Widths by budget: costs, AMP's iterations, UL-UM, UL-MM and param_ratio, by hand."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from llm_pruner import Options, run
+from llm_pruner.architectures import Widths
+from llm_pruner.budget import share_of, widths_by_iteration, widths_by_parameters, widths_by_structure
+from llm_pruner.errors import PlanError, PrunerError
+from llm_pruner.groups import HEADS, MLP
+from tests.toys import heads_and_neurons, hundred, ledger_of, toy
+
+# A neuron costs 3·hidden parameters, a head 4·head_dim·hidden.
+
+
+@pytest.fixture(scope="module")
+def llama_2_7b():
+    """Attention 4·4096² = 67,108,864 and MLP 3·4096·11008 = 135,266,304: 202,375,168 a layer; two norms: 8192."""
+    return ledger_of(
+        hidden_size=4096, intermediate_size=11008, num_attention_heads=32, num_hidden_layers=32, vocab_size=32000
+    )
+
+
+@pytest.fixture(scope="module")
+def grouped():
+    """A quarter of Llama-3-8B's layers. Attention 2·4096² + 2·4096·1024 = 41,943,040, MLP 3·4096·14336 = 176,160,768:
+    218,103,808 a layer."""
+    return ledger_of(
+        hidden_size=4096, intermediate_size=14336, num_attention_heads=32, num_key_value_heads=8, num_hidden_layers=8
+    )
+
+
+def test_costs(llama_2_7b, grouped):
+    before = llama_2_7b.before
+    head = llama_2_7b.cost(before, num_attention_heads=1, num_key_value_heads=1)
+    neuron = llama_2_7b.cost(before, intermediate_size=1)
+    assert (head, neuron) == (4 * 128 * 4096, 3 * 4096)
+    assert head * 3 == neuron * 512
+    assert llama_2_7b.decoder(llama_2_7b.all_layers(before)) == 32 * 202_375_168
+    assert llama_2_7b.of_layer_0() == 202_383_360
+    assert llama_2_7b.total(llama_2_7b.all_layers(before)) == 6_738_415_616  # the published size
+    # four query heads with their rows of q and columns of o, one key and one value head: 10·128 rows of 4096
+    assert grouped.cost(grouped.before, num_attention_heads=4, num_key_value_heads=1) == 10 * 128 * 4096
+    assert grouped.decoder(grouped.all_layers(grouped.before)) == 8 * 218_103_808
+
+
+@pytest.mark.parametrize(
+    ("iteration", "heads", "neurons"),
+    # ρ' = i/32 · 202,383,360/202,375,168 = i · 0.03125126498
+    [
+        (1, 1, 344),  # 1.00004 heads; 1.00004 - 1 + 344.01392 = 344.01397
+        (8, 8, 2752),  # 8.00032 heads; 0.00032 + 2752.11140 = 2752.11172
+        (16, 16, 5504),  # 16.00065 heads; 0.00065 + 5504.22279 = 5504.22344
+        (31, 31, 10664),  # 31.00125 heads; 0.00125 + 10664.43166 = 10664.43292
+    ],
+)
+def test_amp_iteration_on_llama_2_7b(llama_2_7b, iteration, heads, neurons):
+    after = widths_by_iteration(llama_2_7b, iteration)
+    assert after == Widths(4096, 32 - heads, 32 - heads, 11008 - neurons, 128)
+
+
+@pytest.mark.parametrize(
+    ("iteration", "heads", "neurons"),
+    # layer 0 with its norms: 4·8·4·24 + 3·24·100 + 2·24 = 10,320, attention and MLP of all: 3·10,272 = 30,816;
+    # ρ' = i · 0.334891
+    [
+        (1, 3, 33),  # 2.67913 heads; 2.67913 - 3 + 33.48910 = 33.16823
+        (2, 5, 67),  # 5.35826 heads; 0.35826 + 66.97819 = 67.33645
+    ],
+)
+def test_amp_iteration_makes_up_for_rounded_heads_in_neurons(iteration, heads, neurons):
+    ledger = ledger_of(
+        hidden_size=24, num_attention_heads=8, num_key_value_heads=8, head_dim=4, intermediate_size=100,
+        num_hidden_layers=3,
+    )  # fmt: skip
+    assert widths_by_iteration(ledger, iteration) == Widths(24, 8 - heads, 8 - heads, 100 - neurons, 4)
+
+
+def test_amp_iteration_leaves_one_head():
+    """ρ' = (240 + 8)/480 = 0.51667 of two heads, then of one: the head stays, neurons make up for it."""
+    assert heads_and_neurons([widths_by_iteration(toy(), 1)]) == [(1, 2)]  # 1.0333 - 1 + 2.0667 = 2.1
+    one_head = ledger_of(
+        hidden_size=4,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+        head_dim=6,
+        intermediate_size=4,
+        num_hidden_layers=2,
+    )  # ρ' = (96 + 48 + 8)/288 = 0.52778: 0.52778 - 0 + 2.11111 = 2.63889
+    assert heads_and_neurons([widths_by_iteration(one_head, 1)]) == [(1, 1)]
+
+
+def test_amp_iteration_with_grouped_queries_takes_as_many_in_every_group(grouped):
+    """ρ' = 3/8 · 218,112,000/218,103,808 = 0.3750141: 1.50006 of four heads a group → 2, so 16; neurons:
+    12.00045 - 16 + 5376.20192 = 5372.20237."""
+    assert widths_by_iteration(grouped, 3) == Widths(4096, 16, 8, 14336 - 5372, 128)
+
+
+def test_amp_iteration_of_all_layers():
+    with pytest.raises(PlanError, match="leaves nothing"):
+        widths_by_iteration(toy(), 2)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "heads", "neurons"),
+    [
+        (0.3, 9, 3302),  # ⌊9.6⌋, ⌊3302.4⌋
+        (0.25, 8, 2752),
+        (0.03, 0, 330),  # ⌊0.96⌋, ⌊330.24⌋
+        (0.97, 31, 10677),  # ⌊31.04⌋, ⌊10677.76⌋
+    ],
+)
+def test_ul_um_floors(llama_2_7b, ratio, heads, neurons):
+    after = widths_by_structure(llama_2_7b, "UL-UM", ratio, (HEADS, MLP), 0)
+    assert after == Widths(4096, 32 - heads, 32 - heads, 11008 - neurons, 128)
+
+
+def test_ul_um_with_grouped_queries(grouped):
+    """⌊0.6·4⌋ = 2 of each group's four; ⌊0.6·14336⌋ = ⌊8601.6⌋."""
+    assert widths_by_structure(grouped, "UL-UM", 0.6, (HEADS, MLP), 0) == Widths(4096, 16, 8, 14336 - 8601, 128)
+
+
+def test_ul_um_of_one_kind(llama_2_7b):
+    assert widths_by_structure(llama_2_7b, "UL-UM", 0.5, (MLP,), 0) == Widths(4096, 32, 32, 5504, 128)
+    assert widths_by_structure(llama_2_7b, "UL-UM", 0.5, (HEADS,), 0) == Widths(4096, 16, 16, 11008, 128)
+
+
+@pytest.mark.parametrize("structure", ["UL-UM", "UL-MM"])
+def test_floor_is_of_the_ratio_that_was_written(structure):
+    """In binary 0.58·100 is 57.99…, 0.41·2400 is 983.99…; the whole numbers are meant."""
+    if structure == "UL-UM":
+        big = ledger_of(
+            hidden_size=8, num_attention_heads=2, num_key_value_heads=2, head_dim=3, intermediate_size=100,
+            num_hidden_layers=1,
+        )  # fmt: skip
+        assert widths_by_structure(big, structure, 0.58, (MLP,), 0).intermediate_size == 42
+    else:
+        assert widths_by_structure(hundred(), structure, 0.41, (HEADS, MLP), 0).intermediate_size == 92 - 41
+
+
+def test_ul_mm(llama_2_7b):
+    """100 // 32 = 3 heads a layer; 0.2·202,375,168 - 3·2,097,152 = 34,183,577.6, by 12,288: 2781.87 neurons."""
+    after = widths_by_structure(llama_2_7b, "UL-MM", 0.2, (HEADS, MLP), 100)
+    assert after == Widths(4096, 29, 29, 11008 - 2781, 128)
+
+
+def test_ul_mm_with_grouped_queries(grouped):
+    """130 // 8 = 16 heads a layer, two in each group, rows of q and columns of o: 16·2·128·4096 = 16,777,216;
+    0.25·218,103,808 - that = 37,748,736, by 12,288: exactly 3072."""
+    after = widths_by_structure(grouped, "UL-MM", 0.25, (HEADS, MLP), 130)
+    assert after == Widths(4096, 16, 8, 14336 - 3072, 128)
+
+
+def test_param_ratio_by_hand(llama_2_7b):
+    """⌊6.4⌉ = 6 heads; 0.2·202,375,168 - 6·2,097,152 = 27,892,121.6, by 12,288: 2269.87 → 2270 neurons."""
+    goal = 0.8 * 32 * 202_375_168
+    after = widths_by_parameters(llama_2_7b, (HEADS, MLP), goal, whole=False, legal=lambda widths: True)
+    assert after == Widths(4096, 26, 26, 11008 - 2270, 128)
+
+
+@pytest.mark.parametrize("ratio", [0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8])
+@pytest.mark.parametrize("which", ["llama_2_7b", "grouped"])
+def test_param_ratio_is_met(request, which, ratio):
+    """Within 1 %, by the formula for a layer's parameters; and nearer than one neuron in every layer."""
+    ledger = request.getfixturevalue(which)
+    layers, before = ledger.num_layers, ledger.before
+    options = SimpleNamespace(target_params=None, iteration=None, param_ratio=ratio, pruning_ratio=None)
+    assert share_of(ledger, options) == ratio
+
+    def parameters(w: Widths) -> int:
+        return layers * 4096 * (128 * 2 * (w.num_attention_heads + w.num_key_value_heads) + 3 * w.intermediate_size)
+
+    goal = (1 - ratio) * parameters(before)
+    after = widths_by_parameters(ledger, (HEADS, MLP), goal, whole=False, legal=lambda widths: True)
+    assert abs(parameters(after) - goal) <= 0.01 * parameters(before)
+    assert abs(parameters(after) - goal) <= layers * 3 * 4096 / 2
+    assert after.num_attention_heads < 32 or ratio < 0.2
+
+
+@pytest.mark.parametrize("kind", ["heads", "mlp"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"pruning_ratio": 0.25, "structure": "UL-UM"},
+        {"pruning_ratio": 0.25, "structure": "UL-MM", "remove_heads": 16},
+        {"iteration": 1},
+    ],
+)
+def test_what_prune_does_not_name_stays(kind, options):
+    """Or a budget that cannot go without it is refused."""
+    try:
+        plan = run(Options(model="demo", importance="mag_sp", prune=kind, dry_run=True, **options))["plan"]
+    except PrunerError:
+        return
+    for layer in plan.after:
+        assert (layer.num_attention_heads < plan.before.num_attention_heads) == (kind == "heads")
+        assert (layer.intermediate_size < plan.before.intermediate_size) == (kind == "mlp")

@@ -1,0 +1,117 @@
+"""Scores on disk: used again at another ratio without a forward pass, refused when they are of something else."""
+
+import json
+
+import pytest
+
+from llm_pruner import Options, calibrate, gradients, run
+from llm_pruner.errors import UsageError
+from llm_pruner.plan import Plan
+from tests.commands import edit_tensors
+
+SMALL = {"eval_data": "none", "no_save": True, "nsamples": 4, "calibration_seq_len": 32}
+
+
+def prune(folder, **options) -> Plan:
+    """The plan of a run on the demo model."""
+    run(Options(**{"model": "demo", **SMALL, "save_plan": str(folder / "plan.json"), **options}))
+    return Plan.load(folder / "plan.json")
+
+
+def forbid(monkeypatch):
+    def forward(*_, **__):
+        raise AssertionError("a forward pass")
+
+    monkeypatch.setattr(calibrate, "collect", forward)
+    monkeypatch.setattr(gradients, "weight_gradient_products", forward)
+
+
+@pytest.mark.parametrize("importance", ["flap", "amp", "taylor"])
+def test_second_ratio_costs_no_forward_pass(tmp_path, monkeypatch, importance):
+    """Nor does another structure; and the units are those that a run without the file chooses."""
+    options = {"importance": importance, "scores": str(tmp_path / "scores.safetensors")}
+    prune(tmp_path, param_ratio=0.3, **options)
+    others = [
+        {"param_ratio": 0.6},
+        {"param_ratio": 0.4, "structure": "AL-AM"},
+        {"param_ratio": 0.3, "criterion": "reversed"},
+    ]
+    expected = [prune(tmp_path, importance=importance, **other).kept for other in others]
+    forbid(monkeypatch)
+    for other, kept in zip(others, expected, strict=True):
+        assert prune(tmp_path, **options, **other).kept == kept
+
+
+def test_means_are_kept_for_the_bias(tmp_path, monkeypatch):
+    options = {"importance": "flap", "compensate": "bias", "scores": str(tmp_path / "scores.safetensors")}
+    prune(tmp_path, param_ratio=0.3, **options)
+    forbid(monkeypatch)
+    report = run(Options(model="demo", **SMALL, param_ratio=0.5, **options))
+    assert report["compensate"] == "bias"
+
+
+def test_means_that_were_not_measured(tmp_path):
+    options = {"importance": "amp", "param_ratio": 0.3, "scores": str(tmp_path / "scores.safetensors")}
+    prune(tmp_path, **options)
+    with pytest.raises(UsageError, match="was made without --compensate bias and has no means"):
+        prune(tmp_path, compensate="bias", **options)
+
+
+def test_dry_run_of_an_adaptive_structure_needs_no_weights(tmp_path, monkeypatch):
+    from llm_pruner import loading
+
+    options = {"importance": "flap", "structure": "AL-AM", "scores": str(tmp_path / "scores.safetensors")}
+    prune(tmp_path, pruning_ratio=0.3, **options)
+    monkeypatch.setattr(loading, "load_model", None)
+    plan = prune(tmp_path, pruning_ratio=0.5, dry_run=True, **{**options, "no_save": False})
+    assert len(set(plan.after)) > 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": 1}, "made with seed 0, this run has 1"),
+        ({"nsamples": 5}, "made with nsamples 4, this run has 5"),
+        ({"metrics": "IFV"}, "made with metrics WIFV, this run has IFV"),
+        ({"importance": "amp", "metrics": None}, "made with importance flap, this run has amp"),
+        ({"dtype": "float32"}, "made with dtype auto, this run has float32"),
+    ],
+)
+def test_scores_of_something_else(tmp_path, change, message):
+    options = {"importance": "flap", "param_ratio": 0.3, "scores": str(tmp_path / "scores.safetensors"), "seed": 0}
+    prune(tmp_path, **options)
+    with pytest.raises(UsageError, match=message):
+        prune(tmp_path, **{**options, **change})
+
+
+def test_scores_of_another_model_or_text(tmp_path, model):
+    text = tmp_path / "text.txt"
+    text.write_text("On Monday Mara came to the mill.\n" * 40)
+    options = {
+        "importance": "amp", "param_ratio": 0.3, "model": str(model), "calibration_data": str(text),
+        "scores": str(tmp_path / "scores.safetensors"),
+    }  # fmt: skip
+    prune(tmp_path, **options)
+    text.write_text("On Sunday Mara came to the mill.\n" * 40)
+    with pytest.raises(UsageError, match="made with calibration_data"):
+        prune(tmp_path, **options)
+    text.write_text("On Monday Mara came to the mill.\n" * 40)
+    prune(tmp_path, **options)
+    edit_tensors(model, lambda tensors: tensors["model.norm.weight"].mul_(2))
+    with pytest.raises(UsageError, match="made with model"):
+        prune(tmp_path, **options)
+
+
+def test_sequential_scores_are_of_one_shape(tmp_path):
+    options = {"importance": "wanda_sp", "scores": str(tmp_path / "scores.safetensors")}
+    prune(tmp_path, param_ratio=0.3, **options)
+    prune(tmp_path, param_ratio=0.3, **options)
+    with pytest.raises(UsageError, match="made with widths"):
+        prune(tmp_path, param_ratio=0.5, **options)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a tensor", json.dumps({}).encode()])
+def test_files_that_are_no_scores(tmp_path, content):
+    (tmp_path / "scores").write_bytes(content)
+    with pytest.raises(UsageError, match="holds no scores of this program"):
+        prune(tmp_path, importance="flap", param_ratio=0.3, scores=str(tmp_path / "scores"))

@@ -1,0 +1,54 @@
+"""What goes with a unit, and which units stay."""
+
+import pytest
+import torch
+
+from llm_pruner import Options
+from llm_pruner.architectures import Widths
+from llm_pruner.evidence import ordered
+from llm_pruner.groups import units_of
+from llm_pruner.selection import choose
+from tests.toys import ledger_of
+
+
+def chosen(scores: dict[str, torch.Tensor], criterion: str = "standard", **widths) -> dict[str, list[int]]:
+    case = {"hidden_size": 4, "num_attention_heads": 4, "head_dim": 2, "intermediate_size": 3, "num_hidden_layers": 1}
+    ledger = ledger_of(**case, num_key_value_heads=2)
+    after = Widths(**{**ledger.before.asdict(), **widths})
+    ranked = ordered(scores, Options(model="demo", pruning_ratio=0.5, criterion=criterion))
+    return choose(ledger.groups, ranked, ledger.before, (after,))
+
+
+@pytest.mark.parametrize(
+    ("criterion", "neurons", "heads"), [("standard", [0, 2], [0, 3]), ("reversed", [1, 2], [1, 2])]
+)
+def test_standard_removes_the_lowest_and_reversed_the_highest(criterion, neurons, heads):
+    """Heads 3 1 | 0 2, in columns of 2 1 | 0 1 | -1 1 | 5 -3: one of each kv group goes."""
+    scores = {
+        "layers.0.mlp": torch.tensor([3.0, 1.0, 2.0]),
+        "layers.0.heads": torch.tensor([2.0, 1.0, 0.0, 1.0, -1.0, 1.0, 5.0, -3.0]),
+    }
+    kept = chosen(scores, criterion, num_attention_heads=2, intermediate_size=2)
+    assert kept["layers.0.mlp"] == neurons
+    assert kept["layers.0.heads"] == heads
+    assert kept["layers.0.kv_heads"] == [0, 1]
+
+
+def test_units_of_grouped_queries():
+    """A kv group takes its query heads along, a query head leaves keys and values alone."""
+    ledger = ledger_of(
+        hidden_size=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=2,
+        intermediate_size=3,
+        num_hidden_layers=1,
+    )
+    found = {
+        group.name: {member.parameter.split(".")[-2]: member.width for member in group.members}
+        for group in units_of(ledger.groups)
+        if group.layer == 0
+    }
+    assert found["layers.0.heads"] == {"q_proj": 2, "o_proj": 2}
+    assert found["layers.0.kv_heads"] == {"q_proj": 4, "o_proj": 4, "k_proj": 2, "v_proj": 2}
+    assert found["layers.0.mlp"] == {"gate_proj": 1, "up_proj": 1, "down_proj": 1}

@@ -1,0 +1,74 @@
+"""Toys that fit in a comment: what an output projection reads, and decoders of a few units."""
+
+import functools
+
+import torch
+from transformers import AutoConfig
+
+from llm_pruner.architectures import widths_of
+from llm_pruner.budget import Ledger
+from llm_pruner.calibrate import Inputs
+from llm_pruner.importance import ABSOLUTE, CONTRIBUTION, MOMENTS
+from llm_pruner.plan import meta_model
+from llm_pruner.trace import trace_groups
+
+# What the output projection reads: a prompt of one token and a prompt of three.
+#   column   values       mean  variance  ‖X_j‖
+#   0        1  3 1 3     2     1         √20
+#   1        0  0 0 4     1     3         4
+#   2        2 -2 2 -2    0     4         4
+#   3        5  5 5 5     5     0         10
+PROMPTS = (
+    torch.tensor([[1.0, 0.0, 2.0, 5.0]]),
+    torch.tensor([[3.0, 0.0, -2.0, 5.0], [1.0, 0.0, 2.0, 5.0], [3.0, 4.0, -2.0, 5.0]]),
+)
+# ‖W_:j‖₂²: 2 8 1 25; mean of |W_ij| over the two rows: 1 2 ½ 3½
+WEIGHT = torch.tensor([[1.0, 2.0, 0.0, 3.0], [1.0, -2.0, 1.0, -4.0]])
+
+
+def measured(columns: int = 4) -> Inputs:
+    inputs = Inputs({MOMENTS, ABSOLUTE, CONTRIBUTION}, WEIGHT[:, :columns], heads=columns // 2)
+    for prompt in PROMPTS:
+        inputs.add(prompt[None, :, :columns])
+    return inputs
+
+
+def assert_close(found: torch.Tensor, expected: list[float]):
+    torch.testing.assert_close(found.double(), torch.tensor(expected, dtype=torch.float64), rtol=1e-6, atol=1e-7)
+
+
+def ledger_of(**values) -> Ledger:
+    model = meta_model(AutoConfig.for_model("llama", **{"vocab_size": 16, **values}))
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    return Ledger(shapes, tuple(trace_groups(model)), widths_of(model.config), model.config.num_hidden_layers)
+
+
+@functools.cache
+def toy() -> Ledger:
+    """Two layers of two heads and four neurons. A neuron costs 3·4 = 12, a head 4·6·4 = 96: eight neurons.
+    Everything: 2·(2·8 + 4) = 40 neurons."""
+    return ledger_of(
+        hidden_size=4,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=6,
+        intermediate_size=4,
+        num_hidden_layers=2,
+    )
+
+
+@functools.cache
+def hundred() -> Ledger:
+    """Two layers of 92 neurons of 24 parameters and two heads of 4·3·8 = 96, as much as four: 100 neurons a layer."""
+    return ledger_of(
+        hidden_size=8,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=3,
+        intermediate_size=92,
+        num_hidden_layers=2,
+    )
+
+
+def heads_and_neurons(layers) -> list[tuple[int, int]]:
+    return [(layer.num_attention_heads, layer.intermediate_size) for layer in layers]

@@ -24,10 +24,13 @@ lint: .venv/.installed
 	$(BIN)/ruff format --check .
 
 benchmarks: .venv/.installed
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[benchmarks]"
 	$(BIN)/python benchmarks/tracing.py
 	$(BIN)/python benchmarks/score_cut.py
 	$(BIN)/python benchmarks/demo.py
 	$(BIN)/python benchmarks/magnitude.py
+	$(BIN)/python benchmarks/calibration.py
+	$(BIN)/python benchmarks/quality.py
 
 .venv/.installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -1,10 +1,10 @@
 """Every published method at the same number of parameters, on a trained model and real text.
 
-    python benchmarks/quality.py            # needs $LLM_PRUNER_SHARED, by default ../shared; an hour on two cores
+    python benchmarks/quality.py            # needs $LLM_PRUNER_SHARED, by default ../shared; 40 minutes on two cores
     python benchmarks/quality.py --plot     # only draws the plot again, from results/quality.json
 
 llama-6m in bfloat16, 20, 30 and 50 % of its attention and MLP parameters removed; calibrated on wikitext-2/valid.txt
-with three seeds (their mean, lowest and highest are kept), scored on wikitext-2/test.txt in windows of 256 tokens.
+with three seeds (their mean, lowest and highest are kept), scored on every third window of 256 tokens of wikitext-2/test.txt.
 An interrupted run goes on where it was. The plot needs matplotlib.
 """
 
@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import time
+from functools import cache
 from pathlib import Path
 from statistics import mean
 
@@ -25,7 +26,8 @@ SHARED = Path(os.environ.get("LLM_PRUNER_SHARED", Path(__file__).parents[2] / "s
 MODEL, TEXT = SHARED / "models" / "llama-6m", SHARED / "data" / "wikitext-2"
 RATIOS = (0.2, 0.3, 0.5)
 SEEDS = (0, 1, 2)
-NSAMPLES, LENGTH = 256, 128
+NSAMPLES, LENGTH = 128, 128
+EVERY = 3  # windows of the test text, one of so many: all would take three times as long and rank alike
 BIAS = {"compensate": "bias"}
 ADAPTIVE = {"structure": "AL-AM"}
 
@@ -50,17 +52,34 @@ METHODS: dict[str, dict] = {
 }  # fmt: skip
 
 
-def one(method: dict, ratio: float, seed: int, windows: torch.Tensor, prompts: list[torch.Tensor]) -> dict:
-    """One row's run: what `prune_llm.py --param_ratio` does between loading and saving, scored."""
+@cache
+def windows() -> torch.Tensor:
+    text = (TEXT / "test.txt").read_text(encoding="utf-8")
+    return data.token_windows(text, loading.load_tokenizer(str(MODEL)), 256)[::EVERY]
+
+
+@cache
+def prompts(seed: int) -> list[torch.Tensor]:
+    return data.calibration_prompts(str(TEXT / "valid.txt"), NSAMPLES, LENGTH, seed, loading.load_tokenizer(str(MODEL)))
+
+
+def one(name: str | None, ratio: float = 0.0, seed: int = 0) -> dict:
+    """One run: what `prune_llm.py --param_ratio` does between loading and saving, scored. name None: nothing pruned."""
     model = dense()
+    if name is None:
+        return {
+            "perplexity": round(perplexity(model, windows()), 3),
+            "parameters": sum(p.numel() for p in model.parameters()),
+        }
+    method = METHODS[name]
     options = Options(model=str(MODEL), param_ratio=ratio, seed=seed, **method)
     started = time.perf_counter()
-    model, plan = prune_model(model, options, prompts)
+    model, plan = prune_model(model, options, prompts(seed))
     seconds = time.perf_counter() - started
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
         "removed": round(plan.removed()["decoder"], 4),
-        "perplexity": round(perplexity(model, windows), 3),
+        "perplexity": round(perplexity(model, windows()), 3),
         "stock": not model.config.model_type.startswith("pruned_"),
         "widths": plan.widths_after(),
         "prune_seconds": round(seconds, 2),
@@ -95,6 +114,22 @@ def table_of(runs: dict[str, dict]) -> list[dict]:
     return rows
 
 
+def markdown(result: dict) -> str:
+    """The README's table: mean over seeds (lowest – highest)."""
+    lines = [
+        "| | " + " | ".join(f"{ratio:.0%} removed" for ratio in RATIOS) + " | checkpoint |",
+        "|---" * (len(RATIOS) + 2) + "|",
+        "| dense | " + " | ".join([f"{result['dense']['perplexity']:.1f}"] * len(RATIOS)) + " | stock |",
+    ]
+    for row in result["table"]:
+        cells = [row["method"]]
+        for point in (row[str(ratio)] for ratio in RATIOS):
+            spread = f" ({point['lowest']:.1f} – {point['highest']:.1f})" if point["lowest"] < point["highest"] else ""
+            cells.append(f"{point['perplexity']:.1f}{spread}")
+        lines.append("| " + " | ".join([*cells, "stock" if row["stock"] else "per layer"]) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def plot(result: dict) -> None:
     import matplotlib
 
@@ -126,46 +161,45 @@ def plot(result: dict) -> None:
     figure.savefig(RESULTS / "quality.png", dpi=120)
 
 
+def show(result: dict) -> None:
+    (RESULTS / "quality.md").write_text(markdown(result), encoding="utf-8")
+    print(markdown(result))
+    plot(result)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--plot", action="store_true", help="only draw results/quality.json again")
+    parser.add_argument("--plot", action="store_true", help="only draw and print results/quality.json again")
     parser.add_argument("--fresh", action="store_true", help="forget what an interrupted run has measured")
     arguments = parser.parse_args()
     if arguments.plot:
-        plot(json.loads((RESULTS / "quality.json").read_text()))
+        show(json.loads((RESULTS / "quality.json").read_text()))
         return
     unfinished = RESULTS / "quality.partial.json"
     runs = json.loads(unfinished.read_text()) if unfinished.is_file() and not arguments.fresh else {}
-    tokenizer = loading.load_tokenizer(str(MODEL))
-    windows = data.token_windows((TEXT / "test.txt").read_text(encoding="utf-8"), tokenizer, 256)
-    prompts = {
-        seed: data.calibration_prompts(str(TEXT / "valid.txt"), NSAMPLES, LENGTH, seed, tokenizer) for seed in SEEDS
+    wanted = {"dense": (None,)} | {
+        f"{name} | {ratio} | {seed}": (name, ratio, seed)
+        for ratio in RATIOS
+        for name, method in METHODS.items()
+        for seed in seeds_of(method)
     }
-    if "dense" not in runs:
-        model = dense()
-        runs["dense"] = {
-            "perplexity": round(perplexity(model, windows), 3),
-            "parameters": sum(p.numel() for p in model.parameters()),
-        }
-    for ratio in RATIOS:
-        for name, method in METHODS.items():
-            for seed in seeds_of(method):
-                key = f"{name} | {ratio} | {seed}"
-                if key not in runs:
-                    runs[key] = one(method, ratio, seed, windows, prompts[seed])
-                    unfinished.write_text(json.dumps(runs))
-                    print(f"{key}: {runs[key]['perplexity']:.1f} ({runs[key]['parameters']:,})", flush=True)
+    for key, arguments in wanted.items():
+        if key not in runs:
+            runs[key] = one(*arguments)
+            unfinished.write_text(json.dumps(runs))
+            print(f"{key}: {runs[key]['perplexity']:.1f}", flush=True)
+    runs = {key: runs[key] for key in wanted}
     reference = runs.pop("dense")
     result = {
         "model": "llama-6m, bfloat16",
         "calibration": f"{NSAMPLES} windows of {LENGTH} tokens of wikitext-2/valid.txt",
-        "scored_on": f"wikitext-2/test.txt, {len(windows)} windows of 256 tokens",
+        "scored_on": f"wikitext-2/test.txt, every {EVERY}rd window of 256 tokens, {len(windows())} in all",
         "dense": reference,
         "table": table_of(runs),
         "runs": runs,
     }
     keep("quality", result)
-    plot(result)
+    show(result)
     unfinished.unlink(missing_ok=True)
 
 

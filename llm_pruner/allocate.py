@@ -83,6 +83,8 @@ def allocate(
             kept_neurons = min(max(kept_neurons + round(missing), best), len(neurons))
     else:
         fewer_heads = remove_heads // per_group
+        if remove_heads and not fewer_heads:
+            raise PlanError(f"remove_heads {remove_heads} is not a whole kv group, which has {per_group} query heads")
         fewer_neurons = math.floor(max(0.0, goes - fewer_heads * costs[HEADS]) / costs[MLP] + 1e-6)
         for name, there, fewer in (("heads", heads, fewer_heads), ("neurons", neurons, fewer_neurons)):
             spare = int((values[there] < math.inf).sum())
@@ -111,15 +113,16 @@ def allocate(
 
 def uniform(ledger: Ledger, layers: Layers, legal: Callable[[Widths], bool]) -> Layers:
     """One width for all layers: the mean number of heads, rounded to a `legal` one, and neurons to as many parameters
-    as before. PlanError when no number of heads is legal."""
-    before, number = ledger.before, len(layers)
+    as before. PlanError when no number of heads is legal and comes near."""
+    before, number, goal = ledger.before, len(layers), ledger.decoder(layers)
     mean = sum(layer.num_key_value_heads for layer in layers) / number
     for kv_heads in sorted(range(1, before.num_key_value_heads + 1), key=lambda kv_heads: abs(kv_heads - mean)):
         heads = kv_heads * before.heads_per_group
         shape = replace(before, num_key_value_heads=kv_heads, num_attention_heads=heads)
-        excess = ledger.decoder(ledger.all_layers(shape)) - ledger.decoder(layers)
+        excess = ledger.decoder(ledger.all_layers(shape)) - goal
         neurons = before.intermediate_size - round(excess / number / ledger.cost(before, intermediate_size=1))
         shape = replace(shape, intermediate_size=min(max(1, neurons), before.intermediate_size))
-        if legal(shape):
+        miss = abs(ledger.decoder(ledger.all_layers(shape)) - goal)
+        if miss <= TOLERANCE * ledger.decoder(ledger.all_layers(before)) and legal(shape):
             return ledger.all_layers(shape)
-    raise PlanError("no class holds one width for all layers with fewer heads; leave --uniform out")
+    raise PlanError("no stock class holds one width for all layers with as many parameters; leave --uniform out")

@@ -201,10 +201,10 @@ def _nearest_legal(config, wanted: Widths) -> str:
     return " or ".join(dict.fromkeys(map(_shape, found[:3])))
 
 
-def holds(config, widths: Widths) -> bool:
-    """Whether a stock class holds the shape."""
+def holds(config, widths: Widths, biases: bool = False) -> bool:
+    """Whether a stock class holds the shape, with output biases if they are wanted."""
     try:
-        _resized(config, widths)
+        _resized(config, widths, biases)
     except ValueError:
         return False
     return True

@@ -57,10 +57,8 @@ def parse_parameters(text: str) -> int:
 
 
 def share_of(ledger: Ledger, options) -> float:
-    """The share of the attention and MLP parameters that `options` want removed.
-
-    PlanError when it is nothing, or more than heads and neurons are.
-    """
+    """The share of the attention and MLP parameters that `options` want removed; more than 1 where a target is less
+    than the rest of the model. PlanError for a target that is not less than the model."""
     full = ledger.all_layers(ledger.before)
     decoder = ledger.decoder(full)
     if options.target_params is not None:
@@ -181,12 +179,19 @@ def widths_by_structure(
         heads = groups * math.floor(share * of_each + 1e-6) if HEADS in kinds else 0
         return _fewer(before, heads, math.floor(share * before.intermediate_size + 1e-6) if MLP in kinds else 0)
     heads = groups * (remove_heads // ledger.num_layers // groups)
+    if remove_heads and not heads:
+        raise PlanError(
+            f"remove_heads {remove_heads} is not one head of every kv group in each layer; "
+            f"the least is {groups * ledger.num_layers}"
+        )
     if heads >= before.num_attention_heads:
         raise PlanError(f"remove_heads {remove_heads} leaves no head in {ledger.num_layers} layers; ask for fewer")
     rest = share * ledger.decoder(ledger.all_layers(before)) / ledger.num_layers
     shape = _fewer(before, heads, 0)
     rest -= ledger.cost(before, **{name: getattr(before, name) - getattr(shape, name) for name in FIELD.values()})
-    return _fewer(before, heads, math.floor(max(0, rest) / ledger.cost(before, intermediate_size=1) + 1e-6))
+    if rest < 0:
+        raise PlanError(f"remove_heads {remove_heads} is more than {share:g} of the parameters; ask for fewer")
+    return _fewer(before, heads, math.floor(rest / ledger.cost(before, intermediate_size=1) + 1e-6))
 
 
 def _fewer(before: Widths, heads: int, neurons: int) -> Widths:

@@ -43,12 +43,12 @@ class Inputs:
             rows = x.view(count, columns)
             mean = rows.mean(0)
             squares = (rows - mean).square_().sum(0)
-            mean, total = mean.double(), self.tokens + count
+            mean, total = _wide(mean), self.tokens + count
             delta = mean - self._mean
-            self._squares = self._squares + squares.double() + delta.square() * (self.tokens * count / total)
+            self._squares = self._squares + _wide(squares) + delta.square() * (self.tokens * count / total)
             self._mean = self._mean + delta * (count / total)
         if ABSOLUTE in self.needs:
-            self._absolute = self._absolute + x.abs().mean(1).sum(0).double()
+            self._absolute = self._absolute + _wide(x.abs().mean(1).sum(0))
         if CONTRIBUTION in self.needs:
             width = columns // self.heads
             norms = [
@@ -56,7 +56,7 @@ class Inputs:
                 .abs_().sum(2).mean(1).sum()
                 for h in range(self.heads)
             ]  # fmt: skip
-            self._contribution = self._contribution + torch.stack(norms).double()
+            self._contribution = self._contribution + _wide(torch.stack(norms))
         self.tokens, self.prompts = self.tokens + count, self.prompts + prompts
 
     @property
@@ -83,6 +83,11 @@ class Inputs:
         """Whether every sum is finite."""
         sums = (self._squares, self._mean, self._absolute, self._contribution)
         return all(torch.isfinite(torch.as_tensor(value)).all() for value in sums)
+
+
+def _wide(sums: torch.Tensor) -> torch.Tensor:
+    """In float64, which Apple's GPUs do not have."""
+    return (sums.cpu() if sums.device.type == "mps" else sums).double()
 
 
 def batches_of(prompts: Sequence[torch.Tensor], tokens: int) -> list[torch.Tensor]:

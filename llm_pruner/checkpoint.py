@@ -133,7 +133,7 @@ def verify(model, folder: Path) -> None:
         probe, out = Path(folder_of_probe, "probe.safetensors"), Path(folder_of_probe, "out.safetensors")
         save_file({"input_ids": input_ids}, probe)
         script = Path(__file__).with_name("verify.py")
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": folder_of_probe}
         environment.pop("PYTHONPATH", None)
         command = [sys.executable, str(script), str(folder), str(probe), str(out), "auto" if spread else str(device)]
         result = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=folder_of_probe)

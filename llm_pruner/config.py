@@ -63,9 +63,10 @@ class Options:
     taylor: str | None = option(
         None, UNITS, "taylor's aggregation (default: param_first)", choices=("param_first", "vectorize")
     )
-    compensate: str = option(
-        "none", UNITS, "bias: o_proj and down_proj get what the removed units gave on average", choices=("none", "bias")
-    )
+    compensate: str | None = option(
+        None, UNITS, "bias: o_proj and down_proj get what the removed units gave on average (default: none)",
+        choices=("none", "bias"),
+    )  # fmt: skip
     mask_only: bool = option(False, UNITS, "zeros instead of a cut; every shape stays")
     scores: str | None = option(
         None, UNITS, "keep the scores in FILE; used instead of scoring when it is there", "FILE"
@@ -118,8 +119,11 @@ def resolve(flags: dict[str, Any], yaml_file: str | None = None) -> Options:
     """
     values = read_yaml(yaml_file) if yaml_file else {}
     if _own_ratios(flags.get("prune")):
-        for budget in BUDGETS:
-            values.pop(budget, None)
+        values = {name: value for name, value in values.items() if name not in (*BUDGETS, *STRUCTURE)}
+    if "iteration" in flags or str(flags.get("structure")).endswith("MM"):
+        values.pop("prune", None)
+    if "importance" in flags:
+        values = {name: value for name, value in values.items() if name not in ("metrics", "taylor")}
     for shape, unused in UNUSED.items():
         if shape in flags:
             values = {name: value for name, value in values.items() if name not in (*SHAPES, *unused)}
@@ -161,11 +165,20 @@ def parse_flag(name: str, text: str) -> Any:
 
 def validate(options: Options) -> None:
     """UsageError for values out of range and for options that contradict each other."""
+    if not options.model:
+        raise UsageError("no model: give --model FOLDER, --model HUB_ID or --model demo")
+    validate_pruning(options)
+    if options.no_save and options.save_model:
+        raise UsageError("no_save and save_model contradict each other")
+    if options.device_map and options.device != "auto":
+        raise UsageError("device and device_map both say where the model goes; give one of them")
+
+
+def validate_pruning(options: Options) -> None:
+    """`validate`, as far as it is about shape and units."""
     from llm_pruner.budget import parse_parameters
     from llm_pruner.widths import check_ratio, parse_prune
 
-    if not options.model:
-        raise UsageError("no model: give --model FOLDER, --model HUB_ID or --model demo")
     for name, f in FIELDS.items():
         value, choices = _typed(name, getattr(options, name)), f.metadata["choices"]
         if choices and value is not None and value not in choices:
@@ -197,10 +210,6 @@ def validate(options: Options) -> None:
     if options.target_params is not None:
         parse_parameters(options.target_params)
     _validate_units(options, shapes)
-    if options.no_save and options.save_model:
-        raise UsageError("no_save and save_model contradict each other")
-    if options.device_map and options.device != "auto":
-        raise UsageError("device and device_map both say where the model goes; give one of them")
 
 
 def _own_ratios(prune: str | None) -> bool:
@@ -220,10 +229,16 @@ def _validate_units(options: Options, shapes: list[str]) -> None:
         raise UsageError("uniform rounds an adaptive structure; give --structure AL-AM or AL-MM")
     if options.round_to > 1 and (structure or shapes not in ([], ["pruning_ratio"])):
         raise UsageError("round_to goes with width ratios; a budget of parameters or a structure sets widths itself")
-    if options.prune and (structure.endswith("MM") or options.iteration is not None and not structure):
-        what = f"structure {structure}" if structure else "iteration"
-        raise UsageError(f"{what} takes both heads and neurons; leave --prune out")
-    if criterion.sequential and structure.startswith("AL"):
+    literal = options.iteration is not None and not structure.startswith("AL")
+    if options.prune and (structure.endswith("MM") or literal):
+        what = "iteration" if literal else f"structure {structure}"
+        raise UsageError(f"{what} takes both heads and neurons; use --param_ratio to --prune some of them")
+    if structure.startswith("UL") and "kv_heads" in (options.prune or ""):
+        raise UsageError(f"structure {structure} takes query heads from every kv group; leave kv_heads out of --prune")
+    calibration = [name for name in ("calibration_data", "nsamples", "calibration_seq_len") if getattr(options, name)]
+    if calibration and not criterion.calibrated and options.compensate != "bias" and "plan" not in shapes:
+        raise UsageError(f"{calibration[0]} says nothing: importance {criterion.name} measures no activations")
+    if criterion.sequential and structure.startswith("AL") and options.criterion != "random":
         raise UsageError(
             f"{criterion.name} measures each layer behind the pruned ones, so widths must be known before; "
             "use UL-UM or UL-MM"

@@ -111,7 +111,7 @@ def _alpaca(name: str) -> list[dict[str, str]]:
         or not all(isinstance(r, dict) and "instruction" in r for r in records)
     ):
         raise UsageError(f"calibration data {name} is not a JSON list of records with an 'instruction'")
-    return [{"instruction": r["instruction"], "input": r.get("input", "")} for r in records]
+    return [{"instruction": r["instruction"], "input": r.get("input") or ""} for r in records]
 
 
 def _read(name: str, what: str) -> str:

@@ -4,9 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from llm_pruner import evidence
-from llm_pruner.config import Options
+from llm_pruner import evidence, importance
+from llm_pruner.config import Options, validate_pruning
+from llm_pruner.errors import UsageError
 from llm_pruner.evidence import Found
+from llm_pruner.importance import WEIGHTS, Criterion
 from llm_pruner.plan import Plan, make_plan
 from llm_pruner.selection import choose
 from llm_pruner.shape import Shape, decided, groups_to_score, shape_of
@@ -19,18 +21,56 @@ def prune_model(model, options: Options, prompts: "Sequence[torch.Tensor] | None
     """(pruned model, its Plan). `model` gives up its tensors on the way.
 
     prompts: LongTensors [length] to calibrate on, for criteria and compensations that need it. Of `options` only
-    what says shape and units counts. Errors as in `run`.
+    what says shape and units counts. Errors as in `run`; UsageError too when prompts are needed and missing.
     """
-    from llm_pruner.weights import Weights
-
+    validate_pruning(options)
+    if options.plan:
+        options = replayed(options)
     criterion = evidence.effective(options)
     shape = shape_of(options, model.config, criterion)
-    weights = Weights(dict(model.named_parameters()))
-    found = evidence.gather(model, shape, groups_to_score(shape), criterion, options, weights, prompts)
-    weights.check_all_finite()
+    options = settled(options, shape)
+    training = model.training
+    model.eval()
+    found = found_in(model, shape, groups_to_score(shape), criterion, options, prompts)
     plan, config = decide_widths(model, shape, found, options)
     plan = choose_units(plan, shape, found, options)
-    return change(model, shape, plan, config, found.means, options)[0], plan
+    return change(model, shape, plan, config, found.means, options)[0].train(training), plan
+
+
+def replayed(options: Options) -> Options:
+    """The options with what the plan to replay says about how it was made, as far as they say nothing themselves."""
+    saved = Plan.load(options.plan)
+    name, calibration = saved.importance.split(" ")[0], saved.calibration or {}
+    return replace(
+        options,
+        importance=name if name in importance.available() else options.importance,
+        seed=saved.seed,
+        compensate=options.compensate or saved.compensate,
+        calibration_data=options.calibration_data or calibration.get("data"),
+        nsamples=options.nsamples or calibration.get("nsamples"),
+        calibration_seq_len=options.calibration_seq_len or calibration.get("seq_len"),
+    )
+
+
+def settled(options: Options, shape: Shape) -> Options:
+    """The options without a compensation when there is nothing to make up for."""
+    if shape.after == shape.ledger.all_layers(shape.ledger.before):
+        return replace(options, compensate="none")
+    return options
+
+
+def found_in(model, shape: Shape, to_score, criterion: Criterion, options: Options, prompts) -> Found:
+    """What `gather` finds in the model. RunError, naming the tensor, when its weights are not all finite."""
+    from llm_pruner.weights import Weights
+
+    weights = Weights(dict(model.named_parameters()))
+    if evidence.needs(options, criterion, bool(to_score)) - {WEIGHTS}:
+        if not prompts or max(map(len, prompts)) < 2:
+            raise UsageError("calibration needs prompts of at least two tokens")
+        weights.check_all_finite()
+    found = evidence.gather(model, shape, to_score, criterion, options, weights, prompts)
+    weights.check_all_finite()
+    return found
 
 
 def plan_for(model, shape: Shape, after, options: Options) -> tuple[Plan, object]:
@@ -38,9 +78,18 @@ def plan_for(model, shape: Shape, after, options: Options) -> tuple[Plan, object
     plan, new_config = make_plan(model, shape.groups, after, biases=options.compensate == "bias")
     if shape.saved:
         saved = shape.saved
-        return replace(plan, kept=saved.kept, importance=saved.importance, seed=saved.seed), new_config
+        made = {"importance": saved.importance, "seed": saved.seed, "calibration": saved.calibration}
+        return replace(plan, kept=saved.kept, compensate=options.compensate or "none", **made), new_config
     name = options.importance if options.criterion == "standard" else f"{options.importance} ({options.criterion})"
-    return replace(plan, importance=name, seed=options.seed), new_config
+    calibration = None
+    if options.calibration_data:
+        calibration = {
+            "data": options.calibration_data,
+            "nsamples": options.nsamples,
+            "seq_len": options.calibration_seq_len,
+        }
+    made = {"importance": name, "seed": options.seed, "calibration": calibration}
+    return replace(plan, compensate=options.compensate or "none", **made), new_config
 
 
 def decide_widths(model, shape: Shape, found: Found, options: Options) -> tuple[Plan, object]:

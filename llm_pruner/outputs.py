@@ -18,13 +18,16 @@ def check_outputs(options: Options, source: str) -> Path | None:
                 raise UsageError(f"--{name} {path} is not a file in an existing folder with write permission")
             if _inside(path, source):
                 raise UsageError(f"--{name} {path} is inside the input model; choose another place")
+    if options.save_plan and options.scores and Path(options.save_plan).resolve() == Path(options.scores).resolve():
+        raise UsageError(f"--save_plan and --scores are both {options.scores}; name two files")
     if options.dry_run or options.no_save:
         return None
     if options.save_model:
         target = Path(options.save_model).expanduser()
     else:
         name = options.model if options.model == "demo" else Path(source).resolve().name
-        target = Path("pruned") / f"{name}-{_shape_name(options)}"
+        method = "" if options.plan or options.importance == "magnitude" else f"-{options.importance}"
+        target = Path("pruned") / f"{name}-{_shape_name(options)}{method}"
     checkpoint.check_target(target, source, options.overwrite)
     for name in ("save_plan", "scores"):
         if getattr(options, name) and _inside(getattr(options, name), target):

@@ -15,7 +15,7 @@ from llm_pruner.errors import PlanError
 
 PREFIX = "pruned_"  # of the model_type; an unaware transformers must not take the checkpoint for a stock one
 AUTO_CONFIG = "transformers.models.auto.configuration_auto"
-HEADS = ("num_attention_heads", "num_key_value_heads")
+HEAD_FIELDS = ("num_attention_heads", "num_key_value_heads")
 
 
 def per_layer_config(config, layers: Sequence[Mapping[str, int]], biases: Sequence[str] = ()):
@@ -31,7 +31,7 @@ def per_layer_config(config, layers: Sequence[Mapping[str, int]], biases: Sequen
     if len(layers) != config.num_hidden_layers:
         raise PlanError(f"widths of {len(layers)} layers for a model that has {config.num_hidden_layers}")
     before = widths_of(config)
-    stock = {name: getattr(before, name) for name in HEADS} | {family.intermediate_size: before.intermediate_size}
+    stock = {name: getattr(before, name) for name in HEAD_FIELDS} | {family.intermediate_size: before.intermediate_size}
     overrides = [_overrides(config.model_type, index, widths, stock) for index, widths in enumerate(layers)]
 
     config_class, model_class = classes(config.model_type)
@@ -58,12 +58,12 @@ def _overrides(model_type: str, index: int, widths: Mapping[str, int], stock: Ma
         if type(width) is not int or width < 1:
             raise PlanError(f"layer {index}: {field} must be a whole number of at least 1, not {width!r}")
     overrides = {field: width for field, width in widths.items() if width != stock[field]}
-    if FAMILIES[model_type].derived_head_dim and any(field in overrides for field in HEADS):
+    if FAMILIES[model_type].derived_head_dim and any(field in overrides for field in HEAD_FIELDS):
         raise PlanError(
             f"layer {index}: {model_type} derives head_dim from hidden_size / num_attention_heads, "
-            f"so all layers have the same heads; {', '.join(field for field in stock if field not in HEADS)} can differ"
+            f"so all layers have the same heads; {family_of(model_type).intermediate_size} can differ"
         )
-    heads, kv_heads = ({**stock, **overrides}[field] for field in HEADS)
+    heads, kv_heads = ({**stock, **overrides}[field] for field in HEAD_FIELDS)
     if heads % kv_heads:
         raise PlanError(
             f"layer {index}: every kv group needs the same number of query heads ({heads} heads, {kv_heads} kv heads)"

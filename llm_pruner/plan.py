@@ -9,10 +9,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from llm_pruner.architectures import Layers, Widths, family_of, resize, widths_of
-from llm_pruner.errors import PlanError, UsageError
+from llm_pruner.errors import PlanError, RunError, UsageError
 from llm_pruner.groups import FIELD, HEADS, HIDDEN, MLP, Group, reader
 
 FORMAT = 2
+COMPENSATE = ("none", "bias")
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,8 @@ class Plan:
     after: the widths of every decoder layer. kept: {group name: sorted indices of the units that stay}, or None
     while nothing is scored. parameters_*: exact counts, tied tensors once; decoder_*: those of attention and MLP,
     i.e. of all tensors that heads or neurons run through; bytes_*: all, in the checkpoint's dtype.
-    config: what changes in the model's configuration. importance, seed: how `kept` was chosen.
+    config: what changes in the model's configuration. importance, seed, calibration: how `kept` was chosen, on which
+    text. compensate: what makes up for what goes.
     """
 
     model_type: str
@@ -37,6 +39,8 @@ class Plan:
     config: dict = field(default_factory=dict)
     importance: str | None = None
     seed: int | None = None
+    calibration: dict | None = None
+    compensate: str = "none"
     kept: dict[str, list[int]] | None = None
 
     @property
@@ -87,14 +91,18 @@ class Plan:
         data = {"format": FORMAT, **asdict(self)}
         path = Path(path)
         partial = path.with_name(f".{path.name}.partial")
-        partial.write_text(json.dumps(data) + "\n", encoding="utf-8")
-        os.replace(partial, path)
+        try:
+            partial.write_text(json.dumps(data) + "\n", encoding="utf-8")
+            os.replace(partial, path)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise RunError(f"the plan cannot be written to {path}: {error.strerror}") from error
 
     @classmethod
     def load(cls, path: str | Path) -> "Plan":
         """Reads what `save` wrote. UsageError when the file is not such a plan."""
         try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
+            data = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
         except OSError as error:
             raise UsageError(f"--plan {path}: {error.strerror}") from error
         except ValueError as error:
@@ -110,7 +118,7 @@ class Plan:
                 raise ValueError("a width is not a whole number of at least 1")
             if not isinstance(plan.kept, dict) or not all(isinstance(units, list) for units in plan.kept.values()):
                 raise ValueError("it does not list the kept units of each group")
-            if not isinstance(plan.importance, str) or type(plan.seed) is not int:
+            if not isinstance(plan.importance, str) or type(plan.seed) is not int or plan.compensate not in COMPENSATE:
                 raise ValueError("it does not say how its units were chosen")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UsageError(f"--plan {path} is not a plan of this program: {error}") from error
@@ -175,7 +183,8 @@ def _configured(config, before: Widths, after: Layers, new_biases: set[str], exp
         except PlanError:
             if not new_biases:
                 raise
-    base = replace(before, hidden_size=after[0].hidden_size)
+    alike = len(set(after)) == 1  # then only biases are missing
+    base = after[0] if alike else replace(before, hidden_size=after[0].hidden_size)
     names = {name: name for name in FIELD.values()}
     names["intermediate_size"] = family_of(config.model_type).intermediate_size
     overrides = [

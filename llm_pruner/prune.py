@@ -16,11 +16,15 @@ from llm_pruner.errors import RunError, UsageError, redact
 from llm_pruner.evidence import Found
 from llm_pruner.groups import FIELD, HIDDEN, MLP
 from llm_pruner.importance import Calibration, Criterion
-from llm_pruner.in_memory import change, choose_units, decide_widths, plan_for
+from llm_pruner.in_memory import change, choose_units, decide_widths, found_in, plan_for, replayed, settled
 from llm_pruner.outputs import check_outputs
 from llm_pruner.plan import Plan
 from llm_pruner.shape import Shape, groups_to_score, shape_of
 
+OWN_CLASS = (
+    "note: saved as {}, whose modelling file comes with it: load it with trust_remote_code=True, "
+    "or import llm_pruner first"
+)
 BIG = 10**9  # parameters from which a width off the hardware's multiples is worth a hint
 
 
@@ -28,10 +32,12 @@ def run(options: Options, argv: Sequence[str] = ()) -> dict:
     """Does what `options` say and returns the report. Every failure is a PrunerError with its exit code."""
     validate(options)
     stopwatch = report.Stopwatch()
-    _say("options: " + ", ".join(f"{k}={v}" for k, v in options.asdict().items() if v not in (None, False)))
+    _say("options: " + ", ".join(f"{k}={v}" for k, v in options.asdict().items() if v is not None and v is not False))
     source = loading.resolve(options.model)
     target = check_outputs(options, source)
     eval_data = _check_eval_data(options)
+    if options.plan:
+        options = replayed(options)
     criterion = evidence.effective(options)
     with stopwatch("plan"):
         loading.check_family(source, options.revision)
@@ -40,6 +46,7 @@ def run(options: Options, argv: Sequence[str] = ()) -> dict:
         if options.dtype != "auto":
             config.dtype = options.dtype
         shape = shape_of(options, config, criterion)
+        options = settled(options, shape)
         plan = new_config = None
         if shape.after:
             plan, new_config = plan_for(shape.skeleton, shape, shape.after, options)
@@ -48,11 +55,17 @@ def run(options: Options, argv: Sequence[str] = ()) -> dict:
     to_score = groups_to_score(shape)
     scored = bool(to_score) and (not options.dry_run or plan is None or bool(options.save_plan))
     calibration, key, found = _known(options, criterion, shape, config, source, scored)
-    if options.dry_run and (not scored or found or not criterion.needs):
-        plan = plan or decide_widths(shape.skeleton, shape, found or _unweighted(shape, criterion, options), options)[0]
-        if options.save_plan:
-            _save_plan(options, choose_units(plan, shape, found or _unweighted(shape, criterion, options), options))
-        return {"plan": plan}
+    if calibration:
+        options = replace(
+            options,
+            calibration_data=calibration.data,
+            nsamples=calibration.nsamples,
+            calibration_seq_len=calibration.seq_len,
+        )
+    if options.dry_run and scored and not found and not criterion.needs:
+        found = evidence.gather(None, shape, to_score, criterion, replace(options, compensate="none"), None, None)
+    if options.dry_run and (not scored or found):
+        return {"plan": _finish_plan(plan, shape, shape.skeleton, found or Found(), options)[0]}
 
     if plan:
         _check_disk(target, plan, options)
@@ -73,34 +86,29 @@ def run(options: Options, argv: Sequence[str] = ()) -> dict:
     if windows is not None:
         with stopwatch("evaluate before"):
             perplexities["before"] = _perplexity(model, windows, options, "perplexity before")
-    from llm_pruner.weights import Weights
-
-    weights = Weights(dict(model.named_parameters()))
     if found is None:
         with stopwatch("score"):
             groups = evidence.scoreable(shape, criterion) if key and not criterion.sequential else to_score
-            found = evidence.gather(model, shape, groups, criterion, options, weights, prompts)
+            found = found_in(model, shape, groups, criterion, options, prompts)
             if key:
                 scores.save(Path(options.scores).expanduser(), key, found.scores, found.means)
                 _say(f"scores saved to {options.scores}")
-    weights.check_all_finite()
-    known = plan is not None
-    plan, new_config = decide_widths(model, shape, found, options)
-    if not known:
-        _announce(plan, new_config, shape, options)
-        _check_disk(target, plan, options)
-    plan = choose_units(plan, shape, found, options)
-    _save_plan(options, plan)
+    plan, new_config = _finish_plan(plan, shape, model, found, options)
     if options.dry_run:
         return {"plan": plan}
+    _check_disk(target, plan, options)
     with stopwatch("cut"):
         model, new_config = change(model, shape, plan, new_config, found.means, options)
+    if options.mask_only and new_config.model_type != plan.model_type:  # for its biases
+        _say(OWN_CLASS.format(new_config.model_type))
     if windows is not None:
         with stopwatch("evaluate after"):
             perplexities["after"] = _perplexity(model, windows, options, "perplexity after")
 
     def result() -> dict:
         used = asdict(calibration) if calibration else {}
+        if prompts:  # a file may hold fewer records than were asked for
+            used["nsamples"] = len(prompts)
         return report.build(options, plan, new_config, model, perplexities, evaluation, used, stopwatch.seconds, argv)
 
     if target is None:
@@ -142,10 +150,7 @@ def _announce(plan: Plan, new_config, shape: Shape, options: Options) -> None:
     if options.mask_only:
         _say("note: masked only: every shape stays, the table shows what a cut would leave")
     elif "per_layer_widths" in plan.config:
-        _say(
-            f"note: saved as {new_config.model_type}, whose modelling file comes with it: load it with "
-            "trust_remote_code=True, or import llm_pruner first"
-        )
+        _say(OWN_CLASS.format(new_config.model_type))
     elif new_config.model_type != plan.model_type:
         _say(f"note: saved as {new_config.model_type}, which computes the same; {plan.model_type} refuses this shape")
     if plan.parameters_before >= BIG:
@@ -169,7 +174,7 @@ def _known(options: Options, criterion: Criterion, shape: Shape, config, source:
         return calibration, None, None
     path = Path(options.scores).expanduser()
     model = scores.fingerprint(source, loading.fetch(source, options.revision, weights=False))
-    key = evidence.key_of(options, criterion, shape, calibration if criterion.calibrated else None, model)
+    key = evidence.key_of(options, criterion, shape, calibration, model)
     if not path.exists():
         return calibration, key, None
     found = Found(*scores.load(path, key))
@@ -180,13 +185,6 @@ def _known(options: Options, criterion: Criterion, shape: Shape, config, source:
         raise UsageError(f"--scores {path} has none of {missing[0]}; name another file, or delete it")
     _say(f"scores taken from {path}")
     return calibration, key, found
-
-
-def _unweighted(shape: Shape, criterion: Criterion, options: Options) -> Found:
-    """Scores by a criterion that needs nothing."""
-    return evidence.gather(
-        None, shape, groups_to_score(shape), criterion, replace(options, compensate="none"), None, None
-    )
 
 
 def _check_against(shape: Shape, model) -> None:
@@ -212,10 +210,21 @@ def _check_eval_data(options: Options) -> str | None:
     return name
 
 
-def _save_plan(options: Options, plan: Plan) -> None:
+def _finish_plan(known: Plan | None, shape: Shape, model, found: Found, options: Options) -> tuple[Plan, object]:
+    """(plan with its kept units, new config), shown if it was not `known` before, and saved where that is wanted.
+
+    A dry run that saves nothing has no scores to choose units by.
+    """
+    plan, new_config = decide_widths(model, shape, found, options)
+    if known is None:
+        _announce(plan, new_config, shape, options)
+    if options.dry_run and not options.save_plan:
+        return plan, new_config
+    plan = choose_units(plan, shape, found, options)
     if options.save_plan:
         plan.save(Path(options.save_plan).expanduser())
         _say(f"plan saved to {options.save_plan}")
+    return plan, new_config
 
 
 def _windows(options: Options, name: str, config, tokenizer):
@@ -230,14 +239,15 @@ def _windows(options: Options, name: str, config, tokenizer):
 
 def _prompts(calibration: Calibration, options: Options, config, tokenizer):
     if tokenizer is None:
-        raise RunError(f"{options.model} has no tokenizer, so it cannot be calibrated; use --importance magnitude")
-    _say(
-        f"calibration: {calibration.nsamples} windows of at most {calibration.seq_len} tokens of {calibration.data}, "
-        f"seed {options.seed}"
-    )
-    return data.calibration_prompts(
+        raise RunError(
+            f"{options.model} has no tokenizer, so it cannot be calibrated; magnitude and mag_sp need no text"
+        )
+    prompts = data.calibration_prompts(
         calibration.data, calibration.nsamples, calibration.seq_len, options.seed, tokenizer, config.vocab_size
     )
+    longest = max(map(len, prompts))
+    _say(f"calibration: {len(prompts)} windows of {longest} tokens at most, of {calibration.data}, seed {options.seed}")
+    return prompts
 
 
 def _perplexity(model, windows, options: Options, label: str) -> float:

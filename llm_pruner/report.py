@@ -78,7 +78,7 @@ def build(
         "widths": {"before": plan.before.asdict(), "after": plan.widths_after()},
         "removed": {name: round(share, 6) for name, share in plan.removed().items()},
         "importance": plan.importance,
-        "compensate": options.compensate,
+        "compensate": plan.compensate,
         "masked": options.mask_only,
         "seed": plan.seed,
         "seconds": {phase: round(value, 3) for phase, value in seconds.items()},
@@ -120,7 +120,7 @@ def write_card(path: Path, report: dict) -> None:
             "`AutoModelForCausalLM.from_pretrained(…, trust_remote_code=True)` loads it, "
             "without that after `import llm_pruner`."
         )
-    what = "heads and neurons set to zero" if report["masked"] else "whole channels, heads and neurons removed"
+    what = "units set to zero" if report["masked"] else "whole channels, heads and neurons removed"
     made = f"Units chosen by {report['importance']} (seed {report['seed']})"
     if calibration := report["calibration"]:
         made += f" on {calibration['nsamples']} samples of {calibration['data']}"

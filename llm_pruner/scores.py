@@ -7,24 +7,29 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llm_pruner.errors import UsageError
+from llm_pruner.errors import RunError, UsageError
 
 if TYPE_CHECKING:
     import torch
 
 FORMAT = "llm_pruner.scores/1"
 MEAN = "mean/"
-EDGE = 65_536  # bytes of a weight file's start and end that tell it from another of the same size
+BLOCK, BLOCKS = 65_536, 512  # so many blocks of so many bytes, spread over a weight file, tell it from others
 
 
 def save(path: Path, key: Mapping, scores: "Mapping[str, torch.Tensor]", means: "Mapping[str, torch.Tensor]") -> None:
     """Writes scores by group, and mean inputs by the weight that reads them, with what they were made from."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     tensors = {**scores, **{MEAN + name: mean.cpu() for name, mean in means.items()}}
     partial = path.with_name(f".{path.name}.partial")
-    save_file({name: t.contiguous() for name, t in tensors.items()}, partial, {FORMAT: json.dumps(key)})
-    os.replace(partial, path)
+    try:
+        save_file({name: t.contiguous() for name, t in tensors.items()}, partial, {FORMAT: json.dumps(key)})
+        os.replace(partial, path)
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        raise RunError(f"the scores cannot be written to {path}: {error}") from error
 
 
 def load(path: Path, key: Mapping) -> "tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]":
@@ -50,7 +55,7 @@ def load(path: Path, key: Mapping) -> "tuple[dict[str, torch.Tensor], dict[str, 
 
 def fingerprint(source: str, folder: str | Path) -> str:
     """What tells a checkpoint from others: a hub id with its commit, which is the name of the `folder` it is in; of
-    a local folder its config, and size, start and end of its weight files."""
+    a local folder its config, and of each weight file size and blocks of it: all, up to 32 MiB."""
     if not os.path.isdir(source):
         return f"{source}@{Path(folder).name}"
     digest = hashlib.sha256()
@@ -58,11 +63,12 @@ def fingerprint(source: str, folder: str | Path) -> str:
         if path.name == "config.json":
             digest.update(path.read_bytes())
         elif path.suffix in (".safetensors", ".bin"):
-            digest.update(f"{path.name} {path.stat().st_size}".encode())
+            size = path.stat().st_size
+            digest.update(f"{path.name} {size}".encode())
             with open(path, "rb") as file:
-                digest.update(file.read(EDGE))
-                file.seek(max(0, path.stat().st_size - EDGE))
-                digest.update(file.read(EDGE))
+                for start in range(0, size, max(BLOCK, size // BLOCKS)):
+                    file.seek(start)
+                    digest.update(file.read(BLOCK))
     return digest.hexdigest()[:16]
 
 

@@ -1,7 +1,7 @@
 """From options and a configuration to the shape: which widths every layer will have, or what decides about them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from llm_pruner.allocate import adaptive_groups, allocate, uniform
 from llm_pruner.architectures import Layers, family_of, holds, widths_of
@@ -14,7 +14,7 @@ from llm_pruner.budget import (
     widths_by_structure,
 )
 from llm_pruner.config import BUDGETS, Options
-from llm_pruner.errors import PlanError
+from llm_pruner.errors import PlanError, UsageError
 from llm_pruner.groups import FIELD, HEADS, HIDDEN, MLP, Group
 from llm_pruner.importance import Criterion
 from llm_pruner.plan import Plan, meta_model
@@ -42,7 +42,18 @@ class Shape:
 
 
 def shape_of(options: Options, config, criterion: Criterion) -> Shape:
-    """The shape that `options` ask for. PlanError when a model of this configuration cannot have it."""
+    """The shape that `options` ask for. PlanError when a model of this configuration cannot have it, UsageError
+    when the criterion does not score what would have to be ranked."""
+    shape = _asked(options, config, criterion)
+    for group in groups_to_score(shape):
+        if group.kind not in criterion.kinds:
+            raise UsageError(
+                f"importance {options.importance} does not score {group.kind}; known: {', '.join(criterion.kinds)}"
+            )
+    return shape
+
+
+def _asked(options: Options, config, criterion: Criterion) -> Shape:
     skeleton = meta_model(config)
     groups = trace_groups(skeleton)
     before = widths_of(config)
@@ -74,25 +85,27 @@ def shape_of(options: Options, config, criterion: Criterion) -> Shape:
     if derived and HIDDEN not in kinds and set(kinds) - {MLP}:
         raise PlanError(
             f"{config.model_type} derives head_dim from hidden_size / num_attention_heads, so heads cannot go alone; "
-            "use --prune mlp, or a width ratio for hidden and heads"
+            "use --param_ratio R --prune mlp, or a width ratio for hidden and heads"
         )
     share = share_of(ledger, options)
     requested = {"decoder": share}
     if options.target_params is not None:
         parameters = ledger.total(ledger.all_layers(before))
         requested = {"parameters": 1 - parse_parameters(options.target_params) / parameters}
+    if options.remove_heads is not None:
+        requested[FIELD[HEADS]] = options.remove_heads / (before.num_attention_heads * ledger.num_layers)
     shape = Shape(skeleton, groups, ledger, kinds, None, share, requested)
+    if not share:
+        return replace(shape, after=ledger.all_layers(before))
     if HIDDEN not in kinds and not share < 1:
         raise PlanError(
             f"{share:.4f} times the attention and MLP parameters would have to go; ask for less, "
             "or let the rest shrink too: --prune hidden,heads,mlp"
         )
-    if share and options.structure and options.structure.startswith("AL"):
+    if options.structure and options.structure.startswith("AL"):
         return shape
     after = ledger.all_layers(_uniform_widths(options, shape, config))
-    what = next(f"{name} {getattr(options, name)}" for name in BUDGETS if getattr(options, name) is not None)
-    shape = Shape(skeleton, groups, ledger, kinds, after, share, requested)
-    return _changed(shape, what) if share else shape
+    return _changed(replace(shape, after=after), _budget(options), _least(ledger))
 
 
 def _uniform_widths(options: Options, shape: Shape, config):
@@ -109,7 +122,17 @@ def _uniform_widths(options: Options, shape: Shape, config):
     return widths_by_parameters(ledger, shape.kinds, goal, whole, lambda widths: holds(config, widths))
 
 
-def _changed(shape: Shape, what: str, hint: str = "ask for more") -> Shape:
+def _budget(options: Options) -> str:
+    return next(f"{name} {getattr(options, name)}" for name in BUDGETS if getattr(options, name) is not None)
+
+
+def _least(ledger: Ledger) -> str:
+    neuron = ledger.cost(ledger.before, intermediate_size=1)
+    share = neuron / ledger.decoder(ledger.all_layers(ledger.before))
+    return f"a neuron of one layer is {share:.3g} of the attention and MLP parameters, ask for several in every layer"
+
+
+def _changed(shape: Shape, what: str, hint: str = "ask for less width") -> Shape:
     if shape.after == shape.ledger.all_layers(shape.ledger.before):
         raise PlanError(f"{what} changes nothing; {hint}")
     return shape
@@ -129,8 +152,9 @@ def decided(shape: Shape, options: Options, scores) -> Layers:
     if shape.after is not None:
         return shape.after
     groups = groups_to_score(shape)
-    exact = options.pruning_ratio is None
-    layers = allocate(shape.ledger, groups, scores, shape.share, options.structure, options.remove_heads or 0, exact)
-    if not options.uniform:
-        return layers
-    return uniform(shape.ledger, layers, lambda widths: holds(shape.skeleton.config, widths))
+    exact, ledger, config = options.pruning_ratio is None, shape.ledger, shape.skeleton.config
+    layers = allocate(ledger, groups, scores, shape.share, options.structure, options.remove_heads or 0, exact)
+    if options.uniform:
+        biases = options.compensate == "bias" and family_of(config.model_type).output_biases is not None
+        layers = uniform(ledger, layers, lambda widths: holds(config, widths, biases))
+    return _changed(replace(shape, after=layers), _budget(options), _least(ledger)).after

@@ -4,10 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from llm_pruner import Options, run
 from llm_pruner.architectures import Widths
 from llm_pruner.budget import share_of, widths_by_iteration, widths_by_parameters, widths_by_structure
-from llm_pruner.errors import PlanError, PrunerError
+from llm_pruner.errors import PlanError
 from llm_pruner.groups import HEADS, MLP
 from tests.toys import heads_and_neurons, hundred, ledger_of, toy
 
@@ -178,21 +177,11 @@ def test_param_ratio_is_met(request, which, ratio):
     assert after.num_attention_heads < 32 or ratio < 0.2
 
 
-@pytest.mark.parametrize("kind", ["heads", "mlp"])
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"pruning_ratio": 0.25, "structure": "UL-UM"},
-        {"pruning_ratio": 0.25, "structure": "UL-MM", "remove_heads": 16},
-        {"iteration": 1},
-    ],
-)
-def test_what_prune_does_not_name_stays(kind, options):
-    """Or a budget that cannot go without it is refused."""
-    try:
-        plan = run(Options(model="demo", importance="mag_sp", prune=kind, dry_run=True, **options))["plan"]
-    except PrunerError:
-        return
-    for layer in plan.after:
-        assert (layer.num_attention_heads < plan.before.num_attention_heads) == (kind == "heads")
-        assert (layer.intermediate_size < plan.before.intermediate_size) == (kind == "mlp")
+def test_ul_mm_never_takes_more_than_its_share(llama_2_7b):
+    with pytest.raises(PlanError, match="remove_heads 512 is more than 0.05 of the parameters"):
+        widths_by_structure(llama_2_7b, "UL-MM", 0.05, (HEADS, MLP), 512)
+
+
+def test_ul_mm_of_less_than_a_head_in_each_layer(llama_2_7b):
+    with pytest.raises(PlanError, match="the least is 32"):
+        widths_by_structure(llama_2_7b, "UL-MM", 0.2, (HEADS, MLP), 31)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.commands import DEMO, REPOSITORY, UNSCORED, one_line
+from tests.commands import DEMO, REPOSITORY, UNSCORED, edit_tensors, one_line
 
 FLAP = ("--config", REPOSITORY / "configs" / "flap.yaml", "--calibration_data", "demo", "--nsamples", 64)
 AMP = ("--importance", "amp", "--param_ratio", "0.3")
@@ -34,15 +34,18 @@ def test_flap_makes_a_checkpoint_that_brings_its_modelling_file(command, tmp_pat
     biases = [t for name, t in load_file(tmp_path / "out" / "model.safetensors").items() if name.endswith(".bias")]
     assert len(biases) == 8, "o_proj and down_proj of four layers"
     assert "masked" not in done.stdout
+    shutil.copy(tmp_path / "out" / "model.safetensors", tmp_path / "first.safetensors")
 
     again = command("--model", "out", "--pruning_ratio", "0.5")
     assert "prune the original model again" in one_line(again, 3)
     replaced = command("--model", "demo", "--pruning_ratio", "0.5", *UNSCORED, "--save_model", "out", "--overwrite")
     assert replaced.returncode == 0, replaced.stderr
+    weights = load_file(tmp_path / "first.safetensors")
     replay = command("--model", "demo", "--plan", "plan.json", *UNSCORED, "--save_model", "replayed")
     assert replay.returncode == 0, replay.stderr
-    shapes = {name: t.shape for name, t in load_file(tmp_path / "replayed" / "model.safetensors").items()}
-    assert shapes["model.layers.0.mlp.down_proj.weight"][1] == report["widths"]["after"]["intermediate_size"][0]
+    again = load_file(tmp_path / "replayed" / "model.safetensors")
+    assert again.keys() == weights.keys()
+    assert all(torch.equal(again[name], weights[name]) for name in weights), "biases too, from the same text"
 
 
 def test_uniform_is_a_stock_checkpoint(command, tmp_path):
@@ -109,6 +112,9 @@ def test_every_yaml_runs_as_it_is(command, tmp_path):
         (("--target_params", "lots"), 2, "'lots' is not a number of parameters; write 1.2B"),
         (("--target_params", "2M"), 3, "the model has 1,783,104 parameters; ask for fewer"),
         (("--target_params", "100k"), 3, "--prune hidden,heads,mlp"),
+        (("--importance", "flap", "--target", "hidden_size=96"), 2, "importance flap does not score hidden"),
+        (("--importance", "mag_sp", "--target", "hidden_size=96"), 2, "importance mag_sp does not score hidden"),
+        (("--param_ratio", "0.3", "--nsamples", "5"), 2, "nsamples says nothing"),
         (("--iteration", "4"), 3, "1.0010 times the attention and MLP parameters would have to go; ask for less"),
         ((*AMP, "--calibration_data", "wikitext"), 2, "did you mean 'wikitext2'"),
         ((*AMP, "--calibration_data", "short.txt"), 2, "has 4 tokens, one window needs 128"),
@@ -120,9 +126,25 @@ def test_every_yaml_runs_as_it_is(command, tmp_path):
 def test_faults(command, tmp_path, arguments, code, message):
     (tmp_path / "short.txt").write_text("On Monday Mara.")
     (tmp_path / "bad.json").write_text('{"instruction": "x"}')
-    error = one_line(command("--model", "demo", *arguments, *UNSCORED, "--calibration_seq_len", "128"), code)
+    error = one_line(command("--model", "demo", *arguments, *UNSCORED), code)
     assert re.search(message, error), error
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != "hf") == ["bad.json", "short.txt"]
+
+
+def test_weights_that_are_not_finite_are_named_before_the_text_runs_through(command, model):
+    edit_tensors(
+        model,
+        lambda tensors: tensors["model.layers.1.self_attn.q_proj.weight"].index_fill_(0, torch.tensor(3), float("nan")),
+    )
+    error = one_line(command("--model", model, *AMP, "--calibration_data", "demo", "--nsamples", 4, *UNSCORED), 1)
+    assert "model.layers.1.self_attn.q_proj.weight holds" in error
+
+
+def test_fewer_records_than_asked_for_are_reported(command, tmp_path):
+    (tmp_path / "two.json").write_text(json.dumps([{"instruction": "Count.", "input": None}] * 2))
+    done = command("--model", "demo", *AMP, "--calibration_data", "two.json", *UNSCORED, "--save_model", "out")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["calibration"]["nsamples"] == 2
 
 
 def test_importing_the_package_is_enough_to_load_one(command, tmp_path):

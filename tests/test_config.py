@@ -70,6 +70,16 @@ def test_flags_that_cannot_be_meant(arguments, message):
         parse(arguments)
 
 
+def test_flags_leave_out_what_the_yaml_says_about_another_method():
+    flap, magnitude = (str(REPOSITORY / "configs" / f"{name}.yaml") for name in ("flap", "magnitude"))
+    wanda = resolve({"model": "m", "importance": "wanda_sp", "structure": "UL-UM"}, flap)
+    assert (wanda.metrics, wanda.structure, wanda.nsamples) == (None, "UL-UM", 1024)
+    ratios = resolve({"model": "m", "prune": "heads=0.5,mlp=0.3"}, flap)
+    assert (ratios.structure, ratios.pruning_ratio, ratios.metrics) == (None, None, "WIFV")
+    assert resolve({"model": "m", "iteration": 1}, magnitude).prune is None
+    assert resolve({"model": "m", "param_ratio": 0.5}, flap).structure == "AL-AM"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -9,7 +9,8 @@ from llm_pruner.evaluate.perplexity import perplexity
 from llm_pruner.surgery import cut
 from llm_pruner.trace import trace_groups
 from tests import tiny
-from tests.steps import planned
+from tests.steps import planned, pruned
+from tests.test_families import METHODS, deep
 
 pytestmark = pytest.mark.gpu
 
@@ -25,6 +26,17 @@ def test_trace_score_and_cut_where_the_model_lives(case):
     assert {p.device.type for p in new.parameters()} == {b.device.type for b in new.buffers()} | {"cuda"} == {"cuda"}
     assert all(torch.equal(a.cpu(), b) for a, b in zip(new.state_dict().values(), expected.state_dict().values()))
     assert perplexity(new, tiny.tokens(4, 16)) == pytest.approx(perplexity(expected, tiny.tokens(4, 16)), rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["amp by parameters", "flap", "wanda_sp", "taylor"])
+@pytest.mark.parametrize("case", ["llama", "qwen3", "phi3", "gemma3_text"])
+def test_methods_choose_the_same_units(case, name):
+    """And the compensated models compute the same."""
+    model = deep(case)
+    plans = [planned(copy.deepcopy(model).to(device), None, **METHODS[name])[1] for device in ("cuda", "cpu")]
+    assert plans[0] == plans[1]
+    on_gpu, on_cpu = (pruned(copy.deepcopy(model).to(device), None, **METHODS[name]) for device in ("cuda", "cpu"))
+    torch.testing.assert_close(tiny.logits(on_gpu.cpu()), tiny.logits(on_cpu), atol=1e-3, rtol=1e-3)
 
 
 def test_the_command_on_the_gpu(command, tmp_path):

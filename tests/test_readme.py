@@ -57,6 +57,36 @@ def test_perplexities_are_those_measured():
         assert line in README
 
 
+def test_quality_is_what_was_measured():
+    """The table that benchmarks/quality.py wrote is in the README, and its numbers are those of the JSON."""
+    quality = result("quality")
+    table = (REPOSITORY / "benchmarks" / "results" / "quality.md").read_text(encoding="utf-8")
+    assert table in README
+    assert (REPOSITORY / "benchmarks" / "results" / "quality.png").is_file()
+    assert "benchmarks/results/quality.png" in README
+    for row in quality["table"]:
+        line = next(line for line in table.splitlines() if line.startswith(f"| {row['method']} |"))
+        for ratio in ("0.2", "0.3", "0.5"):
+            assert f"| {row[ratio]['perplexity']:.1f}" in line
+    parameters = {
+        ratio: [run["removed"] for key, run in quality["runs"].items() if f"| {ratio} |" in key]
+        for ratio in (0.2, 0.3, 0.5)
+    }
+    assert all(abs(removed - ratio) <= 0.01 for ratio, found in parameters.items() for removed in found)
+    assert len(quality["runs"]) >= 100
+
+
+def test_calibration_cost_is_what_was_measured():
+    ratios = result("calibration_cpu")["ratio_to_plain"]
+    for row, name in (
+        ("calibration for FLAP and Wanda-sp (mean, variance, norm)", "moments"),
+        ("calibration with mean |X| besides", "both"),
+        ("calibration for AMP's heads", "head norm"),
+    ):
+        assert f"| {row} | {ratios[name]:.2f}× |" in README
+    assert ratios["both"] <= 1.15
+
+
 def test_speed_is_what_was_measured():
     tracing, score_cut = result("tracing"), result("score_cut_cpu")
     for row, value in (

@@ -97,9 +97,16 @@ def test_scores_of_another_model_or_text(tmp_path, model):
         prune(tmp_path, **options)
     text.write_text("On Monday Mara came to the mill.\n" * 40)
     prune(tmp_path, **options)
-    edit_tensors(model, lambda tensors: tensors["model.norm.weight"].mul_(2))
+    edit_tensors(model, lambda tensors: tensors["model.layers.1.mlp.down_proj.weight"][:, 7].mul_(2))
     with pytest.raises(UsageError, match="made with model"):
         prune(tmp_path, **options)
+
+
+def test_means_are_of_one_text_whatever_the_criterion(tmp_path):
+    options = {"importance": "mag_sp", "param_ratio": 0.3, "compensate": "bias"}
+    prune(tmp_path, **options, scores=str(tmp_path / "scores.safetensors"))
+    with pytest.raises(UsageError, match="made with nsamples 4, this run has 8"):
+        prune(tmp_path, **options, scores=str(tmp_path / "scores.safetensors"), nsamples=8)
 
 
 def test_sequential_scores_are_of_one_shape(tmp_path):

@@ -1,0 +1,87 @@
+"""What was asked against what becomes of it: kinds that stay, copies, shares too small, one width for all layers."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+
+from llm_pruner import Options
+from llm_pruner.allocate import uniform
+from llm_pruner.config import validate
+from llm_pruner.errors import PlanError, UsageError
+from tests import tiny
+from tests.steps import planned, pruned
+from tests.toys import ledger_of
+
+
+@pytest.mark.parametrize("kind", ["heads", "mlp"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"pruning_ratio": 0.25, "structure": "UL-UM"},
+        {"pruning_ratio": 0.25, "structure": "AL-AM"},
+        {"param_ratio": 0.11},
+        {"param_ratio": 0.11, "structure": "AL-AM"},
+    ],
+)
+def test_what_prune_does_not_name_stays(kind, options):
+    _, plan, _ = planned(tiny.model("llama_multi_head"), None, "mag_sp", prune=kind, **options)
+    fewer = {
+        name: any(getattr(layer, name) < getattr(plan.before, name) for layer in plan.after)
+        for name in ("num_attention_heads", "intermediate_size")
+    }
+    assert fewer == {"num_attention_heads": kind == "heads", "intermediate_size": kind == "mlp"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"iteration": 1, "prune": "mlp"}, "iteration takes both heads and neurons"),
+        ({"iteration": 1, "prune": "mlp", "structure": "UL-UM"}, "iteration takes both heads and neurons"),
+        ({"pruning_ratio": 0.2, "prune": "mlp", "structure": "UL-MM", "remove_heads": 4}, "UL-MM takes both"),
+        ({"pruning_ratio": 0.2, "prune": "kv_heads,mlp", "structure": "UL-UM"}, "leave kv_heads out"),
+    ],
+)
+def test_what_cannot_leave_out_a_kind_is_refused(options, message):
+    with pytest.raises(UsageError, match=message):
+        validate(Options(model="m", importance="mag_sp", **options))
+
+
+@pytest.mark.parametrize("structure", [None, "UL-UM", "UL-MM", "AL-MM", "AL-AM"])
+def test_ratio_zero_is_a_copy_with_any_structure(structure):
+    heads = 8 if structure and structure.endswith("MM") else None
+    options = {"pruning_ratio": 0.0, "structure": structure, "remove_heads": heads, "compensate": "bias"}
+    model = tiny.model("llama")
+    expected = tiny.logits(model)
+    new = pruned(model, None, "mag_sp", **options)
+    assert new.config.model_type == "llama"
+    assert torch.equal(tiny.logits(new), expected)
+
+
+@pytest.mark.parametrize("structure", [None, "AL-AM"])
+def test_shares_that_change_nothing(structure):
+    with pytest.raises(PlanError, match="param_ratio 1e-05 changes nothing; a neuron of one layer is 0.00"):
+        planned(tiny.model("llama"), None, "mag_sp", param_ratio=1e-5, structure=structure)
+
+
+def test_uniform_meets_the_budget_of_the_adaptive_result():
+    """A few neurons cannot make up for half a kv group of few: the number of heads gives way, or it is refused."""
+    ledger = ledger_of(**tiny.GROUPED, head_dim=8, num_hidden_layers=4, vocab_size=96)
+    full = ledger.all_layers(ledger.before)
+    layers = (replace(ledger.before, num_attention_heads=2, num_key_value_heads=1), *full[1:])
+    after = uniform(ledger, layers, lambda widths: True)
+    assert len(set(after)) == 1
+    assert abs(ledger.decoder(after) - ledger.decoder(layers)) <= 0.01 * ledger.decoder(full)
+    with pytest.raises(PlanError, match="leave --uniform out"):
+        uniform(ledger, layers, lambda widths: widths.intermediate_size > 80)
+
+
+def test_uniform_with_biases_takes_heads_that_the_stock_class_has_with_them():
+    """A llama is relabelled where its heads do not divide its hidden size, and with biases it cannot be."""
+    model = tiny.model("llama", num_attention_heads=6, num_key_value_heads=6, num_hidden_layers=4)
+    options = {"structure": "AL-MM", "remove_heads": 4, "param_ratio": 0.4, "uniform": True}
+    assert pruned(copy.deepcopy(model), None, "mag_sp", **options).config.num_attention_heads == 5
+    with_biases = pruned(model, None, "mag_sp", compensate="bias", **options)
+    assert with_biases.config.model_type == "llama"
+    assert 48 % with_biases.config.num_attention_heads == 0

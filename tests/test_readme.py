@@ -68,19 +68,21 @@ def test_quality_is_what_was_measured():
         line = next(line for line in table.splitlines() if line.startswith(f"| {row['method']} |"))
         for ratio in ("0.2", "0.3", "0.5"):
             assert f"| {row[ratio]['perplexity']:.1f}" in line
-    parameters = {
+    removed = {
         ratio: [run["removed"] for key, run in quality["runs"].items() if f"| {ratio} |" in key]
         for ratio in (0.2, 0.3, 0.5)
     }
-    assert all(abs(removed - ratio) <= 0.01 for ratio, found in parameters.items() for removed in found)
+    assert all(abs(share - ratio) <= 0.01 for ratio, found in removed.items() for share in found)
     assert len(quality["runs"]) >= 100
+    for value in quality["bias_at_half"].values():
+        assert f"{value:.1f}" in README
 
 
 def test_calibration_cost_is_what_was_measured():
     ratios = result("calibration_cpu")["ratio_to_plain"]
     for row, name in (
         ("calibration for FLAP and Wanda-sp (mean, variance, norm)", "moments"),
-        ("calibration with mean |X| besides", "both"),
+        ("calibration with the mean of absolute values besides", "both"),
         ("calibration for AMP's heads", "head norm"),
     ):
         assert f"| {row} | {ratios[name]:.2f}× |" in README

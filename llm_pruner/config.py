@@ -235,14 +235,6 @@ def _validate_units(options: Options, shapes: list[str]) -> None:
         raise UsageError(f"{what} takes both heads and neurons; use --param_ratio to --prune some of them")
     if structure.startswith("UL") and "kv_heads" in (options.prune or ""):
         raise UsageError(f"structure {structure} takes query heads from every kv group; leave kv_heads out of --prune")
-    calibration = [name for name in ("calibration_data", "nsamples", "calibration_seq_len") if getattr(options, name)]
-    if calibration and not criterion.calibrated and options.compensate != "bias" and "plan" not in shapes:
-        raise UsageError(f"{calibration[0]} says nothing: importance {criterion.name} measures no activations")
-    if criterion.sequential and structure.startswith("AL") and options.criterion != "random":
-        raise UsageError(
-            f"{criterion.name} measures each layer behind the pruned ones, so widths must be known before; "
-            "use UL-UM or UL-MM"
-        )
     for name in ("metrics", "taylor"):
         if getattr(options, name) is not None and name not in criterion.options:
             raise UsageError(f"{name} says nothing about importance {criterion.name}; leave it out")

@@ -55,13 +55,10 @@ def run(options: Options, argv: Sequence[str] = ()) -> dict:
     to_score = groups_to_score(shape)
     scored = bool(to_score) and (not options.dry_run or plan is None or bool(options.save_plan))
     calibration, key, found = _known(options, criterion, shape, config, source, scored)
-    if calibration:
-        options = replace(
-            options,
-            calibration_data=calibration.data,
-            nsamples=calibration.nsamples,
-            calibration_seq_len=calibration.seq_len,
-        )
+    if scored and not calibration and (options.calibration_data or options.nsamples):
+        _say(f"note: importance {criterion.name} measures no activations, so there is nothing to calibrate")
+    used = (calibration.data, calibration.nsamples, calibration.seq_len) if calibration else (None, None, None)
+    options = replace(options, **dict(zip(("calibration_data", "nsamples", "calibration_seq_len"), used)))
     if options.dry_run and scored and not found and not criterion.needs:
         found = evidence.gather(None, shape, to_score, criterion, replace(options, compensate="none"), None, None)
     if options.dry_run and (not scored or found):

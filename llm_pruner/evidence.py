@@ -96,7 +96,10 @@ def _sequential(
         scores = importance.score(own, criterion, replace(evidence, inputs=inputs))
         found.scores.update(scores)
         inside = [group for group in shape.groups if group.layer == layer]
-        kept = choose(inside, ordered(scores, options), shape.ledger.before, shape.after)
+        if shape.saved:
+            kept = shape.saved.kept
+        else:
+            kept = choose(inside, ordered(scores, options), shape.ledger.before, shape.after)
         return silenced(parameters, [group for group in inside if group.kind in (HEADS, MLP)], kept)
 
     return changed

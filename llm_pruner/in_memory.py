@@ -67,7 +67,8 @@ def found_in(model, shape: Shape, to_score, criterion: Criterion, options: Optio
     if evidence.needs(options, criterion, bool(to_score)) - {WEIGHTS}:
         if not prompts or max(map(len, prompts)) < 2:
             raise UsageError("calibration needs prompts of at least two tokens")
-        weights.check_all_finite()
+        weights.check_all_finite()  # before the text runs through, or a layer is named for what a weight did
+        return evidence.gather(model, shape, to_score, criterion, options, weights, prompts)
     found = evidence.gather(model, shape, to_score, criterion, options, weights, prompts)
     weights.check_all_finite()
     return found

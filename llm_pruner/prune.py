@@ -55,7 +55,7 @@ def run(options: Options, argv: Sequence[str] = ()) -> dict:
     to_score = groups_to_score(shape)
     scored = bool(to_score) and (not options.dry_run or plan is None or bool(options.save_plan))
     calibration, key, found = _known(options, criterion, shape, config, source, scored)
-    if scored and not calibration and (options.calibration_data or options.nsamples):
+    if scored and not calibration and (options.calibration_data or options.nsamples or options.calibration_seq_len):
         _say(f"note: importance {criterion.name} measures no activations, so there is nothing to calibrate")
     used = (calibration.data, calibration.nsamples, calibration.seq_len) if calibration else (None, None, None)
     options = replace(options, **dict(zip(("calibration_data", "nsamples", "calibration_seq_len"), used)))

@@ -74,6 +74,10 @@ def test_quality_is_what_was_measured():
     }
     assert all(abs(share - ratio) <= 0.01 for ratio, found in removed.items() for share in found)
     assert len(quality["runs"]) >= 100
+    first, *_, last = (layer["rank_correlation"] for layer in quality["neurons"])
+    shares = [layer["mean_share"] for layer in quality["neurons"]]
+    for value in (first, last, min(shares), max(shares)):
+        assert f"{value:.2f}" in README
     for value in quality["bias_at_half"].values():
         assert f"{value:.1f}" in README
 

@@ -6,12 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from llm_pruner import Options
+from llm_pruner import Options, prune_model
 from llm_pruner.allocate import uniform
 from llm_pruner.config import validate
 from llm_pruner.errors import PlanError, UsageError
 from tests import tiny
-from tests.steps import planned, pruned
+from tests.steps import planned, prompts, pruned
 from tests.toys import ledger_of
 
 
@@ -85,3 +85,22 @@ def test_uniform_with_biases_takes_heads_that_the_stock_class_has_with_them():
     with_biases = pruned(model, None, "mag_sp", compensate="bias", **options)
     assert with_biases.config.model_type == "llama"
     assert 48 % with_biases.config.num_attention_heads == 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"importance": "wanda_sp", "structure": "UL-UM", "pruning_ratio": 0.5},
+        {"importance": "flap", "structure": "AL-AM", "pruning_ratio": 0.4},
+    ],
+)
+def test_a_replayed_plan_compensates_as_the_first_run_did(tmp_path, options):
+    """The means behind silenced layers too, where the method measures there."""
+    model = tiny.model("llama", num_hidden_layers=4)
+    first, plan = prune_model(copy.deepcopy(model), Options(compensate="bias", **options), prompts())
+    plan.save(tmp_path / "plan.json")
+    again, _ = prune_model(model, Options(plan=str(tmp_path / "plan.json")), prompts())
+    biases = [p.abs().max() for name, p in first.named_parameters() if name.endswith("down_proj.bias")]
+    assert min(biases) > 0
+    assert first.state_dict().keys() == again.state_dict().keys()
+    assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in first.state_dict().items())

@@ -23,6 +23,7 @@ class Family:
     scaled_embedding: embeddings are multiplied by √hidden_size at run time.
     output_biases: config fields that give the attention's and the MLP's output projection a bias; None where
         the class cannot have both.
+    post_norms: norms stand between the projections that write to the residual stream and the stream itself.
     relabel: a model_type that computes the same and accepts shapes that this one's config class refuses,
         with the config values that make it the same; possible while the fields in `relabel_unless` are falsy.
     """
@@ -35,6 +36,7 @@ class Family:
     norm_offset: float = 0.0
     scaled_embedding: bool = False
     output_biases: tuple[str, ...] | None = None
+    post_norms: bool = False
     relabel: tuple[str, dict] | None = None
     relabel_unless: tuple[str, ...] = ()
 
@@ -49,7 +51,7 @@ FAMILIES: dict[str, Family] = {
     "qwen3": Family(),
     "phi3": Family(qkv=("qkv_proj",), qkv_layout="concatenated"),
     "gemma": Family(norm_offset=1.0, scaled_embedding=True),
-    "gemma3_text": Family(norm_offset=1.0, scaled_embedding=True),
+    "gemma3_text": Family(norm_offset=1.0, scaled_embedding=True, post_norms=True),
     "gpt2": Family(
         qkv=("c_attn",), out="c_proj", qkv_layout="concatenated", intermediate_size="n_inner", derived_head_dim=True,
         output_biases=(),

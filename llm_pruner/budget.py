@@ -56,15 +56,45 @@ def parse_parameters(text: str) -> int:
     return number
 
 
-def share_of(ledger: Ledger, options) -> float:
-    """The share of the attention and MLP parameters that `options` want removed; more than 1 where a target is less
-    than the rest of the model. PlanError for a target that is not less than the model."""
+def parse_bytes(text: str) -> int:
+    """`8GB`, `1.5GiB`, `500MB` or a plain number of bytes. UsageError."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([kmgt])(i?)b?|b)?", text.strip().lower().replace("_", ""))
+    if match and match[2]:
+        number = float(match[1]) * (1024 if match[3] else 1000) ** ("kmgt".index(match[2]) + 1)
+    else:
+        number = float(match[1]) if match else 0
+    if number < 1:
+        raise UsageError(f"target_memory: {text!r} is not a size; write 8GB, 1.5GiB or 500MB")
+    return int(number)
+
+
+def goal_of(options, element_size: int) -> int | None:
+    """The parameters of the whole model that `options` ask for, or None where they ask for something else."""
+    if options.target_params is not None:
+        return parse_parameters(options.target_params)
+    return None if options.target_memory is None else parse_bytes(options.target_memory) // element_size
+
+
+@dataclass(frozen=True)
+class Budget:
+    """goal: the parameters that should be left: of the whole model, or (not `whole`) of attention and MLP."""
+
+    goal: float
+    whole: bool
+
+    def count(self, ledger: Ledger, after: Layers) -> float:
+        return ledger.total(after) if self.whole else ledger.decoder(after)
+
+
+def share_of(ledger: Ledger, options, goal: int | None = None) -> float:
+    """The share of the attention and MLP parameters that `options` want removed; more than 1 where `goal`, of the whole
+    model, is less than the rest of it. PlanError for a goal that is not less than the model."""
     full = ledger.all_layers(ledger.before)
     decoder = ledger.decoder(full)
-    if options.target_params is not None:
-        total, goal = ledger.total(full), parse_parameters(options.target_params)
+    if goal is not None:
+        total, name = ledger.total(full), "target_params" if options.target_params else "target_memory"
         if goal >= total:
-            raise PlanError(f"target_params {options.target_params}: the model has {total:,} parameters; ask for fewer")
+            raise PlanError(f"{name} {getattr(options, name)}: the model has {total:,} parameters; ask for fewer")
         share = (total - goal) / decoder
     elif options.iteration is not None:
         share = options.iteration * ledger.of_layer_0() / decoder

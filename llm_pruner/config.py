@@ -41,6 +41,7 @@ class Options:
         None, SHAPE, "share of the attention and MLP parameters to remove, from heads and neurons", "R"
     )
     target_params: str | None = option(None, SHAPE, "parameters of the whole model afterwards, such as 1.2B", "N")
+    target_memory: str | None = option(None, SHAPE, "bytes of the checkpoint afterwards, such as 2GB", "SIZE")
     iteration: int | None = option(None, SHAPE, "remove as many parameters as N decoder layers have (AMP)", "N")
     structure: str | None = option(
         None, SHAPE, "FLAP's: uniform or adaptive over layers; heads against neurons uniform, manual or adaptive",
@@ -55,7 +56,24 @@ class Options:
     )  # fmt: skip
     target: str | None = option(None, SHAPE, "explicit widths by config name, instead of a ratio", "NAME=WIDTH,…")
     round_to: int = option(1, SHAPE, "round hidden_size and intermediate_size to a multiple of N", "N")
-    importance: str = option("magnitude", UNITS, "how units are scored", "NAME")
+    method: str | None = option(
+        None, UNITS, "best: search the shape and rebuild the model in it, on calibration text; default: best where "
+        "there is such text and no other method is named, else --importance magnitude",
+        choices=("best",),
+    )  # fmt: skip
+    per_layer: bool = option(False, UNITS, "best: widths of its own for every layer, by what its units cost")
+    search_minutes: float = option(
+        1.0,
+        UNITS,
+        "best: how long shapes may be compared for a budget of parameters; 0 takes the proportional one",
+        "M",
+    )
+    epochs: int = option(4, UNITS, "best: passes over the text in which each layer is optimised as a whole", "N")
+    work_dir: str | None = option(
+        None, UNITS, "best: keep what is finished in DIR; the same run, interrupted and started again, goes on there",
+        "DIR",
+    )  # fmt: skip
+    importance: str | None = option(None, UNITS, "how units are scored, instead of --method best", "NAME")
     criterion: str = option(
         "standard", UNITS, "remove the lowest scores, the highest, or any", choices=("standard", "reversed", "random")
     )
@@ -95,13 +113,28 @@ class Options:
         return asdict(self)
 
 
-BUDGETS = ("pruning_ratio", "param_ratio", "target_params", "iteration")
+BUDGETS = ("pruning_ratio", "param_ratio", "target_params", "target_memory", "iteration")
 SHAPES = (*BUDGETS, "target", "plan")  # the ways to say how much, of which a run has one
 STRUCTURE = ("structure", "remove_heads", "uniform")
+SCORING = ("importance", "criterion", "metrics", "taylor", "compensate", "mask_only", "scores", "plan", *STRUCTURE)
+OF_BEST = ("per_layer", "search_minutes", "epochs", "work_dir")
+PARAMETERS = ("param_ratio", "target_params", "target_memory")  # the budgets that a search can meet
 UNUSED = {  # what else says the same as each of them, or says nothing beside it
     **dict.fromkeys(BUDGETS, ()),
     "target": ("prune", "round_to", *STRUCTURE),
-    "plan": ("prune", "round_to", "importance", "criterion", "metrics", "taylor", "scores", "seed", *STRUCTURE),
+    "plan": (
+        "prune",
+        "round_to",
+        "method",
+        "importance",
+        "criterion",
+        "metrics",
+        "taylor",
+        "scores",
+        "seed",
+        *STRUCTURE,
+        *OF_BEST,
+    ),
 }
 FIELDS = {f.name: f for f in fields(Options)}
 
@@ -123,7 +156,11 @@ def resolve(flags: dict[str, Any], yaml_file: str | None = None) -> Options:
     if "iteration" in flags or str(flags.get("structure")).endswith("MM"):
         values.pop("prune", None)
     if "importance" in flags:
-        values = {name: value for name, value in values.items() if name not in ("metrics", "taylor")}
+        values = {
+            name: value for name, value in values.items() if name not in ("method", "metrics", "taylor", *OF_BEST)
+        }
+    if "method" in flags:
+        values = {name: value for name, value in values.items() if name not in SCORING}
     for shape, unused in UNUSED.items():
         if shape in flags:
             values = {name: value for name, value in values.items() if name not in (*SHAPES, *unused)}
@@ -152,6 +189,19 @@ def _typed(name: str, value: Any) -> Any:
     raise UsageError(f"{name}: {value!r} is {type(value).__name__}, it must be {legal}")
 
 
+def wants_best(options: Options) -> bool | None:
+    """Whether `--method best` is asked for; None where nothing is said against it."""
+    if options.method:
+        return True
+    against = asked_of(options, (*SCORING, "save_plan", "iteration"))
+    return False if against else None
+
+
+def asked_of(options: Options, names: tuple[str, ...]) -> list[str]:
+    """Those of `names` that are not at their default."""
+    return [name for name in names if getattr(options, name) != FIELDS[name].default]
+
+
 def parse_flag(name: str, text: str) -> Any:
     """The value of a flag's text. UsageError with the value and what is legal."""
     kind = kind_of(name)
@@ -176,7 +226,7 @@ def validate(options: Options) -> None:
 
 def validate_pruning(options: Options) -> None:
     """`validate`, as far as it is about shape and units."""
-    from llm_pruner.budget import parse_parameters
+    from llm_pruner.budget import parse_bytes, parse_parameters
     from llm_pruner.widths import check_ratio, parse_prune
 
     for name, f in FIELDS.items():
@@ -186,7 +236,15 @@ def validate_pruning(options: Options) -> None:
     for name in ("pruning_ratio", "param_ratio"):
         if getattr(options, name) is not None:
             check_ratio(getattr(options, name), name)
-    lowest = {"round_to": 1, "max_seq_len": 2, "batch_size": 1, "iteration": 1, "remove_heads": 0, "nsamples": 1}
+    lowest = {
+        "round_to": 1,
+        "max_seq_len": 2,
+        "batch_size": 1,
+        "iteration": 1,
+        "remove_heads": 0,
+        "nsamples": 1,
+        "epochs": 0,
+    }
     for name, least in {**lowest, "calibration_seq_len": 2}.items():
         value = getattr(options, name)
         if value is not None and value < least:
@@ -196,8 +254,8 @@ def validate_pruning(options: Options) -> None:
         raise UsageError(f"{' and '.join(shapes)} both say the shape; give one of them")
     if not shapes and "=" not in (options.prune or ""):
         raise UsageError(
-            "how much? give --pruning_ratio R with 0 <= R < 1, --param_ratio R, --target_params N, --iteration N, "
-            "--target NAME=WIDTH or --plan FILE"
+            "how much? give --pruning_ratio R with 0 <= R < 1, --param_ratio R, --target_params N, "
+            "--target_memory SIZE, --iteration N, --target NAME=WIDTH or --plan FILE"
         )
     if options.prune is not None:
         parse_prune(options.prune, options.pruning_ratio if shapes in ([], ["pruning_ratio"]) else 0.0)
@@ -209,6 +267,9 @@ def validate_pruning(options: Options) -> None:
             raise UsageError("prune with ratios goes with --pruning_ratio only; name the kinds without ratios")
     if options.target_params is not None:
         parse_parameters(options.target_params)
+    if options.target_memory is not None:
+        parse_bytes(options.target_memory)
+    _validate_best(options)
     _validate_units(options, shapes)
 
 
@@ -216,10 +277,27 @@ def _own_ratios(prune: str | None) -> bool:
     return bool(prune) and all("=" in part for part in prune.split(","))
 
 
+def _validate_best(options: Options) -> None:
+    if not options.search_minutes >= 0:
+        raise UsageError(f"search_minutes: {options.search_minutes} must be a number of at least 0")
+    if wants_best(options) is False and (unused := asked_of(options, OF_BEST)):
+        raise UsageError(f"{unused[0]} belongs to --method best; leave it out, or what names another method")
+    if not options.method:
+        return
+    if clash := asked_of(options, SCORING):
+        raise UsageError(f"method {options.method} and {clash[0]} both say how units are chosen; leave one of them out")
+    if options.save_plan:
+        raise UsageError("save_plan lists units; method best makes new weights, which no plan holds")
+    if options.per_layer and not any(getattr(options, name) is not None for name in PARAMETERS):
+        raise UsageError(f"per_layer shares a budget out: give one of {', '.join(PARAMETERS)}")
+
+
 def _validate_units(options: Options, shapes: list[str]) -> None:
     from llm_pruner.importance import get
 
-    criterion = get(options.importance)
+    if options.method:
+        return
+    criterion = get(options.importance or "magnitude")
     structure = options.structure or ""
     if structure and not set(shapes) & set(BUDGETS):
         raise UsageError(f"structure {structure} shares a budget out: give one of {', '.join(BUDGETS)}")

@@ -27,7 +27,9 @@ class Found:
 
 def effective(options: Options) -> Criterion:
     """The criterion that scores: what `importance` says, or random for `--criterion random`."""
-    own = importance.get(options.importance)
+    if options.method:
+        return importance.BEST
+    own = importance.get(options.importance or "magnitude")
     if options.criterion != "random":
         return own
     return replace(importance.get("random"), kinds=own.kinds, calibration=own.calibration)

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from llm_pruner import evidence, importance
-from llm_pruner.config import Options, validate_pruning
+from llm_pruner.config import Options, validate_pruning, wants_best
 from llm_pruner.errors import UsageError
 from llm_pruner.evidence import Found
 from llm_pruner.importance import WEIGHTS, Criterion
@@ -20,17 +20,27 @@ if TYPE_CHECKING:
 def prune_model(model, options: Options, prompts: "Sequence[torch.Tensor] | None" = None):
     """(pruned model, its Plan). `model` gives up its tensors on the way.
 
-    prompts: LongTensors [length] to calibrate on, for criteria and compensations that need it. Of `options` only
+    prompts: LongTensors [length] to calibrate on, for methods that need it; where nothing else is asked for, with
+    prompts the method is `best`, without magnitude. Of `options` only
     what says shape and units counts. Errors as in `run`; UsageError too when prompts are needed and missing.
     """
     validate_pruning(options)
     if options.plan:
         options = replayed(options)
+    if wants_best(options) is None and prompts:
+        options = replace(options, method="best")
     criterion = evidence.effective(options)
     shape = shape_of(options, model.config, criterion)
     options = settled(options, shape)
     training = model.training
     model.eval()
+    if options.method:
+        from llm_pruner.best import prune_best
+
+        if not prompts:
+            raise UsageError("method best needs calibration prompts")
+        best = prune_best(model, shape, options, prompts)
+        return best.model.train(training), best.plan
     found = found_in(model, shape, groups_to_score(shape), criterion, options, prompts)
     plan, config = decide_widths(model, shape, found, options)
     plan = choose_units(plan, shape, found, options)
@@ -53,9 +63,9 @@ def replayed(options: Options) -> Options:
 
 
 def settled(options: Options, shape: Shape) -> Options:
-    """The options without a compensation when there is nothing to make up for."""
+    """The options without a compensation, or a rebuild, when there is nothing to make up for."""
     if shape.after == shape.ledger.all_layers(shape.ledger.before):
-        return replace(options, compensate="none")
+        return replace(options, compensate="none", method=None)
     return options
 
 
@@ -81,7 +91,8 @@ def plan_for(model, shape: Shape, after, options: Options) -> tuple[Plan, object
         saved = shape.saved
         made = {"importance": saved.importance, "seed": saved.seed, "calibration": saved.calibration}
         return replace(plan, kept=saved.kept, compensate=options.compensate or "none", **made), new_config
-    name = options.importance if options.criterion == "standard" else f"{options.importance} ({options.criterion})"
+    name = options.method or options.importance or "magnitude"
+    name = name if options.criterion == "standard" else f"{name} ({options.criterion})"
     calibration = None
     if options.calibration_data:
         calibration = {

@@ -10,6 +10,8 @@ from llm_pruner.errors import UsageError
 
 def check_outputs(options: Options, source: str) -> Path | None:
     """The folder to save to, if any. UsageError when an output cannot be written."""
+    if options.work_dir and Path(options.work_dir).expanduser().is_file():
+        raise UsageError(f"--work_dir {options.work_dir} is a file; name a folder")
     for name in ("save_plan", "scores"):
         if file := getattr(options, name):
             path = Path(file).expanduser()
@@ -26,7 +28,8 @@ def check_outputs(options: Options, source: str) -> Path | None:
         target = Path(options.save_model).expanduser()
     else:
         name = options.model if options.model == "demo" else Path(source).resolve().name
-        method = "" if options.plan or options.importance == "magnitude" else f"-{options.importance}"
+        named = options.importance not in (None, "magnitude") and not options.plan
+        method = f"-{options.importance}" if named else ""
         target = Path("pruned") / f"{name}-{_shape_name(options)}{method}"
     checkpoint.check_target(target, source, options.overwrite)
     for name in ("save_plan", "scores"):

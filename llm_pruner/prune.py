@@ -11,8 +11,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from llm_pruner import checkpoint, data, evidence, loading, report, scores
-from llm_pruner.config import Options, validate
-from llm_pruner.errors import RunError, UsageError, redact
+from llm_pruner.config import Options, validate, wants_best
+from llm_pruner.errors import PlanError, PrunerError, RunError, UsageError, redact
 from llm_pruner.evidence import Found
 from llm_pruner.groups import FIELD, HIDDEN, MLP
 from llm_pruner.importance import Calibration, Criterion
@@ -38,21 +38,21 @@ def run(options: Options, argv: Sequence[str] = ()) -> dict:
     eval_data = _check_eval_data(options)
     if options.plan:
         options = replayed(options)
-    criterion = evidence.effective(options)
     with stopwatch("plan"):
         loading.check_family(source, options.revision)
         _quiet()
         config = loading.load_config(source, options.revision)
         if options.dtype != "auto":
             config.dtype = options.dtype
-        shape = shape_of(options, config, criterion)
+        options, shape, prompts = _method(options, config, source)
+        criterion = evidence.effective(options)
         options = settled(options, shape)
         plan = new_config = None
         if shape.after:
             plan, new_config = plan_for(shape.skeleton, shape, shape.after, options)
     if plan:
         _announce(plan, new_config, shape, options)
-    to_score = groups_to_score(shape)
+    to_score = [] if options.method else groups_to_score(shape)
     scored = bool(to_score) and (not options.dry_run or plan is None or bool(options.save_plan))
     calibration, key, found = _known(options, criterion, shape, config, source, scored)
     if scored and not calibration and (options.calibration_data or options.nsamples or options.calibration_seq_len):
@@ -61,6 +61,10 @@ def run(options: Options, argv: Sequence[str] = ()) -> dict:
     options = replace(options, **dict(zip(("calibration_data", "nsamples", "calibration_seq_len"), used)))
     if options.dry_run and scored and not found and not criterion.needs:
         found = evidence.gather(None, shape, to_score, criterion, replace(options, compensate="none"), None, None)
+    if options.dry_run and options.method:
+        if shape.budget:
+            _say("note: this shape is where a search would start; without --dry_run others of this size are compared")
+        return {"plan": plan}
     if options.dry_run and (not scored or found):
         return {"plan": _finish_plan(plan, shape, shape.skeleton, found or Found(), options)[0]}
 
@@ -74,7 +78,8 @@ def run(options: Options, argv: Sequence[str] = ()) -> dict:
             _say("note: the model has no tokenizer, so none is saved")
         if eval_data:
             windows, evaluation = _windows(options, eval_data, config, tokenizer)
-        prompts = _prompts(calibration, options, config, tokenizer) if calibration and not found else None
+        if calibration and not found and not prompts:
+            prompts = _prompts(calibration, options, config, tokenizer)
     with stopwatch("load"):
         folder = loading.fetch(source, options.revision)
         model = loading.load_model(folder, config, options.dtype, device, options.device_map)
@@ -83,19 +88,28 @@ def run(options: Options, argv: Sequence[str] = ()) -> dict:
     if windows is not None:
         with stopwatch("evaluate before"):
             perplexities["before"] = _perplexity(model, windows, options, "perplexity before")
-    if found is None:
+    notes: dict = {}
+    if options.method:
+        from llm_pruner.best import prune_best
+
+        best = prune_best(model, shape, options, prompts, stopwatch, _say)
+        if best.plan.after != plan.after:
+            _say(best.plan.table(shape.requested))
+        model, plan, new_config, notes = best.model, best.plan, best.config, best.notes
+    elif found is None:
         with stopwatch("score"):
             groups = evidence.scoreable(shape, criterion) if key and not criterion.sequential else to_score
             found = found_in(model, shape, groups, criterion, options, prompts)
             if key:
                 scores.save(Path(options.scores).expanduser(), key, found.scores, found.means)
                 _say(f"scores saved to {options.scores}")
-    plan, new_config = _finish_plan(plan, shape, model, found, options)
-    if options.dry_run:
-        return {"plan": plan}
-    _check_disk(target, plan, options)
-    with stopwatch("cut"):
-        model, new_config = change(model, shape, plan, new_config, found.means, options)
+    if not options.method:
+        plan, new_config = _finish_plan(plan, shape, model, found, options)
+        if options.dry_run:
+            return {"plan": plan}
+        _check_disk(target, plan, options)
+        with stopwatch("cut"):
+            model, new_config = change(model, shape, plan, new_config, found.means, options)
     if options.mask_only and new_config.model_type != plan.model_type:  # for its biases
         _say(OWN_CLASS.format(new_config.model_type))
     if windows is not None:
@@ -106,7 +120,8 @@ def run(options: Options, argv: Sequence[str] = ()) -> dict:
         used = asdict(calibration) if calibration else {}
         if prompts:  # a file may hold fewer records than were asked for
             used["nsamples"] = len(prompts)
-        return report.build(options, plan, new_config, model, perplexities, evaluation, used, stopwatch.seconds, argv)
+        built = report.build(options, plan, new_config, model, perplexities, evaluation, used, stopwatch.seconds, argv)
+        return built | ({"rebuild": notes} if notes else {})
 
     if target is None:
         return result()
@@ -121,6 +136,42 @@ def run(options: Options, argv: Sequence[str] = ()) -> dict:
         report.write_card(staging / "README.md", final)
     _say(f"saved {target} (reloaded in a fresh process: same logits)")
     return final
+
+
+def _method(options: Options, config, source: str):
+    """(options with a method, the shape they ask for, prompts if they had to be made to know it).
+
+    Where no method is named it is `best`, if there is calibration text for it and the shape can be had by it; else
+    magnitude.
+    """
+    wanted = wants_best(options)
+    if wanted is False:
+        return options, shape_of(options, config, evidence.effective(options)), None
+    best = replace(options, method="best")
+    if wanted:
+        return best, shape_of(best, config, evidence.effective(best)), None
+    prompts = None
+    try:
+        shape = shape_of(best, config, evidence.effective(best))
+        if not options.dry_run and settled(best, shape).method:
+            calibration = _calibration(best, evidence.effective(best), config)
+            tokenizer = loading.load_tokenizer(loading.fetch(source, options.revision, weights=False))
+            prompts = _prompts(calibration, best, config, tokenizer)
+        return best, shape, prompts
+    except PrunerError as error:
+        if options.calibration_data and not isinstance(error, PlanError):
+            raise
+        plain = replace(options, importance="magnitude")
+        shape = shape_of(plain, config, evidence.effective(plain))
+        _say(f"note: pruning by magnitude, because the best method cannot be used here: {error}")
+        return plain, shape, None
+
+
+def _calibration(options: Options, criterion: Criterion, config) -> Calibration:
+    length = getattr(config, "max_position_embeddings", None) or sys.maxsize
+    calibration = evidence.calibration_of(options, criterion, length)
+    data.check_name(calibration.data, data.CALIBRATION, "calibration")
+    return calibration
 
 
 def _say(text: str) -> None:
@@ -163,10 +214,8 @@ def _known(options: Options, criterion: Criterion, shape: Shape, config, source:
     UsageError when the calibration data is nothing, or --scores has scores of something else.
     """
     calibration = None
-    if evidence.needs(options, criterion, scored) - {"weights"}:
-        length = getattr(config, "max_position_embeddings", None) or sys.maxsize
-        calibration = evidence.calibration_of(options, criterion, length)
-        data.check_name(calibration.data, data.CALIBRATION, "calibration")
+    if options.method or evidence.needs(options, criterion, scored) - {"weights"}:
+        calibration = _calibration(options, criterion, config)
     if not (options.scores and scored):
         return calibration, None, None
     path = Path(options.scores).expanduser()

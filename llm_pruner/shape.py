@@ -6,8 +6,9 @@ from dataclasses import dataclass, field, replace
 from llm_pruner.allocate import adaptive_groups, allocate, uniform
 from llm_pruner.architectures import Layers, family_of, holds, widths_of
 from llm_pruner.budget import (
+    Budget,
     Ledger,
-    parse_parameters,
+    goal_of,
     share_of,
     widths_by_iteration,
     widths_by_parameters,
@@ -15,7 +16,7 @@ from llm_pruner.budget import (
 )
 from llm_pruner.config import BUDGETS, Options
 from llm_pruner.errors import PlanError, UsageError
-from llm_pruner.groups import FIELD, HEADS, HIDDEN, MLP, Group
+from llm_pruner.groups import FIELD, HEADS, HIDDEN, KV_HEADS, MLP, Group
 from llm_pruner.importance import Criterion
 from llm_pruner.plan import Plan, meta_model
 from llm_pruner.selection import check_replay, scored_groups
@@ -29,6 +30,7 @@ class Shape:
 
     after: the widths of every layer, or None when scores decide. share: of the attention and MLP parameters, to be
     removed. requested: what was asked for, by the names of Plan.removed. saved: the plan to replay.
+    budget: what a search has to meet; `after` is then where it starts.
     """
 
     skeleton: object
@@ -39,16 +41,23 @@ class Shape:
     share: float | None = None
     requested: Mapping[str, float] = field(default_factory=dict)
     saved: Plan | None = None
+    budget: Budget | None = None
 
 
 def shape_of(options: Options, config, criterion: Criterion) -> Shape:
     """The shape that `options` ask for. PlanError when a model of this configuration cannot have it, UsageError
     when the criterion does not score what would have to be ranked."""
     shape = _asked(options, config, criterion)
+    narrower = shape.after is not None and shape.after[0].hidden_size != shape.ledger.before.hidden_size
+    if options.method and narrower and family_of(config.model_type).post_norms:
+        raise PlanError(
+            f"{config.model_type} normalises what goes into its residual stream, and no rotation goes through that; "
+            "leave hidden out of --prune, or use --importance magnitude"
+        )
     for group in groups_to_score(shape):
         if group.kind not in criterion.kinds:
             raise UsageError(
-                f"importance {options.importance} does not score {group.kind}; known: {', '.join(criterion.kinds)}"
+                f"importance {criterion.name} does not score {group.kind}; known: {', '.join(criterion.kinds)}"
             )
     return shape
 
@@ -71,7 +80,12 @@ def _asked(options: Options, config, criterion: Criterion) -> Shape:
         getattr(options, name) is None for name in BUDGETS if name != "pruning_ratio"
     )
     hidden = by_ratio and HIDDEN in criterion.kinds
-    default = ",".join((HIDDEN, HEADS, MLP) if hidden else (HEADS, MLP))
+    goal = goal_of(options, next(skeleton.parameters()).element_size())
+    kinds = [HIDDEN] if hidden else []
+    if options.method and not by_ratio and not derived and before.grouped:
+        whole = goal is not None and not options.per_layer and not family_of(config.model_type).post_norms
+        kinds = [HIDDEN, KV_HEADS] if whole else [KV_HEADS]
+    default = ",".join((*kinds, HEADS, MLP))
     ratios = parse_prune(options.prune or default, options.pruning_ratio if by_ratio else 0.0)
     kinds = tuple(ratios)
     if by_ratio:
@@ -87,11 +101,10 @@ def _asked(options: Options, config, criterion: Criterion) -> Shape:
             f"{config.model_type} derives head_dim from hidden_size / num_attention_heads, so heads cannot go alone; "
             "use --param_ratio R --prune mlp, or a width ratio for hidden and heads"
         )
-    share = share_of(ledger, options)
+    share = share_of(ledger, options, goal)
     requested = {"decoder": share}
-    if options.target_params is not None:
-        parameters = ledger.total(ledger.all_layers(before))
-        requested = {"parameters": 1 - parse_parameters(options.target_params) / parameters}
+    if goal is not None:
+        requested = {"parameters": 1 - goal / ledger.total(ledger.all_layers(before))}
     if options.remove_heads is not None:
         requested[FIELD[HEADS]] = options.remove_heads / (before.num_attention_heads * ledger.num_layers)
     shape = Shape(skeleton, groups, ledger, kinds, None, share, requested)
@@ -104,22 +117,22 @@ def _asked(options: Options, config, criterion: Criterion) -> Shape:
         )
     if options.structure and options.structure.startswith("AL"):
         return shape
-    after = ledger.all_layers(_uniform_widths(options, shape, config))
+    budget = Budget(goal, True)
+    if goal is None:
+        budget = Budget(ledger.decoder(ledger.all_layers(before)) * (1 - share), False)
+    after = ledger.all_layers(_uniform_widths(options, shape, config, budget))
+    if options.method and options.iteration is None:
+        shape = replace(shape, budget=budget)
     return _changed(replace(shape, after=after), _budget(options), _least(ledger))
 
 
-def _uniform_widths(options: Options, shape: Shape, config):
+def _uniform_widths(options: Options, shape: Shape, config, budget: Budget):
     ledger = shape.ledger
     if options.structure == "UL-MM" or options.structure == "UL-UM" and options.pruning_ratio is not None:
         return widths_by_structure(ledger, options.structure, shape.share, shape.kinds, options.remove_heads or 0)
     if options.iteration is not None:
         return widths_by_iteration(ledger, options.iteration)
-    whole = options.target_params is not None
-    if whole:
-        goal = parse_parameters(options.target_params)
-    else:
-        goal = ledger.decoder(ledger.all_layers(ledger.before)) * (1 - shape.share)
-    return widths_by_parameters(ledger, shape.kinds, goal, whole, lambda widths: holds(config, widths))
+    return widths_by_parameters(ledger, shape.kinds, budget.goal, budget.whole, lambda widths: holds(config, widths))
 
 
 def _budget(options: Options) -> str:

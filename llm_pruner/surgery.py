@@ -37,10 +37,8 @@ def cut(
         raise PlanError(f"{offloaded[0]} is offloaded; load the model on devices that hold it (--device_map)")
     positions = kept_positions(groups, plan.kept, {name: tuple(p.shape) for name, p in parameters.items()})
     scales = _width_corrections(model, groups, plan)
-    new = _skeleton(config)
+    new = skeleton(config)
     owners = dict(new.named_modules())
-    device_map = getattr(model, "hf_device_map", None)
-    buffers_on = {name: buffer.device for name, buffer in model.named_buffers()}
     for name in tqdm(list(parameters), desc="cut", unit="tensor", delay=2, leave=False):
         old = parameters.pop(name)
         tensor = old.data
@@ -49,8 +47,7 @@ def cut(
         if name in scales:
             factor, offset = scales[name]
             tensor = ((tensor.float() + offset) * factor - offset).to(tensor.dtype)
-        path, _, leaf = name.rpartition(".")
-        setattr(owners[path], leaf, nn.Parameter(tensor, requires_grad=old.requires_grad))
+        place(new, name, tensor, old.requires_grad)
         old.data = torch.empty(0, dtype=old.dtype, device=old.device)
     for name, parameter in list(new.named_parameters()):
         if parameter.device.type == "meta":
@@ -60,6 +57,19 @@ def cut(
     for name, bias in (biases or {}).items():
         parameter = new.get_parameter(name)
         parameter.copy_(parameter.float() + bias.to(parameter.device))
+    return finish(new, model)
+
+
+def place(new: nn.Module, name: str, tensor: torch.Tensor, requires_grad: bool = True) -> None:
+    """Makes `tensor` the parameter called `name`."""
+    path, _, leaf = name.rpartition(".")
+    setattr(new.get_submodule(path), leaf, nn.Parameter(tensor, requires_grad=requires_grad))
+
+
+def finish(new: nn.Module, model: nn.Module) -> nn.Module:
+    """`new`, which has all its tensors, made what `model` is: ties, buffers, devices, generation config, mode."""
+    device_map = getattr(model, "hf_device_map", None)
+    buffers_on = {name: buffer.device for name, buffer in model.named_buffers()}
     new.tie_weights()
     for name, buffer in new.named_buffers():
         buffer.data = buffer.data.to(buffers_on.get(name, model.device))
@@ -125,7 +135,7 @@ def _zero(parameter: torch.Tensor, member, units: list[int]) -> None:
     parameter.data.index_fill_(member.axis, positions, 0)
 
 
-def _skeleton(config) -> nn.Module:
+def skeleton(config) -> nn.Module:
     """The model of `config` with real buffers and parameters that take no memory."""
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM

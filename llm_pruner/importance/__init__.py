@@ -72,6 +72,9 @@ class Criterion:
         return bool(self.needs - {WEIGHTS})
 
 
+# What stands for a criterion where the method is `best`, which scores by itself
+BEST = Criterion("best", frozenset(), None, KINDS, False, (), Calibration(nsamples=128, seq_len=2048))
+
 _REGISTRY: dict[str, Criterion] = {}
 
 

@@ -1,0 +1,89 @@
+"""Trains the small models that methods are compared on besides llama-6m: other families, other widths.
+
+    python benchmarks/train_models.py            # needs $LLM_PRUNER_SHARED, by default ../shared; a quarter of an hour each on two cores
+
+qwen3-2m: tied embeddings and q/k norms. phi3-3m: fused qkv and gate_up projections, untied. Both in bfloat16, with
+llama-6m's tokenizer, on windows of 256 tokens of english-24mb.txt.xz. The weights go to benchmarks/models/, which
+git ignores; a model that is there already is left alone.
+"""
+
+import argparse
+import json
+import lzma
+import math
+import os
+import time
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+SHARED = Path(os.environ.get("LLM_PRUNER_SHARED", Path(__file__).parents[2] / "shared"))
+MODELS = Path(__file__).parent / "models"
+LENGTH = 256
+COMMON = {
+    "hidden_size": 160, "num_hidden_layers": 5, "intermediate_size": 448, "max_position_embeddings": 512,
+    "num_attention_heads": 8, "num_key_value_heads": 4, "rms_norm_eps": 1e-6,
+    "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None,
+}  # fmt: skip
+CONFIGS = {
+    "qwen3-2m": ("qwen3", {**COMMON, "head_dim": 20, "tie_word_embeddings": True}),
+    "phi3-3m": ("phi3", {**COMMON, "tie_word_embeddings": False}),
+}
+
+
+def windows(tokenizer) -> torch.Tensor:
+    """The training text as LongTensor [windows, LENGTH]."""
+    with lzma.open(SHARED / "data" / "english-24mb.txt.xz", "rt", encoding="utf-8") as file:
+        text = file.read()
+    pieces = [text[start : start + 1_000_000] for start in range(0, len(text), 1_000_000)]
+    tokens = torch.tensor([token for piece in pieces for token in tokenizer(piece)["input_ids"]])
+    return tokens[: len(tokens) // LENGTH * LENGTH].view(-1, LENGTH)
+
+
+def train(name: str, data: torch.Tensor, vocab_size: int, steps: int, batch: int, lr: float):
+    torch.manual_seed(0)
+    model_type, values = CONFIGS[name]
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, vocab_size=vocab_size, **values))
+    matrices = [p for p in model.parameters() if p.dim() > 1]
+    vectors = [p for p in model.parameters() if p.dim() == 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}], lr=lr, betas=(0.9, 0.95)
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min(1.0, (step + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+    )
+    order = torch.cat([torch.randperm(len(data)) for _ in range(steps * batch // len(data) + 1)])
+    print(f"{name}: {sum(p.numel() for p in model.parameters()):,} parameters, {steps * batch * LENGTH:,} tokens")
+    started = time.time()
+    for step in range(steps):
+        ids = data[order[step * batch : (step + 1) * batch]]
+        loss = model(ids, labels=ids).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad(set_to_none=True)
+        if step % 50 == 0 or step == steps - 1:
+            seconds = round(time.time() - started)
+            print(json.dumps({"step": step, "loss": round(loss.item(), 3), "seconds": seconds}), flush=True)
+    return model.to(torch.bfloat16).eval()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--batch", type=int, default=24)
+    parser.add_argument("--lr", type=float, default=3e-3)
+    arguments = parser.parse_args()
+    tokenizer = AutoTokenizer.from_pretrained(SHARED / "models" / "llama-6m")
+    wanted = [name for name in CONFIGS if not (MODELS / name / "config.json").is_file()]
+    data = windows(tokenizer) if wanted else None
+    for name in wanted:
+        model = train(name, data, len(tokenizer), arguments.steps, arguments.batch, arguments.lr)
+        model.save_pretrained(MODELS / name)
+        tokenizer.save_pretrained(MODELS / name)
+
+
+if __name__ == "__main__":
+    main()

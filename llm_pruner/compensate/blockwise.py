@@ -1,0 +1,96 @@
+"""A whole decoder layer optimised towards the dense stream behind it: no labels, no other layer's activations.
+
+Least squares finds each projection on its own; what softmax and the MLP's nonlinearity leave, a few epochs of Adam on
+the layer's own output take. (Block-wise reconstruction as in BRECQ, Li et al. 2021, https://arxiv.org/abs/2102.05426.)
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+RATE = 0.04  # of a matrix's root mean square, per step, at first
+RATE_OF_VECTORS = 0.002
+WARM_UP = 8  # steps
+BACK = 0.2
+
+
+@dataclass
+class Block:
+    """What a layer should do. run(batch): its output for a batch. target(batch): what that should be.
+    weights(batch): of its tokens, [prompts, tokens]. held[batch]: it is not trained on."""
+
+    module: nn.Module
+    run: Callable[[int], torch.Tensor]
+    target: Callable[[int], torch.Tensor]
+    weights: Callable[[int], torch.Tensor]
+    held: Sequence[bool]
+
+
+def optimise(block: Block, like: nn.Module, epochs: int, seed: int = 0) -> tuple[float, float]:
+    """Trains block.module in place; (error on the held-out batches before, after). The best state that they saw stays.
+
+    like: the dense layer, whose weights' size says how large a step is. An epoch that makes the held-out error worse is
+    taken back, and the steps are BACK times as large from there on.
+    """
+    parameters = [parameter.requires_grad_() for parameter in block.module.parameters()]
+    sizes = {
+        name: parameter.detach().float().square().mean().sqrt().item() for name, parameter in like.named_parameters()
+    }
+    rates = [
+        RATE * sizes[name] if parameter.dim() > 1 else RATE_OF_VECTORS
+        for name, parameter in block.module.named_parameters()
+    ]
+    best, before = _state(parameters), held_error(block)
+    lowest, steps = before, [batch for batch, held in enumerate(block.held) if not held]
+    step, total, scale, optimizer = 0, epochs * len(steps), 1.0, None
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(epochs):
+        if optimizer is None:
+            optimizer = torch.optim.Adam([{"params": [p]} for p in parameters], betas=(0.9, 0.98))
+            warm = 0
+        for place in torch.randperm(len(steps), generator=generator).tolist():
+            warm, step = warm + 1, step + 1
+            factor = scale * min(1.0, warm / WARM_UP) * (1.02 + 0.98 * math.cos(math.pi * step / total)) / 2
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * factor
+            with torch.enable_grad():
+                loss = _error(block, steps[place])
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+        error = held_error(block)
+        if error < lowest:
+            lowest, best = error, _state(parameters)
+        else:
+            _restore(parameters, best)
+            scale, optimizer = scale * BACK, None
+    _restore(parameters, best)
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+        parameter.grad = None
+    return before, lowest
+
+
+@torch.no_grad()
+def _restore(parameters, state) -> None:
+    for parameter, value in zip(parameters, state, strict=True):
+        parameter.copy_(value)
+
+
+def _state(parameters) -> list[torch.Tensor]:
+    return [parameter.detach().clone() for parameter in parameters]
+
+
+def _error(block: Block, batch: int) -> torch.Tensor:
+    difference = block.run(batch).float() - block.target(batch).float()
+    return (difference.square().mean(-1) * block.weights(batch)).mean()
+
+
+@torch.no_grad()
+def held_error(block: Block) -> float:
+    """Mean weighted squared error over the held-out batches."""
+    errors = [_error(block, batch).item() for batch, held in enumerate(block.held) if held]
+    return sum(errors) / len(errors)

@@ -1,0 +1,87 @@
+"""What plain FLAP, or magnitude where hidden channels go, would do at the same shape: a rebuild must not be worse."""
+
+import contextlib
+import copy
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from llm_pruner import importance
+from llm_pruner.calibrate import collect
+from llm_pruner.compensate.bias import output_biases
+from llm_pruner.compensate.layers import inside, layer_number
+from llm_pruner.compensate.rebuild import Tokens, divergence
+from llm_pruner.groups import HEADS, HIDDEN, MLP, Group, reader
+from llm_pruner.importance import MOMENTS, Evidence
+from llm_pruner.plan import Plan, bias_of
+from llm_pruner.selection import choose, scored_groups
+from llm_pruner.walk import Layer, walk
+from llm_pruner.weights import Weights
+
+
+@torch.no_grad()
+def baseline(model, groups: Sequence[Group], plan: Plan, tokens: Tokens, dense_stream) -> tuple[str, dict, dict, float]:
+    """(importance, kept units, means for its biases, KL) of the plain method at the plan's widths.
+
+    dense_stream: the dense model's last hidden states, one tensor for each batch of `tokens`. KL: see `divergence`.
+    """
+    weights = Weights(dict(model.named_parameters()))
+    rotated = plan.after[0].hidden_size != plan.before.hidden_size
+    name = "magnitude" if rotated else "flap"
+    means: dict[str, torch.Tensor] = {}
+    evidence = Evidence(weights)
+    if not rotated:
+        fitted = [batch for batch, held in zip(tokens.batches, tokens.held, strict=True) if not held]
+        inputs = collect(model, fitted, groups, (MOMENTS,))
+        means = {weight: found.mean.cpu() for weight, found in inputs.items()}
+        evidence = Evidence(weights, inputs=inputs)
+    scores = importance.score(scored_groups(groups, plan.before, plan.after), importance.get(name), evidence)
+    kept = choose(groups, scores, plan.before, plan.after)
+    stream = _silent_stream(model, groups, kept, means, tokens)
+    return name, kept, means, divergence(model, model, tokens, dense_stream, stream)
+
+
+def _silent_stream(model, groups, kept: Mapping[str, list[int]], means, tokens: Tokens) -> list[torch.Tensor | None]:
+    """The last hidden states of the held-out batches when the other units are silent; None for the fitted ones."""
+    held = [batch for batch, out in zip(tokens.batches, tokens.held, strict=True) if out]
+    parameters = dict(model.named_parameters())
+    hidden = next(group for group in groups if group.kind == HIDDEN)
+    gone = torch.tensor(sorted(set(range(hidden.units)) - set(kept[hidden.name])), dtype=torch.long)
+    whole = {**kept, hidden.name: list(range(hidden.units))}
+    biases = output_biases(groups, _Kept(whole), parameters, means) if means else {}
+    for layer in walk(model, held, "guard"):
+        if layer.index == 0:
+            layer.stream[:] = [tensor.index_fill(-1, gone.to(tensor.device), 0) for tensor in layer.stream]
+        module = copy.deepcopy(layer.module)
+        own = dict(module.named_parameters())
+        for group in groups:
+            if group.layer not in (None, layer.index):
+                continue
+            removed = torch.tensor(sorted(set(range(group.units)) - set(kept[group.name])), dtype=torch.long)
+            for member in group.members if len(removed) else ():
+                outside = group.layer is None and layer_number(member.parameter) != layer.index
+                if not outside and member.role != "rmsnorm":
+                    tensor = own[inside(member.parameter)]
+                    tensor.data.index_fill_(member.axis, member.positions(removed).to(tensor.device), 0)
+        with contextlib.ExitStack() as hooks:
+            for group in groups:
+                if biases and group.layer == layer.index and group.kind in (HEADS, MLP):
+                    weight = reader(group).parameter
+                    bias = biases[bias_of(weight)]
+                    projection = module.get_submodule(inside(weight).removesuffix(".weight"))
+                    hooks.callback(projection.register_forward_hook(_adding(bias)).remove)
+            Layer.run(silent := Layer(layer.index, module, layer.stream, layer.arguments))
+        layer.outputs = silent.outputs
+    last = iter(layer.outputs)
+    return [next(last) if out else None for out in tokens.held]
+
+
+class _Kept:
+    """As much of a plan as output_biases reads."""
+
+    def __init__(self, kept) -> None:
+        self.kept = kept
+
+
+def _adding(bias: torch.Tensor):
+    return lambda _, __, output: output + bias.to(output)

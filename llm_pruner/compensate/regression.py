@@ -1,0 +1,111 @@
+"""Least squares from second moments: what a projection should be so that it gives what the dense model gave.
+
+    W' = (E[y xᵀ] + λ·W) (E[x xᵀ] + λ·I)⁻¹,   λ relative to the mean of the diagonal
+
+ridge regression that pulls towards the original weights, not towards zero. Which λ, or whether to refit at all,
+is decided by tokens that were not fitted on, whose squared error also follows from second moments alone.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # times the mean of the diagonal of E[x xᵀ]
+
+
+class Moments:
+    """Second moments of inputs x [tokens, n] and targets y [tokens, out], each token weighted.
+
+    Products in float32 per batch, summed in float64 (float32 on Apple's GPUs). With `intercept`, x has a column of
+    ones at its end. inputs: Σ w·x xᵀ [n, n]. cross: Σ w·y xᵀ [out, n]. targets: Σ w·‖y‖².
+    """
+
+    def __init__(self, intercept: bool = False) -> None:
+        self.intercept = intercept
+        self.weight = 0.0
+        self.inputs = self.cross = self.targets = None
+
+    def add(self, x: torch.Tensor, y: torch.Tensor, weights: torch.Tensor | None = None) -> None:
+        """x: [..., n]. y: [..., out]. weights: [...], of the tokens; by default 1."""
+        x, y = x.detach().reshape(-1, x.shape[-1]).float(), y.detach().reshape(-1, y.shape[-1]).float()
+        if self.intercept:
+            x = torch.cat([x, x.new_ones(len(x), 1)], 1)
+        scaled = x
+        if weights is not None:
+            weights = weights.detach().reshape(-1, 1).float()
+            scaled, y_scaled = x * weights, y * weights
+        else:
+            y_scaled = y
+        found = (_wide(scaled.T @ x), _wide(y_scaled.T @ x), _wide((y_scaled * y).sum()))
+        if self.inputs is None:
+            self.inputs, self.cross, self.targets = found
+        else:
+            self.inputs += found[0]
+            self.cross += found[1]
+            self.targets += found[2]
+        self.weight += float(len(x) if weights is None else weights.sum())
+
+    def error(self, weight: torch.Tensor) -> float:
+        """Mean weighted squared error of y ≈ weight·x, per token. weight: [out, n]."""
+        weight = weight.to(self.inputs)
+        found = ((weight @ self.inputs) * weight).sum() - 2 * (weight * self.cross).sum() + self.targets
+        return max(0.0, found.item()) / self.weight
+
+    def columns(self, index: torch.Tensor) -> "Moments":
+        """The moments of some of the inputs; the column of ones stays."""
+        if self.intercept:
+            index = torch.cat([index, index.new_tensor([self.inputs.shape[0] - 1])])
+        index = index.to(self.inputs.device)
+        part = Moments(self.intercept)
+        part.inputs, part.cross = self.inputs[index][:, index], self.cross[:, index]
+        part.targets, part.weight = self.targets, self.weight
+        return part
+
+
+def _wide(sums: torch.Tensor) -> torch.Tensor:
+    return sums if sums.device.type == "mps" else sums.double()
+
+
+@dataclass(frozen=True)
+class Fit:
+    """weight: float32 [out, n], intercept last. kind: nothing, intercept or refit. error, before: squared errors per
+    held-out token of it and of the prior."""
+
+    weight: torch.Tensor
+    kind: str
+    error: float
+    before: float
+
+
+def normal_equations(moments: Moments, prior: torch.Tensor, ridge: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """(A [n, n], B [out, n]) of the ridge regression W' A = B; the intercept is not drawn to its prior."""
+    inputs, prior = moments.inputs / moments.weight, prior.to(moments.inputs)
+    pull = ridge * inputs.diagonal().mean() * torch.ones_like(inputs.diagonal())
+    if moments.intercept:
+        pull[-1] = 1e-9 * pull[0]
+    return inputs + torch.diag(pull), moments.cross / moments.weight + prior * pull
+
+
+def fit(moments: Moments, held: Moments, prior: torch.Tensor) -> Fit:
+    """The one of nothing, an intercept (where there is one) and refits with several λ that `held` likes best.
+
+    prior: [out, n], the original weights, with the bias as last column where there is an intercept.
+    """
+    before = held.error(prior)
+    best = Fit(prior.float(), "nothing", before, before)
+    if moments.intercept:
+        shifted = prior.to(moments.inputs).clone()
+        mean = moments.inputs[:, -1] / moments.weight
+        shifted[:, -1] += moments.cross[:, -1] / moments.weight - shifted @ mean
+        best = _better(best, shifted, "intercept", held)
+    for ridge in RIDGES:
+        normal, right = normal_equations(moments, prior, ridge)
+        factor, failed = torch.linalg.cholesky_ex(normal)
+        if not failed:
+            best = _better(best, torch.cholesky_solve(right.T, factor).T, "refit", held)
+    return best
+
+
+def _better(best: Fit, weight: torch.Tensor, kind: str, held: Moments) -> Fit:
+    error = held.error(weight)
+    return Fit(weight.float(), kind, error, best.before) if error < best.error else best

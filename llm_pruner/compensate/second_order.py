@@ -1,0 +1,101 @@
+"""Which heads and neurons can go when what is left is refitted: optimal brain surgeon on a projection's inputs.
+
+With W A = B the normal equations of the refit (regression.py), leaving out the columns P raises the least squares
+error by tr(W_P (A⁻¹_PP)⁻¹ W_Pᵀ), and what is left is refitted by W −= W_P (A⁻¹_PP)⁻¹ A⁻¹_P,: with A⁻¹ downdated alike.
+Units go in rounds, because what one can make up for another cannot when both are gone. (Hassibi and Stork 1993; for
+structures, ZipLM, Kurtic et al. 2023, https://arxiv.org/abs/2302.04089, and OSSCAR, https://arxiv.org/abs/2403.12983.)
+"""
+
+import copy
+
+import torch
+
+ROUNDS = 8
+SHIFT = 1e-8
+
+
+class Surgeon:
+    """Removes units of `width` neighbouring columns from the regression W A = B. A: [n, n]. B: [out, n].
+
+    A column beyond the units', the intercept's, never goes. alive: the units that are left, ascending.
+    """
+
+    def __init__(self, normal: torch.Tensor, right: torch.Tensor, width: int, units: int) -> None:
+        factor, failed = torch.linalg.cholesky_ex(normal)
+        if failed:
+            shift = SHIFT * normal.diagonal().mean() * torch.eye(len(normal), dtype=normal.dtype, device=normal.device)
+            factor = torch.linalg.cholesky(normal + shift)
+        self.inverse = torch.cholesky_inverse(factor)
+        self.weight = right @ self.inverse
+        self.width, self.alive = width, list(range(units))
+        self.error = 0.0  # what the removals have cost so far
+
+    def costs(self) -> torch.Tensor:
+        """What each unit that is alive would cost, on its own: float64 [alive]."""
+        width, count = self.width, len(self.alive)
+        columns = count * width
+        blocks = self.inverse[:columns, :columns].view(count, width, count, width)
+        own = blocks[torch.arange(count), :, torch.arange(count)]  # [count, width, width]
+        weight = self.weight[:, :columns].view(-1, count, width).permute(1, 2, 0)  # [count, width, out]
+        if width == 1:
+            return weight[:, 0].square().sum(1) / own[:, 0, 0]
+        return (weight * torch.linalg.solve(own, weight)).sum((1, 2))
+
+    def remove(self, places: list[int]) -> None:
+        """Removes the units at these places of `alive`."""
+        gone = torch.zeros(self.inverse.shape[0], dtype=torch.bool)
+        for place in places:
+            gone[place * self.width : (place + 1) * self.width] = True
+        gone = gone.to(self.inverse.device)
+        block = self.inverse[gone][:, gone]
+        through = torch.linalg.solve(block, self.inverse[gone][:, ~gone])
+        taken = self.weight[:, gone]
+        self.error += (taken.T * torch.linalg.solve(block, taken.T)).sum().item()
+        self.weight = self.weight[:, ~gone] - taken @ through
+        self.inverse = self.inverse[~gone][:, ~gone] - self.inverse[~gone][:, gone] @ through
+        removed = set(places)
+        self.alive = [unit for place, unit in enumerate(self.alive) if place not in removed]
+
+    def keep(self, count: int, rounds: int = ROUNDS) -> list[int]:
+        """Removes the cheapest in `rounds` until `count` units are left; returns those."""
+        total = len(self.alive) - count
+        for turn in range(rounds):
+            number = total * (turn + 1) // rounds - total * turn // rounds
+            if number:
+                self.remove(self.costs().argsort(stable=True)[:number].tolist())
+        return self.alive
+
+    def split(self, parts: int) -> None:
+        """From here on a unit is one of `parts` equal ones of what it was."""
+        self.alive = [unit * parts + part for unit in self.alive for part in range(parts)]
+        self.width //= parts
+
+    def remove_one_of_each(self, groups: int) -> None:
+        """Removes the cheapest unit of each of `groups` equal runs of `alive`."""
+        size, costs = len(self.alive) // groups, self.costs()
+        self.remove([start + int(costs[start : start + size].argmin()) for start in range(0, len(costs), size)])
+
+    def copy(self) -> "Surgeon":
+        twin = copy.copy(self)
+        twin.alive = list(self.alive)
+        return twin
+
+
+def keep_neurons(normal: torch.Tensor, right: torch.Tensor, units: int, count: int) -> list[int]:
+    """The `count` of `units` neurons that stay, ascending."""
+    return Surgeon(normal, right, 1, units).keep(count)
+
+
+def keep_heads(
+    normal: torch.Tensor, right: torch.Tensor, head_dim: int, kv_heads: int, per_group: int, count: int, each: int
+) -> tuple[list[int], list[int]]:
+    """(kv heads, query heads) that stay, ascending: `count` of `kv_heads` groups, `each` of their `per_group` heads.
+
+    Whole groups go first, one at a time, then one head of every group that is left, at a time.
+    """
+    surgeon = Surgeon(normal, right, head_dim * per_group, kv_heads)
+    groups = list(surgeon.keep(count, rounds=max(1, kv_heads - count)))
+    surgeon.split(per_group)
+    for _ in range(per_group - each):
+        surgeon.remove_one_of_each(len(groups))
+    return groups, surgeon.alive

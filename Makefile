@@ -31,6 +31,8 @@ benchmarks: .venv/.installed
 	$(BIN)/python benchmarks/magnitude.py
 	$(BIN)/python benchmarks/calibration.py
 	$(BIN)/python benchmarks/quality.py
+	$(BIN)/python benchmarks/train_models.py
+	$(BIN)/python benchmarks/best.py
 
 .venv/.installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -1,10 +1,10 @@
 """Trains the small models that methods are compared on besides llama-6m: other families, other widths.
 
-    python benchmarks/train_models.py            # needs $LLM_PRUNER_SHARED, by default ../shared; a quarter of an hour each on two cores
+    python benchmarks/train_models.py    # needs $LLM_PRUNER_SHARED, by default ../shared
 
-qwen3-2m: tied embeddings and q/k norms. phi3-3m: fused qkv and gate_up projections, untied. Both in bfloat16, with
-llama-6m's tokenizer, on windows of 256 tokens of english-24mb.txt.xz. The weights go to benchmarks/models/, which
-git ignores; a model that is there already is left alone.
+A quarter of an hour each on two cores. qwen3-2m: tied embeddings and q/k norms. phi3-3m: fused qkv and gate_up
+projections, untied. Both in bfloat16, with llama-6m's tokenizer, on windows of 256 tokens of english-24mb.txt.xz.
+The weights go to benchmarks/models/, which git ignores; a model that is there already is left alone.
 """
 
 import argparse
@@ -26,9 +26,9 @@ COMMON = {
     "num_attention_heads": 8, "num_key_value_heads": 4, "rms_norm_eps": 1e-6,
     "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None,
 }  # fmt: skip
-CONFIGS = {
-    "qwen3-2m": ("qwen3", {**COMMON, "head_dim": 20, "tie_word_embeddings": True}),
-    "phi3-3m": ("phi3", {**COMMON, "tie_word_embeddings": False}),
+CONFIGS = {  # name → model_type, values, steps of training
+    "qwen3-2m": ("qwen3", {**COMMON, "head_dim": 20, "tie_word_embeddings": True}, 1000),
+    "phi3-3m": ("phi3", {**COMMON, "tie_word_embeddings": False}, 500),
 }
 
 
@@ -41,9 +41,9 @@ def windows(tokenizer) -> torch.Tensor:
     return tokens[: len(tokens) // LENGTH * LENGTH].view(-1, LENGTH)
 
 
-def train(name: str, data: torch.Tensor, vocab_size: int, steps: int, batch: int, lr: float):
+def train(name: str, data: torch.Tensor, vocab_size: int, batch: int, lr: float):
     torch.manual_seed(0)
-    model_type, values = CONFIGS[name]
+    model_type, values, steps = CONFIGS[name]
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, vocab_size=vocab_size, **values))
     matrices = [p for p in model.parameters() if p.dim() > 1]
     vectors = [p for p in model.parameters() if p.dim() == 1]
@@ -51,7 +51,8 @@ def train(name: str, data: torch.Tensor, vocab_size: int, steps: int, batch: int
         [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}], lr=lr, betas=(0.9, 0.95)
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min(1.0, (step + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+        optimizer,
+        lambda step: min(1.0, (step + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps))),
     )
     order = torch.cat([torch.randperm(len(data)) for _ in range(steps * batch // len(data) + 1)])
     print(f"{name}: {sum(p.numel() for p in model.parameters()):,} parameters, {steps * batch * LENGTH:,} tokens")
@@ -72,7 +73,6 @@ def train(name: str, data: torch.Tensor, vocab_size: int, steps: int, batch: int
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--batch", type=int, default=24)
     parser.add_argument("--lr", type=float, default=3e-3)
     arguments = parser.parse_args()
@@ -80,7 +80,7 @@ def main() -> None:
     wanted = [name for name in CONFIGS if not (MODELS / name / "config.json").is_file()]
     data = windows(tokenizer) if wanted else None
     for name in wanted:
-        model = train(name, data, len(tokenizer), arguments.steps, arguments.batch, arguments.lr)
+        model = train(name, data, len(tokenizer), arguments.batch, arguments.lr)
         model.save_pretrained(MODELS / name)
         tokenizer.save_pretrained(MODELS / name)
 

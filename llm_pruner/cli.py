@@ -5,9 +5,10 @@ import logging
 import signal
 import sys
 
-from llm_pruner.config import FIELDS, kind_of, parse_flag, resolve
+from llm_pruner.config import FIELDS, kind_of, parse_flag
 from llm_pruner.errors import PrunerError, UsageError, did_you_mean, is_out_of_memory, redact
 from llm_pruner.importance import available
+from llm_pruner.rules import resolve
 
 EPILOG = """\
 examples:

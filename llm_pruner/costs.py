@@ -24,10 +24,12 @@ STEPS = 32  # points of a layer's curve over its neurons
 
 @dataclass(frozen=True)
 class Costs:
-    """heads: per layer {(kv heads, heads per group): cost}. neurons: per layer [(neurons kept, cost)], most first."""
+    """heads: per layer {(kv heads, heads per group): cost}. neurons: per layer [(neurons kept, cost)], most first.
+    layers: what each layer changes in the stream, relative like the others: its cost when it goes whole."""
 
     heads: tuple[dict[tuple[int, int], float], ...]
     neurons: tuple[tuple[tuple[int, float], ...], ...]
+    layers: tuple[float, ...] = ()
 
     def of(self, layer: int, widths: Widths) -> float:
         """The cost of a layer of these widths; between two points of the curve, on the line."""
@@ -48,9 +50,15 @@ class Costs:
 @torch.no_grad()
 def measure_costs(model, groups: Sequence[Group], batches: Sequence[torch.Tensor], before: Widths) -> Costs:
     """batches: LongTensors [prompts, length]."""
-    heads, neurons = [], []
+    heads, neurons, changes = [], [], []
+    tokens = sum(batch.numel() for batch in batches)
     for layer in walk(model, batches, "costs"):
         layer.run()
+        change = [
+            ((out - hidden).float().square().sum(-1) / out.float().square().sum(-1)).sum().item()
+            for hidden, out in zip(layer.stream, layer.outputs, strict=True)
+        ]
+        changes.append(sum(change) / tokens)
         for part in parts_of(groups, layer.index):
             writer = layer.module.get_submodule(part.writer)
             moments = Moments(writer.bias is not None)
@@ -59,14 +67,14 @@ def measure_costs(model, groups: Sequence[Group], batches: Sequence[torch.Tensor
                 energy = layer.outputs[batch].float().square().sum(-1)
                 moments.add(given, out, 1 / energy.clamp_min(1e-6 * energy.median()))
             normal, right = normal_equations(moments, affine(writer), RIDGE)
-            share = moments.weight / sum(batch.numel() for batch in batches)  # from a weighted mean to a relative error
+            share = moments.weight / tokens  # from a weighted mean to a relative error
             if MLP in part.groups:
                 neurons.append(tuple((n, cost * share) for n, cost in _curve(normal, right, before.intermediate_size)))
             else:
                 width = matrix(writer).shape[1] // before.num_attention_heads
                 found = _head_costs(normal, right, before, width)
                 heads.append({shape: cost * share for shape, cost in found.items()})
-    return Costs(tuple(heads), tuple(neurons))
+    return Costs(tuple(heads), tuple(neurons), tuple(changes))
 
 
 def _curve(normal, right, units: int) -> list[tuple[int, float]]:

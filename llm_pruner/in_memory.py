@@ -1,15 +1,17 @@
 """Pruning a model in memory: what `run` does between loading and saving."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from llm_pruner import evidence, importance
-from llm_pruner.config import Options, validate_pruning, wants_best
+from llm_pruner.config import Options
 from llm_pruner.errors import UsageError
 from llm_pruner.evidence import Found
 from llm_pruner.importance import WEIGHTS, Criterion
 from llm_pruner.plan import Plan, make_plan
+from llm_pruner.rules import validate_pruning, wants_best
 from llm_pruner.selection import choose
 from llm_pruner.shape import Shape, decided, groups_to_score, shape_of
 
@@ -21,16 +23,19 @@ def prune_model(model, options: Options, prompts: "Sequence[torch.Tensor] | None
     """(pruned model, its Plan). `model` gives up its tensors on the way.
 
     prompts: LongTensors [length] to calibrate on, for methods that need it; where nothing else is asked for, with
-    prompts the method is `best`, without magnitude. Of `options` only
-    what says shape and units counts. Errors as in `run`; UsageError too when prompts are needed and missing.
+    prompts the method is `best`, without magnitude. Of `options` only what says shape and units counts. Errors as in
+    `run`; UsageError too when prompts are needed and missing.
     """
     validate_pruning(options)
     if options.plan:
         options = replayed(options)
-    if wants_best(options) is None and prompts:
+    wanted = wants_best(options)
+    if wanted or (wanted is None and prompts):
         options = replace(options, method="best")
     criterion = evidence.effective(options)
-    shape = shape_of(options, model.config, criterion)
+    config = copy.deepcopy(model.config)
+    config.dtype = model.dtype  # a config does not learn of `model.to(dtype)`, and budgets may be in bytes
+    shape = shape_of(options, config, criterion)
     options = settled(options, shape)
     training = model.training
     model.eval()
@@ -64,7 +69,7 @@ def replayed(options: Options) -> Options:
 
 def settled(options: Options, shape: Shape) -> Options:
     """The options without a compensation, or a rebuild, when there is nothing to make up for."""
-    if shape.after == shape.ledger.all_layers(shape.ledger.before):
+    if shape.after == shape.ledger.all_layers(shape.ledger.before) and not shape.depth:
         return replace(options, compensate="none", method=None)
     return options
 

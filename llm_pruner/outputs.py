@@ -10,8 +10,11 @@ from llm_pruner.errors import UsageError
 
 def check_outputs(options: Options, source: str) -> Path | None:
     """The folder to save to, if any. UsageError when an output cannot be written."""
-    if options.work_dir and Path(options.work_dir).expanduser().is_file():
-        raise UsageError(f"--work_dir {options.work_dir} is a file; name a folder")
+    if options.work_dir:
+        if Path(options.work_dir).expanduser().is_file():
+            raise UsageError(f"--work_dir {options.work_dir} is a file; name a folder")
+        if _inside(Path(options.work_dir, "file"), source):
+            raise UsageError(f"--work_dir {options.work_dir} is inside the input model; choose another place")
     for name in ("save_plan", "scores"):
         if file := getattr(options, name):
             path = Path(file).expanduser()
@@ -35,6 +38,8 @@ def check_outputs(options: Options, source: str) -> Path | None:
     for name in ("save_plan", "scores"):
         if getattr(options, name) and _inside(getattr(options, name), target):
             raise UsageError(f"--{name} {getattr(options, name)} is inside {target}, which the checkpoint will replace")
+    if options.work_dir and _inside(Path(options.work_dir, "file"), target):
+        raise UsageError(f"--work_dir {options.work_dir} is inside {target}, where the checkpoint goes; name another")
     return target
 
 

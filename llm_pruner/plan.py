@@ -24,7 +24,8 @@ class Plan:
     while nothing is scored. parameters_*: exact counts, tied tensors once; decoder_*: those of attention and MLP,
     i.e. of all tensors that heads or neurons run through; bytes_*: all, in the checkpoint's dtype.
     config: what changes in the model's configuration. importance, seed, calibration: how `kept` was chosen, on which
-    text. compensate: what makes up for what goes.
+    text. compensate: what makes up for what goes. layers, num_layers_before: those of the model that stay, of how many;
+    None where all do.
     """
 
     model_type: str
@@ -41,6 +42,8 @@ class Plan:
     seed: int | None = None
     calibration: dict | None = None
     compensate: str = "none"
+    layers: list[int] | None = None
+    num_layers_before: int | None = None
     kept: dict[str, list[int]] | None = None
 
     @property
@@ -72,6 +75,9 @@ class Plan:
             asked = f"{requested[name]:.4f}" if name in requested else ""
             rows.append((label, f"{before:,}", after, f"{share:.4f}", asked))
 
+        if self.layers is not None:
+            number = self.num_layers_before
+            row("num_hidden_layers", "layers", number, f"{len(self.layers)}", 1 - len(self.layers) / number)
         for name, width in self.widths_after().items():
             if name in shares:
                 span = f"{width:,}" if isinstance(width, int) else f"{min(width):,}–{max(width):,}"

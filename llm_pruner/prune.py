@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from llm_pruner import checkpoint, data, evidence, loading, report, scores
-from llm_pruner.config import Options, validate, wants_best
+from llm_pruner.config import Options
 from llm_pruner.errors import PlanError, PrunerError, RunError, UsageError, redact
 from llm_pruner.evidence import Found
 from llm_pruner.groups import FIELD, HIDDEN, MLP
@@ -19,6 +19,7 @@ from llm_pruner.importance import Calibration, Criterion
 from llm_pruner.in_memory import change, choose_units, decide_widths, found_in, plan_for, replayed, settled
 from llm_pruner.outputs import check_outputs
 from llm_pruner.plan import Plan
+from llm_pruner.rules import validate, wants_best
 from llm_pruner.shape import Shape, groups_to_score, shape_of
 
 OWN_CLASS = (
@@ -44,6 +45,8 @@ def run(options: Options, argv: Sequence[str] = ()) -> dict:
         config = loading.load_config(source, options.revision)
         if options.dtype != "auto":
             config.dtype = options.dtype
+        elif options.target_memory and config.dtype is None:
+            raise UsageError(f"target_memory: the config.json of {options.model} names no dtype; give --dtype too")
         options, shape, prompts = _method(options, config, source)
         criterion = evidence.effective(options)
         options = settled(options, shape)

@@ -6,14 +6,15 @@ long as the time lasts. Widths of their own for every layer are too many, and co
 """
 
 import json
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from llm_pruner.architectures import Layers, Widths, holds
+from llm_pruner.architectures import Layers, Widths, family_of, holds
 from llm_pruner.budget import Budget, Ledger
 from llm_pruner.costs import Costs
 from llm_pruner.errors import PlanError
@@ -23,29 +24,49 @@ PATIENCE = 6  # measured candidates in a row that are no better than the best en
 HIDDEN_STEPS = 8  # the hidden sizes that are tried are multiples of so many parts
 
 
+Stay = tuple[int, ...]
+
+
 @dataclass(frozen=True)
 class Candidate:
-    """widths: of every layer. expected: its second-order cost. kl: measured, in nats per token, or None."""
+    """widths: of every layer. expected: its second-order cost. layers: those of the dense model that stay, None for
+    all. kl: measured, in nats per token, or None."""
 
     widths: Widths
     expected: float
+    layers: tuple[int, ...] | None = None
     kl: float | None = None
 
 
-def candidates(ledger: Ledger, config, kinds: Sequence[str], budget: Budget, costs: Costs) -> list[Candidate]:
-    """Every shape that meets the budget by its neurons, the best of each hidden_size first. PlanError for none."""
+def candidates(
+    ledger: Ledger,
+    config,
+    kinds: Sequence[str],
+    budget: Budget,
+    costs: Costs,
+    shallow: Mapping[Stay, Ledger] | None = None,
+) -> list[Candidate]:
+    """Every shape that meets the budget by its neurons, the best of each hidden_size and depth first.
+
+    shallow: {the layers that stay: the ledger of a model of those}, for every depth that is tried besides the full one.
+    PlanError when there is none.
+    """
     before, found = ledger.before, {}
-    for hidden in _hidden_sizes(before, HIDDEN in kinds):
+    sizes = [(None, ledger, hidden) for hidden in _hidden_sizes(before, config, HIDDEN in kinds)]
+    sizes += [(layers, own, before.hidden_size) for layers, own in (shallow or {}).items()]
+    for layers, ledger, hidden in sizes:
+        stay = range(len(costs.neurons)) if layers is None else layers
+        gone = sum(cost for layer, cost in enumerate(costs.layers) if layer not in stay)
         shapes = []
         for kv_heads, per_group in _heads(before, kinds):
             shape = replace(
                 before, hidden_size=hidden, num_key_value_heads=kv_heads, num_attention_heads=kv_heads * per_group
             )
             shape = _filled(ledger, shape, budget, MLP in kinds)
-            if shape and shape != before and holds(config, shape):
-                expected = costs.total(ledger.all_layers(replace(shape, hidden_size=before.hidden_size)))
-                shapes.append(Candidate(shape, expected))
-        found[hidden] = sorted(shapes, key=lambda candidate: candidate.expected)
+            if shape and (shape != before or layers) and holds(config, shape):
+                expected = gone + sum(costs.of(layer, shape) for layer in stay)
+                shapes.append(Candidate(shape, expected, layers))
+        found[hidden, layers] = sorted(shapes, key=lambda candidate: candidate.expected)
     longest = max(map(len, found.values()), default=0)
     ordered = [shapes[rank] for rank in range(longest) for shapes in found.values() if rank < len(shapes)]
     if not ordered:
@@ -53,10 +74,23 @@ def candidates(ledger: Ledger, config, kinds: Sequence[str], budget: Budget, cos
     return ordered
 
 
-def _hidden_sizes(before: Widths, shrinks: bool) -> list[int]:
+def depths_of(num_layers: int) -> range:
+    """The numbers of layers that are tried besides all: down to two thirds, at most four of them."""
+    least = num_layers - num_layers // 3
+    return range(num_layers - 1, least - 1, -max(1, -(-(num_layers - least) // 4)))
+
+
+def cheapest_layers(costs: Costs, number: int) -> Stay:
+    """The `number` layers that change the stream most, ascending; the others go."""
+    ranked = sorted(range(len(costs.layers)), key=lambda layer: -costs.layers[layer])
+    return tuple(sorted(ranked[:number]))
+
+
+def _hidden_sizes(before: Widths, config, shrinks: bool) -> list[int]:
     if not shrinks:
         return [before.hidden_size]
-    step = max(1, before.hidden_size // HIDDEN_STEPS)
+    unit = before.head_dim if family_of(config.model_type).derived_head_dim else 1
+    step = max(1, before.hidden_size // HIDDEN_STEPS // unit) * unit
     return list(range(before.hidden_size, before.hidden_size // 2 - 1, -step))
 
 
@@ -76,31 +110,33 @@ def _filled(ledger: Ledger, shape: Widths, budget: Budget, by_neurons: bool) -> 
         one = count(shape) - count(replace(shape, intermediate_size=shape.intermediate_size - 1))
         neurons = shape.intermediate_size + round((budget.goal - count(shape)) / one)
         shape = replace(shape, intermediate_size=max(1, min(neurons, shape.intermediate_size)))
-    missed = abs(count(shape) - budget.goal) / count(ledger.before)
+    missed = abs(count(shape) - budget.goal) / budget.goal
     return shape if missed < 0.005 else None
 
 
 def search(
     options: list[Candidate],
-    measure: Callable[[Widths], float],
+    measure: Callable[[Candidate], float],
     minutes: float,
     cache: Path | None = None,
     key: str = "",
 ) -> list[Candidate]:
     """The candidates that were measured, the best first; at least one is.
 
-    measure: KL of a shape. cache: a JSON file with what an interrupted search of the same `key` measured.
+    measure: its KL. cache: a JSON file with what an interrupted search of the same `key` measured.
     """
-    known = _read(cache, key)
-    done, best_at, started = [], 0, time.monotonic()
+    known, spent = _read(cache, key)
+    done, best_at, started = [], 0, time.monotonic() - spent
     for candidate in tqdm(options, desc="search", unit="shape", delay=2, leave=False):
-        name = str(candidate.widths.asdict())
+        name = f"{candidate.widths.asdict()} {candidate.layers or 'all'}"
         if name not in known:
             if done and time.monotonic() - started > 60 * minutes:
                 break
-            known[name] = measure(candidate.widths)
+            kl = measure(candidate)
+            known[name] = math.inf if math.isnan(kl) else kl
             if cache:
-                cache.write_text(json.dumps({"key": key, "kl": known}), encoding="utf-8")
+                state = {"key": key, "kl": known, "seconds": time.monotonic() - started}
+                cache.write_text(json.dumps(state), encoding="utf-8")
         done.append(replace(candidate, kl=known[name]))
         if done[-1].kl < done[best_at].kl:
             best_at = len(done) - 1
@@ -109,14 +145,15 @@ def search(
     return sorted(done, key=lambda candidate: candidate.kl)
 
 
-def _read(cache: Path | None, key: str) -> dict[str, float]:
+def _read(cache: Path | None, key: str) -> tuple[dict[str, float], float]:
+    """(what was measured, the seconds that it took)."""
     if cache is None or not cache.is_file():
-        return {}
+        return {}, 0.0
     try:
         found = json.loads(cache.read_text(encoding="utf-8"))
-        return found["kl"] if found["key"] == key else {}
+        return (dict(found["kl"]), float(found["seconds"])) if found["key"] == key else ({}, 0.0)
     except (ValueError, KeyError, TypeError):
-        return {}
+        return {}, 0.0
 
 
 def layers_by_costs(ledger: Ledger, config, kinds: Sequence[str], budget: Budget, costs: Costs) -> Layers:

@@ -1,6 +1,6 @@
 """From options and a configuration to the shape: which widths every layer will have, or what decides about them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from llm_pruner.allocate import adaptive_groups, allocate, uniform
@@ -15,6 +15,7 @@ from llm_pruner.budget import (
     widths_by_structure,
 )
 from llm_pruner.config import BUDGETS, Options
+from llm_pruner.depth import shallow_config
 from llm_pruner.errors import PlanError, UsageError
 from llm_pruner.groups import FIELD, HEADS, HIDDEN, KV_HEADS, MLP, Group
 from llm_pruner.importance import Criterion
@@ -30,7 +31,7 @@ class Shape:
 
     after: the widths of every layer, or None when scores decide. share: of the attention and MLP parameters, to be
     removed. requested: what was asked for, by the names of Plan.removed. saved: the plan to replay.
-    budget: what a search has to meet; `after` is then where it starts.
+    budget: what a search has to meet; `after` is then where it starts. depth: how many layers stay, None for all.
     """
 
     skeleton: object
@@ -42,6 +43,7 @@ class Shape:
     requested: Mapping[str, float] = field(default_factory=dict)
     saved: Plan | None = None
     budget: Budget | None = None
+    depth: int | None = None
 
 
 def shape_of(options: Options, config, criterion: Criterion) -> Shape:
@@ -73,8 +75,10 @@ def _asked(options: Options, config, criterion: Criterion) -> Shape:
         check_replay(saved, config, groups)
         return Shape(skeleton, groups, ledger, after=saved.after, saved=saved)
     if options.target:
-        after = widths_by_target(before, parse_target(options.target, config))
-        return _changed(Shape(skeleton, groups, ledger, after=ledger.all_layers(after)), f"--target {options.target}")
+        target = parse_target(options.target, config)
+        depth = _depth(target.pop("layers", None), options, config)
+        shape = Shape(skeleton, groups, ledger, after=ledger.all_layers(widths_by_target(before, target)), depth=depth)
+        return shape if depth else _changed(shape, f"--target {options.target}")
     derived = family_of(config.model_type).derived_head_dim
     by_ratio = not options.structure and all(
         getattr(options, name) is None for name in BUDGETS if name != "pruning_ratio"
@@ -126,6 +130,17 @@ def _asked(options: Options, config, criterion: Criterion) -> Shape:
     return _changed(replace(shape, after=after), _budget(options), _least(ledger))
 
 
+def _depth(number: int | None, options: Options, config) -> int | None:
+    """How many layers stay when a target names `number`; None for all. PlanError where that cannot be."""
+    if number is None or number == config.num_hidden_layers:
+        return None
+    if number > config.num_hidden_layers:
+        raise PlanError(f"--target num_hidden_layers={number} is more than the model has ({config.num_hidden_layers})")
+    if not options.method:
+        raise PlanError("whole layers go with --method best only; leave num_hidden_layers out of --target")
+    return number
+
+
 def _uniform_widths(options: Options, shape: Shape, config, budget: Budget):
     ledger = shape.ledger
     if options.structure == "UL-MM" or options.structure == "UL-UM" and options.pruning_ratio is not None:
@@ -133,6 +148,16 @@ def _uniform_widths(options: Options, shape: Shape, config, budget: Budget):
     if options.iteration is not None:
         return widths_by_iteration(ledger, options.iteration)
     return widths_by_parameters(ledger, shape.kinds, budget.goal, budget.whole, lambda widths: holds(config, widths))
+
+
+def shallow(shape: Shape, layers: Sequence[int]) -> Shape:
+    """The shape of a model of these layers only, without widths."""
+    skeleton = meta_model(shallow_config(shape.skeleton.config, layers))
+    groups, before = trace_groups(skeleton), shape.ledger.before
+    shapes = {name: tuple(p.shape) for name, p in skeleton.named_parameters()}
+    return replace(
+        shape, skeleton=skeleton, groups=groups, ledger=Ledger(shapes, tuple(groups), before, len(layers)), after=None
+    )
 
 
 def _budget(options: Options) -> str:

@@ -39,8 +39,9 @@ def check_ratio(value, name: str) -> float:
 
 
 def parse_target(text: str, config) -> dict[str, int]:
-    """`hidden_size=2048,n_inner=512` → {kind: width}. Names are the config's own or the standard ones. UsageError."""
-    names = {field: kind for kind, field in FIELD.items()} | {"head_dim": "head_dim"}
+    """`hidden_size=2048,n_inner=512` → {kind: width}, `layers` for how many of them; names are the config's own or the
+    standard ones. UsageError."""
+    names = {field: kind for kind, field in FIELD.items()} | {"head_dim": "head_dim", "num_hidden_layers": "layers"}
     names[family_of(config.model_type).intermediate_size] = MLP
     names |= {own: names[standard] for standard, own in config.attribute_map.items() if standard in names}
     target: dict[str, int] = {}

@@ -11,7 +11,7 @@ from tests import tiny
 
 DEMO = Path(loading.resolve("demo"))
 REPOSITORY = Path(__file__).parents[1]
-HALF = ("--pruning_ratio", "0.5")
+HALF = ("--pruning_ratio", "0.5", "--importance", "magnitude")
 UNSCORED = ("--eval_data", "none")
 
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from llm_pruner.architectures import Widths
-from llm_pruner.budget import share_of, widths_by_iteration, widths_by_parameters, widths_by_structure
+from llm_pruner.budget import goal_of, share_of, widths_by_iteration, widths_by_parameters, widths_by_structure
 from llm_pruner.errors import PlanError
 from llm_pruner.groups import HEADS, MLP
 from tests.toys import heads_and_neurons, hundred, ledger_of, toy
@@ -175,6 +175,32 @@ def test_param_ratio_is_met(request, which, ratio):
     assert abs(parameters(after) - goal) <= 0.01 * parameters(before)
     assert abs(parameters(after) - goal) <= layers * 3 * 4096 / 2
     assert after.num_attention_heads < 32 or ratio < 0.2
+
+
+@pytest.mark.parametrize(
+    ("target_params", "target_memory", "element_size", "goal"),
+    [
+        ("1.2B", None, 2, 1_200_000_000),
+        ("350M", None, 4, 350_000_000),
+        (None, "8GB", 2, 4_000_000_000),
+        (None, "1GiB", 4, 268_435_456),
+        (None, "1003", 2, 501),  # never a byte more than there is
+        (None, None, 2, None),
+    ],
+)
+def test_goal_of(target_params, target_memory, element_size, goal):
+    options = SimpleNamespace(target_params=target_params, target_memory=target_memory)
+    assert goal_of(options, element_size) == goal
+
+
+def test_share_that_reaches_a_goal(llama_2_7b):
+    """(6,738,415,616 - goal) / 6,476,005,376 of attention and MLP; the embeddings and norms hold 262,410,240."""
+    options = SimpleNamespace(target_params=None, target_memory="10GB")
+    assert share_of(llama_2_7b, options, goal_of(options, 2)) == pytest.approx(0.2684395, abs=1e-7)
+    assert share_of(llama_2_7b, options, 262_410_240) == 1
+    assert share_of(llama_2_7b, options, 100_000_000) > 1
+    with pytest.raises(PlanError, match="target_memory 10GB: the model has 6,738,415,616 parameters; ask for fewer"):
+        share_of(llama_2_7b, options, 6_738_415_616)
 
 
 def test_ul_mm_never_takes_more_than_its_share(llama_2_7b):

@@ -27,7 +27,7 @@ def test_the_main_job_on_the_demo_model(command, tmp_path):
     assert report["widths"]["after"]["hidden_size"] == 96
     assert {"plan", "load", "evaluate before", "score", "cut", "evaluate after", "save"} <= set(report["seconds"])
     assert report["peak_memory"]["host"] > 0
-    assert report["command"] == "python prune_llm.py --model demo --pruning_ratio 0.5"
+    assert report["command"] == "python prune_llm.py --model demo --pruning_ratio 0.5 --importance magnitude"
     assert (report["seed"], report["importance"], report["model"]) == (0, "magnitude", "demo")
     assert report["versions"]["torch"] == torch.__version__
     card = (folder / "README.md").read_text()
@@ -110,7 +110,8 @@ def test_help_is_instant():
 
 
 def test_shape_that_llama_refuses_is_saved_as_mistral(command, tmp_path):
-    done = command("--model", "demo", "--target", "hidden_size=100", *UNSCORED, "--save_model", "out")
+    target = ("--target", "hidden_size=100", "--importance", "magnitude")
+    done = command("--model", "demo", *target, *UNSCORED, "--save_model", "out")
     assert done.returncode == 0, done.stderr
     assert "saved as mistral, which computes the same" in done.stdout
     config = json.loads((tmp_path / "out" / "config.json").read_text())
@@ -140,6 +141,21 @@ def test_faults_of_the_options(command, tmp_path, arguments, code, message):
     error = one_line(command("--model", "demo", *arguments), code)
     assert re.search(message, error), error
     assert list(tmp_path.iterdir()) == []
+
+
+def test_without_text_the_default_is_magnitude_and_says_so(command, tmp_path, model):
+    """No hub to take the text from, then no tokenizer to read it with; a text that is asked for must be had."""
+    ratio = ("--pruning_ratio", "0.5", *UNSCORED)
+    done = command("--model", "model", *ratio, "--save_model", "out")
+    assert done.returncode == 0, done.stderr
+    assert "note: pruning by magnitude, because the best method cannot be used here: " in done.stdout
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["importance"] == "magnitude"
+    assert "cannot be had from the hub" in one_line(command("--model", "model", "--calibration_data", "c4", *ratio), 1)
+    for file in model.glob("*token*"):
+        file.unlink()
+    done = command("--model", "model", *ratio, "--no_save")
+    assert done.returncode == 0, done.stderr
+    assert "note: pruning by magnitude" in done.stdout
 
 
 def test_yaml_faults(command, tmp_path):

@@ -10,10 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.commands import DEMO, REPOSITORY, UNSCORED, edit_tensors, one_line
+from tests.commands import DEMO, HALF, REPOSITORY, UNSCORED, edit_tensors, one_line
 
 FLAP = ("--config", REPOSITORY / "configs" / "flap.yaml", "--calibration_data", "demo", "--nsamples", 64)
 AMP = ("--importance", "amp", "--param_ratio", "0.3")
+MAGNITUDE = ("--importance", "magnitude")
 
 
 def test_flap_makes_a_checkpoint_that_brings_its_modelling_file(command, tmp_path):
@@ -38,7 +39,7 @@ def test_flap_makes_a_checkpoint_that_brings_its_modelling_file(command, tmp_pat
 
     again = command("--model", "out", "--pruning_ratio", "0.5")
     assert "prune the original model again" in one_line(again, 3)
-    replaced = command("--model", "demo", "--pruning_ratio", "0.5", *UNSCORED, "--save_model", "out", "--overwrite")
+    replaced = command("--model", "demo", *HALF, *UNSCORED, "--save_model", "out", "--overwrite")
     assert replaced.returncode == 0, replaced.stderr
     weights = load_file(tmp_path / "first.safetensors")
     replay = command("--model", "demo", "--plan", "plan.json", *UNSCORED, "--save_model", "replayed")
@@ -108,14 +109,16 @@ def test_every_yaml_runs_as_it_is(command, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (("--param_ratio", "1"), 2, "param_ratio: 1.0 is not a ratio"),
-        (("--param_ratio", "0.99"), 3, "cannot meet the budget.*the nearest is 0.9"),
-        (("--target_params", "lots"), 2, "'lots' is not a number of parameters; write 1.2B"),
-        (("--target_params", "2M"), 3, "the model has 1,783,104 parameters; ask for fewer"),
-        (("--target_params", "100k"), 3, "--prune hidden,heads,mlp"),
+        ((*MAGNITUDE, "--param_ratio", "1"), 2, "param_ratio: 1.0 is not a ratio"),
+        ((*MAGNITUDE, "--param_ratio", "0.99"), 3, "cannot meet the budget.*the nearest is 0.9"),
+        ((*MAGNITUDE, "--target_params", "lots"), 2, "'lots' is not a number of parameters; write 1.2B"),
+        ((*MAGNITUDE, "--target_params", "2M"), 3, "the model has 1,783,104 parameters; ask for fewer"),
+        ((*MAGNITUDE, "--target_params", "100k"), 3, "--prune hidden,heads,mlp"),
         (("--importance", "flap", "--target", "hidden_size=96"), 2, "importance flap does not score hidden"),
         (("--importance", "mag_sp", "--target", "hidden_size=96"), 2, "importance mag_sp does not score hidden"),
         (("--iteration", "4"), 3, "1.0010 times the attention and MLP parameters would have to go; ask for less"),
+        (("--param_ratio", "0.3", "--calibration_data", "short.txt"), 2, "has 4 tokens, one window needs 128"),
+        (("--method", "best", "--param_ratio", "0.3", "--calibration_data", "c4"), 1, "cannot be had from the hub"),
         ((*AMP, "--calibration_data", "wikitext"), 2, "did you mean 'wikitext2'"),
         ((*AMP, "--calibration_data", "short.txt"), 2, "has 4 tokens, one window needs 128"),
         ((*AMP, "--calibration_data", "bad.json"), 2, "not a JSON list of records"),

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from llm_pruner.budget import parse_bytes
 from llm_pruner.cli import parse
-from llm_pruner.config import FIELDS, Options, read_yaml, resolve
+from llm_pruner.config import FIELDS, Options, read_yaml
 from llm_pruner.errors import UsageError
+from llm_pruner.rules import resolve, validate_pruning, wants_best
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -81,6 +83,108 @@ def test_flags_leave_out_what_the_yaml_says_about_another_method():
 
 
 @pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--importance", "magnitude"], "method best and importance both say how units are chosen"),
+        (["--criterion", "reversed"], "method best and criterion both say"),
+        (["--compensate", "none"], "method best and compensate both say"),
+        (["--compensate", "bias"], "method best and compensate both say"),
+        (["--structure", "UL-UM"], "method best and structure both say"),
+        (["--mask_only"], "method best and mask_only both say"),
+        (["--scores", "s.safetensors"], "method best and scores both say"),
+        (["--save_plan", "plan.json"], "save_plan lists units; method best makes new weights"),
+        (["--round_to", "64"], "round_to goes with width ratios"),
+    ],
+)
+def test_what_contradicts_the_best_method(arguments, message):
+    with pytest.raises(UsageError, match=message):
+        parse(["--model", "m", "--param_ratio", "0.3", "--method", "best", *arguments])
+
+
+def test_a_plan_says_the_method():
+    with pytest.raises(UsageError, match="plan already says what method would"):
+        parse(["--model", "m", "--plan", "plan.json", "--method", "best"])
+    with pytest.raises(UsageError, match="method best and plan both say"):
+        validate_pruning(Options(plan="plan.json", method="best"))
+
+
+@pytest.mark.parametrize("method", [[], ["--method", "best"]])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--per_layer", "--pruning_ratio", "0.5"], "per_layer .* one of param_ratio, target_params, target_memory"),
+        (["--per_layer", "--target", "intermediate_size=8"], "per_layer shares a budget out"),
+        (["--search_minutes", "-1", "--param_ratio", "0.3"], "search_minutes: -1.0 must be a number of at least 0"),
+        (["--search_minutes", "nan", "--param_ratio", "0.3"], "search_minutes: nan must be"),
+        (["--epochs", "-1", "--param_ratio", "0.3"], "epochs: -1 must be a whole number of at least 0"),
+        (["--epochs", "0.5", "--param_ratio", "0.3"], "epochs: '0.5' is str, it must be a whole number"),
+        (["--target_memory", "8 apples"], "target_memory: '8 apples' is not a size; write 8GB, 1.5GiB or 500MB"),
+        (["--target_memory", "0"], "target_memory: '0' is not a size"),
+        (["--target_memory", "8GB", "--param_ratio", "0.3"], "param_ratio and target_memory both say the shape"),
+        (["--iteration", "1", "--prune", "mlp"], "iteration takes both heads and neurons"),
+    ],
+)
+def test_options_of_the_best_method_that_cannot_be_meant(method, arguments, message):
+    with pytest.raises(UsageError, match=message):
+        parse(["--model", "m", *method, *arguments])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("per_layer", True), ("search_minutes", 0.0), ("epochs", 0), ("work_dir", "w")]
+)
+def test_options_of_the_best_method_beside_another(name, value):
+    with pytest.raises(UsageError, match=f"{name} belongs to --method best"):
+        validate_pruning(Options(param_ratio=0.3, importance="magnitude", **{name: value}))
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("8GB", 8 * 10**9), ("1.5GiB", 3 * 2**29), ("500MB", 5 * 10**8), ("1000", 1000), (" 2 kib ", 2048)],
+)
+def test_sizes(text, size):
+    assert parse_bytes(text) == size
+    assert parse(["--model", "m", "--target_memory", text]).target_memory == text
+
+
+def test_a_method_on_the_command_line_replaces_that_of_the_yaml(tmp_path):
+    best = yaml(
+        tmp_path, "method: best\nper_layer: true\nsearch_minutes: 3.0\nepochs: 2\nwork_dir: w\nparam_ratio: 0.3\n"
+    )
+    model = ["--model", "m", "--config"]
+    assert parse([*model, best]).per_layer
+    assert parse([*model, best, "--importance", "amp"]) == Options(model="m", importance="amp", param_ratio=0.3)
+    flap = REPOSITORY / "configs" / "flap.yaml"
+    text = {"calibration_data": "wikitext2", "nsamples": 1024, "calibration_seq_len": 128}
+    expected = Options(model="m", method="best", pruning_ratio=0.2, **text)
+    assert parse([*model, str(flap), "--method", "best"]) == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ({}, None),
+        ({"prune": "mlp"}, None),
+        ({"round_to": 64}, None),
+        ({"calibration_data": "text.txt", "nsamples": 8, "seed": 1}, None),
+        ({"method": "best"}, True),
+        ({"method": "best", "iteration": 1}, True),
+        ({"importance": "magnitude"}, False),
+        ({"criterion": "random"}, False),
+        ({"compensate": "none"}, False),
+        ({"structure": "AL-AM"}, False),
+        ({"mask_only": True}, False),
+        ({"scores": "s.safetensors"}, False),
+        ({"plan": "plan.json"}, False),
+        ({"save_plan": "plan.json"}, False),
+        ({"iteration": 1}, False),
+    ],
+)
+def test_when_the_best_method_is_wanted(options, wanted):
+    """None: where it can be had."""
+    assert wants_best(Options(**options)) is wanted
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("model: m\npruning_ratio: 5e-1\n", r"line 2: pruning_ratio: '5e-1' is str.*0 <= ratio < 1.*write 0\.5"),
@@ -118,7 +222,7 @@ def test_missing_yaml():
 def test_every_shipped_yaml_is_complete(path):
     """Runnable as it is, with a model."""
     options = resolve({"model": "m"}, str(path))
-    assert options.importance in path.stem
+    assert (options.method or options.importance) in path.stem
 
 
 def test_every_option_has_a_legal_default_and_help():

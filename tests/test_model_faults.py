@@ -85,6 +85,8 @@ def test_dtype_is_the_weights_when_the_config_names_none(command, tmp_path, mode
     assert done.returncode == 0, done.stderr
     assert {t.dtype for t in load_file(tmp_path / "out" / "model.safetensors").values()} == {torch.bfloat16}
     assert json.loads((tmp_path / "out" / "report.json").read_text())["bytes"]["after"] == 2 * 522_912
+    error = one_line(command("--model", "model", "--target_memory", "3MB", *UNSCORED), 2)
+    assert "the config.json of model names no dtype; give --dtype too" in error
 
 
 def test_truncated_weights_are_named(command, model):

@@ -48,6 +48,20 @@ def test_plan_files_that_would_be_lost_or_destroy(command, tmp_path, model):
     assert (model / "config.json").read_bytes() == before
 
 
+def test_work_folders_that_would_be_lost_or_destroy(command, tmp_path, model):
+    (tmp_path / "file").write_text("mine")
+    for folder, message in [
+        ("file", "--work_dir file is a file; name a folder"),
+        ("model/work", "--work_dir model/work is inside the input model"),
+        ("model", "--work_dir model is inside the input model"),
+        ("out", "--work_dir out is inside out, where the checkpoint goes"),
+        ("out/work", "--work_dir out/work is inside out, where the checkpoint goes"),
+    ]:
+        arguments = ("--param_ratio", 0.5, "--calibration_data", "demo", "--work_dir", folder, "--save_model", "out")
+        assert message in one_line(command("--model", "model", *arguments, *UNSCORED), 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "model"]
+
+
 def test_no_room_on_the_disk_is_seen_before_loading(tmp_path):
     script = (
         "import shutil, sys; from collections import namedtuple;"

@@ -8,8 +8,8 @@ import torch
 
 from llm_pruner import Options, prune_model
 from llm_pruner.allocate import uniform
-from llm_pruner.config import validate
 from llm_pruner.errors import PlanError, UsageError
+from llm_pruner.rules import validate
 from tests import tiny
 from tests.steps import planned, prompts, pruned
 from tests.toys import ledger_of
@@ -63,6 +63,14 @@ def test_ratio_zero_is_a_copy_with_any_structure(structure):
 def test_shares_that_change_nothing(structure):
     with pytest.raises(PlanError, match="param_ratio 1e-05 changes nothing; a neuron of one layer is 0.00"):
         planned(tiny.model("llama"), None, "mag_sp", param_ratio=1e-5, structure=structure)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_target_memory_is_in_bytes_of_the_models_dtype(dtype):
+    model = tiny.model("llama", dtype=dtype)
+    before = sum(p.numel() * p.element_size() for p in model.parameters())
+    _, plan = prune_model(model, Options(importance="mag_sp", target_memory=f"{0.8 * before / 1000:.3f}kB"))
+    assert plan.bytes_after == pytest.approx(0.8 * before, abs=0.01 * before)
 
 
 def test_uniform_meets_the_budget_of_the_adaptive_result():

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-RATE = 0.04  # of a matrix's root mean square, per step, at first
+RATE = 0.04  # of a matrix's root mean square, per step, at first, for up to INPUTS inputs
+INPUTS = 256  # with more the step shrinks by the root: all inputs of a row may move its output the same way
 RATE_OF_VECTORS = 0.002
 WARM_UP = 8  # steps
 BACK = 0.2
+EPSILON = 1e-16  # Adam's: the gradients of a large model are smaller than the usual 1e-8
 
 
 @dataclass
@@ -40,7 +42,9 @@ def optimise(block: Block, like: nn.Module, epochs: int, seed: int = 0) -> tuple
         name: parameter.detach().float().square().mean().sqrt().item() for name, parameter in like.named_parameters()
     }
     rates = [
-        RATE * sizes[name] if parameter.dim() > 1 else RATE_OF_VECTORS
+        RATE * sizes[name] * math.sqrt(INPUTS / max(INPUTS, min(parameter.shape)))
+        if parameter.dim() > 1
+        else RATE_OF_VECTORS
         for name, parameter in block.module.named_parameters()
     ]
     best, before = _state(parameters), held_error(block)
@@ -49,7 +53,7 @@ def optimise(block: Block, like: nn.Module, epochs: int, seed: int = 0) -> tuple
     generator = torch.Generator().manual_seed(seed)
     for _ in range(epochs):
         if optimizer is None:
-            optimizer = torch.optim.Adam([{"params": [p]} for p in parameters], betas=(0.9, 0.98))
+            optimizer = torch.optim.Adam([{"params": [p]} for p in parameters], betas=(0.9, 0.98), eps=EPSILON)
             warm = 0
         for place in torch.randperm(len(steps), generator=generator).tolist():
             warm, step = warm + 1, step + 1

@@ -7,7 +7,7 @@ from torch import nn
 
 from llm_pruner.compensate.layers import layer_number
 from llm_pruner.compensate.regression import Moments, fit
-from llm_pruner.compensate.rotation import is_layer_norm, norm_scale, set_norm
+from llm_pruner.compensate.rotation import is_layer_norm, norm_bias, norm_scale, set_norm
 from llm_pruner.groups import HIDDEN, Group
 from llm_pruner.surgery import place
 
@@ -68,7 +68,7 @@ def set_end(
         weight = fit(*sums, prior).weight if refit else prior
         if sums[0].intercept and norm.bias is not None:
             weight, shift = weight[:, :-1], weight[:, -1]
-            moved = torch.linalg.lstsq(weight.double().cpu(), shift.double().cpu()[:, None]).solution[:, 0]
+            moved = norm_bias(weight, shift)
             if basis is not None:
                 norm.bias.copy_(moved)
             else:

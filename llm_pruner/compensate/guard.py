@@ -20,10 +20,13 @@ from llm_pruner.weights import Weights
 
 
 @torch.no_grad()
-def baseline(model, groups: Sequence[Group], plan: Plan, tokens: Tokens, dense_stream) -> tuple[str, dict, dict, float]:
+def baseline(
+    model, groups: Sequence[Group], plan: Plan, tokens: Tokens, dense_stream, layers: Sequence[int] | None = None
+) -> tuple[str, dict, dict, float]:
     """(importance, kept units, means for its biases, KL) of the plain method at the plan's widths.
 
-    dense_stream: the dense model's last hidden states, one tensor for each batch of `tokens`. KL: see `divergence`.
+    layers: those that stay, by default all. dense_stream: the dense model's last hidden states, for each
+    batch of `tokens`. KL: see `divergence`.
     """
     weights = Weights(dict(model.named_parameters()))
     rotated = plan.after[0].hidden_size != plan.before.hidden_size
@@ -37,11 +40,13 @@ def baseline(model, groups: Sequence[Group], plan: Plan, tokens: Tokens, dense_s
         evidence = Evidence(weights, inputs=inputs)
     scores = importance.score(scored_groups(groups, plan.before, plan.after), importance.get(name), evidence)
     kept = choose(groups, scores, plan.before, plan.after)
-    stream = _silent_stream(model, groups, kept, means, tokens)
+    stream = _silent_stream(model, groups, kept, means, tokens, layers)
     return name, kept, means, divergence(model, model, tokens, dense_stream, stream)
 
 
-def _silent_stream(model, groups, kept: Mapping[str, list[int]], means, tokens: Tokens) -> list[torch.Tensor | None]:
+def _silent_stream(
+    model, groups, kept: Mapping[str, list[int]], means, tokens: Tokens, layers: Sequence[int] | None
+) -> list[torch.Tensor | None]:
     """The last hidden states of the held-out batches when the other units are silent; None for the fitted ones."""
     held = [batch for batch, out in zip(tokens.batches, tokens.held, strict=True) if out]
     parameters = dict(model.named_parameters())
@@ -52,6 +57,9 @@ def _silent_stream(model, groups, kept: Mapping[str, list[int]], means, tokens: 
     for layer in walk(model, held, "guard"):
         if layer.index == 0:
             layer.stream[:] = [tensor.index_fill(-1, gone.to(tensor.device), 0) for tensor in layer.stream]
+        if layers is not None and layer.index not in layers:
+            layer.outputs = layer.stream
+            continue
         module = copy.deepcopy(layer.module)
         own = dict(module.named_parameters())
         for group in groups:

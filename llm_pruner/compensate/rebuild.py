@@ -27,6 +27,7 @@ from llm_pruner.compensate.layers import Part, affine, inside, layer_number, mat
 from llm_pruner.compensate.regression import Moments, fit, normal_equations
 from llm_pruner.compensate.rotation import basis_of, is_layer_norm, rotate_layer
 from llm_pruner.compensate.second_order import keep_heads, keep_neurons
+from llm_pruner.depth import renumbered
 from llm_pruner.errors import UsageError
 from llm_pruner.groups import HEADS, HIDDEN, KV_HEADS, MLP, Group, kept_positions
 from llm_pruner.plan import Plan
@@ -74,7 +75,8 @@ def split(prompts: Sequence[torch.Tensor]) -> Tokens:
 class Rebuilt:
     """What came of a rebuild. kept: {group name: units}. fits: per layer, the kind of fit of each projection.
     errors: per layer, the relative squared error of the stream behind it on held-out tokens. kl: mean KL(dense ‖
-    pruned) per held-out token, in nats. dense_stream: the dense model's last hidden states, for each batch."""
+    pruned) per held-out token, in nats. dense_stream: the dense model's last hidden states, for each batch.
+    layers: those of the dense model that stay."""
 
     model: nn.Module
     kept: dict[str, list[int]] = field(default_factory=dict)
@@ -82,10 +84,11 @@ class Rebuilt:
     errors: list[float] = field(default_factory=list)
     kl: float = math.nan
     dense_stream: list[torch.Tensor] = field(default_factory=list)
+    layers: Sequence[int] = ()
 
     def settle(self, dense) -> nn.Module:
         """The model where the dense one was, which gives up its tensors."""
-        devices = [next(layer.parameters()).device for layer in decoder_layers(dense)]
+        devices = [next(decoder_layers(dense)[layer].parameters()).device for layer in self.layers]
         for parameter in dense.parameters():
             parameter.data = torch.empty(0, dtype=parameter.dtype, device=parameter.device)
         for layer, device in zip(decoder_layers(self.model), devices, strict=True):
@@ -96,18 +99,27 @@ class Rebuilt:
 
 @torch.no_grad()
 def rebuild(
-    model, groups: Sequence[Group], plan: Plan, config, tokens: Tokens, recipe: Recipe, folder: Path | None = None
+    model,
+    groups: Sequence[Group],
+    plan: Plan,
+    config,
+    tokens: Tokens,
+    recipe: Recipe,
+    folder: Path | None = None,
+    layers: Sequence[int] | None = None,
 ) -> Rebuilt:
     """The model of `config` with plan.after's widths, rebuilt on `tokens`. `model` stays as it is; tensors that do not
     change are shared with it, and finished layers wait on the CPU until `settle`.
 
+    layers: those that stay, by default all; plan.after has the widths of all, and what it says of others is not used.
     folder: finished layers are kept there, and an interrupted rebuild goes on behind them. PlanError for a smaller
     hidden_size where a rotation cannot give it.
     """
     config._attn_implementation = model.config._attn_implementation
     family = family_of(model.config.model_type)
     new = skeleton(config).eval()
-    done = Rebuilt(new)
+    stay = list(range(model.config.num_hidden_layers)) if layers is None else list(layers)
+    done = Rebuilt(new, layers=stay)
     for name, parameter in model.named_parameters():
         if layer_number(name) is None:
             place(new, name, parameter.data, parameter.requires_grad)
@@ -118,20 +130,21 @@ def rebuild(
         basis = basis_of(model, fitted, plan.after[0].hidden_size, centred)
         factor = math.sqrt(plan.before.hidden_size / plan.after[0].hidden_size) if family.scaled_embedding else 1.0
         set_entrance(new, model, groups, basis, factor)
-    layers, pruned = decoder_layers(new), None
+    pruned = None
     for dense in walk(model, tokens.batches, "rebuild"):
         dense.run()
         work = Work(dense, pruned or dense.stream, tokens, basis)
         if pruned is None:
             work.pruned = pruned = [work.toward(hidden).to(hidden.dtype) for hidden in dense.stream]
-        small, like = layers[dense.index], next(dense.module.parameters())
+        if dense.index not in stay:
+            continue
+        small, like = decoder_layers(new)[stay.index(dense.index)], next(dense.module.parameters())
         found = read_layer(folder, dense.index, small)
         if found is None:
             found = rebuild_layer(work, small, groups, plan, recipe, family.norm_offset)
             small.to(like.device)
             if recipe.epochs:
                 optimise(work.block(small), dense.module, recipe.epochs)
-            small.requires_grad_(like.requires_grad)
             if folder:
                 write_layer(folder, dense.index, small, found)
         small.to(like.device)
@@ -145,6 +158,9 @@ def rebuild(
     )
     hidden = next(group for group in groups if group.kind == HIDDEN)
     done.kept[hidden.name] = list(range(plan.after[0].hidden_size))
+    for name, parameter in model.named_parameters():
+        if own := renumbered(name, stay):
+            new.get_parameter(own).requires_grad_(parameter.requires_grad)
     new.tie_weights()
     done.kl = divergence(model, new, tokens, dense.outputs, pruned)
     done.dense_stream = dense.outputs
@@ -263,7 +279,7 @@ class Work:
     def weights(self, batch: int) -> torch.Tensor:
         """One over the energy of each token's dense stream, [prompts, tokens]: relative errors count."""
         energy = self.dense.outputs[batch].float().square().mean(-1)
-        return energy.median() / energy.clamp_min(1e-6 * energy.median())
+        return 1 / energy.clamp_min(1e-6 * energy.median())
 
     def writes_directly(self, attention: Part, mlp: Part) -> bool:
         """Whether the layer adds what its writers give to the stream as it is (not so where a norm comes between)."""

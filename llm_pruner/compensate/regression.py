@@ -49,7 +49,7 @@ class Moments:
         """Mean weighted squared error of y ≈ weight·x, per token. weight: [out, n]."""
         weight = weight.to(self.inputs)
         found = ((weight @ self.inputs) * weight).sum() - 2 * (weight * self.cross).sum() + self.targets
-        return max(0.0, found.item()) / self.weight
+        return found.clamp_min(0.0).item() / self.weight  # NaN stays NaN, and is no better than anything
 
     def columns(self, index: torch.Tensor) -> "Moments":
         """The moments of some of the inputs; the column of ones stays."""

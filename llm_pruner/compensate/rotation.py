@@ -63,6 +63,13 @@ def set_norm(norm: nn.Module, scale: float, width: int, offset: float) -> None:
         norm.normalized_shape = (width,)
 
 
+def norm_bias(weight: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+    """The least b with weight·b ≈ shift, on the CPU: what a linear behind a norm has no bias for. A centred basis gives
+    `weight` a direction that is zero but for rounding, along which b must not grow."""
+    weight, shift = weight.double().cpu(), shift.double().cpu()[:, None]
+    return torch.linalg.lstsq(weight, shift, rcond=1e-4, driver="gelsd").solution[:, 0].float()
+
+
 @torch.no_grad()
 def rotate_layer(wide: nn.Module, dense: Layer, groups: Sequence[Group], basis: torch.Tensor, offset: float) -> None:
     """`wide`, a float32 copy of the dense layer, made to run on Pᵀh. offset: norms multiply by (offset + weight).
@@ -87,10 +94,15 @@ def rotate_layer(wide: nn.Module, dense: Layer, groups: Sequence[Group], basis: 
             f"{odd} of layer {dense.index} normalises what goes into the residual stream, and no rotation goes through "
             "that; leave hidden out of --prune, or use --importance magnitude"
         )
+    unfolded: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
     for reader, (name, *_) in feeding.items():
         module, norm = wide.get_submodule(reader), wide.get_submodule(name)
-        if getattr(norm, "bias", None) is not None and module.bias is not None:
-            module.bias += matrix(module) @ norm.bias
+        if getattr(norm, "bias", None) is not None:
+            shift = matrix(module) @ norm.bias
+            if module.bias is None:
+                unfolded.setdefault(name, []).append((matrix(module) * (norm.weight + offset) @ basis, shift))
+            else:
+                module.bias += shift
         set_matrix(module, matrix(module) * (norm.weight + offset) @ basis)
     for part in parts:
         writer = wide.get_submodule(part.writer)
@@ -101,6 +113,9 @@ def rotate_layer(wide: nn.Module, dense: Layer, groups: Sequence[Group], basis: 
         seen = [watch(partial(dense.call, b, x), [modules[norm]])[0][0] for b, x in enumerate(dense.stream)]
         scale = norm_scale(seen, basis, is_layer_norm(modules[norm]))
         set_norm(wide.get_submodule(norm), scale, basis.shape[1], offset)
+        if norm in unfolded:  # as far as a bias of the norm can say it
+            own, shift = (torch.cat(tensors) for tensors in zip(*unfolded[norm], strict=True))
+            wide.get_submodule(norm).bias.copy_(norm_bias(own, shift))
 
 
 def norms_of(groups: Sequence[Group], layer: int) -> list[str]:

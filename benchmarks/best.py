@@ -1,0 +1,190 @@
+"""What `--method best` does beyond quality.py's table: every width, each part alone, other models, what it costs.
+
+    python benchmarks/best.py            # needs $LLM_PRUNER_SHARED, by default ../shared, and benchmarks/models/
+                                         # (train_models.py); half an hour on two cores
+    python benchmarks/best.py --gpu      # a random Llama-3.1-8B at a given shape on one GPU: time by phase, memory
+
+The same calibration text and test windows as quality.py. An interrupted run goes on where it was.
+"""
+
+import argparse
+import json
+import math
+import time
+from functools import partial
+
+import torch
+from measure import RESULTS, HostMemory, conditions, keep
+from quality import MODEL, NSAMPLES, RATIOS, prompts, windows
+from train_models import CONFIGS, MODELS
+
+from llm_pruner import Options, loading, prune_model
+from llm_pruner.best import prune_best
+from llm_pruner.compensate.rebuild import Recipe, rebuild, split
+from llm_pruner.evaluate.perplexity import perplexity
+from llm_pruner.importance import BEST
+from llm_pruner.in_memory import plan_for
+from llm_pruner.report import Stopwatch
+from llm_pruner.shape import shape_of
+
+WIDTHS = (0.25, 0.5)
+PUBLISHED = {
+    "magnitude": {"importance": "magnitude"},
+    "AMP": {"importance": "amp"},
+    "Wanda-sp": {"importance": "wanda_sp"},
+    "FLAP": {"importance": "flap", "compensate": "bias"},
+    "FLAP, AL-AM": {"importance": "flap", "compensate": "bias", "structure": "AL-AM"},
+}
+OURS = {"best": {"method": "best", "search_minutes": 30.0}, "best, per layer": {"method": "best", "per_layer": True}}
+PARTS = {
+    "second-order selection": Recipe(refit=False, epochs=0),
+    "… and o_proj, down_proj refitted to the dense outputs": Recipe(readers=False, stream=False, epochs=0),
+    "… to the dense stream": Recipe(readers=False, epochs=0),
+    "… and what reads the stream refitted": Recipe(epochs=0),
+    "… and layers optimised, 4 passes": Recipe(epochs=4),
+    "… 8 passes": Recipe(epochs=8),
+}
+HALF = "num_attention_heads=4,num_key_value_heads=2,intermediate_size=352"  # half of llama-6m's attention and MLP
+
+
+def load(folder):
+    return loading.load_model(str(folder), loading.load_config(str(folder)), device=torch.device("cpu"))
+
+
+def scored(model) -> dict:
+    return {
+        "perplexity": round(perplexity(model, windows()), 3),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+    }
+
+
+def pruned(folder, **asked) -> dict:
+    """One run of `prune_model`, scored, with its widths and seconds."""
+    started = time.perf_counter()
+    model, plan = prune_model(load(folder), Options(model=str(folder), **asked), prompts(0))
+    seconds = round(time.perf_counter() - started, 1)
+    return {**scored(model), "widths": plan.widths_after(), "prune_seconds": seconds}
+
+
+def part(recipe: Recipe) -> dict:
+    """llama-6m at half, rebuilt by some of the parts only."""
+    model = load(MODEL)
+    options = Options(model=str(MODEL), method="best", target=HALF)
+    shape = shape_of(options, model.config, BEST)
+    plan, config = plan_for(model, shape, shape.after, options)
+    done = rebuild(model, shape.groups, plan, config, split(prompts(0)), recipe)
+    return {"kl": round(done.kl, 4), **scored(done.settle(model))}
+
+
+def cost() -> dict:
+    """Seconds by phase, the KL that was reached and peak memory of a whole run with search."""
+    model, stopwatch = load(MODEL), Stopwatch()
+    options = Options(model=str(MODEL), method="best", param_ratio=0.5)
+    shape = shape_of(options, model.config, BEST)
+    HostMemory.reset_peak()
+    before = HostMemory.now()
+    best = prune_best(model, shape, options, prompts(0), stopwatch)
+    seconds = {name: round(value, 1) for name, value in stopwatch.seconds.items()}
+    return {
+        "seconds": {**seconds, "all": round(sum(stopwatch.seconds.values()), 1)},
+        "peak_memory_over_model_mib": round((HostMemory.peak() - before) / 2**20),
+        "shapes_measured": len(best.notes["search"]),
+        "kl": round(best.notes["kl"], 4),
+    }
+
+
+def wanted() -> dict:
+    """{name: what measures it}, in the order of the table."""
+    jobs = {"llama-6m | dense": lambda: scored(load(MODEL))}
+    for ratio in WIDTHS:
+        for name, method in {"magnitude": {"importance": "magnitude"}, "best": {"method": "best"}}.items():
+            jobs[f"llama-6m | every width {ratio} | {name}"] = partial(pruned, MODEL, pruning_ratio=ratio, **method)
+    for name, recipe in PARTS.items():
+        jobs[f"llama-6m | half | {name}"] = partial(part, recipe)
+    jobs["llama-6m | cost"] = cost
+    for name in CONFIGS:
+        folder = MODELS / name
+        jobs[f"{name} | dense"] = lambda folder=folder: scored(load(folder))
+        for ratio in RATIOS:
+            for method, asked in {**PUBLISHED, **OURS}.items():
+                jobs[f"{name} | {ratio} | {method}"] = partial(pruned, folder, param_ratio=ratio, **asked)
+        for ratio in WIDTHS:
+            for method, asked in {"magnitude": PUBLISHED["magnitude"], "best": OURS["best"]}.items():
+                jobs[f"{name} | every width {ratio} | {method}"] = partial(pruned, folder, pruning_ratio=ratio, **asked)
+    return jobs
+
+
+def shares(runs: dict[str, dict]) -> dict[str, float]:
+    """log(perplexity / dense) of ours as a share of the best published method's at the same size."""
+    found = {}
+    for key, run in runs.items():
+        model, *rest = key.split(" | ")
+        if len(rest) == 2 and rest[1] in OURS and not rest[0].startswith("every"):
+            others = [
+                runs[f"{model} | {rest[0]} | {name}"] for name in PUBLISHED if f"{model} | {rest[0]} | {name}" in runs
+            ]
+            dense = runs[f"{model} | dense"]["perplexity"]
+            least = min(math.log(other["perplexity"] / dense) for other in others)
+            found[key] = round(math.log(run["perplexity"] / dense) / least, 3)
+    return found
+
+
+def gpu() -> None:
+    """A random Llama-3.1-8B at half its heads and neurons, 128 windows of 2048 tokens."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8,
+        vocab_size=128256, max_position_embeddings=8192, rope_parameters={"rope_type": "default", "rope_theta": 5e5},
+    )  # fmt: skip
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.bfloat16)
+    with torch.device("cuda"):
+        model = LlamaForCausalLM(config).eval()
+    torch.set_default_dtype(torch.float32)
+    options = Options(
+        model="random", method="best", target="num_attention_heads=16,num_key_value_heads=4,intermediate_size=7168"
+    )
+    text = list(torch.randint(config.vocab_size, (128, 2048)))
+    shape, stopwatch = shape_of(options, model.config, BEST), Stopwatch()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    best = prune_best(model, shape, options, text, stopwatch, print)
+    result = {
+        "seconds": {name: round(value, 1) for name, value in stopwatch.seconds.items()},
+        "peak_memory_over_model_gib": round((torch.cuda.max_memory_allocated() - before) / 2**30, 2),
+        "kl": best.notes["kl"],
+    }
+    keep("best_gpu", result)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gpu", action="store_true", help="only the run on a GPU")
+    parser.add_argument("--only", default="", help="only what contains this text; the rest is taken from before")
+    arguments = parser.parse_args()
+    if arguments.gpu:
+        return gpu()
+    unfinished = RESULTS / "best.partial.json"
+    runs = json.loads(unfinished.read_text()) if unfinished.is_file() else {}
+    jobs = wanted()
+    for key, job in jobs.items():
+        if key not in runs and arguments.only in key:
+            runs[key] = {**job(), "device": conditions()["device"]}
+            unfinished.write_text(json.dumps(runs))
+            print(key, runs[key], flush=True)
+    if missing := [key for key in jobs if key not in runs]:
+        print(f"{len(missing)} more to do, the first: {missing[0]}")
+        return
+    result = {
+        "calibration": f"{NSAMPLES} windows of 128 tokens of wikitext-2/valid.txt, seed 0",
+        "scored_on": f"wikitext-2/test.txt, {len(windows())} windows of 256 tokens",
+        "shares": shares(runs),
+        "runs": {key: runs[key] for key in jobs},
+    }
+    keep("best", result)
+    unfinished.unlink()
+
+
+if __name__ == "__main__":
+    main()

@@ -21,8 +21,8 @@ def text(shared, tmp_path_factory):
 
 
 def prune(shared, text, tmp_path, **options) -> dict:
-    model = str(shared / "models" / "llama-6m")
-    return run(Options(model=model, eval_data=str(text), max_seq_len=256, save_model=str(tmp_path / "out"), **options))
+    asked = {"importance": "magnitude", "max_seq_len": 256, "save_model": str(tmp_path / "out"), **options}
+    return run(Options(model=str(shared / "models" / "llama-6m"), eval_data=str(text), **asked))
 
 
 def test_dense_perplexity_is_the_published_one(shared):

@@ -1,0 +1,69 @@
+"""Small rebuilds: a tiny model, some hundred random tokens, and a shape."""
+
+import torch
+
+from llm_pruner import evidence
+from llm_pruner.architectures import Widths, family_of, widths_of
+from llm_pruner.best import Best, prune_best
+from llm_pruner.compensate.rebuild import Rebuilt, Recipe, Tokens, rebuild
+from llm_pruner.config import Options
+from llm_pruner.plan import make_plan
+from llm_pruner.shape import shape_of
+from llm_pruner.trace import trace_groups
+from llm_pruner.widths import widths_by_ratio
+from tests import tiny
+
+PLAIN = Recipe(refit=False, epochs=0)
+REFIT = Recipe(epochs=0)
+BRIEF = Recipe(epochs=1)
+
+
+def calibration(prompts: int = 32, length: int = 24, seed: int = 0, batches: int = 1) -> Tokens:
+    """Every eighth prompt is held out; `batches` of the others."""
+    held = prompts // 8
+    fitted = tiny.tokens(prompts - held, length, seed).chunk(batches)
+    return Tokens([*fitted, tiny.tokens(held, length, seed + 100)], [False] * batches + [True])
+
+
+def planned(model, after: Widths | tuple[Widths, ...] | dict[str, float]):
+    """(groups, plan without kept units, new config). after: of every layer, of each one, or ratios."""
+    groups, before = trace_groups(model), widths_of(model.config)
+    if isinstance(after, dict):
+        after = widths_by_ratio(before, after, family_of(model.config.model_type).derived_head_dim)
+    if isinstance(after, Widths):
+        after = (after,) * model.config.num_hidden_layers
+    return groups, *make_plan(model, groups, after)
+
+
+def rebuilt(model, after, recipe: Recipe = REFIT, tokens: Tokens | None = None, folder=None) -> Rebuilt:
+    return rebuild(model, *planned(model, after), tokens or calibration(), recipe, folder)
+
+
+@torch.no_grad()
+def divergence(dense, pruned, batches) -> float:
+    """Mean KL(dense ‖ pruned) per token, in nats, from the models as they run."""
+    logits = [torch.cat([model(batch).logits.flatten(0, 1) for batch in batches]) for model in (dense, pruned)]
+    wanted, found = (own.double().log_softmax(-1) for own in logits)
+    return (wanted.exp() * (wanted - found)).sum(-1).mean().item()
+
+
+def ratios_of(ratios: dict[str, float]) -> str:
+    """As the value of --prune."""
+    return ",".join(f"{kind}={ratio}" for kind, ratio in ratios.items())
+
+
+def prompts() -> list[torch.Tensor]:
+    return list(tiny.tokens(32, 24, seed=0))
+
+
+def fitted_and_held(tokens: Tokens) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """(prompts to fit on, batches that are held out)."""
+    batches = list(zip(tokens.batches, tokens.held, strict=True))
+    return [row for batch, held in batches if not held for row in batch], [batch for batch, held in batches if held]
+
+
+def best_of(model, said: list[str] | None = None, **options) -> Best:
+    """`prune_best` on `prompts`; `said` gets what it says."""
+    options = Options(model="tiny", method="best", **{"epochs": 0, **options})
+    shape = shape_of(options, model.config, evidence.effective(options))
+    return prune_best(model, shape, options, prompts(), say=(said if said is not None else []).append)

@@ -1,0 +1,182 @@
+"""What units cost in every layer, against least squares from the tokens, and the widths that follow."""
+
+import itertools
+from dataclasses import replace
+
+import pytest
+import torch
+
+from llm_pruner.architectures import Widths, widths_of
+from llm_pruner.costs import RIDGE, Costs, measure_costs
+from llm_pruner.errors import PlanError
+from llm_pruner.groups import HEADS, KV_HEADS, MLP
+from llm_pruner.search import layers_by_costs
+from llm_pruner.trace import trace_groups
+from llm_pruner.walk import walk
+from tests import tiny
+from tests.budgets import budget_of, ledger_of, made_up, missed
+
+BLOCK = (KV_HEADS, HEADS, MLP)
+
+
+def test_costs_are_interpolated():
+    heads = ({(2, 1): 10.0, (1, 1): 20.0}, {(2, 1): 0.0, (1, 1): 100.0})
+    costs = Costs(heads, (((8, 0.0), (6, 1.0), (2, 5.0)), ((8, 0.0), (4, 8.0))))
+    widths = Widths(16, 2, 2, 8, 4)
+    found = [costs.of(0, replace(widths, intermediate_size=n)) for n in (9, 8, 7, 6, 5, 3, 2, 1)]
+    assert found == [10, 10, 10.5, 11, 12, 14, 15, 15]
+    fewer = replace(widths, num_attention_heads=1, num_key_value_heads=1, intermediate_size=6)
+    assert costs.of(1, fewer) == 104
+    assert costs.total((widths, fewer)) == 114
+
+
+@pytest.fixture(scope="module")
+def measured():
+    """(model, batches, costs) of 33 neurons a layer, so that every one is a point of the curve."""
+    torch.manual_seed(0)
+    model, batches = tiny.model("llama_multi_head", intermediate_size=33), list(tiny.tokens(12, 16).split(6))
+    return model, batches, measure_costs(model, trace_groups(model), batches, widths_of(model.config))
+
+
+@torch.no_grad()
+def rises(model, batches, layer: int, name: str, width: int) -> list[float]:
+    """By how much the error of a refit without one unit is higher: the squared error of the stream behind the layer,
+    relative to each token's energy, and the ridge towards the dense weights. Float64, from the tokens."""
+    seen, out = [], []
+    for place in walk(model, batches):
+        if place.index == layer:
+            writer = place.module.get_submodule(name)
+            hook = writer.register_forward_hook(lambda _, x, y: seen.append((x[0], y)))
+            place.run()
+            hook.remove()
+            out = place.outputs
+    x, y = (torch.cat([tensor.flatten(0, 1) for tensor in own]).double() for own in zip(*seen, strict=True))
+    energy = torch.cat([hidden.flatten(0, 1) for hidden in out]).double().square().sum(1, keepdim=True)
+    scale = (len(x) * energy).sqrt()  # of the rows, so that squares add up to the mean relative error
+    prior = torch.cat([writer.weight, writer.bias[:, None]], 1).double()
+    rows, wanted = torch.cat([x, torch.ones_like(x[:, :1])], 1) / scale, y / scale
+    pull = (RIDGE * rows.square().sum(0).mean()).sqrt() * torch.eye(prior.shape[1], dtype=torch.double)
+    pull[-1] = 0.0
+    rows, wanted = torch.cat([rows, pull]), torch.cat([wanted, pull @ prior.T])
+
+    def least(columns) -> float:
+        own = rows[:, columns]
+        return (wanted - own @ torch.linalg.lstsq(own, wanted).solution).square().sum().item()
+
+    every = list(range(prior.shape[1]))
+    return [least(every[:start] + every[start + width :]) - least(every) for start in range(0, len(every) - 1, width)]
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_the_first_unit_costs_what_the_stream_loses(measured, layer):
+    """Relative to its energy, although the rest is refitted."""
+    model, batches, costs = measured
+    neurons = rises(model, batches, layer, "mlp.down_proj", 1)
+    assert costs.neurons[layer][:2] == ((33, 0.0), (32, pytest.approx(min(neurons), rel=1e-3)))
+    heads = rises(model, batches, layer, "self_attn.o_proj", 6)
+    assert costs.heads[layer][8, 1] == 0
+    assert costs.heads[layer][7, 1] == pytest.approx(min(heads), rel=1e-3)
+
+
+def test_fewer_units_cost_more(measured):
+    _, _, costs = measured
+    for layer in (0, 1):
+        assert [kept for kept, _ in costs.neurons[layer]] == list(range(33, 0, -1))
+        found = [cost for _, cost in costs.neurons[layer]]
+        assert all(low < high for low, high in zip(found, found[1:]))
+        found = [costs.heads[layer][kv_heads, 1] for kv_heads in range(8, 0, -1)]
+        assert all(low < high for low, high in zip(found, found[1:]))
+
+
+@pytest.mark.parametrize("case", ["llama", "gpt2", "gpt_neox", "phi3", "gemma3_text"])
+def test_every_family_and_group_has_costs(case):
+    """Silent neurons and heads are free."""
+    model = tiny.model(case)
+    ledger, _ = ledger_of(case)
+    groups, before = trace_groups(model), ledger.before
+    parameters = dict(model.named_parameters())
+    for group in groups:
+        if group.layer == 1:
+            for member in group.members:
+                if member.reads:
+                    gone = member.positions(torch.arange(group.units // 2))
+                    parameters[member.parameter].data.index_fill_(member.axis, gone, 0.0)
+    costs = measure_costs(model, groups, [tiny.tokens(8, 16)], before)
+    shapes = set(itertools.product(range(1, before.num_key_value_heads + 1), range(1, before.heads_per_group + 1)))
+    half = next(cost for kept, cost in costs.neurons[1] if kept <= before.intermediate_size // 2 + 4)
+    for layer in (0, 1):
+        assert set(costs.heads[layer]) == shapes
+        assert costs.neurons[layer][0] == (before.intermediate_size, 0)
+        assert costs.neurons[layer][-1][0] == 1
+    full = before.num_key_value_heads, before.heads_per_group
+    assert half < 1e-2 * costs.neurons[1][-1][1]
+    assert costs.heads[1][full[0] // 2, full[1]] < 1e-6 + 1e-2 * costs.heads[0][full[0] // 2, full[1]]
+
+
+@pytest.mark.parametrize("case", ["llama", "mistral", "llama_multi_head"])
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.8])
+def test_layers_meet_the_budget(case, share):
+    ledger, config = ledger_of(case, num_hidden_layers=4)
+    budget, before = budget_of(ledger, share, False), ledger.before
+    layers = layers_by_costs(ledger, config, BLOCK, budget, made_up(ledger, 1.0, 4.0, 0.1, 2.0))
+    assert missed(ledger, budget, layers) < 0.005 / (1 - share)
+    for widths in layers:
+        assert widths.num_attention_heads % widths.num_key_value_heads == 0
+        assert (widths.hidden_size, widths.head_dim) == (before.hidden_size, before.head_dim)
+        assert all(1 <= width <= getattr(before, name) for name, width in widths.asdict().items())
+
+
+def test_a_layer_that_costs_more_keeps_more():
+    ledger, config = ledger_of("llama", num_hidden_layers=4)
+    layers = layers_by_costs(ledger, config, BLOCK, budget_of(ledger, 0.4, False), made_up(ledger, 1.0, 4.0, 0.1, 2.0))
+    sizes = [ledger.decoder(ledger.all_layers(widths)) for widths in layers]
+    assert sorted(range(4), key=lambda layer: sizes[layer]) == [2, 0, 3, 1]
+    assert len(set(sizes)) == 4
+
+
+def test_equal_layers_share_alike():
+    ledger, config = ledger_of("llama", num_hidden_layers=4)
+    layers = layers_by_costs(ledger, config, BLOCK, budget_of(ledger, 0.4, False), made_up(ledger))
+    assert len({(widths.num_key_value_heads, widths.num_attention_heads) for widths in layers}) == 1
+    neurons = [widths.intermediate_size for widths in layers]
+    assert max(neurons) - min(neurons) <= 7, "the points of the curves are seven apart"
+
+
+@pytest.mark.parametrize("share", [0.2, 0.4, 0.6])
+def test_no_other_layers_cost_much_less(share):
+    """Of all pairs of layers at that budget, in steps of a neuron."""
+    ledger, config = ledger_of("llama", intermediate_size=29)
+    budget, before = budget_of(ledger, share, False), ledger.before
+    costs = made_up(ledger, 1.0, 3.0)
+    found = layers_by_costs(ledger, config, BLOCK, budget, costs)
+    every = [
+        replace(before, num_key_value_heads=kv, num_attention_heads=kv * each, intermediate_size=n)
+        for kv, each, n in itertools.product(range(1, 5), (1, 2), range(1, 30))
+    ]
+    size = {widths: ledger.decoder(ledger.all_layers(widths)) / 2 for widths in every}
+    cheapest = {}  # of the second layer, by its size
+    for widths in every:
+        cheapest[size[widths]] = min(cheapest.get(size[widths], 9.0), costs.of(1, widths))
+    best = min(
+        costs.of(0, widths) + cost
+        for widths in every
+        for rest, cost in cheapest.items()
+        if abs(size[widths] + rest - budget.goal) <= missed(ledger, budget, found) * budget.goal
+    )
+    assert costs.total(found) < 1.1 * best
+
+
+def test_only_the_kinds_that_may_go_do():
+    ledger, config = ledger_of("llama", num_hidden_layers=4)
+    costs, before = made_up(ledger, 1.0, 4.0, 0.1, 2.0), ledger.before
+    for widths in layers_by_costs(ledger, config, (MLP,), budget_of(ledger, 0.2, False), costs):
+        assert replace(widths, intermediate_size=before.intermediate_size) == before
+    for widths in layers_by_costs(ledger, config, (HEADS, MLP), budget_of(ledger, 0.4, False), costs):
+        assert widths.num_key_value_heads == before.num_key_value_heads
+
+
+@pytest.mark.parametrize(("kinds", "share"), [((MLP,), 0.9), ((HEADS,), 0.9), ((KV_HEADS,), 0.08)])
+def test_a_budget_that_no_layers_meet(kinds, share):
+    ledger, config = ledger_of("llama")
+    with pytest.raises(PlanError, match="single layers cannot meet the budget; ask for less, or --prune more kinds"):
+        layers_by_costs(ledger, config, kinds, budget_of(ledger, share, False), made_up(ledger))

@@ -1,0 +1,200 @@
+"""The search for one shape of all layers: what is listed, how long it is measured, and that it goes on."""
+
+import itertools
+import json
+import math
+from dataclasses import replace
+
+import pytest
+
+from llm_pruner import search as module
+from llm_pruner.architectures import Widths, holds
+from llm_pruner.errors import PlanError
+from llm_pruner.groups import HEADS, HIDDEN, KV_HEADS, MLP
+from llm_pruner.search import PATIENCE, Candidate, candidates, cheapest_layers, depths_of, search
+from tests.budgets import budget_of, ledger_of, made_up, missed
+
+BLOCK = (KV_HEADS, HEADS, MLP)
+FINE = {"intermediate_size": 320}  # neurons small enough to meet any budget
+
+
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("share", [0.2, 0.5])
+@pytest.mark.parametrize(
+    ("case", "kinds"),
+    [("llama", (HIDDEN, *BLOCK)), ("llama_multi_head", BLOCK), ("qwen2", (HEADS, MLP)), ("mistral", (KV_HEADS, MLP)),
+     ("gpt2", (MLP,)), ("gpt_neox", (HIDDEN, HEADS, MLP))],
+)  # fmt: skip
+def test_candidates_meet_the_budget_and_are_legal(case, kinds, share, whole):
+    ledger, config = ledger_of(case, **FINE if case != "gpt2" else {})
+    budget = budget_of(ledger, share, whole)
+    costs, before = made_up(ledger), ledger.before
+    listed = candidates(ledger, config, kinds, budget, costs)
+    assert len({candidate.widths for candidate in listed}) == len(listed) > 0
+    for candidate in listed:
+        widths = candidate.widths
+        assert missed(ledger, budget, ledger.all_layers(widths)) < 0.005
+        assert holds(config, widths)
+        assert widths.head_dim == before.head_dim
+        for name, width in widths.asdict().items():
+            assert 1 <= width <= getattr(before, name)
+        assert widths.hidden_size == before.hidden_size or HIDDEN in kinds
+        assert widths.num_key_value_heads == before.num_key_value_heads or set(kinds) & {KV_HEADS, HEADS}
+        assert widths.heads_per_group == before.heads_per_group or HEADS in kinds
+        narrow = replace(widths, hidden_size=before.hidden_size)
+        assert candidate.expected == pytest.approx(costs.total(ledger.all_layers(narrow)))
+    for hidden in {candidate.widths.hidden_size for candidate in listed}:
+        expected = [candidate.expected for candidate in listed if candidate.widths.hidden_size == hidden]
+        assert expected == sorted(expected)
+
+
+def test_every_hidden_size_is_tried_before_the_second_best_of_one():
+    ledger, config = ledger_of("llama")
+    listed = candidates(ledger, config, (HIDDEN, *BLOCK), budget_of(ledger, 0.3, True), made_up(ledger))
+    sizes = [candidate.widths.hidden_size for candidate in listed]
+    first = sizes[: len(set(sizes))]
+    assert len(set(first)) == len(first) > 2
+    assert first == sorted(first, reverse=True)
+
+
+@pytest.mark.parametrize(("share", "least", "most"), [(0.1, 1, 7), (0.7, 8, 8), (0.82, 1, 7)])
+def test_all_heads_that_a_budget_allows_are_listed(share, least, most):
+    """Of 4 kv groups of 1 or 2 heads: neurons are too few to make up for most of them, or these too large."""
+    ledger, config = ledger_of("llama", **FINE)
+    budget, possible = budget_of(ledger, share, False), set()
+    listed = candidates(ledger, config, BLOCK, budget, made_up(ledger))
+    for kv_heads, each in itertools.product(range(1, 5), (1, 2)):
+        shape = replace(ledger.before, num_key_value_heads=kv_heads, num_attention_heads=kv_heads * each)
+        sizes = [replace(shape, intermediate_size=neurons) for neurons in range(1, 321)]
+        if any(missed(ledger, budget, ledger.all_layers(widths)) < 0.005 for widths in sizes) and holds(config, shape):
+            possible.add((kv_heads, each))
+    found = {(candidate.widths.num_key_value_heads, candidate.widths.heads_per_group) for candidate in listed}
+    assert found == possible
+    assert least <= len(found) <= most
+
+
+@pytest.mark.parametrize("kinds", [BLOCK, (HIDDEN, *BLOCK)])
+def test_fewer_layers_are_candidates_too(kinds):
+    """With all channels, and what is left of the budget; the layers that go cost what they change."""
+    (ledger, config), (fewer, _) = (ledger_of("llama", num_hidden_layers=number, **FINE) for number in (4, 3))
+    budget, costs, stay = budget_of(ledger, 0.3, False), made_up(ledger, 0.1, 0.2, 0.3, 0.4), (0, 1, 3)
+    listed = candidates(ledger, config, kinds, budget, costs, {stay: fewer})
+    shallow = [candidate for candidate in listed if candidate.layers == stay]
+    assert {candidate.layers for candidate in listed} == {stay, None}
+    assert len(shallow) > 2
+    for candidate in shallow:
+        widths = candidate.widths
+        assert abs(fewer.decoder(fewer.all_layers(widths)) / budget.goal - 1) < 0.005
+        assert widths.hidden_size == ledger.before.hidden_size
+        assert candidate.expected == pytest.approx(0.3 + sum(costs.of(layer, widths) for layer in stay))
+
+
+@pytest.mark.parametrize(
+    ("layers", "depths"), [(2, []), (3, [2]), (6, [5, 4]), (12, [11, 10, 9, 8]), (32, [31, 28, 25, 22])]
+)
+def test_depths(layers, depths):
+    """Down to two thirds, at most four of them."""
+    assert list(depths_of(layers)) == depths
+
+
+def test_layers_that_change_least_go():
+    costs = made_up(ledger_of("llama")[0], 3.0, 1.0, 2.0, 4.0, 1.5)
+    assert [cheapest_layers(costs, number) for number in (4, 3, 1)] == [(0, 2, 3, 4), (0, 2, 3), (3,)]
+
+
+@pytest.mark.parametrize(("kinds", "share"), [((MLP,), 0.9), ((HEADS,), 0.3), ((KV_HEADS, HEADS), 0.5)])
+def test_a_budget_that_nothing_meets(kinds, share):
+    ledger, config = ledger_of("llama")
+    budget = budget_of(ledger, share, False)
+    with pytest.raises(PlanError, match="meets the budget; ask for less, or --prune more kinds"):
+        candidates(ledger, config, kinds, budget, made_up(ledger))
+
+
+class Measure:
+    """Gives KLs in turn, each after `seconds`; `shapes`: the neurons of those it was asked for."""
+
+    def __init__(self, monkeypatch, kls, seconds: float = 0.0) -> None:
+        self.kls, self.shapes, self.now = iter(kls), [], 0.0
+        self.seconds = seconds
+        monkeypatch.setattr(module.time, "monotonic", lambda: self.now)
+
+    def __call__(self, candidate: Candidate) -> float:
+        self.shapes.append(candidate.widths.intermediate_size)
+        self.now += self.seconds
+        return next(self.kls)
+
+
+def options(count: int) -> list[Candidate]:
+    """With 1, 2, … neurons."""
+    return [Candidate(Widths(8, 2, 2, neurons, 4), float(neurons)) for neurons in range(1, count + 1)]
+
+
+def neurons(found: list[Candidate]) -> list[int]:
+    return [candidate.widths.intermediate_size for candidate in found]
+
+
+def test_the_best_comes_first(monkeypatch):
+    found = search(options(4), Measure(monkeypatch, [3.0, 1.0, 4.0, 2.0]), 1.0)
+    assert neurons(found) == [2, 4, 1, 3]
+    assert [candidate.kl for candidate in found] == [1.0, 2.0, 3.0, 4.0]
+
+
+@pytest.mark.parametrize(("minutes", "measured"), [(0.0, 1), (0.5, 1), (1.0, 2), (1.4, 3), (60.0, 9)])
+def test_time_is_kept_and_one_is_always_measured(monkeypatch, minutes, measured):
+    """40 seconds each; the last begins within the time."""
+    measure = Measure(monkeypatch, range(9, 0, -1), 40.0)
+    assert len(search(options(9), measure, minutes)) == len(measure.shapes) == measured
+
+
+def test_patience(monkeypatch):
+    """The third is the best; as many as are patience's behind it are measured."""
+    measure = Measure(monkeypatch, [5.0, 4.0, 3.0, *range(4, 99)])
+    assert neurons(search(options(50), measure, 60.0))[0] == 3
+    assert len(measure.shapes) == 3 + PATIENCE
+
+
+def test_a_shape_that_breaks_is_the_worst(monkeypatch):
+    found = search(options(4), Measure(monkeypatch, [math.nan, 2.0, math.nan, 1.0]), 60.0)
+    assert neurons(found)[:2] == [4, 2]
+
+
+def test_an_interrupted_search_goes_on(monkeypatch, tmp_path):
+    cache = tmp_path / "search.json"
+
+    def kls():
+        yield from (3.0, 1.0)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        search(options(4), Measure(monkeypatch, kls(), 40.0), 60.0, cache, "key")
+    again = Measure(monkeypatch, [4.0, 2.0], 40.0)
+    assert neurons(search(options(4), again, 60.0, cache, "key")) == [2, 4, 1, 3]
+    assert again.shapes == [3, 4]
+    nothing = Measure(monkeypatch, [])
+    assert json.loads(cache.read_text())["seconds"] == 160
+    assert neurons(search(options(4), nothing, 0.0, cache, "key")) == [2, 4, 1, 3], "what is known takes no time"
+
+
+def test_a_search_that_is_over_stays_so(monkeypatch, tmp_path):
+    """Time is counted on: what comes after it depends on the shape, and what is known of that should be of use."""
+    cache = tmp_path / "search.json"
+    found = search(options(9), Measure(monkeypatch, range(9, 0, -1), 40.0), 1.0, cache, "key")
+    assert search(options(9), Measure(monkeypatch, []), 1.0, cache, "key") == found
+    more = Measure(monkeypatch, [1.0, 2.0], 40.0)
+    assert neurons(search(options(9), more, 2.1, cache, "key")) == [3, 4, 2, 1]
+
+
+@pytest.mark.parametrize("spoiled", ['{"key": "other"', "[1, 2]", '{"key": "key", "kl": {}}', '"key"', "", "\x00"])
+def test_a_cache_that_is_not_one_is_ignored(monkeypatch, tmp_path, spoiled):
+    cache = tmp_path / "search.json"
+    cache.write_text(spoiled)
+    assert neurons(search(options(2), Measure(monkeypatch, [2.0, 1.0]), 60.0, cache, "key")) == [2, 1]
+    assert json.loads(cache.read_text())["key"] == "key"
+
+
+def test_a_cache_of_another_run_is_ignored(monkeypatch, tmp_path):
+    cache = tmp_path / "search.json"
+    search(options(2), Measure(monkeypatch, [2.0, 1.0]), 60.0, cache, "one")
+    measure = Measure(monkeypatch, [1.0, 2.0])
+    assert neurons(search(options(2), measure, 60.0, cache, "another")) == [1, 2]
+    assert measure.shapes == [1, 2]

@@ -1,0 +1,39 @@
+"""The best method on the trained reference model: the bars that benchmarks/quality.py and best.py measure in full."""
+
+import math
+
+import pytest
+
+from llm_pruner import Options, run
+
+pytestmark = pytest.mark.shared
+CALIBRATION = {"nsamples": 64, "calibration_seq_len": 256}
+
+
+@pytest.fixture(scope="module")
+def loss(shared, tmp_path_factory):
+    """(options) → log(perplexity / dense), over a tenth of the test text, calibrated on the validation text."""
+    data = shared / "data" / "wikitext-2"
+    text = tmp_path_factory.mktemp("text") / "text.txt"
+    text.write_text((data / "test.txt").read_text(encoding="utf-8")[:120_000], encoding="utf-8")
+
+    def measure(**options) -> float:
+        report = run(
+            Options(
+                model=str(shared / "models" / "llama-6m"), eval_data=str(text), max_seq_len=256, no_save=True,
+                calibration_data=str(data / "valid.txt"), **CALIBRATION, **options,
+            )
+        )  # fmt: skip
+        return math.log(report["perplexity"]["after"] / report["perplexity"]["before"])
+
+    return measure
+
+
+def test_a_stock_checkpoint_keeps_far_more_than_flap_with_widths_per_layer(loss):
+    flap = loss(param_ratio=0.3, importance="flap", structure="AL-AM", compensate="bias")
+    best = loss(target="num_attention_heads=6,num_key_value_heads=3,intermediate_size=480", method="best")
+    assert 0 < best <= 0.45 * flap
+
+
+def test_every_width_is_far_better_than_by_magnitude(loss):
+    assert 0 < loss(pruning_ratio=0.25, method="best") <= 0.20 * loss(pruning_ratio=0.25, importance="magnitude")

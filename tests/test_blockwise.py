@@ -94,6 +94,23 @@ def test_an_epoch_that_is_worse_is_taken_back(monkeypatch):
     assert after == min(calls) < before
 
 
+def test_steps_shrink_when_an_epoch_was_taken_back(monkeypatch):
+    """By BACK, each time; within an epoch they warm up, over all they fall by a cosine."""
+    teacher, rates, errors = Toy(), [], iter([1.0, 2.0, 0.5, 3.0])
+    step = torch.optim.Adam.step
+    monkeypatch.setattr(
+        torch.optim.Adam, "step", lambda self: (rates.append(self.param_groups[0]["lr"]), step(self))[1]
+    )
+    monkeypatch.setattr(blockwise, "held_error", lambda block: next(errors))
+    optimise(block_of(disturbed(teacher), teacher), teacher, 3)
+    size = blockwise.RATE * teacher.up.weight.square().mean().sqrt().item()
+    warm = [*range(1, 6), *range(1, 11)]  # five steps an epoch; the second epoch was good
+    scales = [1.0] * 5 + [blockwise.BACK] * 10
+    fall = [(1.02 + 0.98 * math.cos(math.pi * place / 15)) / 2 for place in range(1, 16)]
+    expected = [size * s * min(1, w / blockwise.WARM_UP) * f for s, w, f in zip(scales, warm, fall, strict=True)]
+    assert rates == pytest.approx(expected)
+
+
 @pytest.mark.parametrize("scale", [1e-5, 1e3])
 def test_the_scale_of_the_stream_does_not_matter(scale):
     """In the first layers of a large model gradients are far smaller than Adam's usual epsilon."""

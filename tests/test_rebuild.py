@@ -1,6 +1,8 @@
 """A rebuild on every family and axis: shapes, what it mends, what it leaves alone, and that the result is a model."""
 
+import copy
 import functools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from llm_pruner.architectures import widths_of
 from llm_pruner.checkpoint import write
 from llm_pruner.compensate.rebuild import rebuild
 from llm_pruner.plan import meta_model
+from llm_pruner.surgery import cut
 from tests import tiny
 from tests.rebuilding import BRIEF, PLAIN, calibration, planned
 
@@ -24,16 +27,16 @@ LOST = [("llama_tied", "all"), ("qwen2", "all")]  # half of tied random embeddin
 
 @functools.cache
 def done(case: str, name: str):
-    """(dense model, its parameters before, plan, rebuilt without refit, with it and an epoch)."""
+    """(dense model, its parameters before, (groups, plan, config), rebuilt without refit, with it and an epoch)."""
     model = tiny.model(case)
     before = {key: parameter.detach().clone() for key, parameter in model.named_parameters()}
     shape = planned(model, tiny.axes(case)[name])
-    return model, before, shape[1], *(rebuild(model, *shape, calibration(), recipe) for recipe in (PLAIN, BRIEF))
+    return model, before, shape, *(rebuild(model, *shape, calibration(), recipe) for recipe in (PLAIN, BRIEF))
 
 
 @pytest.mark.parametrize(("case", "name"), CASES_AND_AXES)
 def test_shapes_are_the_plans(case, name):
-    _, _, plan, _, found = done(case, name)
+    _, _, (_, plan, _), _, found = done(case, name)
     new = found.model
     assert (widths_of(new.config),) * 2 == plan.after != (plan.before,) * 2
     stock = meta_model(new.config)
@@ -56,6 +59,16 @@ def test_the_dense_model_stays_as_it_is(case, name):
         assert parameter.requires_grad
         assert parameter.grad is None
         assert parameter.dtype == torch.float32
+
+
+@pytest.mark.parametrize(("case", "name"), [pair for pair in CASES_AND_AXES if pair[1] in ("heads", "kv_heads", "mlp")])
+def test_without_refit_it_is_the_cut(case, name):
+    """Of the units that were chosen."""
+    model, _, (groups, plan, config), plain, _ = done(case, name)
+    new = cut(copy.deepcopy(model), groups, replace(plan, kept=plain.kept), config)
+    for key, parameter in new.named_parameters():
+        assert torch.equal(parameter, plain.model.get_parameter(key)), key
+    torch.testing.assert_close(tiny.logits(plain.model), tiny.logits(new), atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize(("case", "name"), CASES_AND_AXES)

@@ -57,6 +57,13 @@ def test_every_hidden_size_is_tried_before_the_second_best_of_one():
     assert first == sorted(first, reverse=True)
 
 
+def test_hidden_sizes_go_with_whole_heads():
+    """Where head_dim, 8, is derived from the two: in steps of 48 / 8 there would be no other."""
+    ledger, config = ledger_of("gpt_neox", **FINE)
+    listed = candidates(ledger, config, (HIDDEN, HEADS, MLP), budget_of(ledger, 0.3, True), made_up(ledger))
+    assert {(c.widths.hidden_size, c.widths.num_attention_heads) for c in listed} == {(48, 6), (40, 5)}
+
+
 @pytest.mark.parametrize(("share", "least", "most"), [(0.1, 1, 7), (0.7, 8, 8), (0.82, 1, 7)])
 def test_all_heads_that_a_budget_allows_are_listed(share, least, most):
     """Of 4 kv groups of 1 or 2 heads: neurons are too few to make up for most of them, or these too large."""
@@ -182,6 +189,13 @@ def test_a_search_that_is_over_stays_so(monkeypatch, tmp_path):
     assert search(options(9), Measure(monkeypatch, []), 1.0, cache, "key") == found
     more = Measure(monkeypatch, [1.0, 2.0], 40.0)
     assert neurons(search(options(9), more, 2.1, cache, "key")) == [3, 4, 2, 1]
+
+
+def test_one_is_measured_when_time_is_long_over(monkeypatch, tmp_path):
+    """As when what was measured is not what may go now."""
+    cache = tmp_path / "search.json"
+    cache.write_text(json.dumps({"key": "key", "kl": {"another": 1.0}, "seconds": 999.0}))
+    assert neurons(search(options(4), Measure(monkeypatch, [2.0]), 1.0, cache, "key")) == [1]
 
 
 @pytest.mark.parametrize("spoiled", ['{"key": "other"', "[1, 2]", '{"key": "key", "kl": {}}', '"key"', "", "\x00"])

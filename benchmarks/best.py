@@ -41,8 +41,9 @@ PARTS = {
     "… and o_proj, down_proj refitted to the dense outputs": Recipe(readers=False, stream=False, epochs=0),
     "… to the dense stream": Recipe(readers=False, epochs=0),
     "… and what reads the stream refitted": Recipe(epochs=0),
-    "… and layers optimised, 4 passes": Recipe(epochs=4),
-    "… 8 passes": Recipe(epochs=8),
+    "… and layers optimised, 4 passes": Recipe(epochs=4, logits=False),
+    "… 8 passes": Recipe(epochs=8, logits=False),
+    "… and the last layer towards the logits": Recipe(epochs=8),
 }
 HALF = "num_attention_heads=4,num_key_value_heads=2,intermediate_size=352"  # half of llama-6m's attention and MLP
 

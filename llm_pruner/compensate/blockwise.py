@@ -21,21 +21,19 @@ EPSILON = 1e-16  # Adam's: the gradients of a large model are smaller than the u
 
 @dataclass
 class Block:
-    """What a layer should do. run(batch): its output for a batch. target(batch): what that should be.
-    weights(batch): of its tokens, [prompts, tokens]. held[batch]: it is not trained on."""
+    """What is optimised. error(batch): how far what the module now gives for a batch is from what it should, a scalar.
+    held[batch]: it is not trained on."""
 
     module: nn.Module
-    run: Callable[[int], torch.Tensor]
-    target: Callable[[int], torch.Tensor]
-    weights: Callable[[int], torch.Tensor]
+    error: Callable[[int], torch.Tensor]
     held: Sequence[bool]
 
 
-def optimise(block: Block, like: nn.Module, epochs: int, seed: int = 0) -> tuple[float, float]:
+def optimise(block: Block, like: nn.Module, epochs: int, scale: float = 1.0, seed: int = 0) -> tuple[float, float]:
     """Trains block.module in place; (error on the held-out batches before, after). The best state that they saw stays.
 
-    like: the dense layer, whose weights' size says how large a step is. An epoch that makes the held-out error worse is
-    taken back, and the steps are BACK times as large from there on.
+    like: the dense layer, whose weights' size says how large a step is. scale: of the steps. An epoch that makes the
+    held-out error worse is taken back, and the steps are BACK times as large from there on.
     """
     parameters = [parameter.requires_grad_() for parameter in block.module.parameters()]
     sizes = {
@@ -49,7 +47,7 @@ def optimise(block: Block, like: nn.Module, epochs: int, seed: int = 0) -> tuple
     ]
     best, before = _state(parameters), held_error(block)
     lowest, steps = before, [batch for batch, held in enumerate(block.held) if not held]
-    step, total, scale, optimizer = 0, epochs * len(steps), 1.0, None
+    step, total, optimizer = 0, epochs * len(steps), None
     generator = torch.Generator().manual_seed(seed)
     for _ in range(epochs):
         if optimizer is None:
@@ -61,9 +59,9 @@ def optimise(block: Block, like: nn.Module, epochs: int, seed: int = 0) -> tuple
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * factor
             with torch.enable_grad():
-                loss = _error(block, steps[place])
+                loss = block.error(steps[place])
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            loss.backward(inputs=parameters)
             optimizer.step()
         error = held_error(block)
         if error < lowest:
@@ -88,13 +86,8 @@ def _state(parameters) -> list[torch.Tensor]:
     return [parameter.detach().clone() for parameter in parameters]
 
 
-def _error(block: Block, batch: int) -> torch.Tensor:
-    difference = block.run(batch).float() - block.target(batch).float()
-    return (difference.square().mean(-1) * block.weights(batch)).mean()
-
-
 @torch.no_grad()
 def held_error(block: Block) -> float:
-    """Mean weighted squared error over the held-out batches."""
-    errors = [_error(block, batch).item() for batch, held in enumerate(block.held) if held]
+    """Mean error over the held-out batches."""
+    errors = [block.error(batch).item() for batch, held in enumerate(block.held) if held]
     return sum(errors) / len(errors)

@@ -10,7 +10,8 @@ from llm_pruner import importance
 from llm_pruner.calibrate import collect
 from llm_pruner.compensate.bias import output_biases
 from llm_pruner.compensate.layers import inside, layer_number
-from llm_pruner.compensate.rebuild import Tokens, divergence
+from llm_pruner.compensate.logits import divergence
+from llm_pruner.compensate.rebuild import Tokens
 from llm_pruner.groups import HEADS, HIDDEN, MLP, Group, reader
 from llm_pruner.importance import MOMENTS, Evidence
 from llm_pruner.plan import Plan, bias_of

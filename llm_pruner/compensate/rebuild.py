@@ -4,6 +4,7 @@
                                       │ targets
     pruned stream ──► readers refitted ──► heads chosen, o_proj refitted ──► readers refitted ──► neurons chosen,
                       down_proj refitted ──► cut ──► optimised as a whole ──► the pruned stream of the next layer
+    behind the last: lm_head refitted, the last layer optimised towards the dense model's logits
 
 Projections that read the stream aim at what they gave in the dense model; those that write to it aim at the
 dense stream, so that what earlier layers lost is made up for. The dense model is not changed.
@@ -24,6 +25,7 @@ from llm_pruner.compensate.blockwise import Block, held_error, optimise
 from llm_pruner.compensate.ends import outside, set_end, set_entrance
 from llm_pruner.compensate.layer_files import read_layer, write_layer
 from llm_pruner.compensate.layers import Part, affine, inside, layer_number, matrix, parts_of, set_affine, watch
+from llm_pruner.compensate.logits import divergence, optimise_logits
 from llm_pruner.compensate.regression import Moments, fit, normal_equations
 from llm_pruner.compensate.rotation import basis_of, is_layer_norm, rotate_layer
 from llm_pruner.compensate.second_order import keep_heads, keep_neurons
@@ -32,7 +34,7 @@ from llm_pruner.errors import UsageError
 from llm_pruner.groups import HEADS, HIDDEN, KV_HEADS, MLP, Group, kept_positions
 from llm_pruner.plan import Plan
 from llm_pruner.surgery import finish, place, skeleton
-from llm_pruner.walk import Layer, decoder_layers, replaced_layers, walk
+from llm_pruner.walk import Layer, decoder_layers, walk
 
 SELECTION_RIDGE = 1e-2
 
@@ -40,12 +42,14 @@ SELECTION_RIDGE = 1e-2
 @dataclass(frozen=True)
 class Recipe:
     """What a rebuild does. refit: of the projections; without it the units only are chosen by the second order.
-    readers: of those that read the stream too. epochs: of the optimisation of each layer as a whole; 0 for none."""
+    readers: of those that read the stream too. stream: what writes to it aims at it, not at its own dense output.
+    epochs: of the optimisation of each layer as a whole; 0 for none. logits: and of the last one towards the logits."""
 
     refit: bool = True
     readers: bool = True
     stream: bool = True
     epochs: int = 4
+    logits: bool = True
 
 
 @dataclass(frozen=True)
@@ -149,42 +153,30 @@ def rebuild(
                 write_layer(folder, dense.index, small, found)
         small.to(like.device)
         done.errors.append(held_error(work.block(small)))
-        pruned = [work.run(small, batch)().to(hidden.dtype) for batch, hidden in enumerate(pruned)]
+        if dense.index == stay[-1]:  # what enters it is wanted once more
+            work.pruned, last = list(pruned), work
+        work.push(small, pruned)
         done.kept |= found[0]
         done.fits.append(found[1])
         small.to("cpu", like.dtype)
     set_end(
         new, model, groups, dense.outputs, pruned, tokens.held, basis, family.norm_offset, factor, refit=recipe.refit
     )
+    new.tie_weights()
+    if recipe.epochs and recipe.logits:
+        run = lambda batch: last.run(small, batch)()  # noqa: E731
+        small.to(like.device, torch.float32)
+        optimise_logits(small, run, last.dense.module, (model, new), tokens, dense.outputs, recipe.epochs)
+        last.push(small, pruned)
+        small.to("cpu", like.dtype)
     hidden = next(group for group in groups if group.kind == HIDDEN)
     done.kept[hidden.name] = list(range(plan.after[0].hidden_size))
     for name, parameter in model.named_parameters():
         if own := renumbered(name, stay):
             new.get_parameter(own).requires_grad_(parameter.requires_grad)
-    new.tie_weights()
     done.kl = divergence(model, new, tokens, dense.outputs, pruned)
     done.dense_stream = dense.outputs
     return done
-
-
-@torch.no_grad()
-def divergence(dense, pruned, tokens: Tokens, dense_stream, pruned_stream) -> float:
-    """Mean KL(dense ‖ pruned) per held-out token, in nats, from the hidden states behind the last layer of each."""
-    total, count = 0.0, 0
-    for batch, held in enumerate(tokens.held):
-        for row in range(len(tokens.batches[batch])) if held else ():
-            ids = tokens.batches[batch][row : row + 1]
-            wanted = logits_of(dense, ids, dense_stream[batch][row : row + 1]).float().log_softmax(-1)
-            found = logits_of(pruned, ids, pruned_stream[batch][row : row + 1]).float().log_softmax(-1)
-            total += (wanted.exp() * (wanted - found.to(wanted.device))).sum().item()
-            count += ids.numel()
-    return total / count
-
-
-def logits_of(model, ids: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-    """The model's logits when the last layer's output is `hidden`."""
-    with replaced_layers(model, lambda *_, **__: hidden):
-        return model(input_ids=ids.to(model.device), use_cache=False).logits
 
 
 def rebuild_layer(
@@ -261,13 +253,13 @@ class Work:
         return stream.float() if self.basis is None else stream.float() @ self.basis
 
     def block(self, module: nn.Module) -> Block:
-        return Block(
-            module,
-            run=lambda batch: self.run(module, batch)(),
-            target=lambda batch: self.toward(self.dense.outputs[batch]),
-            weights=self.weights,
-            held=self.tokens.held,
-        )
+        """Squared errors of the stream behind the layer, each token weighted."""
+
+        def error(batch: int) -> torch.Tensor:
+            difference = self.run(module, batch)().float() - self.toward(self.dense.outputs[batch])
+            return (difference.square().mean(-1) * self.weights(batch)).mean()
+
+        return Block(module, error, self.tokens.held)
 
     def dense_run(self, batch: int):
         return lambda: self.dense.call(batch, self.dense.stream[batch])
@@ -275,6 +267,11 @@ class Work:
     def run(self, module: nn.Module, batch: int):
         arguments, options = self.dense.arguments[batch]
         return lambda: module(self.pruned[batch].float(), *arguments, **options)
+
+    def push(self, module: nn.Module, stream: list[torch.Tensor]) -> None:
+        """Fills `stream` with what the module gives, batch by batch: no two streams more than there have to be."""
+        for batch, hidden in enumerate(stream):
+            stream[batch] = self.run(module, batch)().to(hidden.dtype)
 
     def weights(self, batch: int) -> torch.Tensor:
         """One over the energy of each token's dense stream, [prompts, tokens]: relative errors count."""

@@ -1,0 +1,66 @@
+"""What the end of a model makes of hidden states: how far two models' logits are apart, and a layer fitted to them.
+
+The stream counts every direction alike, the lm_head does not. The last layer has only the logits behind it, so it can
+be told what they should be.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from llm_pruner.compensate.blockwise import BACK, Block, optimise
+from llm_pruner.walk import replaced_layers
+
+if TYPE_CHECKING:
+    from llm_pruner.compensate.rebuild import Tokens
+
+
+def logits_of(model, ids: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+    """The model's logits when the last layer's output is `hidden`."""
+    with replaced_layers(model, lambda *_, **__: hidden):
+        return model(input_ids=ids.to(model.device), use_cache=False).logits
+
+
+def optimise_logits(
+    layer: nn.Module,
+    run: Callable[[int], torch.Tensor],
+    like: nn.Module,
+    models: tuple[nn.Module, nn.Module],
+    tokens: "Tokens",
+    dense_stream: Sequence[torch.Tensor],
+    epochs: int,
+) -> None:
+    """Trains the last pruned layer towards the dense model's logits: KL(dense ‖ pruned), with small steps.
+
+    run(batch): what the layer now gives. like: its dense twin. models: (dense, pruned), the end of the pruned one as it
+    will be. dense_stream: what the last dense layer gives, for each batch.
+    """
+
+    def error(batch: int) -> torch.Tensor:
+        ids, hidden = tokens.batches[batch], dense_stream[batch]
+        with torch.no_grad():
+            wanted = logits_of(models[0], ids, hidden)
+        return kl(wanted, logits_of(models[1], ids, run(batch).to(hidden.dtype))).mean()
+
+    optimise(Block(layer, error, tokens.held), like, epochs, scale=BACK)
+
+
+@torch.no_grad()
+def divergence(dense, pruned, tokens: "Tokens", dense_stream, pruned_stream) -> float:
+    """Mean KL(dense ‖ pruned) per held-out token, in nats, from the hidden states behind the last layer of each."""
+    total, count = 0.0, 0
+    for batch, held in enumerate(tokens.held):
+        for row in range(len(tokens.batches[batch])) if held else ():
+            ids = tokens.batches[batch][row : row + 1]
+            wanted = logits_of(dense, ids, dense_stream[batch][row : row + 1])
+            total += kl(wanted, logits_of(pruned, ids, pruned_stream[batch][row : row + 1])).sum().item()
+            count += ids.numel()
+    return total / count
+
+
+def kl(wanted: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
+    """KL(wanted ‖ found) of each token, from logits [prompts, tokens, vocab_size]: nats."""
+    wanted, found = (logits.float().log_softmax(-1) for logits in (wanted, found.to(wanted.device)))
+    return (wanted.exp() * (wanted - found)).sum(-1)

@@ -30,11 +30,12 @@ Stay = tuple[int, ...]
 @dataclass(frozen=True)
 class Candidate:
     """widths: of every layer. expected: its second-order cost. layers: those of the dense model that stay, None for
-    all. kl: measured, in nats per token, or None."""
+    all. untied: lm_head no longer shares its weight with the embeddings. kl: measured, in nats per token, or None."""
 
     widths: Widths
     expected: float
     layers: tuple[int, ...] | None = None
+    untied: bool = False
     kl: float | None = None
 
 
@@ -45,16 +46,20 @@ def candidates(
     budget: Budget,
     costs: Costs,
     shallow: Mapping[Stay, Ledger] | None = None,
+    untied: Ledger | None = None,
 ) -> list[Candidate]:
     """Every shape that meets the budget by its neurons, the best of each hidden_size and depth first.
 
     shallow: {the layers that stay: the ledger of a model of those}, for every depth that is tried besides the full one.
+    untied: the ledger of the model with an lm_head of its own, which counts, where that is tried.
     PlanError when there is none.
     """
     before, found = ledger.before, {}
-    sizes = [(None, ledger, hidden) for hidden in _hidden_sizes(before, config, HIDDEN in kinds)]
-    sizes += [(layers, own, before.hidden_size) for layers, own in (shallow or {}).items()]
-    for layers, ledger, hidden in sizes:
+    hidden_sizes = _hidden_sizes(before, config, HIDDEN in kinds)
+    sizes = [(None, False, ledger, hidden) for hidden in hidden_sizes]
+    sizes += [(layers, False, own, before.hidden_size) for layers, own in (shallow or {}).items()]
+    sizes += [(None, True, untied, hidden) for hidden in hidden_sizes] if untied else []
+    for layers, own_head, ledger, hidden in sizes:
         stay = range(len(costs.neurons)) if layers is None else layers
         gone = sum(cost for layer, cost in enumerate(costs.layers) if layer not in stay)
         shapes = []
@@ -65,8 +70,8 @@ def candidates(
             shape = _filled(ledger, shape, budget, MLP in kinds)
             if shape and (shape != before or layers) and holds(config, shape):
                 expected = gone + sum(costs.of(layer, shape) for layer in stay)
-                shapes.append(Candidate(shape, expected, layers))
-        found[hidden, layers] = sorted(shapes, key=lambda candidate: candidate.expected)
+                shapes.append(Candidate(shape, expected, layers, own_head))
+        found[hidden, layers, own_head] = sorted(shapes, key=lambda candidate: candidate.expected)
     longest = max(map(len, found.values()), default=0)
     ordered = [shapes[rank] for rank in range(longest) for shapes in found.values() if rank < len(shapes)]
     if not ordered:
@@ -128,7 +133,7 @@ def search(
     known, spent = _read(cache, key)
     done, best_at, started = [], 0, time.monotonic() - spent
     for candidate in tqdm(options, desc="search", unit="shape", delay=2, leave=False):
-        name = f"{candidate.widths.asdict()} {candidate.layers or 'all'}"
+        name = f"{candidate.widths.asdict()} {candidate.layers or 'all'}{' untied' * candidate.untied}"
         if name not in known:
             if done and time.monotonic() - started > 60 * minutes:
                 break

@@ -1,6 +1,6 @@
 """From options and a configuration to the shape: which widths every layer will have, or what decides about them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from llm_pruner.allocate import adaptive_groups, allocate, uniform
@@ -15,7 +15,6 @@ from llm_pruner.budget import (
     widths_by_structure,
 )
 from llm_pruner.config import BUDGETS, Options
-from llm_pruner.depth import shallow_config
 from llm_pruner.errors import PlanError, UsageError
 from llm_pruner.groups import FIELD, HEADS, HIDDEN, KV_HEADS, MLP, Group
 from llm_pruner.importance import Criterion
@@ -150,14 +149,13 @@ def _uniform_widths(options: Options, shape: Shape, config, budget: Budget):
     return widths_by_parameters(ledger, shape.kinds, budget.goal, budget.whole, lambda widths: holds(config, widths))
 
 
-def shallow(shape: Shape, layers: Sequence[int]) -> Shape:
-    """The shape of a model of these layers only, without widths."""
-    skeleton = meta_model(shallow_config(shape.skeleton.config, layers))
+def variant(shape: Shape, config) -> Shape:
+    """The shape of a model of another configuration (fewer layers, an lm_head of its own), without widths."""
+    skeleton = meta_model(config)
     groups, before = trace_groups(skeleton), shape.ledger.before
     shapes = {name: tuple(p.shape) for name, p in skeleton.named_parameters()}
-    return replace(
-        shape, skeleton=skeleton, groups=groups, ledger=Ledger(shapes, tuple(groups), before, len(layers)), after=None
-    )
+    ledger = Ledger(shapes, tuple(groups), before, config.num_hidden_layers)
+    return replace(shape, skeleton=skeleton, groups=groups, ledger=ledger, after=None)
 
 
 def _budget(options: Options) -> str:

@@ -66,6 +66,12 @@ def place(new: nn.Module, name: str, tensor: torch.Tensor, requires_grad: bool =
     setattr(new.get_submodule(path), leaf, nn.Parameter(tensor, requires_grad=requires_grad))
 
 
+def empty(model: nn.Module) -> None:
+    """Takes the tensors out of the model's parameters: memory is free once nothing else shares them."""
+    for parameter in model.parameters():
+        parameter.data = torch.empty(0, dtype=parameter.dtype, device=parameter.device)
+
+
 def finish(new: nn.Module, model: nn.Module) -> nn.Module:
     """`new`, which has all its tensors, made what `model` is: ties, buffers, devices, generation config, mode."""
     device_map = getattr(model, "hf_device_map", None)

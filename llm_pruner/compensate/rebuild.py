@@ -33,7 +33,7 @@ from llm_pruner.depth import renumbered
 from llm_pruner.errors import UsageError
 from llm_pruner.groups import HEADS, HIDDEN, KV_HEADS, MLP, Group, kept_positions
 from llm_pruner.plan import Plan
-from llm_pruner.surgery import finish, place, skeleton
+from llm_pruner.surgery import empty, finish, place, skeleton
 from llm_pruner.walk import Layer, decoder_layers, walk
 
 SELECTION_RIDGE = 1e-2
@@ -93,8 +93,7 @@ class Rebuilt:
     def settle(self, dense) -> nn.Module:
         """The model where the dense one was, which gives up its tensors."""
         devices = [next(decoder_layers(dense)[layer].parameters()).device for layer in self.layers]
-        for parameter in dense.parameters():
-            parameter.data = torch.empty(0, dtype=parameter.dtype, device=parameter.device)
+        empty(dense)
         for layer, device in zip(decoder_layers(self.model), devices, strict=True):
             layer.to(device)
         self.model = finish(self.model, dense)

@@ -28,6 +28,7 @@ from llm_pruner.report import Stopwatch
 from llm_pruner.shape import shape_of
 
 WIDTHS = (0.25, 0.5)
+WHOLE = 0.3
 PUBLISHED = {
     "magnitude": {"importance": "magnitude"},
     "AMP": {"importance": "amp"},
@@ -64,7 +65,18 @@ def pruned(folder, **asked) -> dict:
     started = time.perf_counter()
     model, plan = prune_model(load(folder), Options(model=str(folder), **asked), prompts(0))
     seconds = round(time.perf_counter() - started, 1)
-    return {**scored(model), "widths": plan.widths_after(), "prune_seconds": seconds}
+    changed = {**plan.config, "layers": plan.layers}
+    return {**scored(model), "widths": plan.widths_after(), "changed": changed, "prune_seconds": seconds}
+
+
+def dense(folder) -> dict:
+    return scored(load(folder))
+
+
+def shrunk(folder, **asked) -> dict:
+    """A run for WHOLE of all parameters gone, embeddings included."""
+    total = sum(parameter.numel() for parameter in load(folder).parameters())
+    return pruned(folder, target_params=str(round((1 - WHOLE) * total)), **asked)
 
 
 def part(recipe: Recipe) -> dict:
@@ -96,22 +108,19 @@ def cost() -> dict:
 
 def wanted() -> dict:
     """{name: what measures it}, in the order of the table."""
-    jobs = {"llama-6m | dense": lambda: scored(load(MODEL))}
-    for ratio in WIDTHS:
-        for name, method in {"magnitude": {"importance": "magnitude"}, "best": {"method": "best"}}.items():
-            jobs[f"llama-6m | every width {ratio} | {name}"] = partial(pruned, MODEL, pruning_ratio=ratio, **method)
+    jobs: dict = {}
+    for name, folder in {"llama-6m": MODEL, **{name: MODELS / name for name in CONFIGS}}.items():
+        jobs[f"{name} | dense"] = partial(dense, folder)
+        for ratio in RATIOS if folder != MODEL else ():  # llama-6m's are in quality.py
+            for method, asked in {**PUBLISHED, **OURS}.items():
+                jobs[f"{name} | {ratio} | {method}"] = partial(pruned, folder, param_ratio=ratio, **asked)
+        for method, asked in {"magnitude": PUBLISHED["magnitude"], "best": OURS["best"]}.items():
+            for ratio in WIDTHS:
+                jobs[f"{name} | every width {ratio} | {method}"] = partial(pruned, folder, pruning_ratio=ratio, **asked)
+            jobs[f"{name} | whole {WHOLE} | {method}"] = partial(shrunk, folder, **asked)
     for name, recipe in PARTS.items():
         jobs[f"llama-6m | half | {name}"] = partial(part, recipe)
     jobs["llama-6m | cost"] = cost
-    for name in CONFIGS:
-        folder = MODELS / name
-        jobs[f"{name} | dense"] = lambda folder=folder: scored(load(folder))
-        for ratio in RATIOS:
-            for method, asked in {**PUBLISHED, **OURS}.items():
-                jobs[f"{name} | {ratio} | {method}"] = partial(pruned, folder, param_ratio=ratio, **asked)
-        for ratio in WIDTHS:
-            for method, asked in {"magnitude": PUBLISHED["magnitude"], "best": OURS["best"]}.items():
-                jobs[f"{name} | every width {ratio} | {method}"] = partial(pruned, folder, pruning_ratio=ratio, **asked)
     return jobs
 
 
@@ -120,7 +129,7 @@ def shares(runs: dict[str, dict]) -> dict[str, float]:
     found = {}
     for key, run in runs.items():
         model, *rest = key.split(" | ")
-        if len(rest) == 2 and rest[1] in OURS and not rest[0].startswith("every"):
+        if len(rest) == 2 and rest[0] in map(str, RATIOS) and rest[1] in OURS:
             others = [
                 runs[f"{model} | {rest[0]} | {name}"] for name in PUBLISHED if f"{model} | {rest[0]} | {name}" in runs
             ]

@@ -57,6 +57,7 @@ METHODS: dict[str, dict] = {
     "AMP, AL-AM": {"importance": "amp", **ADAPTIVE},
     "best": {"method": "best", "search_minutes": 30.0},  # so long that a busy machine finds the same shape
     "best, shape not searched": {"method": "best", "search_minutes": 0.0},
+    "best, shape of the published ones": {"method": "best", "search_minutes": 0.0, "prune": "heads,mlp"},
     "best, per layer": {"method": "best", "per_layer": True},
 }  # fmt: skip
 
@@ -205,7 +206,7 @@ def plot(result: dict) -> None:
     figure, axes = plt.subplots(figsize=(11, 6), layout="constrained")
     axes.axhline(result["dense"]["perplexity"], color="black", linewidth=1, linestyle=":", label="dense")
     colours = plt.get_cmap("tab20").colors
-    styles = {"reversed": ":", "AL-AM": "--", "per layer": "--", "not searched": ":"}
+    styles = {"reversed": ":", "AL-AM": "--", "per layer": "--", "not searched": ":", "shape of the": "-."}
     for index, row in enumerate(result["table"]):
         points = [row[str(ratio)] for ratio in RATIOS]
         style = next((line for word, line in styles.items() if word in row["method"]), "-")

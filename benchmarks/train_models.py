@@ -8,15 +8,14 @@ The weights go to benchmarks/models/, which git ignores; a model that is there a
 """
 
 import argparse
-import json
 import lzma
-import math
 import os
-import time
 from pathlib import Path
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from llm_pruner.demo.train import train
 
 SHARED = Path(os.environ.get("LLM_PRUNER_SHARED", Path(__file__).parents[2] / "shared"))
 MODELS = Path(__file__).parent / "models"
@@ -41,33 +40,13 @@ def windows(tokenizer) -> torch.Tensor:
     return tokens[: len(tokens) // LENGTH * LENGTH].view(-1, LENGTH)
 
 
-def train(name: str, data: torch.Tensor, vocab_size: int, batch: int, lr: float):
+def trained(name: str, data: torch.Tensor, vocab_size: int, batch: int, lr: float):
     torch.manual_seed(0)
     model_type, values, steps = CONFIGS[name]
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, vocab_size=vocab_size, **values))
-    matrices = [p for p in model.parameters() if p.dim() > 1]
-    vectors = [p for p in model.parameters() if p.dim() == 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}], lr=lr, betas=(0.9, 0.95)
-    )
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda step: min(1.0, (step + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps))),
-    )
     order = torch.cat([torch.randperm(len(data)) for _ in range(steps * batch // len(data) + 1)])
     print(f"{name}: {sum(p.numel() for p in model.parameters()):,} parameters, {steps * batch * LENGTH:,} tokens")
-    started = time.time()
-    for step in range(steps):
-        ids = data[order[step * batch : (step + 1) * batch]]
-        loss = model(ids, labels=ids).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad(set_to_none=True)
-        if step % 50 == 0 or step == steps - 1:
-            seconds = round(time.time() - started)
-            print(json.dumps({"step": step, "loss": round(loss.item(), 3), "seconds": seconds}), flush=True)
+    train(model, lambda step: data[order[step * batch : (step + 1) * batch]], steps, lr)
     return model.to(torch.bfloat16).eval()
 
 
@@ -80,7 +59,7 @@ def main() -> None:
     wanted = [name for name in CONFIGS if not (MODELS / name / "config.json").is_file()]
     data = windows(tokenizer) if wanted else None
     for name in wanted:
-        model = train(name, data, len(tokenizer), arguments.batch, arguments.lr)
+        model = trained(name, data, len(tokenizer), arguments.batch, arguments.lr)
         model.save_pretrained(MODELS / name)
         tokenizer.save_pretrained(MODELS / name)
 

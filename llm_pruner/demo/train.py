@@ -8,6 +8,7 @@ import argparse
 import json
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -29,6 +30,31 @@ def train_tokenizer(text: str, vocab_size: int) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=END, eos_token=END)
 
 
+def train(model, batch: Callable[[int], torch.Tensor], steps: int, lr: float) -> None:
+    """Trains `model` in place with AdamW: 100 steps of warming up, then half a cosine. batch(step): LongTensor
+    [rows, length]. Prints a line of JSON every 50 steps."""
+    matrices = [p for p in model.parameters() if p.dim() > 1]
+    vectors = [p for p in model.parameters() if p.dim() == 1]
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda step: min(1.0, (step + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps))),
+    )
+    started = time.time()
+    for step in range(steps):
+        ids = batch(step)
+        loss = model(ids, labels=ids).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad(set_to_none=True)
+        if step % 50 == 0 or step == steps - 1:
+            seconds = round(time.time() - started)
+            print(json.dumps({"step": step, "loss": round(loss.item(), 4), "seconds": seconds}), flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
@@ -48,27 +74,13 @@ def main() -> None:
         rms_norm_eps=1e-6, bos_token_id=0, eos_token_id=0, tie_word_embeddings=False,
     )  # fmt: skip
     model = LlamaForCausalLM(config)
-    decay = [p for p in model.parameters() if p.dim() > 1]
-    rest = [p for p in model.parameters() if p.dim() == 1]
-    groups = [{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.95))
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda step: min(1.0, (step + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / args.steps))),
-    )
     print(f"{len(tokens)} tokens, {sum(p.numel() for p in model.parameters())} parameters")
-    started = time.time()
-    for step in range(args.steps):
+
+    def batch(_) -> torch.Tensor:
         starts = torch.randint(len(tokens) - args.length, (args.batch,))
-        batch = torch.stack([tokens[s : s + args.length] for s in starts])
-        loss = model(batch, labels=batch).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad(set_to_none=True)
-        if step % 50 == 0 or step == args.steps - 1:
-            print(json.dumps({"step": step, "loss": round(loss.item(), 4), "seconds": round(time.time() - started)}))
+        return torch.stack([tokens[start : start + args.length] for start in starts])
+
+    train(model, batch, args.steps, args.lr)
     model.to(torch.bfloat16).save_pretrained(args.out)
     tokenizer.save_pretrained(args.out)
 

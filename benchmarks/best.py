@@ -17,6 +17,7 @@ import torch
 from measure import RESULTS, HostMemory, conditions, keep
 from quality import MODEL, NSAMPLES, RATIOS, prompts, windows
 from train_models import CONFIGS, MODELS
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from llm_pruner import Options, loading, prune_model
 from llm_pruner.best import prune_best
@@ -106,6 +107,26 @@ def cost() -> dict:
     }
 
 
+def scaling() -> dict:
+    """How many times as long a rebuild at half takes with twice the layers, and with twice the text."""
+
+    def seconds(num_layers: int, number: int) -> float:
+        torch.manual_seed(0)
+        config = LlamaConfig(
+            hidden_size=256, intermediate_size=704, num_hidden_layers=num_layers, num_attention_heads=8,
+            num_key_value_heads=4, vocab_size=4096, max_position_embeddings=256,
+        )  # fmt: skip
+        model = LlamaForCausalLM(config).eval()
+        options = Options(method="best", target=HALF, epochs=2)
+        started = time.perf_counter()
+        prune_model(model, options, list(torch.randint(4096, (number, 128))))
+        return time.perf_counter() - started
+
+    seconds(2, 64)  # to warm up
+    one = seconds(6, 64)
+    return {"twice_the_layers": round(seconds(12, 64) / one, 2), "twice_the_text": round(seconds(6, 128) / one, 2)}
+
+
 def wanted() -> dict:
     """{name: what measures it}, in the order of the table."""
     jobs: dict = {}
@@ -121,6 +142,7 @@ def wanted() -> dict:
     for name, recipe in PARTS.items():
         jobs[f"llama-6m | half | {name}"] = partial(part, recipe)
     jobs["llama-6m | cost"] = cost
+    jobs["scaling"] = scaling
     return jobs
 
 
@@ -141,8 +163,6 @@ def shares(runs: dict[str, dict]) -> dict[str, float]:
 
 def gpu() -> None:
     """A random Llama-3.1-8B at half its heads and neurons, 128 windows of 2048 tokens."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     config = LlamaConfig(
         hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8,
         vocab_size=128256, max_position_embeddings=8192, rope_parameters={"rope_type": "default", "rope_theta": 5e5},

@@ -146,19 +146,78 @@ def wanted() -> dict:
     return jobs
 
 
+def loss(runs: dict[str, dict], key: str) -> float:
+    """log(perplexity / dense)."""
+    return math.log(runs[key]["perplexity"] / runs[f"{key.split(' | ')[0]} | dense"]["perplexity"])
+
+
 def shares(runs: dict[str, dict]) -> dict[str, float]:
     """log(perplexity / dense) of ours as a share of the best published method's at the same size."""
     found = {}
-    for key, run in runs.items():
+    for key in runs:
         model, *rest = key.split(" | ")
-        if len(rest) == 2 and rest[0] in map(str, RATIOS) and rest[1] in OURS:
-            others = [
-                runs[f"{model} | {rest[0]} | {name}"] for name in PUBLISHED if f"{model} | {rest[0]} | {name}" in runs
-            ]
-            dense = runs[f"{model} | dense"]["perplexity"]
-            least = min(math.log(other["perplexity"] / dense) for other in others)
-            found[key] = round(math.log(run["perplexity"] / dense) / least, 3)
+        if len(rest) == 2 and rest[1] in OURS:
+            others = [f"{model} | {rest[0]} | {name}" for name in PUBLISHED]
+            found[key] = round(loss(runs, key) / min(loss(runs, other) for other in others if other in runs), 3)
     return found
+
+
+def markdown(result: dict) -> str:
+    """The README's tables."""
+    runs, share = result["runs"], result["shares"]
+
+    def table(*rows: list) -> list[str]:
+        rule = ["---"] * len(rows[0])
+        return [f"| {' | '.join(map(str, row))} |" for row in (rows[0], rule, *rows[1:])] + [""]
+
+    def value(key: str) -> str:
+        return f"{runs[key]['perplexity']:.1f}"
+
+    def ours(key: str) -> str:
+        return f"{value(key)} ({share[key]:.2f})"
+
+    models = ["llama-6m", *CONFIGS]
+    lines = table(
+        ["llama-6m, half of the heads and neurons gone", "KL on held-out text", "perplexity"],
+        *([name, f"{runs[key]['kl']:.3f}", value(key)] for name in PARTS for key in [f"llama-6m | half | {name}"]),
+    )
+    lines += table(
+        ["", "removed", "dense", *PUBLISHED, *OURS],
+        *(
+            [model, f"{ratio:.0%}", value(f"{model} | dense")]
+            + [value(f"{model} | {ratio} | {name}") for name in PUBLISHED]
+            + [ours(f"{model} | {ratio} | {name}") for name in OURS]
+            for model in CONFIGS
+            for ratio in RATIOS
+        ),
+    )
+    lines += table(
+        ["", "every width", "parameters", "dense", "magnitude", "best"],
+        *(
+            [model, ratio, f"{runs[f'{key} | best']['parameters']:,}", value(f"{model} | dense")]
+            + [value(f"{key} | magnitude"), ours(f"{key} | best")]
+            for model in models
+            for ratio in WIDTHS
+            for key in [f"{model} | every width {ratio}"]
+        ),
+    )
+    lines += table(
+        ["", f"{WHOLE:.0%} of all parameters gone", "magnitude", "best", "hidden, heads, kv, neurons × layers"],
+        *(
+            [model, f"{best['parameters']:,}", value(f"{key} | magnitude"), ours(f"{key} | best"), shape_in_words(best)]
+            for model in models
+            for key in [f"{model} | whole {WHOLE}"]
+            for best in [runs[f"{key} | best"]]
+        ),
+    )
+    return "\n".join(lines)
+
+
+def shape_in_words(run: dict) -> str:
+    *widths, _ = run["widths"].values()
+    kept = run["changed"]["layers"]
+    words = ", ".join(map(str, widths)) + (f" × {len(kept)}" if kept else "")
+    return words + (", untied" if run["changed"].get("tie_word_embeddings") is False else "")
 
 
 def gpu() -> None:
@@ -213,6 +272,8 @@ def main() -> None:
         "runs": {key: runs[key] for key in jobs},
     }
     keep("best", result)
+    (RESULTS / "best.md").write_text(markdown(result), encoding="utf-8")
+    print(markdown(result))
     unfinished.unlink()
 
 

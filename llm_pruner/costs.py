@@ -52,19 +52,19 @@ def measure_costs(model, groups: Sequence[Group], batches: Sequence[torch.Tensor
     """batches: LongTensors [prompts, length]."""
     heads, neurons, changes = [], [], []
     tokens = sum(batch.numel() for batch in batches)
-    for layer in walk(model, batches, "costs"):
+    for layer in walk(model, batches, "costs", aside=True):
         layer.run()
-        change = [
-            ((out - hidden).float().square().sum(-1) / out.float().square().sum(-1)).sum().item()
-            for hidden, out in zip(layer.stream, layer.outputs, strict=True)
-        ]
-        changes.append(sum(change) / tokens)
+        change = 0.0
+        for hidden, out in zip(layer.stream, layer.outputs, strict=True):
+            hidden, out = hidden.to(layer.device), out.to(layer.device)
+            change += ((out - hidden).float().square().sum(-1) / out.float().square().sum(-1)).sum().item()
+        changes.append(change / tokens)
         for part in parts_of(groups, layer.index):
             writer = layer.module.get_submodule(part.writer)
             moments = Moments(writer.bias is not None)
             for batch, hidden in enumerate(layer.stream):
                 (given,), (out,), _ = watch(partial(layer.call, batch, hidden), [writer], [writer])
-                energy = layer.outputs[batch].float().square().sum(-1)
+                energy = layer.outputs[batch].to(layer.device).float().square().sum(-1)
                 moments.add(given, out, 1 / energy.clamp_min(1e-6 * energy.median()))
             normal, right = normal_equations(moments, affine(writer), RIDGE)
             share = moments.weight / tokens  # from a weighted mean to a relative error

@@ -20,7 +20,7 @@ class Layer:
     """One decoder layer on the way: hooks on its modules see every batch that `run` pushes through it.
 
     stream: the hidden states that enter, one tensor [prompts, tokens, hidden_size] for each batch.
-    arguments: what else the layer is called with, for each batch.
+    arguments: what else the layer is called with, for each batch. aside: outputs are put aside.
     """
 
     index: int
@@ -28,16 +28,22 @@ class Layer:
     stream: list[torch.Tensor]
     arguments: list[tuple[tuple, dict]]
     outputs: list[torch.Tensor] | None = None
+    aside: bool = False
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.module.parameters()).device
 
     def call(self, batch: int, hidden: torch.Tensor) -> torch.Tensor:
         """The layer's output for `hidden` in place of the hidden states of batch number `batch`."""
         arguments, options = self.arguments[batch]
-        return self.module(hidden, *arguments, **options)
+        return self.module(hidden.to(self.device) if self.aside else hidden, *arguments, **options)
 
     @torch.no_grad()
     def run(self) -> None:
         """Pushes the stream through the layer as it is now; running it again replaces the outputs."""
-        self.outputs = [self.call(batch, hidden) for batch, hidden in enumerate(self.stream)]
+        outputs = (self.call(batch, hidden) for batch, hidden in enumerate(self.stream))
+        self.outputs = [put_aside(hidden) if self.aside else hidden for hidden in outputs]
 
 
 def decoder_layers(model) -> nn.ModuleList:
@@ -46,16 +52,24 @@ def decoder_layers(model) -> nn.ModuleList:
     return next(layers for layers in lists if len(layers) == model.config.num_hidden_layers)
 
 
-def walk(model, batches: Sequence[torch.Tensor], label: str = "calibrate") -> Iterator[Layer]:
-    """Yields the decoder layers in order. batches: LongTensors [prompts, tokens].
+def put_aside(hidden: torch.Tensor) -> torch.Tensor:
+    """In the host's memory what is on a GPU, page-locked so that it comes back quickly; anything else as it is."""
+    if hidden.device.type != "cuda":
+        return hidden
+    return torch.empty(hidden.shape, dtype=hidden.dtype, pin_memory=True).copy_(hidden)
+
+
+def walk(model, batches: Sequence[torch.Tensor], label: str = "calibrate", aside: bool = False) -> Iterator[Layer]:
+    """Yields the decoder layers in order. batches: LongTensors [prompts, tokens]. aside: the streams wait in the host's
+    memory, and a GPU holds one batch at a time.
 
     Whoever walks may `run` a layer, look, change its weights and run it again: the layers behind see its last
     outputs. One that was not run is run by the walk. RunError, naming the layer, for outputs that are not finite.
     """
     entries = [enter(model, batch) for batch in batches]
-    stream = [hidden for hidden, _ in entries]
+    stream = [put_aside(hidden) if aside else hidden for hidden, _ in entries]
     for index, module in enumerate(tqdm(decoder_layers(model), desc=label, unit="layer", delay=2, leave=False)):
-        layer = Layer(index, module, stream, [arguments[index] for _, arguments in entries])
+        layer = Layer(index, module, stream, [arguments[index] for _, arguments in entries], aside=aside)
         yield layer
         if layer.outputs is None:
             layer.run()

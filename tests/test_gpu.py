@@ -9,6 +9,7 @@ from llm_pruner.evaluate.perplexity import perplexity
 from llm_pruner.surgery import cut
 from llm_pruner.trace import trace_groups
 from tests import tiny
+from tests.rebuilding import best_of
 from tests.steps import planned, pruned
 from tests.test_families import METHODS, deep
 
@@ -37,6 +38,20 @@ def test_methods_choose_the_same_units(case, name):
     assert plans[0] == plans[1]
     on_gpu, on_cpu = (pruned(copy.deepcopy(model).to(device), None, **METHODS[name]) for device in ("cuda", "cpu"))
     torch.testing.assert_close(tiny.logits(on_gpu.cpu()), tiny.logits(on_cpu), atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("case", ["llama", "llama_tied", "gpt2"])
+def test_the_best_method_rebuilds_where_the_model_lives(case):
+    """As well as on the CPU: units that are all but equally good may be others."""
+    on_gpu, on_cpu = (
+        best_of(tiny.model(case).to(device), pruning_ratio=0.5, epochs=2) for device in ("cuda", "cpu")
+    )  # fmt: skip
+    assert {parameter.device.type for parameter in on_gpu.model.parameters()} == {"cuda"}
+    assert {name: p.shape for name, p in on_gpu.model.named_parameters()} == {
+        name: p.shape for name, p in on_cpu.model.named_parameters()
+    }
+    assert on_gpu.notes["kl"] == pytest.approx(on_cpu.notes["kl"], rel=0.1)
+    assert on_gpu.notes["kl_plain"] == pytest.approx(on_cpu.notes["kl_plain"], rel=1e-2)
 
 
 def test_the_command_on_the_gpu(command, tmp_path):

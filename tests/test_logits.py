@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from llm_pruner.compensate import logits as module
 from llm_pruner.compensate.logits import divergence, kl, logits_of, optimise_logits
 from llm_pruner.compensate.rebuild import Recipe
 from llm_pruner.walk import decoder_layers, walk
@@ -75,6 +76,21 @@ def test_the_last_layer_alone_is_fitted_to_the_logits(case):
     assert bool(changed) == (found.kl < without.kl)
     assert all(last in name for name in changed)
     assert all(parameter.grad is None for parameter in found.model.parameters())
+
+
+@pytest.mark.parametrize("tokens_at_once", [1, 5])
+def test_logits_of_some_tokens_at_a_time(tokens_at_once, monkeypatch):
+    """Where a batch has too many of them: the same steps."""
+    after, tokens = tiny.axes("llama")["mlp"], calibration(batches=4)
+    whole, prompts = rebuilt(tiny.model("llama"), after, Recipe(epochs=2), tokens), len(tokens.batches[0])
+    calls, own = [], module.logits_of
+    monkeypatch.setattr(module, "LOGITS", tokens_at_once * prompts * tiny.model("llama").config.vocab_size)
+    monkeypatch.setattr(module, "logits_of", lambda *rest: calls.append(rest[1].shape[1]) or own(*rest))
+    found = rebuilt(tiny.model("llama"), after, Recipe(epochs=2), tokens)
+    assert min(calls) <= tokens_at_once
+    assert found.kl == pytest.approx(whole.kl, rel=1e-4)
+    for name, parameter in found.model.named_parameters():
+        torch.testing.assert_close(parameter, whole.model.get_parameter(name), atol=1e-4, rtol=1e-3)
 
 
 def test_without_epochs_there_is_nothing_of_it():

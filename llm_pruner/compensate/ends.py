@@ -56,7 +56,8 @@ def set_end(
         norm = theirs
     sums = [Moments(is_layer_norm(theirs)) for _ in range(2)]
     for batch, out in enumerate(held):
-        sums[out].add(norm(pruned[batch].float()), theirs(dense[batch]))
+        here = theirs.weight.device
+        sums[out].add(norm(pruned[batch].to(here).float()), theirs(dense[batch].to(here)))
     scale = theirs.weight.float() + offset
     prior = torch.eye(width, device=scale.device) if basis is None else scale[:, None] * basis
     if sums[0].intercept:

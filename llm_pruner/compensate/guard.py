@@ -55,7 +55,7 @@ def _silent_stream(
     gone = torch.tensor(sorted(set(range(hidden.units)) - set(kept[hidden.name])), dtype=torch.long)
     whole = {**kept, hidden.name: list(range(hidden.units))}
     biases = output_biases(groups, _Kept(whole), parameters, means) if means else {}
-    for layer in walk(model, held, "guard"):
+    for layer in walk(model, held, "guard", aside=True):
         if layer.index == 0:
             layer.stream[:] = [tensor.index_fill(-1, gone.to(tensor.device), 0) for tensor in layer.stream]
         if layers is not None and layer.index not in layers:
@@ -79,7 +79,7 @@ def _silent_stream(
                     bias = biases[bias_of(weight)]
                     projection = module.get_submodule(inside(weight).removesuffix(".weight"))
                     hooks.callback(projection.register_forward_hook(_adding(bias)).remove)
-            Layer.run(silent := Layer(layer.index, module, layer.stream, layer.arguments))
+            Layer.run(silent := Layer(layer.index, module, layer.stream, layer.arguments, aside=True))
         layer.outputs = silent.outputs
     last = iter(layer.outputs)
     return [next(last) if out else None for out in tokens.held]

@@ -5,10 +5,12 @@ be told what they should be.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from llm_pruner.compensate.blockwise import BACK, Block, optimise
 from llm_pruner.walk import replaced_layers
@@ -16,9 +18,12 @@ from llm_pruner.walk import replaced_layers
 if TYPE_CHECKING:
     from llm_pruner.compensate.rebuild import Tokens
 
+LOGITS = 2**26  # that are held at once; with more, some tokens at a time, computed again on the way back
+
 
 def logits_of(model, ids: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
     """The model's logits when the last layer's output is `hidden`."""
+    hidden = hidden.to(model.get_output_embeddings().weight.device)
     with replaced_layers(model, lambda *_, **__: hidden):
         return model(input_ids=ids.to(model.device), use_cache=False).logits
 
@@ -38,11 +43,18 @@ def optimise_logits(
     will be. dense_stream: what the last dense layer gives, for each batch.
     """
 
-    def error(batch: int) -> torch.Tensor:
-        ids, hidden = tokens.batches[batch], dense_stream[batch]
+    def of_some(ids: torch.Tensor, hidden: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
             wanted = logits_of(models[0], ids, hidden)
-        return kl(wanted, logits_of(models[1], ids, run(batch).to(hidden.dtype))).mean()
+        return kl(wanted, logits_of(models[1], ids, found)).sum()
+
+    def error(batch: int) -> torch.Tensor:
+        ids, hidden = tokens.batches[batch], dense_stream[batch]
+        found = run(batch).to(hidden.dtype)
+        width = max(1, LOGITS // (len(ids) * models[1].config.vocab_size))
+        parts = zip(*(tensor.split(width, dim=1) for tensor in (ids, hidden, found)), strict=True)
+        one = of_some if width >= ids.shape[1] else partial(checkpoint, of_some, use_reentrant=False)
+        return sum(one(*part) for part in parts) / ids.numel()
 
     optimise(Block(layer, error, tokens.held), like, epochs, scale=BACK)
 

@@ -34,7 +34,7 @@ from llm_pruner.errors import UsageError
 from llm_pruner.groups import HEADS, HIDDEN, KV_HEADS, MLP, Group, kept_positions
 from llm_pruner.plan import Plan
 from llm_pruner.surgery import empty, finish, place, skeleton
-from llm_pruner.walk import Layer, decoder_layers, walk
+from llm_pruner.walk import Layer, decoder_layers, put_aside, walk
 
 SELECTION_RIDGE = 1e-2
 
@@ -134,11 +134,11 @@ def rebuild(
         factor = math.sqrt(plan.before.hidden_size / plan.after[0].hidden_size) if family.scaled_embedding else 1.0
         set_entrance(new, model, groups, basis, factor)
     pruned = None
-    for dense in walk(model, tokens.batches, "rebuild"):
+    for dense in walk(model, tokens.batches, "rebuild", aside=True):
         dense.run()
         work = Work(dense, pruned or dense.stream, tokens, basis)
         if pruned is None:
-            work.pruned = pruned = [work.toward(hidden).to(hidden.dtype) for hidden in dense.stream]
+            work.pruned = pruned = [put_aside(work.toward(hidden).to(hidden.dtype)) for hidden in dense.stream]
         if dense.index not in stay:
             continue
         small, like = decoder_layers(new)[stay.index(dense.index)], next(dense.module.parameters())
@@ -245,11 +245,15 @@ class Work:
 
     def __init__(self, dense: Layer, pruned: list[torch.Tensor], tokens: Tokens, basis: torch.Tensor | None) -> None:
         self.dense, self.pruned, self.tokens = dense, pruned, tokens
-        self.basis = None if basis is None else basis.to(dense.stream[0].device)
+        self.basis = None if basis is None else basis.to(dense.device)
+
+    def here(self, stream: torch.Tensor) -> torch.Tensor:
+        """Float32, where the layer is."""
+        return stream.to(self.dense.device).float()
 
     def toward(self, stream: torch.Tensor) -> torch.Tensor:
         """A dense stream as the pruned one should be, float32."""
-        return stream.float() if self.basis is None else stream.float() @ self.basis
+        return self.here(stream) if self.basis is None else self.here(stream) @ self.basis
 
     def block(self, module: nn.Module) -> Block:
         """Squared errors of the stream behind the layer, each token weighted."""
@@ -265,16 +269,16 @@ class Work:
 
     def run(self, module: nn.Module, batch: int):
         arguments, options = self.dense.arguments[batch]
-        return lambda: module(self.pruned[batch].float(), *arguments, **options)
+        return lambda: module(self.here(self.pruned[batch]), *arguments, **options)
 
     def push(self, module: nn.Module, stream: list[torch.Tensor]) -> None:
         """Fills `stream` with what the module gives, batch by batch: no two streams more than there have to be."""
         for batch, hidden in enumerate(stream):
-            stream[batch] = self.run(module, batch)().to(hidden.dtype)
+            stream[batch] = put_aside(self.run(module, batch)().to(hidden.dtype))
 
     def weights(self, batch: int) -> torch.Tensor:
         """One over the energy of each token's dense stream, [prompts, tokens]: relative errors count."""
-        energy = self.dense.outputs[batch].float().square().mean(-1)
+        energy = self.here(self.dense.outputs[batch]).square().mean(-1)
         return 1 / energy.clamp_min(1e-6 * energy.median())
 
     def writes_directly(self, attention: Part, mlp: Part) -> bool:
@@ -282,7 +286,7 @@ class Work:
         module = self.dense.module
         writers = [module.get_submodule(part.writer) for part in (attention, mlp)]
         _, given, out = watch(self.dense_run(0), outputs=writers, whole=True)
-        total = self.dense.stream[0].float() + sum(tensor.float() for tensor in given)
+        total = self.here(self.dense.stream[0]) + sum(tensor.float() for tensor in given)
         return bool((total - out.float()).norm() < 0.02 * out.float().norm())
 
     def refit_readers(self, wide: nn.Module, part: Part, notes: dict) -> None:
@@ -315,6 +319,6 @@ class Work:
                 _, given, _ = watch(self.dense_run(batch), outputs=[dense])
                 target = self.toward(given[0])
                 if direct:
-                    target = target + self.toward(self.dense.stream[batch]) - self.pruned[batch].float()
+                    target = target + self.toward(self.dense.stream[batch]) - self.here(self.pruned[batch])
             sums[held].add(inputs[0], target, self.weights(batch))
         return sums[0], sums[1]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # times the mean of the diagonal of E[x xᵀ]
+ROWS = 4096  # of a product at a time
 
 
 class Moments:
@@ -36,13 +37,13 @@ class Moments:
             scaled, y_scaled = x * weights, y * weights
         else:
             y_scaled = y
-        found = (_wide(scaled.T @ x), _wide(y_scaled.T @ x), _wide((y_scaled * y).sum()))
         if self.inputs is None:
-            self.inputs, self.cross, self.targets = found
-        else:
-            self.inputs += found[0]
-            self.cross += found[1]
-            self.targets += found[2]
+            wide = x.dtype if x.device.type == "mps" else torch.float64
+            self.inputs, self.cross = (x.new_zeros(own.shape[1], x.shape[1], dtype=wide) for own in (x, y))
+            self.targets = x.new_zeros((), dtype=wide)
+        _add_products(self.inputs, scaled, x)
+        _add_products(self.cross, y_scaled, x)
+        self.targets += (y_scaled * y).sum()
         self.weight += float(len(x) if weights is None else weights.sum())
 
     def error(self, weight: torch.Tensor) -> float:
@@ -62,8 +63,10 @@ class Moments:
         return part
 
 
-def _wide(sums: torch.Tensor) -> torch.Tensor:
-    return sums if sums.device.type == "mps" else sums.double()
+def _add_products(sums: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+    """sums += leftᵀ·right, some rows at a time: those of a large model's MLP are gigabytes."""
+    for start in range(0, len(sums), ROWS):
+        sums[start : start + ROWS] += left[:, start : start + ROWS].T @ right
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,9 @@ def normal_equations(moments: Moments, prior: torch.Tensor, ridge: float) -> tup
     pull = ridge * inputs.diagonal().mean() * torch.ones_like(inputs.diagonal())
     if moments.intercept:
         pull[-1] = 1e-9 * pull[0]
-    return inputs + torch.diag(pull), moments.cross / moments.weight + prior * pull
+    right = moments.cross / moments.weight + prior * pull
+    inputs.diagonal().add_(pull)
+    return inputs, right
 
 
 def fit(moments: Moments, held: Moments, prior: torch.Tensor) -> Fit:

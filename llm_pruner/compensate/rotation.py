@@ -26,11 +26,11 @@ from llm_pruner.walk import Layer, walk
 def basis_of(model, batches: Sequence[torch.Tensor], hidden_size: int, centred: bool) -> torch.Tensor:
     """P: float32 [hidden_size of the model, hidden_size], on the CPU."""
     covariance = 0.0
-    for layer in walk(model, batches, "rotation"):
+    for layer in walk(model, batches, "rotation", aside=True):
         layer.run()
         ends = layer.outputs if layer.index == model.config.num_hidden_layers - 1 else []
         for hidden in (*layer.stream, *ends):
-            rows = hidden.reshape(-1, hidden.shape[-1]).float()
+            rows = hidden.to(layer.device).reshape(-1, hidden.shape[-1]).float()
             if centred:
                 rows = rows - rows.mean(1, keepdim=True)
             rows = rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-12)
@@ -45,9 +45,9 @@ def basis_of(model, batches: Sequence[torch.Tensor], hidden_size: int, centred: 
 
 def norm_scale(hidden: Sequence[torch.Tensor], basis: torch.Tensor, centred: bool) -> float:
     """√(ρ·d/d′) for a norm that is given `hidden`, ρ the mean over tokens of ‖Pᵀh‖² / ‖h‖²."""
-    shares, basis = [], basis.to(hidden[0].device)
+    shares = []
     for tensor in hidden:
-        rows = tensor.reshape(-1, tensor.shape[-1]).float()
+        rows = tensor.to(basis.device).reshape(-1, tensor.shape[-1]).float()
         if centred:
             rows = rows - rows.mean(1, keepdim=True)
         shares.append(((rows @ basis).square().sum(1) / rows.square().sum(1).clamp_min(1e-12)).mean())

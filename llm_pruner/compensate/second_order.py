@@ -53,7 +53,10 @@ class Surgeon:
         taken = self.weight[:, gone]
         self.error += (taken.T * torch.linalg.solve(block, taken.T)).sum().item()
         self.weight = self.weight[:, ~gone] - taken @ through
-        self.inverse = self.inverse[~gone][:, ~gone] - self.inverse[~gone][:, gone] @ through
+        rows = self.inverse[~gone]
+        left, self.inverse = rows[:, gone], rows[:, ~gone]
+        del rows  # a large model's are gigabytes
+        self.inverse -= left @ through
         removed = set(places)
         self.alive = [unit for place, unit in enumerate(self.alive) if place not in removed]
 

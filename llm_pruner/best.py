@@ -2,8 +2,10 @@
 
 import contextlib
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,7 +13,7 @@ import torch
 from llm_pruner.compensate.guard import baseline
 from llm_pruner.compensate.rebuild import Recipe, Tokens, rebuild, split
 from llm_pruner.config import Options
-from llm_pruner.costs import measure_costs
+from llm_pruner.costs import measure_costs, measure_layers
 from llm_pruner.depth import make_shallow, shallow_config
 from llm_pruner.errors import PlanError
 from llm_pruner.in_memory import change
@@ -25,6 +27,7 @@ from llm_pruner.weights import Weights
 
 QUICK = Recipe(epochs=0)  # the search's: layers are not optimised
 PART = 4  # and it fits on one of so many prompts
+FINALISTS, CLOSE = 3, 1.1  # so many shapes, whose KL is at most so many times the best one's, then fit on all prompts
 TRAINED_ON = 131_072  # tokens that the optimisation of a layer sees, in 2 to 8 passes, where nothing else is asked for
 
 
@@ -63,28 +66,28 @@ def prune_best(
     planned = Planned.of(shape, form, options)
     groups, wide, layers = planned.dense.groups, planned.wide, form.layers
     dense = untied(model) if form.untied else model
-    recipe = Recipe(epochs=passes(tokens) if options.epochs is None else options.epochs)
+    epochs = passes(tokens) if options.epochs is None else options.epochs
+    recipe = Recipe(epochs=epochs, seed=options.seed)
     with timed("rebuild"):
         key = hashlib.sha256(repr((identity, form, asdict(recipe))).encode()).hexdigest()
         done = rebuild(dense, groups, wide, planned.config, tokens, recipe, folder and folder / key[:16], layers)
     with timed("guard"):
         name, kept, means, plain = baseline(dense, groups, wide, tokens, done.dense_stream, layers)
     notes |= {"kl": done.kl, "kl_plain": {name: plain}, "stream_errors": done.errors, "fits": done.fits}
+    if dense is not model:
+        empty(model)  # what the two share goes with the other's
     say(f"KL(dense ‖ pruned) on held-out calibration text: {done.kl:.4f}; plain {name} at this shape: {plain:.4f}")
     if done.kl <= plain:
-        pruned, plan = done.settle(dense), replace(planned.plan, kept=planned.named(done.kept))
-        best = Best(pruned, plan, planned.config, notes)
-    else:
-        say(f"note: plain {name} is better here, so that is what is kept")
-        simple = replace(options, importance=name, method=None, compensate="bias" if means else "none")
-        planned = Planned.of(shape, form, simple)
-        if layers:
-            make_shallow(dense, layers)
-        plan = replace(planned.plan, kept=planned.named(kept))
-        pruned, config = change(dense, planned.shape, plan, planned.config, planned.named(means), simple)
-        best = Best(pruned, plan, config, notes)
-    empty(model)
-    return best
+        plan = replace(planned.plan, kept=planned.named(done.kept))
+        return Best(done.settle(dense), plan, planned.config, notes)
+    say(f"note: plain {name} is better here, so that is what is kept")
+    simple = replace(options, importance=name, method=None, compensate="bias" if means else "none")
+    planned = Planned.of(shape, form, simple)
+    if layers:
+        make_shallow(dense, layers)
+    plan = replace(planned.plan, kept=planned.named(kept))
+    pruned, config = change(dense, planned.shape, plan, planned.config, planned.named(means), simple)
+    return Best(pruned, plan, config, notes)
 
 
 def _searched(
@@ -95,34 +98,42 @@ def _searched(
     ledger, config, kinds = shape.ledger, shape.skeleton.config, shape.kinds
     some = part_of(tokens)
     fitted = [batch for batch, held in zip(some.batches, some.held, strict=True) if not held]
-    costs = measure_costs(model, shape.groups, fitted, ledger.before)
     if shape.depth:
-        return Form(shape.after[: shape.depth], cheapest_layers(costs, shape.depth))
+        return Form(shape.after[: shape.depth], cheapest_layers(measure_layers(model, fitted), shape.depth))
+    costs = measure_costs(model, shape.groups, fitted, ledger.before)
     if options.per_layer:
-        return Form(layers_by_costs(ledger, config, kinds, shape.budget, costs))
+        return Form(layers_by_costs(ledger, kinds, shape.budget, costs))
 
     free = untied(model) if is_tied(model) and shape.budget.whole else None
 
     def form_of(candidate: Candidate) -> Form:
         return Form((candidate.widths,) * len(candidate.layers or costs.neurons), candidate.layers, candidate.untied)
 
-    def measure(candidate: Candidate) -> float:
+    def measure(text: Tokens, candidate: Candidate) -> float:
         planned = Planned.of(shape, form_of(candidate), options)
         dense, layers = free if candidate.untied else model, candidate.layers
-        return rebuild(dense, planned.dense.groups, planned.wide, planned.config, some, QUICK, layers=layers).kl
+        return rebuild(dense, planned.dense.groups, planned.wide, planned.config, text, QUICK, layers=layers).kl
 
-    depths = [cheapest_layers(costs, number) for number in depths_of(ledger.num_layers)]
+    numbers = () if options.prune else depths_of(ledger.num_layers)  # what --prune names goes, and nothing else
+    depths = [cheapest_layers(costs, number) for number in numbers]
     fewer = {layers: variant(shape, shallow_config(config, layers)).ledger for layers in depths}
     own_head = variant(shape, free.config).ledger if free else None
     try:
         listed = candidates(ledger, config, kinds, shape.budget, costs, fewer, own_head)
     except PlanError:  # heads alone, for one, are too few to meet a budget as closely as a search has to
         return Form(shape.after)
-    cache = folder and folder / "search.json"
-    key = f"{identity} {shape.budget}"
-    found = search(listed, measure, options.search_minutes, cache, key)
+    key = f"{identity} {shape.budget} {kinds}"
+    name = hashlib.sha256(key.encode()).hexdigest()[:16]
+    found = search(
+        listed, partial(measure, some), options.search_minutes, folder and folder / f"search-{name}.json", key
+    )
     notes["search"] = [asdict(candidate) for candidate in found]
     say(f"search: {len(found)} of {len(listed)} shapes measured; KL {found[0].kl:.4f} to {found[-1].kl:.4f}")
+    close = [candidate for candidate in found[:FINALISTS] if candidate.kl <= CLOSE * found[0].kl]
+    if len(close) > 1:
+        found = search(close, partial(measure, tokens), math.inf, folder and folder / f"finals-{name}.json", key)
+        notes["finals"] = [asdict(candidate) for candidate in found]
+        say(f"search: the best {len(found)} on all of the text; KL {found[0].kl:.4f} to {found[-1].kl:.4f}")
     return form_of(found[0])
 
 

@@ -2,7 +2,7 @@
 
 The second-order cost (compensate/second_order.py) of what a layer loses, with its inputs and outputs as they are in
 the dense model: the squared error of the residual stream behind the layer that a refit could not mend, each token
-relative to its energy, times what such an error means for the model's output.
+relative to its energy.
 """
 
 from collections.abc import Sequence
@@ -11,14 +11,13 @@ from functools import partial
 
 import torch
 
-from llm_pruner.architectures import Layers, Widths
+from llm_pruner.architectures import Widths
 from llm_pruner.compensate.layers import affine, matrix, parts_of, watch
 from llm_pruner.compensate.regression import Moments, normal_equations
-from llm_pruner.compensate.second_order import Surgeon
+from llm_pruner.compensate.second_order import RIDGE, Surgeon
 from llm_pruner.groups import MLP, Group
-from llm_pruner.walk import walk
+from llm_pruner.walk import Layer, walk
 
-RIDGE = 1e-2
 STEPS = 32  # points of a layer's curve over its neurons
 
 
@@ -43,9 +42,6 @@ class Costs:
             mlp = points[0][1] if kept >= points[0][0] else points[-1][1]
         return self.heads[layer][widths.num_key_value_heads, widths.heads_per_group] + mlp
 
-    def total(self, after: Layers) -> float:
-        return sum(self.of(layer, widths) for layer, widths in enumerate(after))
-
 
 @torch.no_grad()
 def measure_costs(model, groups: Sequence[Group], batches: Sequence[torch.Tensor], before: Widths) -> Costs:
@@ -53,12 +49,7 @@ def measure_costs(model, groups: Sequence[Group], batches: Sequence[torch.Tensor
     heads, neurons, changes = [], [], []
     tokens = sum(batch.numel() for batch in batches)
     for layer in walk(model, batches, "costs", aside=True):
-        layer.run()
-        change = 0.0
-        for hidden, out in zip(layer.stream, layer.outputs, strict=True):
-            hidden, out = hidden.to(layer.device), out.to(layer.device)
-            change += ((out - hidden).float().square().sum(-1) / out.float().square().sum(-1)).sum().item()
-        changes.append(change / tokens)
+        changes.append(_change(layer) / tokens)
         for part in parts_of(groups, layer.index):
             writer = layer.module.get_submodule(part.writer)
             moments = Moments(writer.bias is not None)
@@ -75,6 +66,24 @@ def measure_costs(model, groups: Sequence[Group], batches: Sequence[torch.Tensor
                 found = _head_costs(normal, right, before, width)
                 heads.append({shape: cost * share for shape, cost in found.items()})
     return Costs(tuple(heads), tuple(neurons), tuple(changes))
+
+
+@torch.no_grad()
+def measure_layers(model, batches: Sequence[torch.Tensor]) -> Costs:
+    """The costs of whole layers only."""
+    tokens = sum(batch.numel() for batch in batches)
+    changes = [_change(layer) / tokens for layer in walk(model, batches, "costs", aside=True)]
+    return Costs((), (), tuple(changes))
+
+
+def _change(layer: Layer) -> float:
+    """Runs the layer: Σ over tokens of ‖out − in‖² / ‖out‖²."""
+    layer.run()
+    change = 0.0
+    for hidden, out in zip(layer.stream, layer.outputs, strict=True):
+        hidden, out = hidden.to(layer.device), out.to(layer.device)
+        change += ((out - hidden).float().square().sum(-1) / out.float().square().sum(-1)).sum().item()
+    return change
 
 
 def _curve(normal, right, units: int) -> list[tuple[int, float]]:

@@ -19,7 +19,7 @@ from llm_pruner.importance import Calibration, Criterion
 from llm_pruner.in_memory import change, choose_units, decide_widths, found_in, plan_for, replayed, settled
 from llm_pruner.outputs import check_outputs
 from llm_pruner.plan import Plan
-from llm_pruner.rules import validate, wants_best
+from llm_pruner.rules import SCORING, asked_of, validate, wants_best
 from llm_pruner.shape import Shape, groups_to_score, shape_of
 
 OWN_CLASS = (
@@ -96,8 +96,8 @@ def run(options: Options, argv: Sequence[str] = ()) -> dict:
         from llm_pruner.best import prune_best
 
         best = prune_best(model, shape, options, prompts, stopwatch, _say)
-        if best.plan.after != plan.after:
-            _say(best.plan.table(shape.requested))
+        if best.plan.after != plan.after or best.config.model_type != new_config.model_type:
+            _announce(best.plan, best.config, shape, options)
         model, plan, new_config, notes = best.model, best.plan, best.config, best.notes
     elif found is None:
         with stopwatch("score"):
@@ -124,7 +124,7 @@ def run(options: Options, argv: Sequence[str] = ()) -> dict:
         if prompts:  # a file may hold fewer records than were asked for
             used["nsamples"] = len(prompts)
         built = report.build(options, plan, new_config, model, perplexities, evaluation, used, stopwatch.seconds, argv)
-        return built | ({"rebuild": notes} if notes else {})
+        return built | ({"rebuild": report.finite(notes)} if notes else {})
 
     if target is None:
         return result()
@@ -149,6 +149,9 @@ def _method(options: Options, config, source: str):
     """
     wanted = wants_best(options)
     if wanted is False:
+        if not (options.importance or options.plan or options.iteration):
+            named = asked_of(options, (*SCORING, "save_plan"))[0]
+            _say(f"note: pruning by magnitude: {named} does not go with the best method")
         return options, shape_of(options, config, evidence.effective(options)), None
     best = replace(options, method="best")
     if wanted:

@@ -72,10 +72,11 @@ def build(
         "parameters": {"before": plan.parameters_before, "after": sum(n for n, _ in parameters)},
         "decoder_parameters": {"before": plan.decoder_before, "after": plan.decoder_after},
         "bytes": {"before": plan.bytes_before, "after": sum(n * size for n, size in parameters)},
-        "perplexity": {name: value if math.isfinite(value) else None for name, value in perplexity.items()},
+        "perplexity": finite(perplexity),
         "evaluation": evaluation,
         "calibration": {name: redact(v) if isinstance(v, str) else v for name, v in calibration.items()},
         "widths": {"before": plan.before.asdict(), "after": plan.widths_after()},
+        "layers": {"before": plan.num_layers_before or len(plan.after), "after": len(plan.after), "kept": plan.layers},
         "removed": {name: round(share, 6) for name, share in plan.removed().items()},
         "importance": plan.importance,
         "compensate": plan.compensate,
@@ -89,6 +90,15 @@ def build(
     }
 
 
+def finite(value):
+    """`value`, whatever it is made of, with None for each number that JSON cannot hold."""
+    if isinstance(value, dict):
+        return {name: finite(own) for name, own in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(own) for own in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def write_json(path: Path, report: dict) -> None:
     path.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
@@ -99,6 +109,8 @@ def write_card(path: Path, report: dict) -> None:
 
     before, after = report["widths"]["before"], report["widths"]["after"]
     rows = [(name, f"{before[name]:,}", _cell(after[name])) for name in before]
+    if report["layers"]["kept"]:
+        rows.append(("layers", *(str(report["layers"][side]) for side in ("before", "after"))))
     rows += [(name, *(f"{report[name][side]:,}" for side in ("before", "after"))) for name in ("parameters", "bytes")]
     if report["perplexity"]:
         data = report["evaluation"]

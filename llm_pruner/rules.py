@@ -145,6 +145,10 @@ def _validate_best(options: Options) -> None:
         raise UsageError(f"{unused[0]} belongs to --method best; leave it out, or what names another method")
     if options.per_layer and not any(getattr(options, name) is not None for name in PARAMETERS):
         raise UsageError(f"per_layer shares a budget out: give one of {', '.join(PARAMETERS)}")
+    if options.per_layer and "hidden" in (options.prune or ""):
+        raise UsageError(
+            "per_layer shares a budget out among layers, and hidden belongs to all: leave it out of --prune"
+        )
     if not options.method:
         return
     if clash := asked_of(options, SCORING):

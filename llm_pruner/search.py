@@ -7,6 +7,7 @@ long as the time lasts. Widths of their own for every layer are too many, and co
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ from llm_pruner.costs import Costs
 from llm_pruner.errors import PlanError
 from llm_pruner.groups import HEADS, HIDDEN, KV_HEADS, MLP
 
-PATIENCE = 6  # measured candidates in a row that are no better than the best end the search
+PATIENCE = 6  # candidates in a row that are no better than the best end the search, once every family has had its turn
 HIDDEN_STEPS = 8  # the hidden sizes that are tried are multiples of so many parts
 
 
@@ -131,6 +132,7 @@ def search(
     measure: its KL. cache: a JSON file with what an interrupted search of the same `key` measured.
     """
     known, spent = _read(cache, key)
+    families = {(candidate.widths.hidden_size, candidate.layers, candidate.untied) for candidate in options}
     done, best_at, started = [], 0, time.monotonic() - spent
     for candidate in tqdm(options, desc="search", unit="shape", delay=2, leave=False):
         name = f"{candidate.widths.asdict()} {candidate.layers or 'all'}{' untied' * candidate.untied}"
@@ -141,11 +143,13 @@ def search(
             known[name] = math.inf if math.isnan(kl) else kl
             if cache:
                 state = {"key": key, "kl": known, "seconds": time.monotonic() - started}
-                cache.write_text(json.dumps(state), encoding="utf-8")
+                partial = cache.with_name(f".{cache.name}.{os.getpid()}.partial")
+                partial.write_text(json.dumps(state), encoding="utf-8")
+                os.replace(partial, cache)
         done.append(replace(candidate, kl=known[name]))
         if done[-1].kl < done[best_at].kl:
             best_at = len(done) - 1
-        if len(done) - 1 - best_at >= PATIENCE:
+        if len(done) - max(best_at + 1, len(families)) >= PATIENCE:
             break
     return sorted(done, key=lambda candidate: candidate.kl)
 
@@ -161,7 +165,7 @@ def _read(cache: Path | None, key: str) -> tuple[dict[str, float], float]:
         return {}, 0.0
 
 
-def layers_by_costs(ledger: Ledger, config, kinds: Sequence[str], budget: Budget, costs: Costs) -> Layers:
+def layers_by_costs(ledger: Ledger, kinds: Sequence[str], budget: Budget, costs: Costs) -> Layers:
     """Widths of its own for every layer: the least total cost at the budget (one price per parameter for all layers).
 
     PlanError when the budget cannot be met.

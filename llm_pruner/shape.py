@@ -85,9 +85,9 @@ def _asked(options: Options, config, criterion: Criterion) -> Shape:
     hidden = by_ratio and HIDDEN in criterion.kinds
     goal = goal_of(options, next(skeleton.parameters()).element_size())
     kinds = [HIDDEN] if hidden else []
-    if options.method and not by_ratio and not derived and before.grouped:
+    if options.method and not by_ratio and not derived:
         whole = goal is not None and not options.per_layer and not family_of(config.model_type).post_norms
-        kinds = [HIDDEN, KV_HEADS] if whole else [KV_HEADS]
+        kinds = [HIDDEN] * whole + [KV_HEADS] * before.grouped
     default = ",".join((*kinds, HEADS, MLP))
     ratios = parse_prune(options.prune or default, options.pruning_ratio if by_ratio else 0.0)
     kinds = tuple(ratios)

@@ -42,3 +42,8 @@ def made_up(ledger: Ledger, *factors: float) -> Costs:
 def missed(ledger: Ledger, budget: Budget, after) -> float:
     """How far the layers are from the budget, relative to it."""
     return abs(budget.count(ledger, after) / budget.goal - 1)
+
+
+def total(costs: Costs, layers) -> float:
+    """Of layers of these widths."""
+    return sum(costs.of(layer, widths) for layer, widths in enumerate(layers))

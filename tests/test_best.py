@@ -46,9 +46,11 @@ def test_the_best_of_the_shapes_that_were_measured_is_built(case, budget):
     result = best_of(model, said, **budget, search_minutes=0.008, **({"prune": "mlp"} if case == "gpt2" else {}))
     found, plan = result.notes["search"], result.plan
     assert [shape["kl"] for shape in found] == sorted(shape["kl"] for shape in found)
-    layers = found[0]["layers"]
+    assert all(final["kl"] is not None for final in result.notes.get("finals", []))
+    chosen = result.notes.get("finals", found)[0]
+    layers = chosen["layers"]
     assert len(plan.after) == len(layers or (0, 1)) == len(result.notes["stream_errors"])
-    assert [widths.asdict() for widths in plan.after] == [found[0]["widths"]] * len(plan.after)
+    assert [widths.asdict() for widths in plan.after] == [chosen["widths"]] * len(plan.after)
     if "param_ratio" in budget:
         assert abs(plan.decoder_after / plan.decoder_before - 0.6) < 0.005
     else:
@@ -87,11 +89,12 @@ def test_without_time_for_a_search_the_shape_is_the_proportional_one():
     assert abs(result.plan.decoder_after / result.plan.decoder_before - 0.6) < 0.01
 
 
-def test_an_interrupted_run_goes_on(tmp_path, monkeypatch):
+def test_the_same_run_again_goes_on_where_the_first_ended(tmp_path, monkeypatch):
     """Nothing is measured or rebuilt again, and the bytes are the same."""
     options = {"param_ratio": 0.4, "search_minutes": 0.008, "epochs": 1, "work_dir": str(tmp_path / "work")}
     first = best_of(tiny.model("llama", **FINE), **options)
-    known = json.loads((tmp_path / "work" / "search.json").read_text())
+    (cache,) = (tmp_path / "work").glob("search-*.json")
+    known = json.loads(cache.read_text())
     folders = [path for path in (tmp_path / "work").iterdir() if path.is_dir()]
     assert len(known["kl"]) == len(first.notes["search"])
     assert [len(list(folder.glob("layer-*.safetensors"))) for folder in folders] == [len(first.plan.after)]

@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from llm_pruner.architectures import Widths, widths_of
-from llm_pruner.costs import RIDGE, Costs, measure_costs
+from llm_pruner.costs import RIDGE, Costs, measure_costs, measure_layers
 from llm_pruner.errors import PlanError
 from llm_pruner.groups import HEADS, KV_HEADS, MLP
 from llm_pruner.search import layers_by_costs
 from llm_pruner.trace import trace_groups
 from llm_pruner.walk import walk
 from tests import tiny
-from tests.budgets import budget_of, ledger_of, made_up, missed
+from tests.budgets import budget_of, ledger_of, made_up, missed, total
 
 BLOCK = (KV_HEADS, HEADS, MLP)
 
@@ -27,7 +27,6 @@ def test_costs_are_interpolated():
     assert found == [10, 10, 10.5, 11, 12, 14, 15, 15]
     fewer = replace(widths, num_attention_heads=1, num_key_value_heads=1, intermediate_size=6)
     assert costs.of(1, fewer) == 104
-    assert costs.total((widths, fewer)) == 114
 
 
 @pytest.fixture(scope="module")
@@ -116,9 +115,9 @@ def test_every_family_and_group_has_costs(case):
 @pytest.mark.parametrize("case", ["llama", "mistral", "llama_multi_head"])
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.8])
 def test_layers_meet_the_budget(case, share):
-    ledger, config = ledger_of(case, num_hidden_layers=4)
+    ledger, _ = ledger_of(case, num_hidden_layers=4)
     budget, before = budget_of(ledger, share, False), ledger.before
-    layers = layers_by_costs(ledger, config, BLOCK, budget, made_up(ledger, 1.0, 4.0, 0.1, 2.0))
+    layers = layers_by_costs(ledger, BLOCK, budget, made_up(ledger, 1.0, 4.0, 0.1, 2.0))
     assert missed(ledger, budget, layers) < 0.005 / (1 - share)
     for widths in layers:
         assert widths.num_attention_heads % widths.num_key_value_heads == 0
@@ -127,16 +126,16 @@ def test_layers_meet_the_budget(case, share):
 
 
 def test_a_layer_that_costs_more_keeps_more():
-    ledger, config = ledger_of("llama", num_hidden_layers=4)
-    layers = layers_by_costs(ledger, config, BLOCK, budget_of(ledger, 0.4, False), made_up(ledger, 1.0, 4.0, 0.1, 2.0))
+    ledger, _ = ledger_of("llama", num_hidden_layers=4)
+    layers = layers_by_costs(ledger, BLOCK, budget_of(ledger, 0.4, False), made_up(ledger, 1.0, 4.0, 0.1, 2.0))
     sizes = [ledger.decoder(ledger.all_layers(widths)) for widths in layers]
     assert sorted(range(4), key=lambda layer: sizes[layer]) == [2, 0, 3, 1]
     assert len(set(sizes)) == 4
 
 
 def test_equal_layers_share_alike():
-    ledger, config = ledger_of("llama", num_hidden_layers=4)
-    layers = layers_by_costs(ledger, config, BLOCK, budget_of(ledger, 0.4, False), made_up(ledger))
+    ledger, _ = ledger_of("llama", num_hidden_layers=4)
+    layers = layers_by_costs(ledger, BLOCK, budget_of(ledger, 0.4, False), made_up(ledger))
     assert len({(widths.num_key_value_heads, widths.num_attention_heads) for widths in layers}) == 1
     neurons = [widths.intermediate_size for widths in layers]
     assert max(neurons) - min(neurons) <= 7, "the points of the curves are seven apart"
@@ -145,10 +144,10 @@ def test_equal_layers_share_alike():
 @pytest.mark.parametrize("share", [0.2, 0.4, 0.6])
 def test_no_other_layers_cost_much_less(share):
     """Of all pairs of layers at that budget, in steps of a neuron."""
-    ledger, config = ledger_of("llama", intermediate_size=29)
+    ledger, _ = ledger_of("llama", intermediate_size=29)
     budget, before = budget_of(ledger, share, False), ledger.before
     costs = made_up(ledger, 1.0, 3.0)
-    found = layers_by_costs(ledger, config, BLOCK, budget, costs)
+    found = layers_by_costs(ledger, BLOCK, budget, costs)
     every = [
         replace(before, num_key_value_heads=kv, num_attention_heads=kv * each, intermediate_size=n)
         for kv, each, n in itertools.product(range(1, 5), (1, 2), range(1, 30))
@@ -163,20 +162,27 @@ def test_no_other_layers_cost_much_less(share):
         for rest, cost in cheapest.items()
         if abs(size[widths] + rest - budget.goal) <= missed(ledger, budget, found) * budget.goal
     )
-    assert costs.total(found) < 1.1 * best
+    assert total(costs, found) < 1.1 * best
 
 
 def test_only_the_kinds_that_may_go_do():
-    ledger, config = ledger_of("llama", num_hidden_layers=4)
+    ledger, _ = ledger_of("llama", num_hidden_layers=4)
     costs, before = made_up(ledger, 1.0, 4.0, 0.1, 2.0), ledger.before
-    for widths in layers_by_costs(ledger, config, (MLP,), budget_of(ledger, 0.2, False), costs):
+    for widths in layers_by_costs(ledger, (MLP,), budget_of(ledger, 0.2, False), costs):
         assert replace(widths, intermediate_size=before.intermediate_size) == before
-    for widths in layers_by_costs(ledger, config, (HEADS, MLP), budget_of(ledger, 0.4, False), costs):
+    for widths in layers_by_costs(ledger, (HEADS, MLP), budget_of(ledger, 0.4, False), costs):
         assert widths.num_key_value_heads == before.num_key_value_heads
 
 
 @pytest.mark.parametrize(("kinds", "share"), [((MLP,), 0.9), ((HEADS,), 0.9), ((KV_HEADS,), 0.08)])
 def test_a_budget_that_no_layers_meet(kinds, share):
-    ledger, config = ledger_of("llama")
+    ledger, _ = ledger_of("llama")
     with pytest.raises(PlanError, match="single layers cannot meet the budget; ask for less, or --prune more kinds"):
-        layers_by_costs(ledger, config, kinds, budget_of(ledger, share, False), made_up(ledger))
+        layers_by_costs(ledger, kinds, budget_of(ledger, share, False), made_up(ledger))
+
+
+@pytest.mark.parametrize("case", ["llama", "gpt2"])
+def test_the_cost_of_whole_layers_needs_no_surgery(case):
+    model, batches = tiny.model(case), [tiny.tokens(4, 12)]
+    costs = measure_costs(model, trace_groups(model), batches, widths_of(model.config))
+    assert measure_layers(model, batches).layers == costs.layers

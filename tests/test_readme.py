@@ -82,6 +82,31 @@ def test_quality_is_what_was_measured():
         assert f"{value:.1f}" in README
 
 
+def test_the_best_method_is_what_was_measured():
+    """Its tables are those that benchmarks/best.py wrote, with the JSON's figures, and it keeps what issue and text
+    promise: at most 0.45 of the published methods' loss as a stock checkpoint, 0.40 with widths per layer."""
+    best, quality = result("best"), result("quality")
+    tables = (REPOSITORY / "benchmarks" / "results" / "best.md").read_text(encoding="utf-8").strip().split("\n\n")
+    assert len(tables) == 4
+    for table in tables:
+        assert table in README
+    text = "\n".join(tables)
+    for key, share in best["shares"].items():
+        assert f"{best['runs'][key]['perplexity']:.1f} ({share:.2f})" in text
+    for name, most in (("best", 0.45), ("best, per layer", 0.40)):
+        shares = quality["against_best_published"][name].values()
+        assert max(shares) <= most
+        assert all(f"{share:.2f}" in README for share in shares)
+    assert len({key.split(" | ")[0] for key in best["shares"]}) >= 3
+    for share, most in ((0.25, 0.20), (0.5, 0.25)):
+        assert best["shares"][f"llama-6m | every width {share} | best"] <= most
+    cost = best["runs"]["llama-6m | cost"]
+    assert cost["seconds"]["all"] <= 180
+    assert f"{cost['seconds']['all']:.0f} s" in README
+    for value in (best["runs"]["scaling"]["twice_the_layers"], best["runs"]["scaling"]["twice_the_text"]):
+        assert f"{value:.1f}×" in README
+
+
 def test_calibration_cost_is_what_was_measured():
     ratios = result("calibration_cpu")["ratio_to_plain"]
     for row, name in (

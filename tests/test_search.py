@@ -12,7 +12,7 @@ from llm_pruner.architectures import Widths, holds
 from llm_pruner.errors import PlanError
 from llm_pruner.groups import HEADS, HIDDEN, KV_HEADS, MLP
 from llm_pruner.search import PATIENCE, Candidate, candidates, cheapest_layers, depths_of, search
-from tests.budgets import budget_of, ledger_of, made_up, missed
+from tests.budgets import budget_of, ledger_of, made_up, missed, total
 
 BLOCK = (KV_HEADS, HEADS, MLP)
 FINE = {"intermediate_size": 320}  # neurons small enough to meet any budget
@@ -42,7 +42,7 @@ def test_candidates_meet_the_budget_and_are_legal(case, kinds, share, whole):
         assert widths.num_key_value_heads == before.num_key_value_heads or set(kinds) & {KV_HEADS, HEADS}
         assert widths.heads_per_group == before.heads_per_group or HEADS in kinds
         narrow = replace(widths, hidden_size=before.hidden_size)
-        assert candidate.expected == pytest.approx(costs.total(ledger.all_layers(narrow)))
+        assert candidate.expected == pytest.approx(total(costs, ledger.all_layers(narrow)))
     for hidden in {candidate.widths.hidden_size for candidate in listed}:
         expected = [candidate.expected for candidate in listed if candidate.widths.hidden_size == hidden]
         assert expected == sorted(expected)
@@ -158,6 +158,16 @@ def test_patience(monkeypatch):
     measure = Measure(monkeypatch, [5.0, 4.0, 3.0, *range(4, 99)])
     assert neurons(search(options(50), measure, 60.0))[0] == 3
     assert len(measure.shapes) == 3 + PATIENCE
+
+
+def test_patience_begins_when_every_hidden_size_depth_and_tie_has_been_tried(monkeypatch):
+    measure, listed = Measure(monkeypatch, range(1, 99)), options(50)
+    listed[:4] = [
+        replace(listed[0], widths=replace(listed[0].widths, hidden_size=16)),
+        replace(listed[1], layers=(0, 2)), replace(listed[2], untied=True), listed[3],
+    ]  # fmt: skip
+    search(listed, measure, 60.0)
+    assert len(measure.shapes) == 4 + PATIENCE
 
 
 def test_a_shape_that_breaks_is_the_worst(monkeypatch):

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-RATE = 0.04  # of a matrix's root mean square, per step, at first, for up to INPUTS inputs
-INPUTS = 256  # with more the step shrinks by the root: all inputs of a row may move its output the same way
+RATE = 0.04  # of a matrix's root mean square, per step, at first, for up to INPUTS rows or columns
+INPUTS = 256  # of the smaller side; with more the step shrinks by the root: all may move an output the same way
 RATE_OF_VECTORS = 0.002
 WARM_UP = 8  # steps
 BACK = 0.2
 EPSILON = 1e-16  # Adam's: the gradients of a large model are smaller than the usual 1e-8
+SCALE = 1024  # of the loss, for gradients that pass an lm_head in float16; Adam does not see it
 
 
 @dataclass
@@ -59,7 +60,7 @@ def optimise(block: Block, like: nn.Module, epochs: int, scale: float = 1.0, see
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * factor
             with torch.enable_grad():
-                loss = block.error(steps[place])
+                loss = SCALE * block.error(steps[place])
             optimizer.zero_grad(set_to_none=True)
             loss.backward(inputs=parameters)
             optimizer.step()

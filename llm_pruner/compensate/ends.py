@@ -1,5 +1,6 @@
 """What stands before the first layer and behind the last, in a rebuild: embeddings, final norm, lm_head."""
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -10,6 +11,7 @@ from llm_pruner.compensate.regression import Moments, fit
 from llm_pruner.compensate.rotation import is_layer_norm, norm_bias, norm_scale, set_norm
 from llm_pruner.groups import HIDDEN, Group
 from llm_pruner.surgery import place
+from llm_pruner.untie import is_tied
 
 
 def outside(groups: Sequence[Group]):
@@ -32,7 +34,7 @@ def set_entrance(new, model, groups: Sequence[Group], basis: torch.Tensor, facto
 def set_end(
     new, model, groups: Sequence[Group], dense, pruned, held, basis, offset: float, factor: float, refit: bool = True
 ) -> None:
-    """The final norm and lm_head for what the last pruned layer gives; refitted, unless the two are tied.
+    """The final norm and lm_head for what the last pruned layer gives. lm_head is refitted, unless it is tied.
 
     dense, pruned: what comes out of the last layers, one tensor for each batch. basis: of a smaller stream, or None.
     factor: what the embeddings were multiplied by, which a tied lm_head has in it too.
@@ -40,8 +42,8 @@ def set_end(
     name = outside(groups)[1].removesuffix(".weight")
     theirs = model.get_submodule(name)
     head = model.get_output_embeddings()
-    tied = head.weight is model.get_input_embeddings().weight
-    dtype, width = theirs.weight.dtype, pruned[0].shape[-1]
+    tied = is_tied(model)
+    dtype, device, width = theirs.weight.dtype, theirs.weight.device, pruned[0].shape[-1]
     basis = None if basis is None else basis.to(theirs.weight.device)
     norm = new.get_submodule(name)
     if basis is not None:
@@ -53,11 +55,10 @@ def set_end(
     elif tied or not refit:
         return
     else:
-        norm = theirs
+        norm = copy.deepcopy(theirs).float()
     sums = [Moments(is_layer_norm(theirs)) for _ in range(2)]
     for batch, out in enumerate(held):
-        here = theirs.weight.device
-        sums[out].add(norm(pruned[batch].to(here).float()), theirs(dense[batch].to(here)))
+        sums[out].add(norm(pruned[batch].to(device).float()), theirs(dense[batch].to(device)))
     scale = theirs.weight.float() + offset
     prior = torch.eye(width, device=scale.device) if basis is None else scale[:, None] * basis
     if sums[0].intercept:

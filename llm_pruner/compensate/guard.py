@@ -2,7 +2,8 @@
 
 import contextlib
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -41,20 +42,20 @@ def baseline(
         evidence = Evidence(weights, inputs=inputs)
     scores = importance.score(scored_groups(groups, plan.before, plan.after), importance.get(name), evidence)
     kept = choose(groups, scores, plan.before, plan.after)
-    stream = _silent_stream(model, groups, kept, means, tokens, layers)
+    stream = _silent_stream(model, groups, replace(plan, kept=kept), means, tokens, layers)
     return name, kept, means, divergence(model, model, tokens, dense_stream, stream)
 
 
 def _silent_stream(
-    model, groups, kept: Mapping[str, list[int]], means, tokens: Tokens, layers: Sequence[int] | None
+    model, groups, plan: Plan, means, tokens: Tokens, layers: Sequence[int] | None
 ) -> list[torch.Tensor | None]:
     """The last hidden states of the held-out batches when the other units are silent; None for the fitted ones."""
     held = [batch for batch, out in zip(tokens.batches, tokens.held, strict=True) if out]
-    parameters = dict(model.named_parameters())
+    parameters, kept = dict(model.named_parameters()), plan.kept
     hidden = next(group for group in groups if group.kind == HIDDEN)
     gone = torch.tensor(sorted(set(range(hidden.units)) - set(kept[hidden.name])), dtype=torch.long)
     whole = {**kept, hidden.name: list(range(hidden.units))}
-    biases = output_biases(groups, _Kept(whole), parameters, means) if means else {}
+    biases = output_biases(groups, replace(plan, kept=whole), parameters, means) if means else {}
     for layer in walk(model, held, "guard", aside=True):
         if layer.index == 0:
             layer.stream[:] = [tensor.index_fill(-1, gone.to(tensor.device), 0) for tensor in layer.stream]
@@ -83,13 +84,6 @@ def _silent_stream(
         layer.outputs = silent.outputs
     last = iter(layer.outputs)
     return [next(last) if out else None for out in tokens.held]
-
-
-class _Kept:
-    """As much of a plan as output_biases reads."""
-
-    def __init__(self, kept) -> None:
-        self.kept = kept
 
 
 def _adding(bias: torch.Tensor):

@@ -14,7 +14,7 @@ def write_layer(folder: Path, index: int, layer: nn.Module, found: Found) -> Non
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f".layer-{index}.partial"
+    partial = folder / f".layer-{index}.{os.getpid()}.partial"
     tensors = {name: parameter.detach().contiguous() for name, parameter in layer.named_parameters()}
     save_file(tensors, partial, metadata={"found": json.dumps(found)})
     os.replace(partial, folder / f"layer-{index}.safetensors")

@@ -12,12 +12,13 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from llm_pruner.compensate.blockwise import BACK, Block, optimise
+from llm_pruner.compensate.blockwise import Block, optimise
 from llm_pruner.walk import replaced_layers
 
 if TYPE_CHECKING:
     from llm_pruner.compensate.rebuild import Tokens
 
+STEPS = 0.2  # as large as those towards the stream: the layer is nearly right
 LOGITS = 2**26  # that are held at once; with more, some tokens at a time, computed again on the way back
 
 
@@ -36,8 +37,9 @@ def optimise_logits(
     tokens: "Tokens",
     dense_stream: Sequence[torch.Tensor],
     epochs: int,
+    seed: int = 0,
 ) -> None:
-    """Trains the last pruned layer towards the dense model's logits: KL(dense ‖ pruned), with small steps.
+    """Trains the last pruned layer towards the dense model's logits: KL(dense ‖ pruned).
 
     run(batch): what the layer now gives. like: its dense twin. models: (dense, pruned), the end of the pruned one as it
     will be. dense_stream: what the last dense layer gives, for each batch.
@@ -56,7 +58,7 @@ def optimise_logits(
         one = of_some if width >= ids.shape[1] else partial(checkpoint, of_some, use_reentrant=False)
         return sum(one(*part) for part in parts) / ids.numel()
 
-    optimise(Block(layer, error, tokens.held), like, epochs, scale=BACK)
+    optimise(Block(layer, error, tokens.held), like, epochs, STEPS, seed)
 
 
 @torch.no_grad()

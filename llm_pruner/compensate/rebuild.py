@@ -4,7 +4,7 @@
                                       │ targets
     pruned stream ──► readers refitted ──► heads chosen, o_proj refitted ──► readers refitted ──► neurons chosen,
                       down_proj refitted ──► cut ──► optimised as a whole ──► the pruned stream of the next layer
-    behind the last: lm_head refitted, the last layer optimised towards the dense model's logits
+    behind the last: lm_head refitted where it is not tied, the last layer optimised towards the dense model's logits
 
 Projections that read the stream aim at what they gave in the dense model; those that write to it aim at the
 dense stream, so that what earlier layers lost is made up for. The dense model is not changed.
@@ -28,7 +28,7 @@ from llm_pruner.compensate.layers import Part, affine, inside, layer_number, mat
 from llm_pruner.compensate.logits import divergence, optimise_logits
 from llm_pruner.compensate.regression import Moments, fit, normal_equations
 from llm_pruner.compensate.rotation import basis_of, is_layer_norm, rotate_layer
-from llm_pruner.compensate.second_order import keep_heads, keep_neurons
+from llm_pruner.compensate.second_order import RIDGE, keep_heads, keep_neurons
 from llm_pruner.depth import renumbered
 from llm_pruner.errors import UsageError
 from llm_pruner.groups import HEADS, HIDDEN, KV_HEADS, MLP, Group, kept_positions
@@ -36,20 +36,20 @@ from llm_pruner.plan import Plan
 from llm_pruner.surgery import empty, finish, place, skeleton
 from llm_pruner.walk import Layer, decoder_layers, put_aside, walk
 
-SELECTION_RIDGE = 1e-2
-
 
 @dataclass(frozen=True)
 class Recipe:
     """What a rebuild does. refit: of the projections; without it the units only are chosen by the second order.
     readers: of those that read the stream too. stream: what writes to it aims at it, not at its own dense output.
-    epochs: of the optimisation of each layer as a whole; 0 for none. logits: and of the last one towards the logits."""
+    epochs: of the optimisation of each layer as a whole; 0 for none. logits: and of the last one towards the logits.
+    seed: of the order of the text in that."""
 
     refit: bool = True
     readers: bool = True
     stream: bool = True
     epochs: int = 4
     logits: bool = True
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -147,10 +147,11 @@ def rebuild(
             found = rebuild_layer(work, small, groups, plan, recipe, family.norm_offset)
             small.to(like.device)
             if recipe.epochs:
-                optimise(work.block(small), dense.module, recipe.epochs)
+                optimise(work.block(small), dense.module, recipe.epochs, seed=recipe.seed)
+            small.to(like.dtype)  # what the layers behind make up for is the layer that will be saved
             if folder:
                 write_layer(folder, dense.index, small, found)
-        small.to(like.device)
+        small.to(like.device, torch.float32)
         done.errors.append(held_error(work.block(small)))
         if dense.index == stay[-1]:  # what enters it is wanted once more
             work.pruned, last = list(pruned), work
@@ -165,8 +166,9 @@ def rebuild(
     if recipe.epochs and recipe.logits:
         run = lambda batch: last.run(small, batch)()  # noqa: E731
         small.to(like.device, torch.float32)
-        optimise_logits(small, run, last.dense.module, (model, new), tokens, dense.outputs, recipe.epochs)
-        last.push(small, pruned)
+        ends = (model, new)
+        optimise_logits(small, run, last.dense.module, ends, tokens, dense.outputs, recipe.epochs, recipe.seed)
+        last.push(small.to(like.dtype).float(), pruned)
         small.to("cpu", like.dtype)
     hidden = next(group for group in groups if group.kind == HIDDEN)
     done.kept[hidden.name] = list(range(plan.after[0].hidden_size))
@@ -195,7 +197,7 @@ def rebuild_layer(
         moments, held = work.writer_moments(wide, part, part is mlp, direct)
         writer = wide.get_submodule(part.writer)
         prior = affine(writer)
-        normal, right = normal_equations(moments, prior, SELECTION_RIDGE)
+        normal, right = normal_equations(moments, prior, RIDGE)
         if part is attention:
             kv_group, head_group = part.groups[KV_HEADS], part.groups[HEADS]
             per_group = plan.before.heads_per_group
@@ -292,16 +294,18 @@ class Work:
     def refit_readers(self, wide: nn.Module, part: Part, notes: dict) -> None:
         """Towards what they gave in the dense layer."""
         own, dense = ([m.get_submodule(n) for n in part.readers] for m in (wide, self.dense.module))
-        sums = [[Moments(module.bias is not None) for module in own] for _ in range(2)]
+        sums = [Moments(own[0].bias is not None) for _ in range(2)]
         for batch, held in enumerate(self.tokens.held):
             _, targets, _ = watch(self.dense_run(batch), outputs=dense)
             inputs, _, _ = watch(self.run(wide, batch), inputs=own[:1])
-            for moments, target in zip(sums[held], targets, strict=True):
-                moments.add(inputs[0], target)
-        for name, module, moments, held in zip(part.readers, own, *sums, strict=True):
-            found = fit(moments, held, affine(module))
+            sums[held].add(inputs[0], torch.cat(targets, -1))
+        start = 0
+        for name, module in zip(part.readers, own, strict=True):
+            prior = affine(module)
+            found = fit(*(moments.outputs(start, start + len(prior)) for moments in sums), prior)
             set_affine(module, found.weight)
             notes[name] = found.kind
+            start += len(prior)
 
     def writer_moments(self, wide: nn.Module, part: Part, last: bool, direct: bool) -> tuple[Moments, Moments]:
         """(fitted, held) moments of what the writer reads and should give.

@@ -18,7 +18,7 @@ class Moments:
     """Second moments of inputs x [tokens, n] and targets y [tokens, out], each token weighted.
 
     Products in float32 per batch, summed in float64 (float32 on Apple's GPUs). With `intercept`, x has a column of
-    ones at its end. inputs: Σ w·x xᵀ [n, n]. cross: Σ w·y xᵀ [out, n]. targets: Σ w·‖y‖².
+    ones at its end. inputs: Σ w·x xᵀ [n, n]. cross: Σ w·y xᵀ [out, n]. targets: Σ w·y² [out].
     """
 
     def __init__(self, intercept: bool = False) -> None:
@@ -40,17 +40,24 @@ class Moments:
         if self.inputs is None:
             wide = x.dtype if x.device.type == "mps" else torch.float64
             self.inputs, self.cross = (x.new_zeros(own.shape[1], x.shape[1], dtype=wide) for own in (x, y))
-            self.targets = x.new_zeros((), dtype=wide)
+            self.targets = y.new_zeros(y.shape[1], dtype=wide)
         _add_products(self.inputs, scaled, x)
         _add_products(self.cross, y_scaled, x)
-        self.targets += (y_scaled * y).sum()
+        self.targets += (y_scaled * y).sum(0)
         self.weight += float(len(x) if weights is None else weights.sum())
 
     def error(self, weight: torch.Tensor) -> float:
         """Mean weighted squared error of y ≈ weight·x, per token. weight: [out, n]."""
         weight = weight.to(self.inputs)
-        found = ((weight @ self.inputs) * weight).sum() - 2 * (weight * self.cross).sum() + self.targets
+        found = ((weight @ self.inputs) * weight).sum() - 2 * (weight * self.cross).sum() + self.targets.sum()
         return found.clamp_min(0.0).item() / self.weight  # NaN stays NaN, and is no better than anything
+
+    def outputs(self, start: int, stop: int) -> "Moments":
+        """Those of some of the targets. The inputs' are shared."""
+        part = Moments(self.intercept)
+        part.inputs, part.weight = self.inputs, self.weight
+        part.cross, part.targets = self.cross[start:stop], self.targets[start:stop]
+        return part
 
     def columns(self, index: torch.Tensor) -> "Moments":
         """The moments of some of the inputs; the column of ones stays."""

@@ -10,7 +10,7 @@ A LayerNorm takes the mean away first. It does not change what is read when the 
 span centred streams of the new width, whose mean is zero by construction.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 
 import torch
@@ -34,7 +34,10 @@ def basis_of(model, batches: Sequence[torch.Tensor], hidden_size: int, centred: 
             if centred:
                 rows = rows - rows.mean(1, keepdim=True)
             rows = rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-12)
-            covariance = covariance + (rows.T @ rows).cpu().double()
+            product = rows.T @ rows
+            covariance = covariance + (product if product.device.type == "mps" else product.double())
+        covariance = covariance.cpu()
+    covariance = covariance.double()
     vectors = torch.linalg.eigh(covariance).eigenvectors.flip(1)
     if not centred:
         return vectors[:, :hidden_size].float()
@@ -43,7 +46,7 @@ def basis_of(model, batches: Sequence[torch.Tensor], hidden_size: int, centred: 
     return (vectors[:, : hidden_size - 1] @ across.T).float()
 
 
-def norm_scale(hidden: Sequence[torch.Tensor], basis: torch.Tensor, centred: bool) -> float:
+def norm_scale(hidden: Iterable[torch.Tensor], basis: torch.Tensor, centred: bool) -> float:
     """√(ρ·d/d′) for a norm that is given `hidden`, ρ the mean over tokens of ‖Pᵀh‖² / ‖h‖²."""
     shares = []
     for tensor in hidden:
@@ -110,7 +113,7 @@ def rotate_layer(wide: nn.Module, dense: Layer, groups: Sequence[Group], basis: 
         if writer.bias is not None:
             writer.bias = nn.Parameter(basis.T @ writer.bias)
     for norm in norms:
-        seen = [watch(partial(dense.call, b, x), [modules[norm]])[0][0] for b, x in enumerate(dense.stream)]
+        seen = (watch(partial(dense.call, b, x), [modules[norm]])[0][0] for b, x in enumerate(dense.stream))
         scale = norm_scale(seen, basis, is_layer_norm(modules[norm]))
         set_norm(wide.get_submodule(norm), scale, basis.shape[1], offset)
         if norm in unfolded:  # as far as a bias of the norm can say it

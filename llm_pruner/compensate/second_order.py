@@ -11,6 +11,7 @@ import math
 
 import torch
 
+RIDGE = 1e-2  # of the regression that units are chosen in
 ROUNDS = 8
 SHIFT = 1e-8
 

@@ -51,7 +51,8 @@ class Options:
     uniform: bool = option(False, SHAPE, "round an adaptive structure to one width for all layers")
     prune: str | None = option(
         None, SHAPE, "what shrinks, of hidden, heads, kv_heads, mlp, each with its own ratio if wanted; default "
-        "heads,mlp, and hidden by --pruning_ratio where the importance scores it",
+        "heads,mlp, and hidden by --pruning_ratio where the importance scores it; a search tries kv_heads, whole layers "
+        "and, for a size of the whole model, hidden too",
         "KIND[=R],…",
     )  # fmt: skip
     target: str | None = option(None, SHAPE, "explicit widths by config name, instead of a ratio", "NAME=WIDTH,…")
@@ -65,7 +66,8 @@ class Options:
     search_minutes: float = option(
         1.0,
         UNITS,
-        "best: how long shapes may be compared for a budget of parameters; 0 takes the proportional one",
+        "best: how long shapes may be compared for a budget of parameters, on a part of the text; 0 takes the "
+        "proportional one",
         "M",
     )
     epochs: int | None = option(

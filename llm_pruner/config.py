@@ -51,8 +51,8 @@ class Options:
     uniform: bool = option(False, SHAPE, "round an adaptive structure to one width for all layers")
     prune: str | None = option(
         None, SHAPE, "what shrinks, of hidden, heads, kv_heads, mlp, each with its own ratio if wanted; default "
-        "heads,mlp, and hidden by --pruning_ratio where the importance scores it; a search tries kv_heads, whole layers "
-        "and, for a size of the whole model, hidden too",
+        "heads,mlp, and hidden by --pruning_ratio where the importance scores it; a search tries kv_heads, "
+        "whole layers and, for a size of the whole model, hidden too",
         "KIND[=R],…",
     )  # fmt: skip
     target: str | None = option(None, SHAPE, "explicit widths by config name, instead of a ratio", "NAME=WIDTH,…")

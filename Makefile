@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 # One torch thread for each of two test processes.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 .PHONY: demo test test-shared test-gpu lint benchmarks clean
 

@@ -101,12 +101,14 @@ def _searched(
     if shape.depth:
         return Form(shape.after[: shape.depth], cheapest_layers(measure_layers(model, fitted), shape.depth))
     costs = measure_costs(model, shape.groups, fitted, ledger.before)
-    if options.per_layer:
-        return Form(layers_by_costs(ledger, kinds, shape.budget, costs))
-
+    own = layers_by_costs(ledger, kinds, shape.budget, costs) if options.per_layer else None
+    if own and not options.search_minutes:
+        return Form(own)
     free = untied(model) if is_tied(model) and shape.budget.whole else None
 
     def form_of(candidate: Candidate) -> Form:
+        if candidate.widths == own:
+            return Form(own)
         return Form((candidate.widths,) * len(candidate.layers or costs.neurons), candidate.layers, candidate.untied)
 
     def measure(text: Tokens, candidate: Candidate) -> float:
@@ -121,8 +123,8 @@ def _searched(
     try:
         listed = candidates(ledger, config, kinds, shape.budget, costs, fewer, own_head)
     except PlanError:  # heads alone, for one, are too few to meet a budget as closely as a search has to
-        return Form(shape.after)
-    key = f"{identity} {shape.budget} {kinds}"
+        return Form(own or shape.after)
+    key = f"{identity} {shape.budget} {kinds} {options.per_layer}"
     name = hashlib.sha256(key.encode()).hexdigest()[:16]
     found = search(
         listed, partial(measure, some), options.search_minutes, folder and folder / f"search-{name}.json", key
@@ -130,6 +132,7 @@ def _searched(
     notes["search"] = [asdict(candidate) for candidate in found]
     say(f"search: {len(found)} of {len(listed)} shapes measured; KL {found[0].kl:.4f} to {found[-1].kl:.4f}")
     close = [candidate for candidate in found[:FINALISTS] if candidate.kl <= CLOSE * found[0].kl]
+    close += [Candidate(own, sum(costs.of(*each) for each in enumerate(own)))] if own else []
     if len(close) > 1:
         found = search(close, partial(measure, tokens), math.inf, folder and folder / f"finals-{name}.json", key)
         notes["finals"] = [asdict(candidate) for candidate in found]

@@ -30,10 +30,11 @@ Stay = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Candidate:
-    """widths: of every layer. expected: its second-order cost. layers: those of the dense model that stay, None for
-    all. untied: lm_head no longer shares its weight with the embeddings. kl: measured, in nats per token, or None."""
+    """widths: of every layer, or one after the other where they differ. expected: its second-order cost. layers: those
+    of the dense model that stay, None for all. untied: lm_head no longer shares its weight with the embeddings.
+    kl: measured, in nats per token, or None."""
 
-    widths: Widths
+    widths: Widths | Layers
     expected: float
     layers: tuple[int, ...] | None = None
     untied: bool = False
@@ -132,10 +133,10 @@ def search(
     measure: its KL. cache: a JSON file with what an interrupted search of the same `key` measured.
     """
     known, spent = _read(cache, key)
-    families = {(candidate.widths.hidden_size, candidate.layers, candidate.untied) for candidate in options}
+    families = {(getattr(each.widths, "hidden_size", None), each.layers, each.untied) for each in options}
     done, best_at, started = [], 0, time.monotonic() - spent
     for candidate in tqdm(options, desc="search", unit="shape", delay=2, leave=False):
-        name = f"{candidate.widths.asdict()} {candidate.layers or 'all'}{' untied' * candidate.untied}"
+        name = f"{candidate.widths} {candidate.layers or 'all'}{' untied' * candidate.untied}"
         if name not in known:
             if done and time.monotonic() - started > 60 * minutes:
                 break

@@ -60,17 +60,36 @@ def test_the_best_of_the_shapes_that_were_measured_is_built(case, budget):
     assert any(line.startswith(f"search: {len(found)} of ") for line in said)
 
 
-def test_layers_have_widths_of_their_own():
+@pytest.mark.parametrize("minutes", [0.0, 0.01])
+def test_layers_have_widths_of_their_own(minutes):
     model = tiny.model("llama", num_hidden_layers=3, **FINE)
     with torch.no_grad():
         for name in ("self_attn.o_proj", "mlp.down_proj"):
             model.model.layers[1].get_submodule(name).weight *= 0.05  # the second layer gives little
-    result = best_of(model, param_ratio=0.4, per_layer=True)
+    result = best_of(model, param_ratio=0.4, per_layer=True, search_minutes=minutes)
+    assert ("finals" in result.notes) == bool(minutes), "compared with widths that are the same in all"
     sizes = [widths.num_key_value_heads * widths.intermediate_size for widths in result.plan.after]
     assert sizes[1] < min(sizes[0], sizes[2])
     assert abs(result.plan.decoder_after / result.plan.decoder_before - 0.6) < 0.005
     assert result.model.config.model_type == "pruned_llama"
     assert tiny.logits(result.model).isfinite().all()
+
+
+def test_layers_are_alike_where_that_is_better(monkeypatch):
+    own = module.rebuild
+
+    def spoiled(model, groups, plan, *rest, **more):
+        done = own(model, groups, plan, *rest, **more)
+        return done if len(set(plan.after)) == 1 else replace(done, kl=9.0)
+
+    monkeypatch.setattr(module, "rebuild", spoiled)
+    model = tiny.model("llama", **FINE)
+    model.model.layers[0].mlp.down_proj.weight.data *= 0.05
+    result = best_of(model, param_ratio=0.4, per_layer=True, search_minutes=0.01)
+    assert result.notes["finals"][-1]["kl"] == 9
+    assert isinstance(result.notes["finals"][-1]["widths"], tuple)
+    assert len(set(result.plan.after)) == 1
+    assert result.model.config.model_type == "llama"
 
 
 def test_a_budget_that_only_the_start_meets():

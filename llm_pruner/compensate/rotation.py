@@ -25,19 +25,19 @@ from llm_pruner.walk import Layer, walk
 @torch.no_grad()
 def basis_of(model, batches: Sequence[torch.Tensor], hidden_size: int, centred: bool) -> torch.Tensor:
     """P: float32 [hidden_size of the model, hidden_size], on the CPU."""
-    covariance = 0.0
+    covariance = torch.zeros((model.config.hidden_size,) * 2, dtype=torch.float64)
     for layer in walk(model, batches, "rotation", aside=True):
         layer.run()
         ends = layer.outputs if layer.index == model.config.num_hidden_layers - 1 else []
+        sums = 0.0
         for hidden in (*layer.stream, *ends):
             rows = hidden.to(layer.device).reshape(-1, hidden.shape[-1]).float()
             if centred:
                 rows = rows - rows.mean(1, keepdim=True)
             rows = rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-12)
             product = rows.T @ rows
-            covariance = covariance + (product if product.device.type == "mps" else product.double())
-        covariance = covariance.cpu()
-    covariance = covariance.double()
+            sums = sums + (product if product.device.type == "mps" else product.double())
+        covariance += sums.cpu()  # layers may be on several devices
     vectors = torch.linalg.eigh(covariance).eigenvectors.flip(1)
     if not centred:
         return vectors[:, :hidden_size].float()

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from accelerate.utils import send_to_device
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -67,15 +66,17 @@ def walk(model, batches: Sequence[torch.Tensor], label: str = "calibrate", aside
     Whoever walks may `run` a layer, look, change its weights and run it again: the layers behind see its last
     outputs. One that was not run is run by the walk. RunError, naming the layer, for outputs that are not finite.
     """
-    stream, called = [], []
+    from accelerate.utils import send_to_device
+
+    hidden, stream, called = None, [], []
     for batch in batches:
         hidden, arguments = enter(model, batch)
         stream.append(put_aside(hidden) if aside else hidden)
         called.append(arguments)
-    del hidden
+    del hidden  # the last one would stay where the model is
     for index, module in enumerate(tqdm(decoder_layers(model), desc=label, unit="layer", delay=2, leave=False)):
         layer = Layer(index, module, stream, [arguments[index] for arguments in called], aside=aside)
-        if aside and called:
+        if aside:
             layer.arguments = send_to_device(layer.arguments, layer.device)
         yield layer
         if layer.outputs is None:

@@ -1,22 +1,14 @@
-"""The options of one run: one frozen dataclass, and their values as a YAML or a flag says them. Imports nothing heavy.
+"""The options of one pruning run: one frozen dataclass. Imports nothing heavy."""
 
-A string of the YAML stays a string: `5e-1`, which YAML 1.1 reads as text, is refused, not guessed at.
-"""
+from dataclasses import asdict, dataclass
+from typing import Any
 
-import math
-from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
-from typing import Any, get_args
-
-from llm_pruner.errors import UsageError, did_you_mean
+from llm_pruner.flags import fields_of, option
 
 MODEL, SHAPE, UNITS, CALIBRATION, OUTPUT, EVALUATION = (
     "model", "shape: how much goes", "units: which ones go", "calibration", "output", "evaluation",
 )  # fmt: skip
-
-
-def option(default: Any, group: str, help: str, metavar: str | None = None, choices: tuple[str, ...] | None = None):
-    return field(default=default, metadata={"group": group, "help": help, "metavar": metavar, "choices": choices})
+RATIO = "a number with 0 <= ratio < 1, such as 0.5"
 
 
 @dataclass(frozen=True)
@@ -35,19 +27,23 @@ class Options:
         choices=("auto", "balanced", "balanced_low_0", "sequential"),
     )  # fmt: skip
     pruning_ratio: float | None = option(
-        None, SHAPE, "width ratio in [0, 1): every kind in --prune shrinks by it; 0 makes a copy", "R"
+        None, SHAPE, "width ratio in [0, 1): every kind in --prune shrinks by it; 0 makes a copy", "R", legal=RATIO
     )
     param_ratio: float | None = option(
-        None, SHAPE, "share of the attention and MLP parameters to remove, from heads and neurons", "R"
+        None, SHAPE, "share of the attention and MLP parameters to remove, from heads and neurons", "R", legal=RATIO
     )
     target_params: str | None = option(None, SHAPE, "parameters of the whole model afterwards, such as 1.2B", "N")
     target_memory: str | None = option(None, SHAPE, "bytes of the checkpoint afterwards, such as 2GB", "SIZE")
-    iteration: int | None = option(None, SHAPE, "remove as many parameters as N decoder layers have (AMP)", "N")
+    iteration: int | None = option(
+        None, SHAPE, "remove as many parameters as N decoder layers have (AMP)", "N", least=1
+    )
     structure: str | None = option(
         None, SHAPE, "FLAP's: uniform or adaptive over layers; heads against neurons uniform, manual or adaptive",
         choices=("UL-UM", "UL-MM", "AL-MM", "AL-AM"),
     )  # fmt: skip
-    remove_heads: int | None = option(None, SHAPE, "query heads that UL-MM and AL-MM remove in the whole model", "N")
+    remove_heads: int | None = option(
+        None, SHAPE, "query heads that UL-MM and AL-MM remove in the whole model", "N", least=0
+    )
     uniform: bool = option(False, SHAPE, "round an adaptive structure to one width for all layers")
     prune: str | None = option(
         None, SHAPE, "what shrinks, of hidden, heads, kv_heads, mlp, each with its own ratio if wanted; default "
@@ -56,7 +52,7 @@ class Options:
         "KIND[=R],…",
     )  # fmt: skip
     target: str | None = option(None, SHAPE, "explicit widths by config name, instead of a ratio", "NAME=WIDTH,…")
-    round_to: int = option(1, SHAPE, "round hidden_size and intermediate_size to a multiple of N", "N")
+    round_to: int = option(1, SHAPE, "round hidden_size and intermediate_size to a multiple of N", "N", least=1)
     method: str | None = option(
         None, UNITS, "best: search the shape and rebuild the model in it, on calibration text; default: best where "
         "there is such text and no other method is named, else --importance magnitude",
@@ -69,10 +65,11 @@ class Options:
         "best: how long shapes may be compared for a budget of parameters, on a part of the text; 0 takes the "
         "proportional one",
         "M",
+        least=0,
     )
     epochs: int | None = option(
         None, UNITS, "best: passes over the text in which each layer is optimised as a whole; default: 2 to 8, "
-        "fewer of more text", "N",
+        "fewer of more text", "N", least=0,
     )  # fmt: skip
     work_dir: str | None = option(
         None, UNITS, "best: keep what is finished in DIR; the same run, interrupted and started again, goes on there",
@@ -100,9 +97,13 @@ class Options:
         None, CALIBRATION, "wikitext2, c4, alpaca, demo, a text file, a JSON of Alpaca records; default: the method's",
         "NAME|FILE",
     )  # fmt: skip
-    nsamples: int | None = option(None, CALIBRATION, "windows or prompts; default: the method's", "N")
+    nsamples: int | None = option(None, CALIBRATION, "windows or prompts; default: the method's", "N", least=1)
     calibration_seq_len: int | None = option(
-        None, CALIBRATION, "tokens of each, at most max_position_embeddings; default: the method's", "N"
+        None,
+        CALIBRATION,
+        "tokens of each, at most max_position_embeddings; default: the method's",
+        "N",
+        least=2,
     )
     save_plan: str | None = option(None, OUTPUT, "write the plan (kept units, new config) as JSON", "FILE")
     dry_run: bool = option(False, OUTPUT, "print the plan and stop; needs only the config.json")
@@ -110,8 +111,8 @@ class Options:
     no_save: bool = option(False, OUTPUT, "prune and score only")
     overwrite: bool = option(False, OUTPUT, "replace the checkpoint that is in the output folder")
     eval_data: str | None = option(None, EVALUATION, "wikitext2 (default), demo, a text file, or none", "NAME|FILE")
-    max_seq_len: int = option(4096, EVALUATION, "tokens per window, at most max_position_embeddings", "N")
-    batch_size: int | None = option(None, EVALUATION, "windows per forward pass; default: what fits", "N")
+    max_seq_len: int = option(4096, EVALUATION, "tokens per window, at most max_position_embeddings", "N", least=2)
+    batch_size: int | None = option(None, EVALUATION, "windows per forward pass; default: what fits", "N", least=1)
     traceback: bool = option(False, OUTPUT, "show where an error came from")
 
     def asdict(self) -> dict[str, Any]:
@@ -119,83 +120,4 @@ class Options:
 
 
 BUDGETS = ("pruning_ratio", "param_ratio", "target_params", "target_memory", "iteration")
-FIELDS = {f.name: f for f in fields(Options)}
-
-
-def kind_of(name: str) -> type:
-    """bool, int, float or str."""
-    declared = FIELDS[name].type
-    return next(t for t in (get_args(declared) or (declared,)) if t is not type(None))
-
-
-def typed(name: str, value: Any) -> Any:
-    kind = kind_of(name)
-    if value is None and FIELDS[name].default is None:
-        return None
-    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    if type(value) is kind:
-        return value
-    legal = {float: "a number such as 0.5", int: "a whole number", bool: "true or false", str: "text"}[kind]
-    if name in ("pruning_ratio", "param_ratio"):
-        legal = "a number with 0 <= ratio < 1, such as 0.5"
-    raise UsageError(f"{name}: {value!r} is {type(value).__name__}, it must be {legal}")
-
-
-def parse_flag(name: str, text: str) -> Any:
-    """The value of a flag's text. UsageError with the value and what is legal."""
-    kind = kind_of(name)
-    if kind is str:
-        return text
-    try:
-        return kind(text)
-    except ValueError:
-        return typed(name, text)
-
-
-def read_yaml(path: str) -> dict[str, Any]:
-    """A flat mapping of option names. UsageError, with the line, for unknown or duplicate keys and odd tags."""
-    import yaml
-
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--config {path}: {getattr(error, 'strerror', None) or error}") from error
-    try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        raise UsageError(f"{path}{line}: {getattr(error, 'problem', None) or 'not YAML'}") from error
-    except ValueError as error:  # a tagged scalar that is no such value
-        raise UsageError(f"{path}: {error}") from error
-    if root is None:
-        return {}
-    if not isinstance(values, dict):
-        raise UsageError(f"{path} must be a mapping of option names to values")
-    seen = set()
-    for key, value in root.value:
-        line = f"{path}, line {key.start_mark.line + 1}"
-        if key.value not in FIELDS:
-            raise UsageError(f"{line}: unknown option {key.value!r}; {did_you_mean(key.value, FIELDS)}")
-        if key.value in seen:
-            raise UsageError(f"{line}: {key.value!r} is set twice")
-        seen.add(key.value)
-        given = values[key.value]
-        try:
-            typed(key.value, given)
-        except UsageError as error:
-            raise UsageError(f"{line}: {error}{_yaml_hint(given)}") from None
-        if isinstance(given, float) and math.isnan(given):
-            raise UsageError(f"{line}: {key.value}: {value.value!r} is not a number that can be meant")
-    return values
-
-
-def _yaml_hint(value: Any) -> str:
-    if isinstance(value, str):
-        try:
-            return f" (YAML reads {value} as text; write {float(value)!r})"
-        except ValueError:
-            pass
-    return ""
+FIELDS = fields_of(Options)

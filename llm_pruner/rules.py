@@ -3,8 +3,9 @@
 from typing import Any
 
 from llm_pruner.budget import parse_bytes, parse_parameters
-from llm_pruner.config import BUDGETS, FIELDS, Options, read_yaml, typed
-from llm_pruner.errors import UsageError, did_you_mean
+from llm_pruner.config import BUDGETS, FIELDS, Options
+from llm_pruner.errors import UsageError
+from llm_pruner.flags import check_values, read_yaml, typed
 from llm_pruner.importance import get
 from llm_pruner.widths import check_ratio, parse_prune
 
@@ -37,7 +38,7 @@ def resolve(flags: dict[str, Any], yaml_file: str | None = None) -> Options:
 
     A flag that says the shape replaces all that the YAML says about it.
     """
-    values = read_yaml(yaml_file) if yaml_file else {}
+    values = read_yaml(yaml_file, FIELDS) if yaml_file else {}
     if _own_ratios(flags.get("prune")):
         values = {name: value for name, value in values.items() if name not in (*BUDGETS, *STRUCTURE)}
     if "iteration" in flags or str(flags.get("structure")).endswith("MM"):
@@ -54,7 +55,7 @@ def resolve(flags: dict[str, Any], yaml_file: str | None = None) -> Options:
     if "structure" in flags:
         values = {name: value for name, value in values.items() if name not in STRUCTURE}
     values |= flags
-    options = Options(**{name: typed(name, value) for name, value in values.items()})
+    options = Options(**{name: typed(FIELDS[name], value) for name, value in values.items()})
     for shape, unused in UNUSED.items():
         if shape in values and (clash := [name for name in unused if name in values]):
             raise UsageError(f"{shape} already says what {clash[0]} would; leave one of them out")
@@ -90,26 +91,10 @@ def validate(options: Options) -> None:
 
 def validate_pruning(options: Options) -> None:
     """`validate`, as far as it is about shape and units."""
-    for name, f in FIELDS.items():
-        value, choices = typed(name, getattr(options, name)), f.metadata["choices"]
-        if choices and value is not None and value not in choices:
-            raise UsageError(f"{name}: {value!r}; {did_you_mean(value, choices)}")
+    check_values(options)
     for name in ("pruning_ratio", "param_ratio"):
         if getattr(options, name) is not None:
             check_ratio(getattr(options, name), name)
-    lowest = {
-        "round_to": 1,
-        "max_seq_len": 2,
-        "batch_size": 1,
-        "iteration": 1,
-        "remove_heads": 0,
-        "nsamples": 1,
-        "epochs": 0,
-    }
-    for name, least in {**lowest, "calibration_seq_len": 2}.items():
-        value = getattr(options, name)
-        if value is not None and value < least:
-            raise UsageError(f"{name}: {value} must be a whole number of at least {least}")
     shapes = [name for name in SHAPES if getattr(options, name) is not None]
     if len(shapes) > 1:
         raise UsageError(f"{' and '.join(shapes)} both say the shape; give one of them")
@@ -139,8 +124,6 @@ def _own_ratios(prune: str | None) -> bool:
 
 
 def _validate_best(options: Options) -> None:
-    if not options.search_minutes >= 0:
-        raise UsageError(f"search_minutes: {options.search_minutes} must be a number of at least 0")
     if wants_best(options) is False and (unused := asked_of(options, OF_BEST)):
         raise UsageError(f"{unused[0]} belongs to --method best; leave it out, or what names another method")
     if options.per_layer and not any(getattr(options, name) is not None for name in PARAMETERS):

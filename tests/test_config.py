@@ -6,8 +6,9 @@ import pytest
 
 from llm_pruner.budget import parse_bytes
 from llm_pruner.cli import parse
-from llm_pruner.config import FIELDS, Options, read_yaml
+from llm_pruner.config import FIELDS, Options
 from llm_pruner.errors import UsageError
+from llm_pruner.flags import read_yaml
 from llm_pruner.rules import resolve, validate_pruning, wants_best
 
 REPOSITORY = Path(__file__).parents[1]
@@ -205,17 +206,17 @@ def test_when_the_best_method_is_wanted(options, wanted):
 def test_yaml_that_cannot_be_meant(tmp_path, text, message, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match=message):
-        read_yaml(yaml(tmp_path, text))
+        read_yaml(yaml(tmp_path, text), FIELDS)
     assert not (tmp_path / "pwned").exists()
 
 
 def test_empty_yaml(tmp_path):
-    assert read_yaml(yaml(tmp_path, "# nothing yet\n")) == {}
+    assert read_yaml(yaml(tmp_path, "# nothing yet\n"), FIELDS) == {}
 
 
 def test_missing_yaml():
     with pytest.raises(UsageError, match="No such file"):
-        read_yaml("nowhere.yaml")
+        read_yaml("nowhere.yaml", FIELDS)
 
 
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "configs").rglob("*.yaml")), ids=lambda p: p.name)

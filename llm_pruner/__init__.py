@@ -8,7 +8,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Options": "llm_pruner.config",
-    "run": "llm_pruner.prune",
+    "run": "llm_pruner.chain",
     "prune_model": "llm_pruner.in_memory",
     "trace_groups": "llm_pruner.trace",
     "Group": "llm_pruner.groups",

@@ -8,6 +8,8 @@ from llm_pruner import rules
 from llm_pruner.config import Options
 from llm_pruner.evaluate import options as evaluate
 from llm_pruner.evaluate.options import EvaluateOptions
+from llm_pruner.pipeline import options as pipeline
+from llm_pruner.pipeline.options import PipelineOptions
 from llm_pruner.recover import options as recover
 from llm_pruner.recover.options import RecoverOptions
 
@@ -39,7 +41,7 @@ PRUNE = Command(
     ),
     Options,
     rules.resolve,
-    "llm_pruner.prune:run",
+    "llm_pruner.chain:run",
 )
 RECOVER = Command(
     "python -m llm_pruner recover",
@@ -64,4 +66,12 @@ EVALUATE = Command(
     evaluate.resolve,
     "llm_pruner.evaluate.run:run",
 )
-COMMANDS = {"prune": PRUNE, "recover": RECOVER, "evaluate": EVALUATE}
+PIPELINE = Command(
+    "python -m llm_pruner pipeline",
+    "Prune, recover and evaluate as one YAML says; what is done already is skipped.",
+    ("--config configs/pipeline_amp.yaml --model meta-llama/Llama-3.1-8B --folder runs/amp",),
+    PipelineOptions,
+    pipeline.resolve,
+    "llm_pruner.pipeline.run:run",
+)
+COMMANDS = {"prune": PRUNE, "recover": RECOVER, "evaluate": EVALUATE, "pipeline": PIPELINE}

@@ -113,6 +113,13 @@ class Options:
     eval_data: str | None = option(None, EVALUATION, "wikitext2 (default), demo, a text file, or none", "NAME|FILE")
     max_seq_len: int = option(4096, EVALUATION, "tokens per window, at most max_position_embeddings", "N", least=2)
     batch_size: int | None = option(None, EVALUATION, "windows per forward pass; default: what fits", "N", least=1)
+    eval_zero_shot: bool = option(
+        False, EVALUATION, "lm_eval's usual tasks too, before and after; see `python -m llm_pruner evaluate` for others"
+    )
+    recover: str | None = option(
+        None, OUTPUT, "train what was saved: distil, lora, or a YAML of recovery options; to <save_model>-recovered",
+        "HOW",
+    )  # fmt: skip
     traceback: bool = option(False, OUTPUT, "show where an error came from")
 
     def asdict(self) -> dict[str, Any]:

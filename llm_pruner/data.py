@@ -50,24 +50,13 @@ def calibration_prompts(
 
     generator = torch.Generator().manual_seed(seed)
     if name == "c4":
-        documents = _dataset("calibration_data", "allenai/c4", data_files={"train": C4_SHARD}, split="train")["text"]
-        prompts = _document_windows(documents, nsamples, seq_len, generator, tokenizer)
-    elif name == "alpaca" or Path(name).suffix == ".json" and name not in CALIBRATION:
-        records = _alpaca(name)
+        prompts = _document_windows(c4_documents(), nsamples, seq_len, generator, tokenizer)
+    elif is_alpaca(name):
+        records = alpaca_records(name)
         order = torch.randperm(len(records), generator=generator)[:nsamples].tolist()
         prompts = [torch.tensor(_ids(tokenizer, PROMPT.format(**records[i]))[:seq_len]) for i in order]
     else:
-        if name == "demo":
-            from llm_pruner.demo.text import training
-
-            text = training()
-        elif name == "wikitext2":
-            lines = _dataset("calibration_data", "Salesforce/wikitext", "wikitext-2-raw-v1", split="train")["text"]
-            text = " ".join(lines)
-        else:
-            check_name(name, CALIBRATION, "calibration")
-            text = _read(name, "calibration")
-        ids = torch.tensor(_ids(tokenizer, text))
+        ids = torch.tensor(_ids(tokenizer, running_text(name)))
         if len(ids) < seq_len:
             raise UsageError(
                 f"the calibration text has {len(ids)} tokens, one window needs {seq_len}; "
@@ -76,8 +65,33 @@ def calibration_prompts(
         offsets = torch.randint(len(ids) - seq_len + 1, (nsamples,), generator=generator).tolist()
         prompts = [ids[offset : offset + seq_len] for offset in offsets]
     if vocab_size is not None:
-        _check_vocabulary(max(int(prompt.max()) for prompt in prompts), vocab_size)
+        check_vocabulary(max(int(prompt.max()) for prompt in prompts), vocab_size)
     return prompts
+
+
+def is_alpaca(name: str) -> bool:
+    """Whether `name` says Alpaca records: the data set, or a JSON file of such."""
+    return name == "alpaca" or Path(name).suffix == ".json" and name not in CALIBRATION
+
+
+def c4_documents(option: str = "calibration_data"):
+    return _dataset(option, "allenai/c4", data_files={"train": C4_SHARD}, split="train")["text"]
+
+
+def running_text(name: str, what: str = "calibration") -> str:
+    """The text to learn from called `name`: wikitext2's train split joined with " ", the demo's, or a text file."""
+    if name == "demo":
+        from llm_pruner.demo.text import training
+
+        return training()
+    if name == "wikitext2":
+        return " ".join(_dataset(_option(what), "Salesforce/wikitext", "wikitext-2-raw-v1", split="train")["text"])
+    check_name(name, CALIBRATION, what)
+    return _read(name, what)
+
+
+def _option(what: str) -> str:
+    return "data" if what == "training" else "calibration_data"
 
 
 def _document_windows(documents, nsamples: int, seq_len: int, generator, tokenizer):
@@ -97,21 +111,22 @@ def _document_windows(documents, nsamples: int, seq_len: int, generator, tokeniz
     )
 
 
-def _alpaca(name: str) -> list[dict[str, str]]:
+def alpaca_records(name: str, what: str = "calibration") -> list[dict[str, str]]:
+    """Records with `instruction`, `input` and, where they have one, `output`. UsageError for anything else."""
     if name == "alpaca":
-        records = list(_dataset("calibration_data", "yahma/alpaca-cleaned", split="train"))
+        records = list(_dataset(_option(what), "yahma/alpaca-cleaned", split="train"))
     else:
         try:
-            records = json.loads(_read(name, "calibration"))
+            records = json.loads(_read(name, what))
         except ValueError as error:
-            raise UsageError(f"calibration data {name} is not JSON: {error}") from error
+            raise UsageError(f"{what} data {name} is not JSON: {error}") from error
     if (
         not isinstance(records, list)
         or not records
         or not all(isinstance(r, dict) and "instruction" in r for r in records)
     ):
-        raise UsageError(f"calibration data {name} is not a JSON list of records with an 'instruction'")
-    return [{"instruction": r["instruction"], "input": r.get("input") or ""} for r in records]
+        raise UsageError(f"{what} data {name} is not a JSON list of records with an 'instruction'")
+    return [{name: r.get(name) or "" for name in ("instruction", "input", "output")} for r in records]
 
 
 def _read(name: str, what: str) -> str:
@@ -138,7 +153,7 @@ def _ids(tokenizer, text: str) -> list[int]:
     return tokenizer(text, verbose=False)["input_ids"]
 
 
-def _check_vocabulary(highest: int, vocab_size: int) -> None:
+def check_vocabulary(highest: int, vocab_size: int) -> None:
     if highest >= vocab_size:
         raise UsageError(
             f"the tokenizer gives token {highest}, the model knows {vocab_size}; they do not belong together"
@@ -159,6 +174,6 @@ def token_windows(text: str, tokenizer, length: int, vocab_size: int | None = No
             "give a longer text or a smaller --max_seq_len"
         )
     if vocab_size is not None:
-        _check_vocabulary(max(ids), vocab_size)
+        check_vocabulary(max(ids), vocab_size)
     count = len(ids) // length
     return torch.tensor(ids[: count * length]).view(count, length)

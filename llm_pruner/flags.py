@@ -24,7 +24,8 @@ def option(
 
 
 def fields_of(options_class: type) -> dict[str, Field]:
-    return {f.name: f for f in fields(options_class)}
+    """The fields that are flags, by name."""
+    return {f.name: f for f in fields(options_class) if f.metadata}
 
 
 def kind_of(f: Field) -> type:

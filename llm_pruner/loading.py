@@ -41,15 +41,17 @@ def check_family(source: str, revision: str | None = None) -> dict:
     return raw
 
 
-def load_config(source: str, revision: str | None = None):
-    """The model's configuration, from config.json alone. Errors as `check_family`."""
-    raw = check_family(source, revision)
+def load_config(source: str, revision: str | None = None, any_family: bool = False):
+    """The model's configuration, from config.json alone; with `any_family` of any type that transformers knows.
+    Errors as `check_family`."""
+    raw = _config_json(source, revision) if any_family else check_family(source, revision)
     from transformers import AutoConfig
 
     try:
         return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
     except Exception as error:
-        raise RunError(f"{source}: config.json is not a legal {raw['model_type']} configuration: {error}") from error
+        kind = raw.get("model_type")
+        raise RunError(f"{source}: config.json is not a legal {kind} configuration: {error}") from error
 
 
 def _config_json(source: str, revision: str | None) -> dict:
@@ -89,7 +91,7 @@ def _from_hub(source: str, revision: str | None, download):
     except (OSError, errors.HfHubHTTPError) as error:
         raise RunError(f"the hub cannot be reached for {source}: {error}") from error
     except Exception as error:  # the http library's own errors: their base class differs between hub versions
-        if type(error).__module__.split(".")[0] in ("httpx", "requests", "httpcore"):
+        if type(error).__module__.startswith(("httpx", "requests", "httpcore")):
             raise RunError(f"the hub cannot be reached for {source}: {error}") from error
         raise
 

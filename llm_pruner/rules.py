@@ -85,6 +85,10 @@ def validate(options: Options) -> None:
     validate_pruning(options)
     if options.no_save and options.save_model:
         raise UsageError("no_save and save_model contradict each other")
+    if options.recover and (options.no_save or options.dry_run):
+        raise UsageError(
+            f"recover trains the saved checkpoint; leave out {'no_save' if options.no_save else 'dry_run'}"
+        )
     if options.device_map and options.device != "auto":
         raise UsageError("device and device_map both say where the model goes; give one of them")
 

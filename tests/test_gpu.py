@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 
+from llm_pruner.evaluate import speed
 from llm_pruner.evaluate.perplexity import perplexity
 from llm_pruner.surgery import cut
 from llm_pruner.trace import trace_groups
@@ -52,6 +53,24 @@ def test_the_best_method_rebuilds_where_the_model_lives(case):
     }
     assert on_gpu.notes["kl"] == pytest.approx(on_cpu.notes["kl"], rel=0.1)
     assert on_gpu.notes["kl_plain"] == pytest.approx(on_cpu.notes["kl_plain"], rel=1e-2)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("case", ["llama", "mistral", "qwen3", "phi3", "gemma3_text", "gpt2", "gpt_neox"])
+def test_cuda_graphs_decode_what_eager_steps_do(case):
+    """Twice, and other models do not get in the way; measured, the mode gives no reason why it cannot be had."""
+    model, prompts = tiny.model(case, tie_word_embeddings=False).cuda(), tiny.tokens(3, 12)
+    steps = speed.eager(model, prompts, 20)
+    expected = speed.generate(steps, 20)[0]
+    assert len(expected.unique()) > 3
+    graphs = speed.captured(steps)
+    assert torch.equal(speed.generate(graphs, 20)[0], expected)
+    measured = speed.measure({"a": model, "b": tiny.model("llama").cuda()}, prompt_len=12, new_tokens=20, repeats=2)
+    assert torch.equal(speed.generate(graphs, 20)[0], expected)
+    for result in measured.values():
+        assert result["peak_memory"] > result["bytes"]
+        for mode in ("eager", "cuda_graph"):
+            assert set(result["modes"][mode]) == set(speed.QUANTITIES), result["modes"][mode]
 
 
 def test_the_command_on_the_gpu(command, tmp_path):

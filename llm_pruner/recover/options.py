@@ -21,7 +21,10 @@ class RecoverOptions:
     )
     revision: str | None = option(None, MODEL, "branch, tag or commit of a hub model")
     device: str = option(
-        "auto", MODEL, "cpu or cuda; auto takes a GPU if there is one; under `accelerate launch` its own"
+        "auto",
+        MODEL,
+        "auto takes a GPU if there is one; under `accelerate launch` it says",
+        choices=("auto", "cpu", "cuda"),
     )
     mixed_precision: str = option(
         "auto", MODEL, "compute in bfloat16 over float32 weights; auto does on a GPU that has it",
@@ -50,9 +53,10 @@ class RecoverOptions:
         None, DATA, "wikitext2, c4, alpaca, demo, a text file, a JSON of Alpaca records; default: what the checkpoint "
         "was calibrated on", "NAME|FILE",
     )  # fmt: skip
-    max_seq_len: int = option(
-        512, DATA, "tokens per window, of training and evaluation, at most max_position_embeddings", "N", least=2
-    )
+    max_seq_len: int | None = option(
+        None, DATA, "tokens per window of training and of evaluation, at most max_position_embeddings; default: 512 of "
+        "training, and what the checkpoint was scored with", "N", least=2,
+    )  # fmt: skip
     nsamples: int | None = option(None, DATA, "at most so many windows or records of the data", "N", least=1)
     epochs: float | None = option(None, TRAINING, "passes over the data; default 2, if the time allows", "N", least=0)
     steps: int | None = option(None, TRAINING, "optimiser steps, instead of epochs", "N", least=1)

@@ -1,0 +1,202 @@
+"""prune → recover → evaluate, each in a process of its own, each only if its output is not there already.
+
+Beside the outputs the folder keeps what each stage was run with (<stage>.yaml), what it said (<stage>.log) and
+pipeline.json: from which inputs every output was made.
+"""
+
+import hashlib
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import llm_pruner
+from llm_pruner import loading, report, scores
+from llm_pruner.errors import PlanError, RunError, UsageError, VerificationError
+from llm_pruner.evaluate.tables import aligned
+from llm_pruner.pipeline.options import (
+    DECIDED,
+    EVALUATION,
+    PRUNED,
+    RECOVERED,
+    STAGES,
+    PipelineOptions,
+    stage_options,
+    validate,
+)
+from llm_pruner.screen import say
+
+STATE = "pipeline.json"
+OUTPUT = {"prune": PRUNED, "recover": RECOVERED, "evaluate": EVALUATION}
+TEXTS = ("data", "calibration_data", "eval_data", "scores", "plan", "tasks")
+FAILURES = {1: RunError, 2: UsageError, 3: PlanError, 4: VerificationError}
+
+
+def run(options: PipelineOptions, argv: Sequence[str] = ()) -> dict:
+    """Does what is not done yet and returns the summary. Every failure is a PrunerError with its stage's exit code."""
+    validate(options)
+    folder = _folder(options)
+    source = loading.resolve(options.model)
+    stages = []
+    for stage in STAGES:
+        asked = stage_options(options, stage)
+        if asked is None:
+            continue
+        values = asked[0]
+        key = _key(stage, values, folder, options, source)
+        if _done(folder, stage) == key:
+            say(f"{stage}: {folder / OUTPUT[stage]} is there and its inputs are what they were; skipped")
+            stages.append({"stage": stage, "skipped": True, "seconds": 0.0})
+            continue
+        _mark(folder, stage, None)
+        started = time.monotonic()
+        _run_stage(stage, values, folder, options)
+        _mark(folder, stage, key)
+        stages.append({"stage": stage, "skipped": False, "seconds": round(time.monotonic() - started, 1)})
+    return _summary(folder, stages, options, argv)
+
+
+def _folder(options: PipelineOptions) -> Path:
+    folder = Path(options.folder).expanduser()
+    if folder.is_file():
+        raise UsageError(f"--folder {folder} is a file; name a folder")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / STATE).is_file():
+        raise UsageError(f"--folder {folder} holds something else than a pipeline; name another")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / STATE).is_file():
+            _write_state(folder, {})
+    except OSError as error:
+        raise UsageError(f"--folder {folder} cannot be written: {error.strerror}") from error
+    return folder
+
+
+def _key(stage: str, values: dict, folder: Path, options: PipelineOptions, source: str) -> str:
+    """What the stage's output follows from: options, and the content of models and files that it reads."""
+    parts = {name: value for name, value in values.items() if name not in DECIDED}
+    for name in TEXTS:
+        if name in parts:
+            given = parts[name] if isinstance(parts[name], list) else [parts[name]]
+            parts[name] = [scores.text_digest(one) for one in given]
+    models = {
+        "prune": [],
+        "recover": [PRUNED],
+        "evaluate": [PRUNED, RECOVERED][: 2 if options.recover is not None else 1],
+    }
+    parts["inputs"] = [options.model, scores.fingerprint(source, loading.fetch(source))]
+    parts["inputs"] += [scores.fingerprint(str(folder / name), folder / name) for name in models[stage]]
+    parts["version"] = llm_pruner.__version__
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _state(folder: Path) -> dict:
+    try:
+        found = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        return found if isinstance(found, dict) else {}
+    except (OSError, ValueError):
+        return {}
+
+
+def _write_state(folder: Path, state: dict) -> None:
+    partial = folder / f".{STATE}.partial"
+    partial.write_text(json.dumps(state, indent=2), encoding="utf-8")
+    os.replace(partial, folder / STATE)
+
+
+def _done(folder: Path, stage: str) -> str | None:
+    """The key that the stage's output was made with; None where there is none."""
+    return _state(folder).get(stage) if (folder / OUTPUT[stage]).exists() else None
+
+
+def _mark(folder: Path, stage: str, key: str | None) -> None:
+    _write_state(folder, _state(folder) | {stage: key})
+
+
+def _run_stage(stage: str, values: dict, folder: Path, options: PipelineOptions) -> None:
+    """The stage's own command, its output on the screen and in its log. The error of its exit code."""
+    import yaml
+
+    config, log = folder / f"{stage}.yaml", folder / f"{stage}.log"
+    config.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+    start = shlex.split(options.launcher) if options.launcher and stage == "recover" else [sys.executable]
+    command = [
+        *start,
+        "-m",
+        "llm_pruner",
+        stage,
+        "--config",
+        str(config),
+        *(["--traceback"] if options.traceback else []),
+    ]
+    say(f"{stage}: {shlex.join(command)}")
+    last = ""
+    with open(log, "w", encoding="utf-8") as file:
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8", errors="replace"
+        )
+        try:
+            for line in process.stdout:
+                print(line, end="", flush=True)
+                file.write(line)
+                file.flush()
+                if line.strip():
+                    last = line.strip().rsplit("\r", 1)[-1]
+            code = process.wait()
+        except BaseException:  # Ctrl-C has reached the stage too: let it end as it does
+            try:
+                process.wait(timeout=30)
+            except (subprocess.TimeoutExpired, KeyboardInterrupt):
+                process.kill()
+            raise
+    if code in (130, -signal.SIGINT):
+        raise KeyboardInterrupt
+    if code:
+        why = last.partition(" error: ")[2] or last
+        raise FAILURES.get(code, RunError)(f"{stage} failed ({why}); its log is {log}, the same command goes on there")
+
+
+def _summary(folder: Path, stages: list[dict], options: PipelineOptions, argv: Sequence[str]) -> dict:
+    """summary.json, report.html and a table on the screen, from the stages' own reports."""
+    from llm_pruner.page import html
+
+    def read(path: Path) -> dict | None:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+    asked = [one["stage"] for one in stages]
+    reports = {stage: read(folder / OUTPUT[stage] / "report.json") for stage in asked if stage != "evaluate"}
+    evaluation = read(folder / EVALUATION) if "evaluate" in asked else None
+    rows = [["", "parameters", "perplexity before", "perplexity after", "seconds"]]
+    for one in stages:
+        own = reports.get(one["stage"])
+        cells = ["", "", ""]
+        if own:
+            cells = [
+                f"{own['parameters']['after']:,}",
+                *(_number(own["perplexity"].get(k)) for k in ("before", "after")),
+            ]
+        rows.append([one["stage"], *cells, "skipped" if one["skipped"] else f"{one['seconds']:,.0f}"])
+    summary = {
+        "model": options.model,
+        "stages": stages,
+        "parameters": {stage: own["parameters"]["after"] for stage, own in reports.items()},
+        "perplexity": {stage: own["perplexity"] for stage, own in reports.items()},
+        "recovered_share": (reports.get("recover") or {}).get("recovered_share"),
+        "zero_shot": {one["name"]: one["zero_shot"] for one in (evaluation or {"models": []})["models"]},
+        "speed": (evaluation or {}).get("ratios") or {},
+        "versions": report.versions(),
+        "command": report.command(argv, "python -m llm_pruner pipeline"),
+    }
+    report.write_json(folder / "summary.json", report.finite(summary))
+    html.write(folder / "report.html", [own for own in reports.values() if own], evaluation)
+    say(f"\n{aligned(rows)}")
+    say(f"saved {folder / 'summary.json'} and {folder / 'report.html'}")
+    return summary
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:,.2f}"

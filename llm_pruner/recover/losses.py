@@ -1,0 +1,72 @@
+"""What a recovery minimises, per predicted token.
+
+- text: cross-entropy of the next token.
+- logits: T²·KL(teacher ‖ student) of both distributions at temperature T (Hinton et al., arxiv.org/abs/1503.02531).
+- hidden states: ‖h − h_t·P‖² / ‖h_t·P‖² over the streams behind each of the student's layers. P is the identity where
+  both streams are equally wide; else it is fitted once by least squares, from the teacher's to the pruned model's.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+
+RIDGE = 1e-3  # of the mean diagonal
+
+
+def text_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy in nats of each token: logits [tokens, vocab_size], targets [tokens]."""
+    return F.cross_entropy(logits.float(), targets, reduction="none")
+
+
+def logits_loss(logits: torch.Tensor, wanted: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+    """T²·KL(wanted ‖ logits) in nats of each token, from logits [tokens, vocab_size]."""
+    found, wanted = (one.float().div(temperature).log_softmax(-1) for one in (logits, wanted))
+    return F.kl_div(found, wanted, reduction="none", log_target=True).sum(-1) * temperature**2
+
+
+def matched(hidden_states: Sequence[torch.Tensor], layers: Sequence[int]) -> list[torch.Tensor]:
+    """Of the teacher's hidden states (embeddings first) those that the student's should be, behind each of its layers.
+
+    layers: the teacher's layer that each of the student's was. What goes into the next one that was kept
+    is what comes out of this one.
+    """
+    return [hidden_states[layer] for layer in layers[1:]] + [hidden_states[-1]]
+
+
+def hidden_loss(
+    found: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor], maps: Sequence[torch.Tensor | None]
+) -> torch.Tensor:
+    """Each token's relative squared distance, the mean over layers: [batch, length] from [batch, length, width]."""
+    distances = []
+    for one, other, project in zip(found, wanted, maps):
+        other = other.to(one.device).float()
+        if project is not None:
+            other = other @ project.to(other.device)
+        distances.append((one.float() - other).square().sum(-1) / other.square().sum(-1).clamp_min(1e-12))
+    return torch.stack(distances).mean(0)
+
+
+@torch.no_grad()
+def fit_maps(student, teacher, batches: Sequence[torch.Tensor], layers: Sequence[int]) -> list[torch.Tensor | None]:
+    """P [teacher's width, student's] for each of the student's layers; None for equal widths.
+
+    batches: LongTensors [windows, length] that both models read.
+    """
+    if student.config.hidden_size == teacher.config.hidden_size:
+        return [None] * len(layers)
+    sums: list = [None] * len(layers)
+    for ids in batches:
+        h_s, h_t = (
+            one(input_ids=ids.to(one.device), use_cache=False, output_hidden_states=True).hidden_states
+            for one in (student, teacher)
+        )
+        for i, (y, x) in enumerate(zip(h_s[1:], matched(h_t, layers))):
+            x, y = x.flatten(0, 1).double(), y.flatten(0, 1).double().to(x.device)
+            found = (x.T @ x, x.T @ y)
+            sums[i] = found if sums[i] is None else tuple(map(torch.add, sums[i], found))
+    maps = []
+    for square, cross in sums:
+        ridge = RIDGE * square.diagonal().mean() * torch.eye(len(square), dtype=square.dtype, device=square.device)
+        maps.append(torch.linalg.solve(square + ridge, cross).float())
+    return maps

@@ -24,7 +24,7 @@ ASIDE = "-old"
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 PARTS = (  # what a folder may hold and still be a checkpoint that --overwrite replaces
-    *WEIGHTS, "*.json", "README.md", "LICENSE*", ".gitattributes", "tokenizer*", "*.model", "*.jinja",
+    *WEIGHTS, "*.json", "README.md", "report.html", "LICENSE*", ".gitattributes", "tokenizer*", "*.model", "*.jinja",
     "merges.txt", "vocab.txt", "additional_chat_templates", "modeling_pruned.py",
 )  # fmt: skip
 MARGIN = 64 * 2**20  # tokenizer, card and file system, beside the weights

@@ -20,6 +20,7 @@ from llm_pruner.in_memory import change, choose_units, decide_widths, found_in, 
 from llm_pruner.outputs import check_outputs
 from llm_pruner.plan import Plan
 from llm_pruner.rules import SCORING, asked_of, validate, wants_best
+from llm_pruner.screen import quiet, say
 from llm_pruner.shape import Shape, groups_to_score, shape_of
 
 OWN_CLASS = (
@@ -33,15 +34,15 @@ def run(options: Options, argv: Sequence[str] = ()) -> dict:
     """Does what `options` say and returns the report. Every failure is a PrunerError with its exit code."""
     validate(options)
     stopwatch = report.Stopwatch()
-    _say("options: " + ", ".join(f"{k}={v}" for k, v in options.asdict().items() if v is not None and v is not False))
+    say("options: " + ", ".join(f"{k}={v}" for k, v in options.asdict().items() if v is not None and v is not False))
     source = loading.resolve(options.model)
     target = check_outputs(options, source)
-    eval_data = _check_eval_data(options)
+    eval_data, tasks = _check_eval_data(options), _tasks(options)
     if options.plan:
         options = replayed(options)
     with stopwatch("plan"):
         loading.check_family(source, options.revision)
-        _quiet()
+        quiet()
         config = loading.load_config(source, options.revision)
         if options.dtype != "auto":
             config.dtype = options.dtype
@@ -59,14 +60,14 @@ def run(options: Options, argv: Sequence[str] = ()) -> dict:
     scored = bool(to_score) and (not options.dry_run or plan is None or bool(options.save_plan))
     calibration, key, found = _known(options, criterion, shape, config, source, scored)
     if scored and not calibration and (options.calibration_data or options.nsamples or options.calibration_seq_len):
-        _say(f"note: importance {criterion.name} measures no activations, so there is nothing to calibrate")
+        say(f"note: importance {criterion.name} measures no activations, so there is nothing to calibrate")
     used = (calibration.data, calibration.nsamples, calibration.seq_len) if calibration else (None, None, None)
     options = replace(options, **dict(zip(("calibration_data", "nsamples", "calibration_seq_len"), used)))
     if options.dry_run and scored and not found and not criterion.needs:
         found = evidence.gather(None, shape, to_score, criterion, replace(options, compensate="none"), None, None)
     if options.dry_run and options.method:
         if shape.budget:
-            _say("note: this shape is where a search would start; without --dry_run others of this size are compared")
+            say("note: this shape is where a search would start; without --dry_run others of this size are compared")
         return {"plan": plan}
     if options.dry_run and (not scored or found):
         return {"plan": _finish_plan(plan, shape, shape.skeleton, found or Found(), options)[0]}
@@ -78,7 +79,7 @@ def run(options: Options, argv: Sequence[str] = ()) -> dict:
     with stopwatch("data"):
         tokenizer = loading.load_tokenizer(loading.fetch(source, options.revision, weights=False))
         if tokenizer is None:
-            _say("note: the model has no tokenizer, so none is saved")
+            say("note: the model has no tokenizer, so none is saved")
         if eval_data:
             windows, evaluation = _windows(options, eval_data, config, tokenizer)
         if calibration and not found and not prompts:
@@ -87,15 +88,18 @@ def run(options: Options, argv: Sequence[str] = ()) -> dict:
         folder = loading.fetch(source, options.revision)
         model = loading.load_model(folder, config, options.dtype, device, options.device_map)
         _check_against(shape, model)
-    perplexities = {}
+    perplexities, answers = {}, {}
     if windows is not None:
         with stopwatch("evaluate before"):
             perplexities["before"] = _perplexity(model, windows, options, "perplexity before")
+    if tasks:
+        with stopwatch("zero-shot before"):
+            answers["before"] = _zero_shot(model, tokenizer, tasks, options)
     notes: dict = {}
     if options.method:
         from llm_pruner.best import prune_best
 
-        best = prune_best(model, shape, options, prompts, stopwatch, _say)
+        best = prune_best(model, shape, options, prompts, stopwatch, say)
         if best.plan.after != plan.after or best.config.model_type != new_config.model_type:
             _announce(best.plan, best.config, shape, options)
         model, plan, new_config, notes = best.model, best.plan, best.config, best.notes
@@ -105,7 +109,7 @@ def run(options: Options, argv: Sequence[str] = ()) -> dict:
             found = found_in(model, shape, groups, criterion, options, prompts)
             if key:
                 scores.save(Path(options.scores).expanduser(), key, found.scores, found.means)
-                _say(f"scores saved to {options.scores}")
+                say(f"scores saved to {options.scores}")
     if not options.method:
         plan, new_config = _finish_plan(plan, shape, model, found, options)
         if options.dry_run:
@@ -114,30 +118,39 @@ def run(options: Options, argv: Sequence[str] = ()) -> dict:
         with stopwatch("cut"):
             model, new_config = change(model, shape, plan, new_config, found.means, options)
     if options.mask_only and new_config.model_type != plan.model_type:  # for its biases
-        _say(OWN_CLASS.format(new_config.model_type))
+        say(OWN_CLASS.format(new_config.model_type))
     if windows is not None:
         with stopwatch("evaluate after"):
             perplexities["after"] = _perplexity(model, windows, options, "perplexity after")
+    if tasks:
+        from llm_pruner.evaluate.zero_shot import table
+
+        with stopwatch("zero-shot after"):
+            answers["after"] = _zero_shot(model, tokenizer, tasks, options)
+        say(table(answers))
 
     def result() -> dict:
         used = asdict(calibration) if calibration else {}
         if prompts:  # a file may hold fewer records than were asked for
             used["nsamples"] = len(prompts)
         built = report.build(options, plan, new_config, model, perplexities, evaluation, used, stopwatch.seconds, argv)
+        if found and found.scores:
+            built["scores"] = report.spread(found.scores, shape.groups)
+        if answers:
+            built["zero_shot"] = report.finite(answers)
         return built | ({"rebuild": report.finite(notes)} if notes else {})
 
     if target is None:
         return result()
     with checkpoint.staged(target, options.overwrite) as staging:
-        _say(f"saving {target}")
+        say(f"saving {target}")
         with stopwatch("save"):
             checkpoint.write(model, tokenizer, staging)
         with stopwatch("verify"):
             checkpoint.verify(model, staging)
         final = result()
-        report.write_json(staging / "report.json", final)
-        report.write_card(staging / "README.md", final)
-    _say(f"saved {target} (reloaded in a fresh process: same logits)")
+        report.write(staging, final)
+    say(f"saved {target} (reloaded in a fresh process: same logits)")
     return final
 
 
@@ -151,7 +164,7 @@ def _method(options: Options, config, source: str):
     if wanted is False:
         if not (options.importance or options.plan or options.iteration):
             named = asked_of(options, (*SCORING, "save_plan"))[0]
-            _say(f"note: pruning by magnitude: {named} does not go with the best method")
+            say(f"note: pruning by magnitude: {named} does not go with the best method")
         return options, shape_of(options, config, evidence.effective(options)), None
     best = replace(options, method="best")
     if wanted:
@@ -169,7 +182,7 @@ def _method(options: Options, config, source: str):
             raise
         plain = replace(options, importance="magnitude")
         shape = shape_of(plain, config, evidence.effective(plain))
-        _say(f"note: pruning by magnitude, because the best method cannot be used here: {error}")
+        say(f"note: pruning by magnitude, because the best method cannot be used here: {error}")
         return plain, shape, None
 
 
@@ -180,19 +193,6 @@ def _calibration(options: Options, criterion: Criterion, config) -> Calibration:
     return calibration
 
 
-def _say(text: str) -> None:
-    print(redact(text), flush=True)
-
-
-def _quiet() -> None:
-    """One voice on the screen: ours."""
-    from transformers.utils import logging as theirs
-
-    theirs.set_verbosity_error()
-    if not sys.stderr.isatty():
-        theirs.disable_progress_bar()
-
-
 def _check_disk(target: Path | None, plan: Plan, options: Options) -> None:
     if target:
         checkpoint.check_disk(target, plan.bytes_before if options.mask_only else plan.bytes_after)
@@ -200,18 +200,18 @@ def _check_disk(target: Path | None, plan: Plan, options: Options) -> None:
 
 def _announce(plan: Plan, new_config, shape: Shape, options: Options) -> None:
     """The table, and what is worth knowing about the new configuration."""
-    _say(plan.table(shape.requested))
+    say(plan.table(shape.requested))
     if options.mask_only:
-        _say("note: masked only: every shape stays, the table shows what a cut would leave")
+        say("note: masked only: every shape stays, the table shows what a cut would leave")
     elif "per_layer_widths" in plan.config:
-        _say(OWN_CLASS.format(new_config.model_type))
+        say(OWN_CLASS.format(new_config.model_type))
     elif new_config.model_type != plan.model_type:
-        _say(f"note: saved as {new_config.model_type}, which computes the same; {plan.model_type} refuses this shape")
+        say(f"note: saved as {new_config.model_type}, which computes the same; {plan.model_type} refuses this shape")
     if plan.parameters_before >= BIG:
         for name in (FIELD[HIDDEN], FIELD[MLP]):
             width = getattr(plan.after[0], name)
             if width % 64 and len({getattr(layer, name) for layer in plan.after}) == 1:
-                _say(f"hint: {name}={width} is not a multiple of 64, which GPUs like; a ratio takes --round_to 64")
+                say(f"hint: {name}={width} is not a multiple of 64, which GPUs like; a ratio takes --round_to 64")
 
 
 def _known(options: Options, criterion: Criterion, shape: Shape, config, source: str, scored: bool):
@@ -235,7 +235,7 @@ def _known(options: Options, criterion: Criterion, shape: Shape, config, source:
     missing = [group.name for group in groups_to_score(shape) if group.name not in found.scores]
     if missing:
         raise UsageError(f"--scores {path} has none of {missing[0]}; name another file, or delete it")
-    _say(f"scores taken from {path}")
+    say(f"scores taken from {path}")
     return calibration, key, found
 
 
@@ -262,6 +262,21 @@ def _check_eval_data(options: Options) -> str | None:
     return name
 
 
+def _tasks(options: Options) -> list[str]:
+    """The usual zero-shot tasks, where they are asked for. RunError when lm_eval is not installed."""
+    if not options.eval_zero_shot or options.dry_run:
+        return []
+    from llm_pruner.evaluate.tasks import check_tasks
+
+    return check_tasks(["usual"])
+
+
+def _zero_shot(model, tokenizer, tasks: list[str], options: Options) -> dict:
+    from llm_pruner.evaluate.zero_shot import zero_shot
+
+    return zero_shot(model, tokenizer, tasks, batch_size=options.batch_size, seed=options.seed)
+
+
 def _finish_plan(known: Plan | None, shape: Shape, model, found: Found, options: Options) -> tuple[Plan, object]:
     """(plan with its kept units, new config), shown if it was not `known` before, and saved where that is wanted.
 
@@ -275,7 +290,7 @@ def _finish_plan(known: Plan | None, shape: Shape, model, found: Found, options:
     plan = choose_units(plan, shape, found, options)
     if options.save_plan:
         plan.save(Path(options.save_plan).expanduser())
-        _say(f"plan saved to {options.save_plan}")
+        say(f"plan saved to {options.save_plan}")
     return plan, new_config
 
 
@@ -298,7 +313,7 @@ def _prompts(calibration: Calibration, options: Options, config, tokenizer):
         calibration.data, calibration.nsamples, calibration.seq_len, options.seed, tokenizer, config.vocab_size
     )
     longest = max(map(len, prompts))
-    _say(f"calibration: {len(prompts)} windows of {longest} tokens at most, of {calibration.data}, seed {options.seed}")
+    say(f"calibration: {len(prompts)} windows of {longest} tokens at most, of {calibration.data}, seed {options.seed}")
     return prompts
 
 
@@ -306,5 +321,5 @@ def _perplexity(model, windows, options: Options, label: str) -> float:
     from llm_pruner.evaluate.perplexity import perplexity
 
     value = perplexity(model, windows, options.batch_size, label)
-    _say(f"{label}: {value:.2f}")
+    say(f"{label}: {value:.2f}")
     return value

@@ -1,19 +1,27 @@
-"""What a run tells afterwards: report.json, the model card, and the lines on the screen."""
+"""What a run tells afterwards: report.json, and from it the page and the model card."""
 
 import json
+import logging
 import math
 import platform
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from llm_pruner import __version__
+from llm_pruner.card import write_card
 from llm_pruner.errors import redact
+from llm_pruner.groups import FIELD
+from llm_pruner.page import html
+from llm_pruner.selection import unit_scores
 
+log = logging.getLogger(__name__)
+
+QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)  # that tell how scores are spread
 PACKAGES = ("torch", "transformers", "torch-pruning", "accelerate", "datasets", "tokenizers")
 
 
@@ -55,9 +63,21 @@ def versions() -> dict[str, str]:
     return found
 
 
-def command(argv: Sequence[str]) -> str:
+def command(argv: Sequence[str], program: str = "python prune_llm.py") -> str:
     """The command line as it can be typed again, without tokens."""
-    return redact(shlex.join(["python", "prune_llm.py", *argv]))
+    return redact(f"{program} {shlex.join(argv)}".strip())
+
+
+def conditions(options, seconds: dict, argv: Sequence[str], program: str = "python prune_llm.py") -> dict:
+    """What every report ends with: seed, seconds by phase, memory, versions, the command and all its options."""
+    return {
+        "seed": options.seed,
+        "seconds": {phase: round(value, 3) for phase, value in seconds.items()},
+        "peak_memory": peak_memory(),
+        "versions": versions(),
+        "command": command(argv, program),
+        "options": {k: redact(v) if isinstance(v, str) else v for k, v in options.asdict().items()},
+    }
 
 
 def build(
@@ -81,13 +101,22 @@ def build(
         "importance": plan.importance,
         "compensate": plan.compensate,
         "masked": options.mask_only,
+        **conditions(options, seconds, argv),
         "seed": plan.seed,
-        "seconds": {phase: round(value, 3) for phase, value in seconds.items()},
-        "peak_memory": peak_memory(),
-        "versions": versions(),
-        "command": command(argv),
-        "options": {k: redact(v) if isinstance(v, str) else v for k, v in options.asdict().items()},
     }
+
+
+def spread(scores: Mapping, groups: Iterable) -> dict[str, list[list[float]]]:
+    """{name of the width: QUANTILES of its units' scores, a list per layer}, of the `groups` that were scored."""
+    import torch
+
+    found: dict[str, list[list[float]]] = {}
+    for group in groups:
+        if group.name in scores:
+            values = unit_scores(scores[group.name].double(), group.units)
+            quantiles = values.quantile(torch.tensor(QUANTILES, dtype=values.dtype, device=values.device))
+            found.setdefault(FIELD[group.kind], []).append([float(f"{value:.6g}") for value in quantiles.tolist()])
+    return found
 
 
 def finite(value):
@@ -103,48 +132,16 @@ def write_json(path: Path, report: dict) -> None:
     path.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def write_card(path: Path, report: dict) -> None:
-    """The model card: base model, how it was made, widths, perplexity."""
-    from huggingface_hub import ModelCardData
+def write(folder: Path, report: dict) -> None:
+    """report.json, report.html and the model card of a checkpoint.
 
-    before, after = report["widths"]["before"], report["widths"]["after"]
-    rows = [(name, f"{before[name]:,}", _cell(after[name])) for name in before]
-    if report["layers"]["kept"]:
-        rows.append(("layers", *(str(report["layers"][side]) for side in ("before", "after"))))
-    rows += [(name, *(f"{report[name][side]:,}" for side in ("before", "after"))) for name in ("parameters", "bytes")]
-    if report["perplexity"]:
-        data = report["evaluation"]
-        label = f"perplexity ({data['data']}, {data['windows']} windows of {data['max_seq_len']} tokens)"
-        cells = ["not finite" if v is None else f"{v:.2f}" for v in report["perplexity"].values()]
-        rows.append((label, *cells))
-    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    base, model_type = report["model"], report["model_type"]["after"]
-    data = ModelCardData(
-        base_model=None if Path(base).exists() or base == "demo" else base,
-        library_name="transformers",
-        pipeline_tag="text-generation",
-        tags=["llm_pruner", "pruned"],
-    )
-    how = f"An ordinary `{model_type}` checkpoint: `AutoModelForCausalLM.from_pretrained` loads it."
-    if model_type.startswith("pruned_"):
-        how = (
-            "Its layers differ from those of its class, so it brings `modeling_pruned.py`: "
-            "`AutoModelForCausalLM.from_pretrained(…, trust_remote_code=True)` loads it, "
-            "without that after `import llm_pruner`."
-        )
-    what = "units set to zero" if report["masked"] else "whole channels, heads and neurons removed"
-    made = f"Units chosen by {report['importance']} (seed {report['seed']})"
-    if calibration := report["calibration"]:
-        made += f" on {calibration['nsamples']} samples of {calibration['data']}"
-    path.write_text(
-        f"---\n{data.to_yaml()}\n---\n\n"
-        f"# {Path(base).name}, pruned\n\n"
-        f"[{base}]({base}) with {what}. {how}\n\n"
-        f"| | before | after |\n|---|---|---|\n{table}\n\n"
-        f"{made}. Made by\n\n    {report['command']}\n",
-        encoding="utf-8",
-    )
-
-
-def _cell(width: int | list[int]) -> str:
-    return f"{width:,}" if isinstance(width, int) else ", ".join(map(str, width))
+    A page that cannot be drawn is no reason to lose a checkpoint that took hours; a full disk is.
+    """
+    write_json(folder / "report.json", report)
+    write_card(folder / "README.md", report)
+    try:
+        html.write(folder / "report.html", [report])
+    except OSError:
+        raise
+    except Exception:
+        log.warning("report.html could not be drawn; everything else is there", exc_info=True)

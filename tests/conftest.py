@@ -32,12 +32,21 @@ def model(tmp_path) -> Path:
 @pytest.fixture
 def command(tmp_path):
     """Runs `prune_llm.py` as a user would, in an empty folder and without the network."""
+    return _runner(tmp_path, [str(REPOSITORY / "prune_llm.py")])
 
+
+@pytest.fixture
+def command_of(tmp_path):
+    """Runs `python -m llm_pruner …` likewise."""
+    return _runner(tmp_path, ["-m", "llm_pruner"])
+
+
+def _runner(folder: Path, start: list[str]):
     def run(*arguments, timeout: float = 120, **environment):
         return subprocess.run(
-            [sys.executable, str(REPOSITORY / "prune_llm.py"), *map(str, arguments)],
-            cwd=tmp_path,
-            env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf"), **environment},
+            [sys.executable, *start, *map(str, arguments)],
+            cwd=folder,
+            env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "hf"), **environment},
             capture_output=True,
             text=True,
             timeout=timeout,

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from llm_pruner.checkpoint import check_target
 from tests.commands import DEMO, HALF, REPOSITORY, UNSCORED, logits, one_line
 
 
@@ -32,6 +33,11 @@ def test_the_main_job_on_the_demo_model(command, tmp_path):
     assert report["versions"]["torch"] == torch.__version__
     card = (folder / "README.md").read_text()
     assert "| hidden_size | 192 | 96 |" in card
+    page = (folder / "report.html").read_text()
+    assert all(said in page for said in ("522,912", f"{report['perplexity']['after']:.2f}", "Score distributions"))
+    scored = {name: len(rows) for name, rows in report["scores"].items()}
+    assert scored == {"hidden_size": 1, "num_attention_heads": 4, "intermediate_size": 4}
+    check_target(folder, "demo", overwrite=True)  # with all that is in it, it is a checkpoint
     assert "pruned/demo-r0.50" in done.stdout
     size = sum(t.numel() * t.element_size() for t in load_file(folder / "model.safetensors").values())
     assert size == report["bytes"]["after"]
@@ -182,7 +188,7 @@ def test_tokens_are_redacted(command, tmp_path):
     done = command("--model", "demo", *HALF, "--eval_data", secret, "--save_model", "out", "--max_seq_len", 16)
     assert done.returncode == 0, done.stderr
     everything = done.stdout + done.stderr + "".join(
-        (tmp_path / "out" / name).read_text() for name in ("report.json", "README.md")
+        (tmp_path / "out" / name).read_text() for name in ("report.json", "report.html", "README.md")
     )  # fmt: skip
     assert secret not in everything
     assert "hf_***" in everything

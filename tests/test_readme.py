@@ -10,7 +10,8 @@ import pytest
 
 import llm_pruner
 from llm_pruner.cli import parse
-from llm_pruner.config import FIELDS
+from llm_pruner.commands import COMMANDS
+from llm_pruner.flags import fields_of
 
 REPOSITORY = Path(__file__).parents[1]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -33,9 +34,17 @@ def test_commands_parse(monkeypatch):
         assert parse(arguments).model
 
 
+def test_commands_of_the_package_parse(monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    found = [shlex.split(line) for line in commands("python -m llm_pruner ")]
+    assert {name for name, *_ in found} == {"recover", "evaluate", "pipeline"}
+    for name, *arguments in found:
+        assert parse(arguments, COMMANDS[name]).model
+
+
 def test_options_in_the_text_exist():
     named = set(re.findall(r"--([a-z_]+)", README)) - {"help", "config", "gpu"}
-    assert named <= set(FIELDS)
+    assert named <= {name for command in COMMANDS.values() for name in fields_of(command.options)}
     assert len(named) > 12
 
 

@@ -142,8 +142,7 @@ def run(options: RecoverOptions, argv: Sequence[str] = ()) -> dict:
         with stopwatch("verify"):
             checkpoint.verify(model, staging)
         made = report.finite(made | report.conditions(options, stopwatch.seconds, argv, PROGRAM))
-        report.write_json(staging / "report.json", made)
-        report.write_card(staging / "README.md", made)
+        report.write(staging, made)
     shutil.rmtree(folder, ignore_errors=True)
     say(f"saved {target} (reloaded in a fresh process: same logits)")
     return made

@@ -1,0 +1,123 @@
+"""The model card: base model, how the checkpoint was made, its widths and scores beside those it came from."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from llm_pruner.page.models import Model, is_recovery, models_of, name_of, steps_of
+from llm_pruner.page.tasks import cell, main_metric, mean, tasks_of
+from llm_pruner.page.wording import NOT_FINITE, UNKNOWN, number, percent
+
+
+def write_card(path: Path, report: dict) -> None:
+    """The card for what report.json says of a pruning or a recovery."""
+    path.write_text(card(report), encoding="utf-8", errors="replace")
+
+
+def card(report: dict) -> str:
+    from huggingface_hub import ModelCardData
+
+    steps = steps_of([report])
+    models = models_of(steps, None)
+    base = steps[0].get("base_model") or steps[0]["model"]
+    done = "pruned and recovered" if is_recovery(report) else "pruned"
+    data = ModelCardData(
+        base_model=None if Path(base).exists() or base == "demo" else base,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["llm_pruner", "pruned", *(["recovered"] if is_recovery(report) else [])],
+    )
+    model_type = report["model_type"]["after"]
+    how = f"An ordinary `{model_type}` checkpoint: `AutoModelForCausalLM.from_pretrained` loads it."
+    if model_type.startswith("pruned_"):
+        how = (
+            "Its layers differ from those of its class, so it brings `modeling_pruned.py`: "
+            "`AutoModelForCausalLM.from_pretrained(…, trust_remote_code=True)` loads it, "
+            "without that after `import llm_pruner`."
+        )
+    masked = any(step.get("masked") for step in steps)
+    what = "units set to zero" if masked else "whole channels, heads and neurons removed"
+    parts = [
+        f"---\n{data.to_yaml()}\n---",
+        f"# {_plain(name_of(base))}, {done}",
+        f"[{_plain(base)}]({_plain(base)}) with {what}{', then trained' * is_recovery(report)}. {how}",
+        _table(models, [*_widths(models), *_perplexities(models)]),
+        _table(models, _zero_shot(models), "zero-shot accuracy, %"),
+        "\n".join(_plain(_made(step)) for step in steps) + "\nMade by",
+        "\n".join(f"    {step['command']}" for step in steps),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _table(models: Sequence[Model], rows: Sequence[Sequence[str]], title: str = "") -> str:
+    """One column for each model."""
+    roles = [model.role for model in models]
+    names = roles if len(set(roles)) == len(roles) else [model.label for model in models]
+    lines = [(title, *names), ("---",) * (len(names) + 1), *rows]
+    return "\n".join(f"| {' | '.join(map(_plain, line))} |" for line in lines) if rows else ""
+
+
+def _widths(models: Sequence[Model]) -> list[tuple[str, ...]]:
+    names = dict.fromkeys(name for model in models for name in model.widths)
+    rows = [(name, *(_width(model.widths.get(name)) for model in models)) for name in names]
+    if len({model.layers for model in models if model.layers}) > 1:
+        rows.append(("layers", *(_width(model.layers) for model in models)))
+    return rows + [(name, *(_width(getattr(model, name)) for model in models)) for name in ("parameters", "bytes")]
+
+
+def _width(width: int | list[int] | None) -> str:
+    if width is None:
+        return UNKNOWN
+    return f"{width:,}" if isinstance(width, int) else ", ".join(map(str, width))
+
+
+def _perplexities(models: Sequence[Model]) -> list[tuple[str, ...]]:
+    rows = []
+    for text in dict.fromkeys(text for model in models for text in model.perplexity):
+        label = f"perplexity ({text[0]}, {text[1]} windows of {text[2]} tokens)"
+        values = [model.perplexity.get(text, UNKNOWN) for model in models]
+        rows.append((label, *(NOT_FINITE if v is None else v if v == UNKNOWN else f"{v:.2f}" for v in values)))
+    return rows
+
+
+def _zero_shot(models: Sequence[Model]) -> list[tuple[str, ...]]:
+    rows = []
+    for task in tasks_of(models):
+        metric = main_metric(models, task)
+        if metric:
+            rows.append((f"{task} ({metric})", *(cell(model, task, metric) for model in models)))
+    scored = [model for model in models if model.zero_shot]
+    means = mean(scored)
+    if means:
+        found = (means.get(model.label) for model in models)
+        rows.append(("mean", *(UNKNOWN if value is None else f"{100 * value:.1f}" for value in found)))
+    return rows
+
+
+def _made(step: dict) -> str:
+    """How this step was done."""
+    if is_recovery(step):
+        return _trained(step)
+    made = f"Units chosen by {step['importance']} (seed {step['seed']})"
+    if calibration := step["calibration"]:
+        made += f" on {calibration['nsamples']} samples of {calibration['data']}"
+    return f"{made}."
+
+
+def _trained(step: dict) -> str:
+    told = step["training"]
+    aim = f"distillation from {step['teacher']}" if step["method"] == "distil" else "LoRA"
+    if step["method"] == "distil" and step["train_weights"] == "lora":
+        aim += " into low-rank adapters"
+    made = (
+        f"Trained by {aim} on {told['tokens']:,} tokens of {told['data']} (windows of {told['max_seq_len']:,} tokens): "
+        f"{told['steps']:,} steps in {told['minutes']:.1f} minutes, learning rate {number(told['learning_rate'])}, "
+        f"{told['trainable_parameters']:,} trained parameters, seed {step['seed']}."
+    )
+    if step.get("recovered_share") is not None:
+        made += f" This made up for {percent(step['recovered_share'])} of the gap in log-perplexity to the dense model."
+    return made
+
+
+def _plain(text: str) -> str:
+    """Text that Markdown leaves as it is."""
+    return text.replace("<", "&lt;").replace("|", "\\|").replace("\n", " ")

@@ -1,0 +1,60 @@
+"""What is written beside a checkpoint: the spread of the scores, the page, and what happens when it cannot be drawn."""
+
+import json
+
+import pytest
+import torch
+
+from llm_pruner import evidence, report
+from llm_pruner.groups import FIELD, HEADS, HIDDEN, MLP
+from llm_pruner.page import html
+from llm_pruner.shape import groups_to_score, shape_of
+from llm_pruner.weights import Weights
+from tests import tiny
+from tests.reports import pruned
+from tests.steps import options_for
+
+
+@pytest.mark.parametrize(
+    ("case", "importance", "kinds"),
+    [("llama", "magnitude", [HIDDEN, HEADS, MLP]), ("llama_multi_head", "flap", [HEADS, MLP])],
+)
+def test_score_distributions_are_the_quantiles_of_the_units_scores(case, importance, kinds):
+    model = tiny.model(case)
+    options = options_for(tiny.ALL, importance)
+    criterion = evidence.effective(options)
+    shape = shape_of(options, model.config, criterion)
+    groups = groups_to_score(shape)
+    weights = Weights(dict(model.named_parameters()))
+    found = evidence.gather(model, shape, groups, criterion, options, weights, [*tiny.tokens(6, 16)])
+    spread = report.spread(found.scores, shape.groups)
+    assert sorted(spread) == sorted(FIELD[kind] for kind in kinds)
+    levels = torch.tensor([0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0])
+    units = {group.name: group.units for group in groups}
+    for kind in kinds:
+        names = ["hidden"] if kind == HIDDEN else [f"layers.{layer}.{kind}" for layer in range(2)]
+        assert len(spread[FIELD[kind]]) == len(names)
+        for row, name in zip(spread[FIELD[kind]], names):
+            one_each = found.scores[name].view(units[name], -1).sum(1)  # FLAP scores the columns of a head
+            torch.testing.assert_close(torch.tensor(row), torch.quantile(one_each, levels), rtol=1e-5, atol=0)
+
+
+def test_a_checkpoint_gets_report_page_and_card(tmp_path):
+    report.write(tmp_path, pruned())
+    assert json.loads((tmp_path / "report.json").read_text()) == pruned()
+    assert (tmp_path / "report.html").read_text() == html.page([pruned()])
+    assert "| hidden_size | 48 | 48 |" in (tmp_path / "README.md").read_text()
+
+
+def test_a_page_that_cannot_be_drawn_costs_no_checkpoint(tmp_path, monkeypatch, caplog):
+    def fail(*_):
+        raise failure
+
+    monkeypatch.setattr(html, "page", fail)
+    failure: Exception = ZeroDivisionError()
+    report.write(tmp_path, pruned())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "report.json"]
+    assert "report.html could not be drawn" in caplog.text
+    failure = OSError("no space left on device")
+    with pytest.raises(OSError, match="no space"):
+        report.write(tmp_path, pruned())

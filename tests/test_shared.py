@@ -7,7 +7,7 @@ import torch
 
 from llm_pruner import Options, run
 
-pytestmark = pytest.mark.shared
+pytestmark = [pytest.mark.shared, pytest.mark.usefixtures("quick_reload")]
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,8 @@
 # Each target installs what it needs into .venv first.
 PYTHON ?= python3
 BIN := .venv/bin
-# One torch thread for each of two test processes.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+# One torch thread for each of two test processes; tests that share what is slow to make are marked `xdist_group`.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 .PHONY: demo test test-shared test-gpu lint benchmarks clean
 

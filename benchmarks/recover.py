@@ -66,9 +66,8 @@ def main() -> None:
             "training_data": "english-24mb.txt, 4096 windows of 256 tokens from all over it", "runs": found,
         })  # fmt: skip
     for run, one in found.items():
-        print(
-            f"{run}: {one['perplexity']:.1f}, {one['recovered_share']:.0%} of the gap, {one['training']['minutes']:.1f} min"
-        )
+        minutes = one["training"]["minutes"]
+        print(f"{run}: {one['perplexity']:.1f}, {one['recovered_share']:.0%} of the gap, {minutes:.1f} min")
 
 
 if __name__ == "__main__":

@@ -2,12 +2,14 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
-import torch
 
-from tests.commands import DEMO, REPOSITORY
+from tests.forks import Forks
+
+REPOSITORY = Path(__file__).parents[1]  # nothing heavy is imported here: xdist's controller needs none of it
 
 
 @pytest.fixture(scope="session")
@@ -20,36 +22,64 @@ def shared() -> Path:
 
 @pytest.fixture(autouse=True)
 def _seed():
+    import torch
+
     torch.manual_seed(0)
 
 
 @pytest.fixture
 def model(tmp_path) -> Path:
     """A copy of the demo model to break."""
+    from tests.commands import DEMO
+
     return Path(shutil.copytree(DEMO, tmp_path / "model"))
 
 
-@pytest.fixture
-def command(tmp_path):
-    """Runs `prune_llm.py` as a user would, in an empty folder and without the network."""
-    return _runner(tmp_path, [str(REPOSITORY / "prune_llm.py")])
+@pytest.fixture(scope="session")
+def forks(tmp_path_factory):
+    forks = Forks(HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path_factory.mktemp("hf")))
+    yield forks
+    forks.stop()
 
 
 @pytest.fixture
-def command_of(tmp_path):
-    """Runs `python -m llm_pruner …` likewise."""
-    return _runner(tmp_path, ["-m", "llm_pruner"])
+def python(tmp_path, forks):
+    """Runs `python *arguments` in an empty folder, without the network: in a fork, see forks.py, or in a `fresh`
+    process, as it must where `environment` matters to what is imported."""
 
-
-def _runner(folder: Path, start: list[str]):
-    def run(*arguments, timeout: float = 120, **environment):
-        return subprocess.run(
-            [sys.executable, *start, *map(str, arguments)],
-            cwd=folder,
-            env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "hf"), **environment},
+    def run(*arguments, timeout: float = 120, fresh: bool = False, **environment):
+        return (subprocess.run if fresh or environment else forks.run)(
+            [sys.executable, *map(str, arguments)],
+            cwd=tmp_path,
+            env={
+                **os.environ,
+                "PYTHONPATH": str(REPOSITORY),
+                "HF_HUB_OFFLINE": "1",
+                "HF_HOME": str(tmp_path / "hf"),
+                **environment,
+            },
             capture_output=True,
             text=True,
+            stdin=subprocess.DEVNULL,
             timeout=timeout,
         )
 
     return run
+
+
+@pytest.fixture
+def command(python):
+    """Runs `prune_llm.py` as a user would; see `python`."""
+    return partial(python, REPOSITORY / "prune_llm.py")
+
+
+@pytest.fixture
+def command_of(python):
+    """Runs `python -m llm_pruner …` likewise."""
+    return partial(python, "-m", "llm_pruner")
+
+
+@pytest.fixture
+def quick_reload(forks, monkeypatch):
+    """The process in which a run reloads what it saved is a fork."""
+    monkeypatch.setattr(subprocess, "run", forks.run)

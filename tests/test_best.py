@@ -10,7 +10,7 @@ import torch
 
 from llm_pruner import best as module
 from llm_pruner.architectures import widths_of
-from llm_pruner.compensate.rebuild import split
+from llm_pruner.compensate.rebuild import Tokens, split
 from llm_pruner.config import Options
 from llm_pruner.errors import RunError
 from llm_pruner.in_memory import prune_model
@@ -18,6 +18,20 @@ from tests import tiny
 from tests.rebuilding import best_of, divergence, fitted_and_held, prompts, ratios_of
 
 FINE = {"intermediate_size": 320}
+
+
+@pytest.mark.parametrize(("tokens", "times"), [(1000, 8), (43_690, 3), (131_072, 2), (10**6, 2)])
+def test_the_less_text_the_more_often_it_is_gone_over(tokens, times):
+    held = torch.zeros(1, 10**6)  # does not count
+    assert module.passes(Tokens([torch.zeros(1, tokens), held], [False, True])) == times
+
+
+@pytest.mark.parametrize(("asked", "times"), [(None, 8), (1, 1)])
+def test_unless_another_number_is_asked_for(asked, times, monkeypatch):
+    recipes, own = [], module.rebuild
+    monkeypatch.setattr(module, "rebuild", lambda *rest, **more: recipes.append(rest[5]) or own(*rest, **more))
+    best_of(tiny.model("llama"), prune="mlp=0.3", epochs=asked)
+    assert [recipe.epochs for recipe in recipes] == [times]
 
 
 @pytest.mark.parametrize("ratios", [{"heads": 0.5, "mlp": 0.3}, {"hidden": 1 / 3}])

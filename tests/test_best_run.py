@@ -9,6 +9,7 @@ import pytest
 import llm_pruner
 from llm_pruner import best as module
 
+pytestmark = pytest.mark.usefixtures("quick_reload")
 QUICK = {"calibration_data": "demo", "nsamples": 16, "calibration_seq_len": 64, "epochs": 1, "eval_data": "none"}
 
 

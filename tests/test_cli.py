@@ -1,22 +1,20 @@
 """The command as a user meets it, by subprocess: the main job, and options that cannot be meant."""
 
 import json
+import os
 import re
 import shutil
-import subprocess
-import sys
-import time
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from llm_pruner.checkpoint import check_target
-from tests.commands import DEMO, HALF, REPOSITORY, UNSCORED, logits, one_line
+from tests.commands import DEMO, HALF, UNSCORED, logits, one_line
 
 
 def test_the_main_job_on_the_demo_model(command, tmp_path):
-    done = command("--model", "demo", *HALF, timeout=60)
+    done = command("--model", "demo", *HALF, timeout=60, fresh=True)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "pruned" / "demo-r0.50"
     report = json.loads((folder / "report.json").read_text())
@@ -44,7 +42,7 @@ def test_the_main_job_on_the_demo_model(command, tmp_path):
     assert oct((folder / "model.safetensors").stat().st_mode)[-3:] == oct((folder / "config.json").stat().st_mode)[-3:]
     assert [p.name for p in (tmp_path / "pruned").iterdir()] == ["demo-r0.50"], "staging was left behind"
 
-    again = command("--model", "demo", *HALF)
+    again = command("--model", "demo", *HALF, fresh=True)
     assert "is not empty; use --overwrite" in one_line(again, 2)
     pruned_again = command("--model", folder, *HALF, *UNSCORED)  # a pruned checkpoint is a checkpoint
     assert pruned_again.returncode == 0, pruned_again.stderr
@@ -102,17 +100,21 @@ def test_yaml_flags_and_a_text_file(command, tmp_path):
     assert "importance=random" in done.stdout
 
 
-def test_help_is_instant():
+def test_help_is_instant(command):
+    """In seconds of the processor's time, which others who use it do not stretch."""
+
+    def used() -> float:
+        times = os.times()
+        return times.children_user + times.children_system
+
     best = float("inf")
-    for _ in range(5):
-        started = time.perf_counter()
-        done = subprocess.run(
-            [sys.executable, str(REPOSITORY / "prune_llm.py"), "--help"], capture_output=True, text=True
-        )
-        best = min(best, time.perf_counter() - started)
+    for _ in range(3):
+        before = used()
+        done = command("--help", fresh=True)
+        best = min(best, used() - before)
     assert done.returncode == 0
     assert "--pruning_ratio R" in done.stdout
-    assert best < 0.3
+    assert 0 < best < 0.3
 
 
 def test_shape_that_llama_refuses_is_saved_as_mistral(command, tmp_path):

@@ -3,8 +3,6 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -150,12 +148,12 @@ def test_fewer_records_than_asked_for_are_reported(command, tmp_path):
     assert json.loads((tmp_path / "out" / "report.json").read_text())["calibration"]["nsamples"] == 2
 
 
-def test_importing_the_package_is_enough_to_load_one(command, tmp_path):
+def test_importing_the_package_is_enough_to_load_one(python, command):
     done = command("--model", "demo", *FLAP, *UNSCORED, "--save_model", "out")
     assert done.returncode == 0, done.stderr
     script = (
         "import llm_pruner; from transformers import AutoModelForCausalLM as A; "
         "m = A.from_pretrained('out'); print(type(m).__name__, type(m).__module__)"
     )
-    loaded = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    loaded = python("-c", script)
     assert loaded.stdout.split() == ["PrunedLlamaForCausalLM", "llm_pruner.modeling_pruned"], loaded.stderr

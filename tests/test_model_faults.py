@@ -20,7 +20,7 @@ def test_families_that_cannot(command, tmp_path):
     (tmp_path / "x" / "evil.py").write_text("open('pwned', 'w')\n")
     auto_map = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}
     (tmp_path / "x" / "config.json").write_text(json.dumps({"model_type": "bloom", "auto_map": auto_map}))
-    error = one_line(command("--model", "x", *HALF, "--dry_run"), 3)
+    error = one_line(command("--model", "x", *HALF, "--dry_run", fresh=True), 3)
     assert "'bloom' is not supported; supported: gemma, gemma3_text, gpt2, gpt_neox, llama, mistral, phi3" in error
     tiny.config("gpt2").save_pretrained(tmp_path / "gpt2")
     error = one_line(command("--model", "gpt2", *HALF, "--prune", "heads", "--dry_run"), 3)

@@ -1,15 +1,11 @@
 """Whatever is in the way of the output, or happens while it is written, nothing is lost."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-from tests.commands import DEMO, HALF, REPOSITORY, UNSCORED, one_line
+from tests.commands import DEMO, HALF, UNSCORED, one_line
 
 
 def test_output_that_is_in_the_way(command, tmp_path, model):
@@ -62,22 +58,16 @@ def test_work_folders_that_would_be_lost_or_destroy(command, tmp_path, model):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "model"]
 
 
-def test_no_room_on_the_disk_is_seen_before_loading(tmp_path):
+def test_no_room_on_the_disk_is_seen_before_loading(python, tmp_path):
     script = (
         "import shutil, sys; from collections import namedtuple;"
         "shutil.disk_usage = lambda _: namedtuple('Usage', 'total used free')(10**9, 10**9, 10**6);"
         "import llm_pruner.loading as loading; loading.load_model = None;"
         "from llm_pruner.cli import main; sys.exit(main(sys.argv[1:]))"
     )
-    done = python(script, tmp_path, "--model", "demo", *HALF)
+    done = python("-c", script, "--model", "demo", *HALF)
     assert "has 0.00 GB free, the checkpoint needs 0.07 GB" in one_line(done, 1)
     assert list(tmp_path.iterdir()) == []
-
-
-def python(script: str, cwd: Path, *arguments):
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-c", script, *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
 
 
 # What happens once the new checkpoint is half or wholly written, and what the command then returns.
@@ -104,10 +94,11 @@ INTERRUPTIONS = {
         4,
     ),
 }
+FRESH = ("ctrl-c", "other weights")  # the others in forks
 
 
 @pytest.mark.parametrize("name", INTERRUPTIONS)
-def test_failure_while_saving_leaves_the_old_checkpoint(name, tmp_path, command):
+def test_failure_while_saving_leaves_the_old_checkpoint(name, tmp_path, python, command):
     fault, code = INTERRUPTIONS[name]
     old = tmp_path / "out"
     shutil.copytree(DEMO, old)
@@ -119,7 +110,7 @@ def test_failure_while_saving_leaves_the_old_checkpoint(name, tmp_path, command)
         "from llm_pruner.cli import main\nsys.exit(main(sys.argv[1:]))"
     )
     arguments = ("--model", "demo", *HALF, *UNSCORED, "--save_model", "out", "--overwrite")
-    done = python(script, tmp_path, *arguments)
+    done = python("-c", script, *arguments, fresh=name in FRESH)
     assert done.returncode == code, done.stderr
     if code in (1, 4, 130):
         one_line(done, code)

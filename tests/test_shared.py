@@ -7,15 +7,15 @@ import torch
 
 from llm_pruner import Options, run
 
-pytestmark = pytest.mark.shared
+pytestmark = [pytest.mark.shared, pytest.mark.usefixtures("quick_reload")]
 
 
 @pytest.fixture(scope="module")
 def text(shared, tmp_path_factory):
-    """A tenth of the test text: enough to tell methods apart."""
+    """A thirtieth of the test text: enough to tell methods apart."""
     path = tmp_path_factory.mktemp("text") / "text.txt"
     path.write_text(
-        (shared / "data" / "wikitext-2" / "test.txt").read_text(encoding="utf-8")[:120_000], encoding="utf-8"
+        (shared / "data" / "wikitext-2" / "test.txt").read_text(encoding="utf-8")[:40_000], encoding="utf-8"
     )
     return path
 

@@ -26,7 +26,7 @@ from tests.float64 import (
     uniform,
 )
 
-pytestmark = pytest.mark.shared
+pytestmark = [pytest.mark.shared, pytest.mark.xdist_group("scores")]
 
 
 @pytest.fixture(scope="module")

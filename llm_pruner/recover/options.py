@@ -27,7 +27,7 @@ class RecoverOptions:
         choices=("auto", "cpu", "cuda"),
     )
     mixed_precision: str = option(
-        "auto", MODEL, "compute in bfloat16 over float32 weights; auto does on a GPU that has it",
+        "auto", MODEL, "compute in bfloat16 over float32 weights; auto does on a GPU or CPU (AMX) that has it",
         choices=("auto", "no", "bf16", "fp16"),
     )  # fmt: skip
     method: str | None = option(

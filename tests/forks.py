@@ -17,15 +17,16 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 
-PRELOADED = ("accelerate", "safetensors.torch", "transformers.models.llama.modeling_llama")
+IMPORTED = ("accelerate", "safetensors.torch", "transformers.models.llama.modeling_llama")
 in_a_fresh_process = subprocess.run
 
 
 class Forks:
-    def __init__(self, connection: Connection | None = None, **environment: str) -> None:
+    def __init__(self, connection: Connection | None = None, imported=IMPORTED, **environment: str) -> None:
         """connection: to the process that forks. Without one it is started when it is first needed, with
-        `environment`, for what is read from there by imports."""
-        self.connection, self.environment, self.process = connection, environment, None
+        `environment`, and imports the modules `imported`."""
+        self.connection, self.imported, self.environment = connection, imported, environment
+        self.process = None
 
     def run(self, command, *, cwd=None, env=None, timeout: float | None = None, **options):
         """As `subprocess.run`, with the output captured as text. Only Python is forked."""
@@ -47,7 +48,7 @@ class Forks:
         self.connection, theirs = Pipe()
         with theirs:
             self.process = subprocess.Popen(
-                [sys.executable, __file__, str(theirs.fileno())],
+                [sys.executable, __file__, str(theirs.fileno()), *self.imported],
                 stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], start_new_session=True,
                 env={**os.environ, **self.environment},
             )  # fmt: skip
@@ -109,7 +110,7 @@ if __name__ == "__main__":
 
     own = [os.path.dirname(__file__), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     sys.path[:] = [path for path in sys.path if path not in own]  # every fork adds its own
-    for name in PRELOADED:
+    for name in sys.argv[2:]:
         import_module(name)
     gc.freeze()
     serve(Connection(int(sys.argv[1])))

@@ -4,11 +4,21 @@ import subprocess
 
 import pytest
 
+from tests.forks import Forks
+
 TELL = """
 import os, sys
 print(sys.argv, sys.path[0], os.getcwd(), os.environ["TOLD"], __name__, "llm_pruner" in sys.modules)
 print(sys.stdin.read(), "to stderr", file=sys.stderr)
 """
+
+
+@pytest.fixture(scope="module")
+def forks():
+    """Of a process that has imported nothing, which is quicker to start."""
+    forks = Forks(imported=())
+    yield forks
+    forks.stop()
 
 
 @pytest.mark.parametrize(

@@ -143,7 +143,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
     def log_message(self, *_): ...
 
 
-def test_hub_says_no_in_three_ways(command):
+def test_hub_says_no_in_three_ways(command, python):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     hub = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HUB_OFFLINE": "0"}
@@ -153,9 +153,11 @@ def test_hub_says_no_in_three_ways(command):
     finally:
         server.shutdown()
         server.server_close()
+    hub["HF_ENDPOINT"] = "http://127.0.0.1:9"
+    without_waiting = "import sys, time; time.sleep = id; from llm_pruner.cli import main; sys.exit(main(sys.argv[1:]))"
     unreachable = one_line(
-        command("--model", "org/model", *HALF, HF_ENDPOINT="http://127.0.0.1:9", HF_HUB_OFFLINE="0"), 1
-    )
+        python("-c", without_waiting, "--model", "org/model", *HALF, **hub), 1
+    )  # it tries five times
     assert "org/gated is gated: ask for access" in gated
     assert "org/missing is neither a local folder nor a model on the hub" in missing
     assert "the hub cannot be reached" in unreachable

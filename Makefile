@@ -1,8 +1,8 @@
 # Each target installs what it needs into .venv first.
 PYTHON ?= python3
 BIN := .venv/bin
-# One torch thread for each of two test processes; tests that share what is slow to make are marked `xdist_group`.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+# One torch thread for each of two test processes. The tests of a file share what is slow to make.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 .PHONY: demo test test-shared test-gpu lint benchmarks clean
 
@@ -10,11 +10,11 @@ demo: .venv/.installed
 	$(BIN)/python prune_llm.py --model demo --pruning_ratio 0.5 --overwrite
 
 test: .venv/.installed
-	$(PYTEST) -m "not shared and not gpu"
+	$(PYTEST) --dist loadfile -m "not shared and not gpu"
 
 # The tests on the reference model and text in $$LLM_PRUNER_SHARED (default ../shared).
 test-shared: .venv/.installed
-	$(PYTEST) -m shared
+	$(PYTEST) --dist worksteal -m shared
 
 test-gpu: .venv/.installed
 	$(BIN)/python -m pytest -m gpu

@@ -49,13 +49,11 @@ def reloaded(tmp_path_factory):
     return reload_in_a_fresh_process(models, tmp_path_factory.mktemp("families"))
 
 
-@pytest.mark.xdist_group("families")
 @pytest.mark.parametrize(("case", "name"), [pair for pair in PAIRS if pair not in REFUSED])
 def test_reloads_and_generates(reloaded, case, name):
     assert_same(*reloaded[case, name])
 
 
-@pytest.mark.xdist_group("families")
 @pytest.mark.parametrize(("case", "name"), NEURONS_ONLY)
 def test_neurons_alone_where_heads_cannot(reloaded, case, name):
     assert_same(*reloaded[case, f"{name}, mlp"])

@@ -11,7 +11,6 @@ from llm_pruner.compensate.layer_files import read_layer, write_layer
 from tests import tiny
 from tests.rebuilding import BRIEF, calibration, planned, rebuilt
 
-pytestmark = pytest.mark.xdist_group("layer_files")  # see `expected_of`
 AXES = {"llama": "all", "gpt2": "mlp"}
 
 

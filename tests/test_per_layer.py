@@ -16,7 +16,6 @@ from llm_pruner.per_layer import per_layer_config
 from tests import tiny
 from tests.reload_per_layer import TOKENS, outputs
 
-pytestmark = pytest.mark.xdist_group("per_layer")  # one process makes the models, once
 SCRIPT = Path(__file__).with_name("reload_per_layer.py")
 BIASED = ("self_attn.o_proj", "mlp.down_proj")
 BIASES = {"gpt2": ("attn.c_proj", "mlp.c_proj"), "gpt_neox": ("attention.dense",)}

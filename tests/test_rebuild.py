@@ -16,7 +16,6 @@ from llm_pruner.surgery import cut
 from tests import tiny
 from tests.rebuilding import BRIEF, PLAIN, calibration, planned
 
-pytestmark = pytest.mark.xdist_group("rebuild")  # see `done`
 CASES_AND_AXES = [
     (case, name)
     for case in tiny.CASES

@@ -28,7 +28,7 @@ from tests.float64 import (
     uniform,
 )
 
-pytestmark = [pytest.mark.shared, pytest.mark.xdist_group("flap")]
+pytestmark = pytest.mark.shared
 
 
 @pytest.fixture(scope="module")

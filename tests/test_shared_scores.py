@@ -26,7 +26,7 @@ from tests.float64 import (
     uniform,
 )
 
-pytestmark = [pytest.mark.shared, pytest.mark.xdist_group("scores")]
+pytestmark = pytest.mark.shared
 
 
 @pytest.fixture(scope="module")

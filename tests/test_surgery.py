@@ -179,7 +179,6 @@ def reloaded(tmp_path_factory):
     return reload_in_a_fresh_process(models, tmp_path_factory.mktemp("reload"))
 
 
-@pytest.mark.xdist_group("surgery")
 @pytest.mark.parametrize(("case", "name"), CASES_AND_AXES)
 def test_reload_in_a_fresh_process_gives_the_same(reloaded, case, name):
     assert_same(*reloaded[case, name])

@@ -13,10 +13,10 @@ BEST = {"method": "best", "epochs": 2}  # of so little text the default is 8, a 
 
 @pytest.fixture(scope="module")
 def loss(shared, tmp_path_factory):
-    """(options) → log(perplexity / dense), over a tenth of the test text, calibrated on the validation text."""
+    """(options) → log(perplexity / dense), over a thirtieth of the test text, calibrated on the validation text."""
     data = shared / "data" / "wikitext-2"
     text = tmp_path_factory.mktemp("text") / "text.txt"
-    text.write_text((data / "test.txt").read_text(encoding="utf-8")[:120_000], encoding="utf-8")
+    text.write_text((data / "test.txt").read_text(encoding="utf-8")[:40_000], encoding="utf-8")
 
     def measure(**options) -> float:
         report = run(

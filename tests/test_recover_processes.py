@@ -38,23 +38,23 @@ def folder(tmp_path_factory):
     return folder
 
 
-def recover(folder, start, name, *more):
+def recover(folder, start, name, *more, run=subprocess.run):
     """The weights that the command saves, started by `start`."""
     command = [
         *start, "-m", "llm_pruner", "recover", "--model", "student", "--teacher", "teacher", "--data", "text.txt",
         "--eval_data", "text.txt", "--save_model", name, *STEPS, *more,
     ]  # fmt: skip
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    done = run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("perplexity after:") == 1, "one voice"
     return load_file(folder / name / "model.safetensors")
 
 
 @pytest.mark.parametrize("weights", ["full", "lora"])
-def test_two_processes_and_shards_give_what_one_gives(folder, weights):
+def test_two_processes_and_shards_give_what_one_gives(folder, forks, weights):
     more = ("--train_weights", weights, "--lora_dropout", "0")
-    one = recover(folder, [sys.executable], f"one-{weights}", "--batch_size", "4", *more)
+    one = recover(folder, [sys.executable], f"one-{weights}", "--batch_size", "4", *more, run=forks.run)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
     if weights == "lora":
         launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "fsdp.yaml"]

@@ -1,7 +1,7 @@
 # Each target installs what it needs into .venv first.
 PYTHON ?= python3
 BIN := .venv/bin
-# One torch thread for each of two test processes. The tests of a file share what is slow to make.
+# One torch thread for each of two test processes.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 .PHONY: demo test test-shared test-gpu lint benchmarks clean
@@ -9,8 +9,9 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 demo: .venv/.installed
 	$(BIN)/python prune_llm.py --model demo --pruning_ratio 0.5 --overwrite
 
+# By files, whose tests share what is slow to make, and in their order: ordered by tests, slow files with few come last.
 test: .venv/.installed
-	$(PYTEST) --dist loadfile -m "not shared and not gpu"
+	$(PYTEST) --dist loadfile --no-loadscope-reorder -m "not shared and not gpu"
 
 # The tests on the reference model and text in $$LLM_PRUNER_SHARED (default ../shared).
 test-shared: .venv/.installed

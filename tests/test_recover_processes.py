@@ -12,7 +12,20 @@ from transformers import AutoTokenizer
 from tests import tiny
 from tests.commands import DEMO
 
-STEPS = ("--steps", "3", "--learning_rate", "0.01", "--max_seq_len", "16", "--device", "cpu", "--warmup", "0")
+STEPS = (
+    "--steps",
+    "3",
+    "--learning_rate",
+    "0.01",
+    "--max_seq_len",
+    "16",
+    "--device",
+    "cpu",
+    "--warmup",
+    "0",
+    "--mixed_precision",
+    "no",
+)
 FSDP = """
 distributed_type: FSDP
 use_cpu: true

@@ -38,9 +38,9 @@ class RecoverOptions:
         None, METHOD, "what learns: all weights, or adapters that are merged at the end; default: full by distil",
         choices=("full", "lora"),
     )  # fmt: skip
-    lora_r: int = option(8, METHOD, "rank of the adapters", "R", least=1)
-    lora_alpha: float = option(16.0, METHOD, "their scale is alpha / r", least=0)
-    lora_dropout: float = option(0.05, METHOD, "dropout in front of them", "P", least=0)
+    lora_r: int = option(32, METHOD, "rank of the adapters", "R", least=1)
+    lora_alpha: float = option(64.0, METHOD, "their scale is alpha / r", least=0)
+    lora_dropout: float = option(0.0, METHOD, "dropout in front of them", "P", least=0)
     lora_targets: str | None = option(
         None, METHOD, "projections that get one, such as q_proj,v_proj; default: all in the decoder layers", "NAME,…"
     )
@@ -70,10 +70,14 @@ class RecoverOptions:
     learning_rate: float | None = option(
         None, TRAINING, "peak; default: by method and hidden_size, see the README", "LR", least=0
     )
-    warmup: float = option(0.03, TRAINING, "share of the run in which the rate rises; it falls as a cosine", least=0)
+    warmup: float = option(0.1, TRAINING, "share of the run in which the rate rises; it falls as a cosine", least=0)
     weight_decay: float = option(0.0, TRAINING, "AdamW's", least=0)
     batch_size: int | None = option(
-        None, TRAINING, "windows per device and forward pass; default: about 2048 tokens", "N", least=1
+        None,
+        TRAINING,
+        "windows per device and forward pass; default: 1024 tokens (lora 2048) on a CPU, 8192 on a GPU",
+        "N",
+        least=1,
     )
     gradient_accumulation_steps: int = option(1, TRAINING, "forward passes per optimiser step", "N", least=1)
     gradient_checkpointing: bool = option(False, TRAINING, "less memory, more time")

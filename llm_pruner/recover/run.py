@@ -21,10 +21,10 @@ from llm_pruner.recover.sources import Sources
 from llm_pruner.screen import is_main, quiet, say
 
 PROGRAM = "python -m llm_pruner recover"
-TOKENS = 2048  # of a batch, by default
+TOKENS = {"full": 1024, "lora": 2048, "cuda": 8192}  # of a batch by default: on a CPU by what learns, on a GPU
 CPU_MINUTES, CPU_WINDOWS = 2.0, 4096  # by default, of training and of its text
 SCORED = 4_096  # tokens that perplexity over time is measured on
-RATES = {"full": 1.0, "lora": 2.0}  # peak learning rate × hidden_size
+RATES = {"full": 0.0064, "lora": 0.0192}  # peak learning rate × √hidden_size: AMP's 3e-4 for LoRA at 4096
 ELSEWHERE = ("save_model", "overwrite", "work_dir", "save_minutes", "traceback")  # options that change no result
 
 
@@ -226,8 +226,9 @@ def _settled(options: RecoverOptions, config) -> tuple[str, RecoverOptions]:
         nsamples=options.nsamples
         or (CPU_WINDOWS if cpu and minutes and not (options.steps or options.epochs) else None),
         epochs=None if options.steps else options.epochs or 2.0,
-        batch_size=options.batch_size or max(1, TOKENS // options.max_seq_len),
-        learning_rate=options.learning_rate or RATES[options.train_weights] / hidden_size,
+        batch_size=options.batch_size
+        or max(1, TOKENS[options.train_weights if cpu else "cuda"] // options.max_seq_len),
+        learning_rate=options.learning_rate or RATES[options.train_weights] / math.sqrt(hidden_size),
         save_minutes=save_minutes,
     )
 
@@ -262,7 +263,7 @@ def _result(trainer, found: Sources, options: RecoverOptions, folder: str):
     """The trained model as an ordinary one, on every process that holds all of it."""
     from accelerate.utils import DistributedType
 
-    model = trainer.accelerator.unwrap_model(trainer.model)
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # nor its autocast
     if trainer.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
         state = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # all processes take part
         if not is_main():

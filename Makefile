@@ -34,6 +34,8 @@ benchmarks: .venv/.installed
 	$(BIN)/python benchmarks/quality.py
 	$(BIN)/python benchmarks/train_models.py
 	$(BIN)/python benchmarks/best.py
+	$(BIN)/python benchmarks/recover.py
+	$(BIN)/python benchmarks/speed.py
 
 .venv/.installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

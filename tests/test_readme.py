@@ -164,3 +164,23 @@ def test_public_names_are_not_hidden_by_modules(name):
     """Importing a submodule binds its name on the package: a public function must not share it."""
     getattr(llm_pruner, name)
     assert not isinstance(getattr(llm_pruner, name), types.ModuleType)
+
+
+def test_recovery_is_what_was_measured():
+    """At least half of the gap comes back by distillation and a third by LoRA, in three minutes of training."""
+    recover = result("recover_cpu")
+    for side, value in (("dense", recover["perplexity"]["before"]), ("pruned", recover["perplexity"]["after"])):
+        assert f"{side} {value:.1f}" in README
+    for name, least in (("distil", 0.5), ("lora", 1 / 3)):
+        run = recover["runs"][name]
+        assert run["recovered_share"] >= least
+        assert run["training"]["minutes"] <= 3
+        assert f"| {name} | {run['perplexity']:.1f} | {run['recovered_share']:.0%} |" in README
+
+
+def test_ratios_of_speed_are_those_measured():
+    found = result("speed_cpu")["ratio"]["eager"]
+    for what in ("prefill", "decode"):
+        value = found[what]
+        cell = f"{value['median']:.2f}× ({value['low']:.2f} – {value['high']:.2f})"
+        assert f"| {what} tokens/s, every width halved against dense | {cell} |" in README

@@ -9,12 +9,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import llm_pruner
-import llm_pruner.recover.run as recovery
 from llm_pruner import Options, checkpoint
 from llm_pruner.errors import RunError, UsageError
 from llm_pruner.recover import options as recover_options
 from llm_pruner.recover.adapters import merged, projections, with_adapters
 from llm_pruner.recover.options import RecoverOptions
+from llm_pruner.recover.outcome import share
 from llm_pruner.recover.pace import Pace, last_kept
 from llm_pruner.recover.run import run
 from tests import tiny
@@ -263,7 +263,6 @@ def test_what_the_report_of_a_pruned_checkpoint_decides(tmp_path, text):
 
 
 def test_the_share_of_the_gap():
-    share = recovery._share
     assert share(10.0, {"before": 40.0, "after": 20.0}) == pytest.approx(0.5)
     assert share(10.0, {"before": 40.0, "after": 80.0}) == pytest.approx(-0.5)
     assert share(10.0, {"before": 9.0, "after": 8.0}) is None

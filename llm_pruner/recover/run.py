@@ -4,20 +4,19 @@ pruned checkpoint → teacher, texts → perplexity → training (kept in --work
 → staged, verified, published → report
 """
 
-import hashlib
-import json
 import math
 import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
-from llm_pruner import checkpoint, data, loading, report, scores
+from llm_pruner import checkpoint, data, loading, report
 from llm_pruner.errors import RunError, UsageError
 from llm_pruner.recover import sources
 from llm_pruner.recover.options import RecoverOptions, validate
+from llm_pruner.recover.outcome import outcome
 from llm_pruner.recover.sources import Sources
+from llm_pruner.recover.unfinished import go_on, key_of, outputs
 from llm_pruner.screen import is_main, quiet, say
 
 PROGRAM = "python -m llm_pruner recover"
@@ -25,7 +24,6 @@ TOKENS = {"full": 1024, "lora": 2048, "cuda": 8192}  # of a batch by default: on
 CPU_MINUTES, CPU_WINDOWS = 2.0, 4096  # by default, of training and of its text
 SCORED = 4_096  # tokens that perplexity over time is measured on
 RATES = {"full": 0.0064, "lora": 0.0192}  # peak learning rate × √hidden_size: AMP's 3e-4 for LoRA at 4096
-ELSEWHERE = ("save_model", "overwrite", "work_dir", "save_minutes", "traceback")  # options that change no result
 
 
 def run(options: RecoverOptions, argv: Sequence[str] = ()) -> dict:
@@ -34,13 +32,14 @@ def run(options: RecoverOptions, argv: Sequence[str] = ()) -> dict:
     stopwatch = report.Stopwatch()
     found = sources.find(options)
     options = found.options
-    target, folder = _outputs(options, found.student)
+    target, folder = outputs(options, found.student)
     if options.train_weights == "lora":
         from llm_pruner.recover.adapters import check_installed
 
         check_installed()
     quiet()
     precision, options = _settled(options, found.config)
+    found = replace(found, options=options)
     say("options: " + ", ".join(f"{k}={v}" for k, v in options.asdict().items() if v is not None and v is not False))
 
     import torch
@@ -62,12 +61,11 @@ def run(options: RecoverOptions, argv: Sequence[str] = ()) -> dict:
         student_folder = loading.fetch(found.student, options.revision)
         model = loading.load_model(student_folder, found.config, "auto", _device(options))
     stored = model.dtype
+    checkpoint.check_disk(target, sum(p.numel() * p.element_size() for p in model.parameters()))
     perplexities = {}
     if scored is not None and is_main():
         with stopwatch("evaluate before"):
             perplexities["before"] = _perplexity(model, scored, "perplexity before")
-    parameters = sum(p.numel() for p in model.parameters())
-    size = sum(p.numel() * p.element_size() for p in model.parameters())
     teacher = _teacher(found, options, precision, stopwatch)
     if options.train_weights == "full" or precision == "no":
         _cast(model, torch.float32)
@@ -80,14 +78,21 @@ def run(options: RecoverOptions, argv: Sequence[str] = ()) -> dict:
     from llm_pruner.recover.train import train
 
     with PartialState(cpu=options.device == "cpu").main_process_first():
-        resumed = _continue(folder, _key(found, options, student_folder))
+        resumed = go_on(folder, key_of(found, options, student_folder))
     few = windows(scored[: max(1, SCORED // scored.shape[1])]) if scored is not None else None
     with stopwatch("train"):
         trainer, pace = train(model, teacher, examples, few, found.layers, options, folder, precision)
     with stopwatch("merge"):
         model = _result(trainer, found, options, student_folder)
-    processes, steps = trainer.args.world_size, trainer.state.global_step
-    seconds_of_training = pace.seconds
+    training = {
+        "windows": len(examples),
+        "steps": trainer.state.global_step,
+        "minutes": pace.seconds / 60,
+        "processes": trainer.args.world_size,
+        "precision": precision,
+        "trainable_parameters": trainable,
+        "resumed_at": resumed,
+    }
     del trainer, teacher
     if not is_main():
         return {}
@@ -95,45 +100,11 @@ def run(options: RecoverOptions, argv: Sequence[str] = ()) -> dict:
     if scored is not None:
         with stopwatch("evaluate after"):
             perplexities["after"] = _perplexity(model, scored, "perplexity after")
-    windows_seen = steps * options.batch_size * options.gradient_accumulation_steps * processes
-    dense = _dense_perplexity(found)
-    made = {
-        "step": "recover",
-        "method": options.method,
-        "train_weights": options.train_weights,
-        "model": options.model,
-        "base_model": sources.base_of(found.report),
-        "teacher": options.teacher,
-        "model_type": dict.fromkeys(("before", "after"), found.config.model_type),
-        "parameters": dict.fromkeys(("before", "after"), parameters),
-        "bytes": dict.fromkeys(("before", "after"), size),
-        "perplexity": perplexities,
-        "dense_perplexity": dense,
-        "recovered_share": _share(dense, perplexities),
-        "evaluation": {} if scored is None else {
-            "data": found.eval_data, "max_seq_len": found.eval_length, "windows": len(scored)
-        },
-        "training": {
-            "data": options.data,
-            "windows": len(examples),
-            "max_seq_len": options.max_seq_len,
-            "tokens": round(windows_seen * examples.tokens / len(examples)),
-            "steps": steps,
-            "epochs": windows_seen / len(examples),
-            "minutes": seconds_of_training / 60,
-            "tokens_per_second": windows_seen * examples.tokens / len(examples) / max(seconds_of_training, 1e-9),
-            "learning_rate": options.learning_rate,
-            "batch_size": options.batch_size,
-            "gradient_accumulation_steps": options.gradient_accumulation_steps,
-            "processes": processes,
-            "precision": precision,
-            "trainable_parameters": trainable,
-            "resumed_at": resumed,
-        },
-        "history": pace.history,
-        "made_from": found.report,
-    }  # fmt: skip
+    made = outcome(found, model, perplexities, training, examples.tokens, pace.history)
+    if scored is not None:
+        made["evaluation"] = {"data": found.eval_data, "max_seq_len": found.eval_length, "windows": len(scored)}
     if made["recovered_share"] is not None:
+        dense = made["dense_perplexity"]
         say(f"recovered {made['recovered_share']:.0%} of the gap in log-perplexity to the dense model ({dense:.2f})")
     with checkpoint.staged(target, options.overwrite) as staging:
         say(f"saving {target}")
@@ -146,61 +117,6 @@ def run(options: RecoverOptions, argv: Sequence[str] = ()) -> dict:
     shutil.rmtree(folder, ignore_errors=True)
     say(f"saved {target} (reloaded in a fresh process: same logits)")
     return made
-
-
-def _outputs(options: RecoverOptions, source: str) -> tuple[Path, Path]:
-    """(where the checkpoint goes, where unfinished work is kept). UsageError when that cannot be."""
-    name = options.save_model or f"{options.model.rstrip('/')}-recovered"
-    if not options.save_model and not os.path.isdir(source):
-        name = f"recovered/{Path(source).name}"
-    target = Path(name).expanduser()
-    checkpoint.check_target(target, source, options.overwrite)
-    folder = Path(options.work_dir).expanduser() if options.work_dir else target.with_name(target.name + ".unfinished")
-    for other, what in ((Path(source), "the input model"), (target, "the output folder")):
-        if other.resolve() in (folder.resolve(), *folder.resolve().parents):
-            raise UsageError(f"--work_dir {folder} is inside {what}; choose another place")
-    if folder.is_file():
-        raise UsageError(f"--work_dir {folder} is a file; name a folder")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / KEY).is_file():
-        raise UsageError(f"--work_dir {folder} holds something else than an unfinished recovery; choose another place")
-    return target, folder
-
-
-KEY = "recovery.json"
-
-
-def _key(found: Sources, options: RecoverOptions, folder: str) -> str:
-    """What a recovery is made from, as one hash: only the same one goes on from where it was."""
-    parts = {name: value for name, value in options.asdict().items() if name not in ELSEWHERE}
-    parts["student"] = scores.fingerprint(found.student, folder)
-    if found.teacher:
-        parts["teacher"] = scores.fingerprint(found.teacher, loading.fetch(found.teacher))
-    for name in ("data", "eval_data"):
-        parts[name] = scores.text_digest(parts[name])
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _continue(folder: Path, key: str) -> list[int]:
-    """The steps that the run in `folder` has gone on from so far; an empty folder if it was another run."""
-    from llm_pruner.recover.pace import last_kept
-
-    kept = {}
-    if (folder / KEY).is_file():
-        kept = json.loads((folder / KEY).read_text(encoding="utf-8"))
-        if kept["key"] != key:
-            say(f"note: {folder} is of a recovery with other inputs or options; starting anew")
-            kept = {}
-            if is_main():
-                shutil.rmtree(folder)
-    resumed = kept.get("resumed_at", [])
-    last = last_kept(folder)
-    if last:
-        resumed.append(int(last.name.rpartition("-")[2]))
-        say(f"going on from step {resumed[-1]}, kept in {folder}")
-    if is_main():
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / KEY).write_text(json.dumps({"key": key, "resumed_at": resumed}), encoding="utf-8")
-    return resumed
 
 
 def _settled(options: RecoverOptions, config) -> tuple[str, RecoverOptions]:
@@ -287,23 +203,6 @@ def _cast(model, dtype) -> None:
     """The parameters in `dtype`; buffers, such as the frequencies of rotary embeddings, stay as they are."""
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
-
-
-def _dense_perplexity(found: Sources) -> float | None:
-    """The dense model's perplexity on the same windows, where the pruned model's report knows it."""
-    known = found.report or {}
-    same = known.get("evaluation") or {}
-    if (same.get("data"), same.get("max_seq_len")) != (found.eval_data, found.eval_length):
-        return None
-    return known.get("dense_perplexity") or (known.get("perplexity") or {}).get("before")
-
-
-def _share(dense: float | None, perplexity: dict) -> float | None:
-    """Of the gap in log-perplexity to the dense model, what was recovered."""
-    before, after = perplexity.get("before"), perplexity.get("after")
-    if not dense or not before or not after or not all(map(math.isfinite, (dense, before, after))) or before <= dense:
-        return None
-    return math.log(before / after) / math.log(before / dense)
 
 
 def _perplexity(model, windows, label: str) -> float:

@@ -1,0 +1,61 @@
+"""What a recovery's report says of its result: sizes, perplexities, how much training, and the share of the gap."""
+
+import math
+
+from llm_pruner.errors import redact
+from llm_pruner.recover import sources
+from llm_pruner.recover.sources import Sources
+
+
+def outcome(found: Sources, model, perplexity: dict, training: dict, tokens: int, history: list[dict]) -> dict:
+    """The report without its conditions. training: windows, steps, minutes, processes; tokens: in all windows."""
+    options = found.options
+    per_step = options.batch_size * options.gradient_accumulation_steps * training["processes"]
+    seen = training["steps"] * per_step / training["windows"]
+    dense = dense_perplexity(found)
+    parameters = [(p.numel(), p.element_size()) for p in model.parameters()]
+    return {
+        "step": "recover",
+        "method": options.method,
+        "train_weights": options.train_weights,
+        "model": redact(options.model),
+        "base_model": sources.base_of(found.report),
+        "teacher": redact(options.teacher) if options.teacher else None,
+        "model_type": dict.fromkeys(("before", "after"), found.config.model_type),
+        "parameters": dict.fromkeys(("before", "after"), sum(n for n, _ in parameters)),
+        "bytes": dict.fromkeys(("before", "after"), sum(n * size for n, size in parameters)),
+        "perplexity": perplexity,
+        "dense_perplexity": dense,
+        "recovered_share": share(dense, perplexity),
+        "evaluation": {},
+        "training": {
+            "data": redact(options.data),
+            "max_seq_len": options.max_seq_len,
+            "epochs": seen,
+            "tokens": round(seen * tokens),
+            "tokens_per_second": seen * tokens / max(60 * training["minutes"], 1e-9),
+            "learning_rate": options.learning_rate,
+            "batch_size": options.batch_size,
+            "gradient_accumulation_steps": options.gradient_accumulation_steps,
+            **training,
+        },
+        "history": history,
+        "made_from": found.report,
+    }
+
+
+def dense_perplexity(found: Sources) -> float | None:
+    """The dense model's perplexity on the same windows, where the pruned model's report knows it."""
+    known = found.report or {}
+    same = known.get("evaluation") or {}
+    if (same.get("data"), same.get("max_seq_len")) != (found.eval_data, found.eval_length):
+        return None
+    return known.get("dense_perplexity") or (known.get("perplexity") or {}).get("before")
+
+
+def share(dense: float | None, perplexity: dict) -> float | None:
+    """Of the gap in log-perplexity to the dense model, what was recovered."""
+    before, after = perplexity.get("before"), perplexity.get("after")
+    if not dense or not before or not after or not all(map(math.isfinite, (dense, before, after))) or before <= dense:
+        return None
+    return math.log(before / after) / math.log(before / dense)

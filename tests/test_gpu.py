@@ -77,3 +77,17 @@ def test_the_command_on_the_gpu(command, tmp_path):
     done = command("--model", "demo", "--pruning_ratio", "0.5", "--device", "cuda")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "pruned" / "demo-r0.50" / "report.json").is_file()
+
+
+def test_recovery_in_bfloat16(tmp_path):
+    from llm_pruner import Options
+    from llm_pruner import run as prune
+    from llm_pruner.recover.options import RecoverOptions
+    from llm_pruner.recover.run import run as recover
+
+    half = str(tmp_path / "half")
+    prune(Options(model="demo", pruning_ratio=0.5, importance="magnitude", save_model=half))
+    for method in ("distil", "lora"):
+        made = recover(RecoverOptions(model=half, method=method, steps=60, save_model=f"{half}-{method}"))
+        assert made["training"]["precision"] == "bf16"
+        assert made["perplexity"]["after"] < 0.7 * made["perplexity"]["before"]

@@ -319,3 +319,11 @@ def test_faults(tmp_path, text, monkeypatch, changes, error, message):
 def test_options_that_cannot_be_meant(flags, message):
     with pytest.raises(UsageError, match=message):
         recover_options.resolve(flags)
+
+
+def test_the_demos_text_is_for_what_was_made_of_the_demo_model(tmp_path):
+    """By magnitude nothing was calibrated, so the report names no text to train on."""
+    half = str(tmp_path / "half")
+    llm_pruner.run(Options(model="demo", pruning_ratio=0.5, importance="magnitude", save_model=half, eval_data="none"))
+    report = run(RecoverOptions(model=half, method="lora", steps=2, device="cpu"))
+    assert (report["training"]["data"], report["evaluation"]["data"]) == ("demo", "demo")

@@ -49,10 +49,11 @@ def find(options: RecoverOptions) -> Sources:
             )
     longest = getattr(config, "max_position_embeddings", None) or EVALUATION_LENGTH
     scored = (report or {}).get("evaluation") or {}
-    eval_data = options.eval_data or scored.get("data") or ("demo" if _is_demo(options) else "wikitext2")
-    eval_length = options.max_seq_len or scored.get("max_seq_len") or EVALUATION_LENGTH
     used = [((report or {}).get(phase) or {}).get("data") for phase in ("training", "calibration")]
-    known = next(filter(None, used), "demo" if _is_demo(options) else "wikitext2")
+    usual = "demo" if "demo" in (options.model, options.teacher, base_of(report)) else "wikitext2"
+    eval_data = options.eval_data or scored.get("data") or usual
+    eval_length = options.max_seq_len or scored.get("max_seq_len") or EVALUATION_LENGTH
+    known = next(filter(None, used), usual)
     options = replace(
         options,
         data=options.data or known,
@@ -100,7 +101,3 @@ def _with_teacher(options: RecoverOptions, report: dict | None) -> RecoverOption
     return replace(
         options, method="distil", teacher=options.teacher or base, train_weights=options.train_weights or "full"
     )
-
-
-def _is_demo(options: RecoverOptions) -> bool:
-    return "demo" in (options.model, options.teacher)

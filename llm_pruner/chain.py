@@ -31,7 +31,7 @@ def run(options: Options, argv: Sequence[str] = ()) -> dict:
     made = prune.run(options, argv)
     from llm_pruner.recover.run import run as recover
 
-    return made | {"recovered": recover(after, [*argv])}
+    return made | {"recovered": recover(after, argv, "python prune_llm.py")}
 
 
 def recovery_options(options: Options, target: Path) -> RecoverOptions:

@@ -11,6 +11,7 @@ from pathlib import Path
 from llm_pruner.architectures import Layers, Widths, family_of, resize, widths_of
 from llm_pruner.errors import PlanError, RunError, UsageError
 from llm_pruner.groups import FIELD, HEADS, HIDDEN, MLP, Group, reader
+from llm_pruner.screen import aligned
 
 FORMAT = 2
 COMPENSATE = ("none", "bias")
@@ -85,12 +86,7 @@ class Plan:
         row("attention + MLP", "decoder", self.decoder_before, f"{self.decoder_after:,}", shares["decoder"])
         row("parameters", "parameters", self.parameters_before, f"{self.parameters_after:,}", shares["parameters"])
         row("bytes", "bytes", self.bytes_before, f"{self.bytes_after:,}", 1 - self.bytes_after / self.bytes_before)
-        sizes = [max(len(row[i]) for row in rows) for i in range(5)]
-        lines = []
-        for cells in rows:
-            aligned = [cells[0].ljust(sizes[0]), *(cell.rjust(size) for cell, size in zip(cells[1:], sizes[1:]))]
-            lines.append("  ".join(aligned).rstrip())
-        return "\n".join(lines)
+        return aligned(rows)
 
     def save(self, path: str | Path) -> None:
         """Writes the plan as JSON."""

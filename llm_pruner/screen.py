@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Sequence
 
 from llm_pruner.errors import redact
 
@@ -23,3 +24,12 @@ def quiet() -> None:
     theirs.set_verbosity_error()
     if not sys.stderr.isatty():
         theirs.disable_progress_bar()
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Lines of cells, the first column to the left, the others to the right."""
+    sizes = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join([row[0].ljust(sizes[0]), *(cell.rjust(size) for cell, size in zip(row[1:], sizes[1:]))]).rstrip()
+        for row in rows
+    )

@@ -22,7 +22,8 @@ def _no_fresh_process(monkeypatch):
 def test_prune_then_recover(tmp_path):
     (tmp_path / "short.yaml").write_text("method: distil\nsteps: 4\nmax_seq_len: 64\n")
     made = llm_pruner.run(
-        Options(**HALF, save_model=str(tmp_path / "half"), recover=str(tmp_path / "short.yaml"), device="cpu", seed=3)
+        Options(**HALF, save_model=str(tmp_path / "half"), recover=str(tmp_path / "short.yaml"), device="cpu", seed=3),
+        ["--model", "demo", "--recover", "short.yaml"],
     )
     stored = json.loads((tmp_path / "half-recovered" / "report.json").read_text())
     assert made["recovered"]["perplexity"] == stored["perplexity"]
@@ -30,6 +31,7 @@ def test_prune_then_recover(tmp_path):
     assert (stored["teacher"], stored["seed"], stored["training"]["steps"]) == ("demo", 3, 4)
     assert stored["made_from"]["parameters"] == made["parameters"]
     assert (tmp_path / "half" / "report.json").is_file()
+    assert stored["command"] == "python prune_llm.py --model demo --recover short.yaml", "what was typed"
     with pytest.raises(UsageError, match="half is not empty"):
         llm_pruner.run(Options(**HALF, save_model=str(tmp_path / "half"), recover="lora"))
 

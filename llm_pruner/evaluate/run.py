@@ -26,7 +26,7 @@ def run(options: EvaluateOptions, argv: Sequence[str] = ()) -> dict:
     texts = _texts(options)
     tasks = []
     if options.tasks:
-        from llm_pruner.evaluate.zero_shot import check_tasks
+        from llm_pruner.evaluate.tasks import check_tasks
 
         tasks = check_tasks(options.tasks)
     configs = {name: loading.load_config(source, any_family=True) for name, source in sources.items()}

@@ -2,14 +2,7 @@
 
 from collections.abc import Sequence
 
-
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Lines of cells, the first column to the left, the others to the right."""
-    sizes = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join([row[0].ljust(sizes[0]), *(cell.rjust(size) for cell, size in zip(row[1:], sizes[1:]))]).rstrip()
-        for row in rows
-    )
+from llm_pruner.screen import aligned
 
 
 def tables(evaluation: dict) -> str:

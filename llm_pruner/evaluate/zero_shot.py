@@ -23,6 +23,7 @@ import yaml
 
 from llm_pruner.errors import PrunerError, RunError, UsageError, is_out_of_memory
 from llm_pruner.evaluate.tasks import LOCAL, check_tasks, is_file, known_tasks, read_task
+from llm_pruner.screen import aligned
 
 log = logging.getLogger(__name__)
 
@@ -94,11 +95,7 @@ def table(results: Mapping[str, dict[str, dict]]) -> str:
             accuracies.append(values)
     if accuracies:
         lines.append(["mean", *(f"{100 * sum(column) / len(column):.1f}" for column in zip(*accuracies))])
-    sizes = [max(len(line[i]) for line in lines) for i in range(len(results) + 1)]
-    return "\n".join(
-        "  ".join([line[0].ljust(sizes[0]), *(cell.rjust(size) for cell, size in zip(line[1:], sizes[1:]))]).rstrip()
-        for line in lines
-    )
+    return aligned(lines)
 
 
 def _main_metric(row: Mapping[str, float]) -> str:

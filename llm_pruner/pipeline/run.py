@@ -18,7 +18,6 @@ from pathlib import Path
 import llm_pruner
 from llm_pruner import loading, report, scores
 from llm_pruner.errors import PlanError, RunError, UsageError, VerificationError
-from llm_pruner.evaluate.tables import aligned
 from llm_pruner.pipeline.options import (
     DECIDED,
     EVALUATION,
@@ -29,7 +28,7 @@ from llm_pruner.pipeline.options import (
     stage_options,
     validate,
 )
-from llm_pruner.screen import say
+from llm_pruner.screen import aligned, say
 
 STATE = "pipeline.json"
 OUTPUT = {"prune": PRUNED, "recover": RECOVERED, "evaluate": EVALUATION}
@@ -147,7 +146,9 @@ def _run_stage(stage: str, values: dict, folder: Path, options: PipelineOptions)
                 if line.strip():
                     last = line.strip().rsplit("\r", 1)[-1]
             code = process.wait()
-        except BaseException:  # Ctrl-C has reached the stage too: let it end as it does
+        except BaseException as stop:
+            if not isinstance(stop, KeyboardInterrupt):  # Ctrl-C has reached the stage too: let it end as it does
+                process.terminate()
             try:
                 process.wait(timeout=30)
             except (subprocess.TimeoutExpired, KeyboardInterrupt):

@@ -26,8 +26,11 @@ SCORED = 4_096  # tokens that perplexity over time is measured on
 RATES = {"full": 0.0064, "lora": 0.0192}  # peak learning rate × √hidden_size: AMP's 3e-4 for LoRA at 4096
 
 
-def run(options: RecoverOptions, argv: Sequence[str] = ()) -> dict:
-    """Does what `options` say and returns the report. Every failure is a PrunerError with its exit code."""
+def run(options: RecoverOptions, argv: Sequence[str] = (), program: str = PROGRAM) -> dict:
+    """Does what `options` say and returns the report. Every failure is a PrunerError with its exit code.
+
+    `program` with `argv` is the command as it was typed.
+    """
     validate(options)
     stopwatch = report.Stopwatch()
     found = sources.find(options)
@@ -112,7 +115,7 @@ def run(options: RecoverOptions, argv: Sequence[str] = ()) -> dict:
             checkpoint.write(model, tokenizer, staging)
         with stopwatch("verify"):
             checkpoint.verify(model, staging)
-        made = report.finite(made | report.conditions(options, stopwatch.seconds, argv, PROGRAM))
+        made = report.finite(made | report.conditions(options, stopwatch.seconds, argv, program))
         report.write(staging, made)
     shutil.rmtree(folder, ignore_errors=True)
     say(f"saved {target} (reloaded in a fresh process: same logits)")

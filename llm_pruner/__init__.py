@@ -2,7 +2,8 @@
 
 from importlib import import_module
 
-from llm_pruner.per_layer import register as _register
+from llm_pruner.per_layer import register as _register_per_layer
+from llm_pruner.sparsity.register import register as _register_sparse
 
 __version__ = "0.1.0"
 
@@ -30,4 +31,6 @@ def __getattr__(name: str):
     return getattr(import_module(_HOME[name]), name)
 
 
-_register()  # checkpoints with layers of different widths load like any other, once this package is imported
+# Checkpoints with layers of different widths or with sparse activations load like any other, once this is imported.
+_register_per_layer()
+_register_sparse()

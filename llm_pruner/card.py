@@ -3,7 +3,18 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from llm_pruner.page.models import Model, is_recovery, models_of, name_of, steps_of
+from llm_pruner.page.models import (
+    PRUNED,
+    RECOVERED,
+    SPARSE,
+    Model,
+    is_pruning,
+    is_recovery,
+    models_of,
+    name_of,
+    role_of,
+    steps_of,
+)
 from llm_pruner.page.tasks import cell, main_metric, mean, tasks_of
 from llm_pruner.page.wording import NOT_FINITE, UNKNOWN, number, percent
 
@@ -19,12 +30,13 @@ def card(report: dict) -> str:
     steps = steps_of([report])
     models = models_of(steps, None)
     base = steps[0].get("base_model") or steps[0]["model"]
-    done = "pruned and recovered" if is_recovery(report) else "pruned"
+    role = role_of(report)
+    done = "pruned and recovered" if role == RECOVERED else role
     data = ModelCardData(
         base_model=None if Path(base).exists() or base == "demo" else base,
         library_name="transformers",
         pipeline_tag="text-generation",
-        tags=["llm_pruner", "pruned", *(["recovered"] if is_recovery(report) else [])],
+        tags=["llm_pruner", *dict.fromkeys((SPARSE if role == SPARSE else PRUNED, role))],
     )
     model_type = report["model_type"]["after"]
     how = f"An ordinary `{model_type}` checkpoint: `AutoModelForCausalLM.from_pretrained` loads it."
@@ -34,12 +46,19 @@ def card(report: dict) -> str:
             "`AutoModelForCausalLM.from_pretrained(…, trust_remote_code=True)` loads it, "
             "without that after `import llm_pruner`."
         )
+    if role == SPARSE and report["sparsity"]["sparse"] == "activations":
+        how = (
+            "`import llm_pruner`, then `AutoModelForCausalLM.from_pretrained` loads it; without that import transformers "
+            "warns and loads the dense model, whose weights these are."
+        )
     masked = any(step.get("masked") for step in steps)
     what = "units set to zero" if masked else "whole channels, heads and neurons removed"
+    if role == SPARSE:
+        what = f"sparse {report['sparsity']['sparse']} ({report['label']})"
     parts = [
         f"---\n{data.to_yaml()}\n---",
         f"# {_plain(name_of(base))}, {done}",
-        f"[{_plain(base)}]({_plain(base)}) with {what}{', then trained' * is_recovery(report)}. {how}",
+        f"[{_plain(base)}]({_plain(base)}) with {what}{', then trained' * (role == RECOVERED)}. {how}",
         _table(models, [*_widths(models), *_perplexities(models)]),
         _table(models, _zero_shot(models), "zero-shot accuracy, %"),
         "\n".join(_plain(_made(step)) for step in steps) + "\nMade by",
@@ -97,9 +116,19 @@ def _made(step: dict) -> str:
     """How this step was done."""
     if is_recovery(step):
         return _trained(step)
+    if not is_pruning(step):
+        return _sparse(step)
     made = f"Units chosen by {step['importance']} (seed {step['seed']})"
     if calibration := step["calibration"]:
         made += f" on {calibration['nsamples']} samples of {calibration['data']}"
+    return f"{made}."
+
+
+def _sparse(step: dict) -> str:
+    kept = f", {percent(step['kept'])} kept" if step.get("kept") else ""
+    made = f"Made sparse: {step['label']}{kept} (seed {step['seed']})"
+    if calibration := step["calibration"]:
+        made += f", on {calibration['nsamples']} samples of {calibration['data']}"
     return f"{made}."
 
 

@@ -12,6 +12,8 @@ from llm_pruner.pipeline import options as pipeline
 from llm_pruner.pipeline.options import PipelineOptions
 from llm_pruner.recover import options as recover
 from llm_pruner.recover.options import RecoverOptions
+from llm_pruner.sparsity import options as sparsify
+from llm_pruner.sparsity.options import SparsifyOptions
 
 CODES = "exit codes: 0 ok, 1 failed, 2 usage, 3 unsupported or illegal shape, 4 verification failed, 130 interrupted"
 
@@ -74,4 +76,16 @@ PIPELINE = Command(
     pipeline.resolve,
     "llm_pruner.pipeline.run:run",
 )
-COMMANDS = {"prune": PRUNE, "recover": RECOVER, "evaluate": EVALUATE, "pipeline": PIPELINE}
+SPARSIFY = Command(
+    "python -m llm_pruner sparsify",
+    "Sparse activations, or weights, of a dense model: N:M or by a ratio, scored and saved.",
+    (
+        "--config configs/sparse/act_8_16.yaml --model ./my-model --eval_data test.txt",
+        "--model ./my-model --n 8 --m 16 --transform learnable --calibration_data train.txt --save_model sparse/mine",
+        "--config configs/sparse/sweep.yaml --model ./my-model ./other --folder runs/sparse",
+    ),
+    SparsifyOptions,
+    sparsify.resolve,
+    "llm_pruner.sparsity.run:run",
+)
+COMMANDS = {"prune": PRUNE, "recover": RECOVER, "evaluate": EVALUATE, "pipeline": PIPELINE, "sparsify": SPARSIFY}

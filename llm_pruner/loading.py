@@ -7,6 +7,7 @@ from pathlib import Path
 
 from llm_pruner.architectures import family_of
 from llm_pruner.errors import PlanError, RunError, UsageError, is_out_of_memory
+from llm_pruner.sparsity.register import METHOD as SPARSE
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,9 @@ def check_family(source: str, revision: str | None = None) -> dict:
     cannot be had. Imports nothing heavy."""
     raw = _config_json(source, revision)
     family_of(raw.get("model_type"))
-    if raw.get("quantization_config"):
+    if quantised := raw.get("quantization_config"):
+        if quantised.get("quant_method") == SPARSE:
+            raise PlanError(f"{source} has sparse activations; prune the dense model, then sparsify that")
         raise PlanError(f"{source} holds quantised weights, which cannot be cut; prune first, then quantise")
     return raw
 

@@ -1,11 +1,13 @@
 """Where a run will write, checked before anything is loaded."""
 
+import contextlib
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from llm_pruner import checkpoint
 from llm_pruner.config import BUDGETS, Options
-from llm_pruner.errors import UsageError
+from llm_pruner.errors import RunError, UsageError
 
 
 def check_outputs(options: Options, source: str) -> Path | None:
@@ -41,6 +43,35 @@ def check_outputs(options: Options, source: str) -> Path | None:
     if options.work_dir and _inside(Path(options.work_dir, "file"), target):
         raise UsageError(f"--work_dir {options.work_dir} is inside {target}, where the checkpoint goes; name another")
     return target
+
+
+def report_file(name: str, overwrite: bool, page: bool = False) -> Path:
+    """Where a report goes, and with `page` its page beside it. UsageError when it cannot be written there."""
+    path = Path(name).expanduser()
+    if path.suffix != ".json":
+        raise UsageError(f"--report {path} must end in .json" + "; the page goes beside it as .html" * page)
+    if not os.access(path.absolute().parent, os.W_OK | os.X_OK):
+        raise UsageError(f"--report {path} is not in an existing folder with write permission")
+    for one in (path, path.with_suffix(".html"))[: 1 + page]:
+        if one.is_dir() or one.exists() and not overwrite:
+            raise UsageError(f"{one} is there; use --overwrite to replace it or --report for another file")
+    return path
+
+
+def write_files(contents: Mapping[Path, Callable[[Path], None]]) -> None:
+    """Writes each file beside its place by its function, then renames them all. RunError when that fails."""
+    partial = {path: path.with_name(f".{path.name}.partial") for path in contents}
+    try:
+        for path, write in contents.items():
+            write(partial[path])
+        for path, one in partial.items():
+            os.replace(one, path)
+    except OSError as error:
+        raise RunError(f"{', '.join(map(str, contents))} cannot be written: {error}") from error
+    finally:
+        for one in partial.values():
+            with contextlib.suppress(OSError):
+                one.unlink()
 
 
 def _shape_name(options: Options) -> str:

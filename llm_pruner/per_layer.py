@@ -4,12 +4,10 @@ The classes live in modeling_pruned.py, which every such checkpoint carries, so 
 `trust_remote_code=True` where this package is not installed. Where it is imported, it loads as any other.
 """
 
-import sys
 from collections.abc import Mapping, Sequence
 from functools import cache
-from importlib.abc import MetaPathFinder
-from importlib.machinery import PathFinder
 
+from llm_pruner.after_import import after_import
 from llm_pruner.architectures import FAMILIES, family_of, widths_of
 from llm_pruner.errors import PlanError
 
@@ -91,26 +89,7 @@ def register() -> None:
 
     Imports nothing: what transformers does not have yet is registered when somebody imports it. Repeatable.
     """
-    if AUTO_CONFIG in sys.modules:
-        _register_configs(sys.modules[AUTO_CONFIG])
-    if not any(isinstance(finder, _AfterImport) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _AfterImport())
-
-
-class _AfterImport(MetaPathFinder):
-    """Finds AUTO_CONFIG as Python itself would, and registers as soon as it has run."""
-
-    def find_spec(self, fullname, path=None, target=None):
-        spec = PathFinder.find_spec(fullname, path, target) if fullname == AUTO_CONFIG else None
-        if spec is not None:
-            run = spec.loader.exec_module
-
-            def exec_module(module):
-                run(module)
-                _register_configs(module)
-
-            spec.loader.exec_module = exec_module
-        return spec
+    after_import(AUTO_CONFIG, _register_configs)
 
 
 def _register_configs(auto_config) -> None:

@@ -1,16 +1,23 @@
-"""Reloads a checkpoint as a user without llm_pruner would, and writes its logits. Run as a script, in a fresh process.
+"""Reloads a checkpoint as a user would and writes its logits. Run as a script, in a fresh process: without llm_pruner,
+which only a checkpoint with sparse activations needs.
 
     python verify.py FOLDER PROBE OUT DEVICE
 
 PROBE: safetensors with `input_ids`; OUT: safetensors with `logits` (float32).
 """
 
+import json
 import sys
 from pathlib import Path
 
 if __name__ == "__main__":
     sys.path.pop(0)  # this file's folder: it would shadow top-level modules
-    sys.modules["llm_pruner"] = None  # importing it is an error: the checkpoint must not need it
+    folder, probe, out, device = sys.argv[1:]
+    if json.loads(Path(folder, "config.json").read_text(encoding="utf-8")).get("quantization_config"):
+        sys.path.insert(0, str(Path(__file__).parents[1]))
+        import llm_pruner  # noqa: F401
+    else:
+        sys.modules["llm_pruner"] = None  # importing it is an error: the checkpoint must not need it
 
     import torch
     from safetensors.torch import load_file, save_file
@@ -19,7 +26,6 @@ if __name__ == "__main__":
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    folder, probe, out, device = sys.argv[1:]
     model, info = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype="auto",

@@ -1,14 +1,13 @@
 """Evaluation, in a straight line: texts, tasks → each model: perplexity, zero-shot → all of them: speed → report."""
 
-import contextlib
 import gc
-import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-from llm_pruner import data, loading, report
+from llm_pruner import data, loading, outputs, report
 from llm_pruner.architectures import FAMILIES
-from llm_pruner.errors import RunError, UsageError, redact
+from llm_pruner.errors import RunError, redact
 from llm_pruner.evaluate.options import EvaluateOptions, validate
 from llm_pruner.per_layer import PREFIX
 from llm_pruner.screen import quiet, say
@@ -22,7 +21,7 @@ def run(options: EvaluateOptions, argv: Sequence[str] = ()) -> dict:
     validate(options)
     stopwatch = report.Stopwatch()
     sources, dense = _sources(options)
-    path = _report_file(options)
+    path = outputs.report_file(options.report, options.overwrite, page=True) if options.report else None
     texts = _texts(options)
     tasks = []
     if options.tasks:
@@ -89,8 +88,11 @@ def run(options: EvaluateOptions, argv: Sequence[str] = ()) -> dict:
 
     say(tables(made))
     if path:
-        _write(path, made)
-        say(f"saved {path} and {path.with_suffix('.html')}")
+        from llm_pruner.page import html
+
+        page = path.with_suffix(".html")
+        outputs.write_files({path: partial(report.write_json, report=made), page: lambda to: html.write(to, [], made)})
+        say(f"saved {path} and {page}")
     return made
 
 
@@ -102,21 +104,6 @@ def _sources(options: EvaluateOptions) -> tuple[dict[str, str], str]:
     names = [name if short.count(name) == 1 else one for name, one in zip(short, given)]
     sources = {redact(name): loading.resolve(one) for name, one in zip(names, given)}
     return sources, next(iter(sources))
-
-
-def _report_file(options: EvaluateOptions) -> Path | None:
-    if not options.report:
-        return None
-    path = Path(options.report).expanduser()
-    parent = path.absolute().parent
-    if path.suffix != ".json":
-        raise UsageError(f"--report {path} must end in .json; the page goes beside it as .html")
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise UsageError(f"--report {path} is not in an existing folder with write permission")
-    for one in (path, path.with_suffix(".html")):
-        if one.is_dir() or one.exists() and not options.overwrite:
-            raise UsageError(f"{one} is there; use --overwrite to replace it or --report for another file")
-    return path
 
 
 def _texts(options: EvaluateOptions) -> list[str]:
@@ -184,22 +171,3 @@ def _conditions(options: EvaluateOptions, device) -> dict:
         names = ("speed_batch_size", "prompt_len", "new_tokens", "repeats")
         found |= {name: getattr(options, name) for name in names}
     return found
-
-
-def _write(path: Path, made: dict) -> None:
-    """The JSON and, beside it, the page; each by one rename."""
-    from llm_pruner.page import html
-
-    page = path.with_suffix(".html")
-    partial = [one.with_name(f".{one.name}.partial") for one in (path, page)]
-    try:
-        report.write_json(partial[0], made)
-        html.write(partial[1], [], made)
-        for one, other in zip(partial, (path, page)):
-            os.replace(one, other)
-    except OSError as error:
-        raise RunError(f"the report cannot be written to {path}: {error}") from error
-    finally:
-        for one in partial:
-            with contextlib.suppress(OSError):
-                one.unlink()

@@ -98,6 +98,13 @@ def table(results: Mapping[str, dict[str, dict]]) -> str:
     return aligned(lines)
 
 
+def mean_accuracy(rows: Mapping[str, dict]) -> float | None:
+    """Of one model, over the tasks that have one; None where none has."""
+    metrics = {task: _main_metric(row) for task, row in rows.items()}
+    values = [rows[task][metric] for task, metric in metrics.items() if _is_accuracy(metric)]
+    return sum(values) / len(values) if values else None
+
+
 def _main_metric(row: Mapping[str, float]) -> str:
     names = [name for name in row if name != "samples" and not name.partition(",")[0].endswith("_stderr")]
     return next((name for name in ("acc_norm", "acc") if name in names), names[0])

@@ -5,14 +5,16 @@ from collections.abc import Sequence
 from llm_pruner.page.columns import Bar, bars
 from llm_pruner.page.elements import facts, figure, folded, section
 from llm_pruner.page.markup import Markup, tag
-from llm_pruner.page.models import is_recovery, text_of
-from llm_pruner.page.wording import duration, size
+from llm_pruner.page.models import PRUNED, RECOVERED, SPARSE, role_of, text_of
+from llm_pruner.page.wording import duration, percent, size
+
+TITLES = {PRUNED: "Pruning", RECOVERED: "Recovery", SPARSE: "Sparsity"}
 
 
 def conditions(steps: Sequence[dict], evaluation: dict | None) -> Markup | None:
     content = []
     for step in steps:
-        content += _block("Recovery" if is_recovery(step) else "Pruning", step, _of_step(step))
+        content += _block(TITLES[role_of(step)], step, _of_step(step))
     if evaluation:
         content += _block("Evaluation", evaluation, evaluation.get("conditions") or {})
     return section("conditions", "Conditions", content) if content else None
@@ -24,6 +26,10 @@ def _of_step(step: dict) -> dict[str, object]:
         entries["scored on"] = f"{text[0]}, {text[1]:,} windows of {text[2]:,} tokens"
     if told := step.get("calibration"):
         entries["calibrated on"] = f"{told['nsamples']:,} samples of {told['seq_len']:,} tokens of {told['data']}"
+    if step.get("sparsity"):
+        entries |= (
+            {"sparse": step["label"], "kept": percent(step["kept"])} if step["kept"] else {"sparse": step["label"]}
+        )
     if "importance" in step:
         entries |= {"units chosen by": step["importance"], "made up for by": step.get("compensate", "none")}
         kind = step["model_type"]

@@ -7,7 +7,7 @@ from pathlib import Path
 from llm_pruner.page import measured, searched, sections
 from llm_pruner.page.conditions import conditions
 from llm_pruner.page.markup import Markup, tag
-from llm_pruner.page.models import is_recovery, models_of, name_of, steps_of
+from llm_pruner.page.models import is_pruning, is_recovery, models_of, name_of, role_of, steps_of
 from llm_pruner.page.style import STYLE
 from llm_pruner.page.widths import widths
 
@@ -62,8 +62,10 @@ def _title(steps: Sequence[dict], evaluation: dict | None) -> tuple[str, str]:
         if is_recovery(step):
             teacher = f" from {step['teacher']}" if step.get("teacher") else ""
             done.append(f"recovered by {step['method']}{teacher}")
-        else:
+        elif is_pruning(step):
             done.append(f"{'masked' if step.get('masked') else 'pruned'} by {step['importance']}")
+        else:
+            done.append(f"made sparse: {step['label']}")
     version = (last.get("versions") or {}).get("llm_pruner")
     made = f" · llm_pruner {version}" if version else ""
-    return f"{name}, {'recovered' if is_recovery(last) else 'pruned'}", f"{', then '.join(done)}{made}".capitalize()
+    return f"{name}, {role_of(last)}", f"{', then '.join(done)}{made}".capitalize()

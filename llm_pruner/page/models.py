@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
 
-DENSE, PRUNED, RECOVERED, EVALUATED = "dense", "pruned", "recovered", "evaluated"
+DENSE, PRUNED, RECOVERED, SPARSE, EVALUATED = "dense", "pruned", "recovered", "sparse", "evaluated"
 COLOURS = 7  # of the page: 0 is the dense model's, the others take turns
 
 Text = tuple[str, int, int]  # what perplexity was measured on: data, windows, tokens of each
@@ -33,6 +33,20 @@ def is_recovery(report: dict) -> bool:
     return report.get("step") == "recover"
 
 
+def is_pruning(report: dict) -> bool:
+    return "importance" in report
+
+
+def role_of(step: dict) -> str:
+    """The role of the model that this step made."""
+    return PRUNED if is_pruning(step) else RECOVERED if is_recovery(step) else SPARSE
+
+
+def how_of(step: dict) -> str:
+    """The step's method, in a word or a few."""
+    return step["importance"] if is_pruning(step) else step["method"] if is_recovery(step) else step["label"]
+
+
 def steps_of(reports: Iterable[dict]) -> list[dict]:
     """The reports, each behind the one of the model that it started from, where it brings that along."""
     found: list[dict] = []
@@ -52,10 +66,9 @@ def models_of(steps: Sequence[dict], evaluation: dict | None) -> list[Model]:
         _scored(models[-1], step, "before")
         if step.get("dense_perplexity") is not None and (dense := dense_of(models)):
             dense.perplexity.setdefault(text_of(step), step["dense_perplexity"])
-        role = RECOVERED if is_recovery(step) else PRUNED
-        how = step["method"] if is_recovery(step) else step["importance"]
-        new = _new(models, f"{role} ({how})", role)
-        if is_recovery(step):
+        role = role_of(step)
+        new = _new(models, f"{role} ({how_of(step)})", role)
+        if not is_pruning(step):
             new.widths, new.layers = models[-1].widths, models[-1].layers
         _sized(new, step, "after")
         _scored(new, step, "after")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from llm_pruner.page.columns import columns
 from llm_pruner.page.elements import figure, figures, legend, section
 from llm_pruner.page.markup import Markup, tag
-from llm_pruner.page.models import Model, dense_of, is_recovery
+from llm_pruner.page.models import Model, dense_of, is_pruning
 from llm_pruner.page.wording import percent
 
 INSIDE = ("num_attention_heads", "num_key_value_heads", "intermediate_size")  # what a layer may have of its own
@@ -25,7 +25,7 @@ class Change:
 
 def widths(models: Sequence[Model], steps: Sequence[dict]) -> Markup | None:
     """Of each pruning; without one, of the evaluated models beside the dense one."""
-    changes = [_of_step(step) for step in steps if not is_recovery(step)] or _of_evaluation(models)
+    changes = [_of_step(step) for step in steps if is_pruning(step)] or _of_evaluation(models)
     content = [part for change in changes for part in _drawn(change, heading=len(changes) > 1 or not steps)]
     return section("widths", "Widths per layer", content) if content else None
 

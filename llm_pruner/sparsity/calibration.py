@@ -1,0 +1,136 @@
+"""From calibration text to the tensors of sparse inputs, a decoder layer at a time, behind the sparse layers before it."""
+
+import contextlib
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+from llm_pruner.errors import RunError
+from llm_pruner.sparsity import recipe as names
+from llm_pruner.sparsity.activations import SparseInput
+from llm_pruner.sparsity.learn import Learning, learn
+from llm_pruner.sparsity.linear import SparseLinear, make_sparse
+from llm_pruner.sparsity.recipe import Recipe
+from llm_pruner.sparsity.targets import targeted
+from llm_pruner.walk import Layer, decoder_layers, walk
+
+SAMPLE = 2**22  # values of each linear layer's input that quantiles are taken of
+
+
+class Seen:
+    """What a linear layer was given: of each channel [in] the largest |x_j| and ‖x_j‖₂, and some of the tokens [n, in]."""
+
+    def __init__(self, tokens: int) -> None:
+        self.tokens, self.squares, self.largest = tokens, 0.0, 0.0
+        self._rows: list[torch.Tensor] = []
+
+    def add(self, x: torch.Tensor) -> None:
+        x = x.detach().flatten(0, -2)
+        self.largest = torch.maximum(x.abs().amax(0).float(), torch.as_tensor(self.largest, device=x.device))
+        self.squares = self.squares + x.float().square().sum(0).double()
+        self._rows.append(x[:: -(-self.tokens * x.shape[1] // SAMPLE)])
+
+    @property
+    def norm(self) -> torch.Tensor:
+        return self.squares.sqrt().float()
+
+    @property
+    def rows(self) -> torch.Tensor:
+        return torch.cat(self._rows)
+
+
+def sparsify_activations(
+    model: nn.Module, recipe: Recipe, batches: Sequence[torch.Tensor] = (), learning: Learning | None = None
+) -> dict[str, dict]:
+    """Makes the targeted linear layers of `model` sparse in place; {name of the layer: how well it learned}.
+
+    batches: LongTensors [prompts, length] of calibration text, for a recipe that needs some. PlanError for targets
+    that mean nothing, RunError for what is not finite.
+    """
+    targets = targeted(model, recipe.targets)
+    if not recipe.needs_text:
+        for layer in make_sparse(model, targets, recipe).values():
+            weigh(layer)
+        return {}
+    layers = layers_of(model, targets)
+    learned: dict[str, dict] = {}
+    stream = None  # what enters a layer when the layers before it are sparse
+    for layer in walk(model, batches):
+        stream = list(layer.stream) if stream is None else stream
+        own = layers[layer.index]
+        layer.run()  # the dense stream
+        with watched(model, own, batches) as seen, torch.no_grad():
+            for batch, hidden in enumerate(stream):
+                layer.call(batch, hidden)
+        for name, sparse in make_sparse(model, own, recipe).items():
+            if not torch.isfinite(seen[name].largest).all():
+                raise RunError(f"what {name} reads is NaN or Inf on the calibration data")
+            measure(sparse, seen[name])
+        seen.clear()
+        if recipe.transform == names.LEARNABLE and own:
+            learned[str(layer.index)] = learn(layer, stream, learning or Learning())
+        stream = _through(layer, stream)
+    return learned
+
+
+def measure(layer: SparseLinear, seen: Seen) -> None:
+    """The tensors of the layer's sparsity from what it was given; RunError when a threshold cannot be had."""
+    sparsity, recipe = layer.sparsity, layer.sparsity.recipe
+    if sparsity.scale is not None:
+        largest = layer.columns.detach().abs().amax(1).float()
+        ratio = (seen.largest / largest).sqrt()
+        sparsity.scale.copy_(torch.where(torch.isfinite(ratio) & (ratio > 0), ratio, 1.0))  # dead channels
+    weigh(layer)
+    if recipe.criterion == names.L_CRITERION and recipe.causal:
+        sparsity.column_norm.copy_(sparsity.centred(seen.rows)[0].norm(dim=0))
+    if sparsity.threshold is not None:
+        sparsity.threshold.copy_(threshold(sparsity, seen.rows, recipe.ratio))
+
+
+def weigh(layer: SparseLinear) -> None:
+    """The column norms of wanda, of the weight as the scaling has it."""
+    sparsity = layer.sparsity
+    if sparsity.recipe.criterion == names.WANDA:
+        norms = layer.columns.detach().float().norm(dim=1)
+        sparsity.column_norm.copy_(norms if sparsity.scale is None else norms * sparsity.scale)
+
+
+def threshold(sparsity: SparseInput, rows: torch.Tensor, ratio: float) -> torch.Tensor:
+    """The highest score among the lowest `ratio` of those that `rows` [n, in] have; below all where that is none."""
+    scores = torch.cat([sparsity.scores(sparsity.centred(part)[0]).flatten() for part in rows.split(4096)])
+    count = int(scores.numel() * ratio + 1e-6)
+    return scores.kthvalue(count).values if count else torch.tensor(-1.0)
+
+
+@torch.no_grad()
+def _through(layer: Layer, stream: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    found = [layer.call(batch, hidden) for batch, hidden in enumerate(stream)]
+    if not all(torch.isfinite(hidden).all() for hidden in found):
+        raise RunError(f"layer {layer.index} gives NaN or Inf when its inputs are sparse")
+    return found
+
+
+def layers_of(model: nn.Module, targets: Sequence[str]) -> list[list[str]]:
+    """Those of the linear layers' names `targets` that are in each decoder layer."""
+    own_names = {module: name for name, module in model.named_modules()}
+    return [[name for name in targets if name.startswith(f"{own_names[layer]}.")] for layer in decoder_layers(model)]
+
+
+@contextlib.contextmanager
+def watched(model: nn.Module, targets: Sequence[str], batches: Sequence[torch.Tensor]):
+    """{name: what the linear layer of this name is given while this lasts}, by running `batches` once."""
+    seen: dict[str, Seen] = {}
+    hooks = []
+
+    def adding(own: Seen) -> Callable:
+        return lambda _, arguments: own.add(arguments[0])
+
+    try:
+        for name in targets:
+            seen[name] = Seen(sum(batch.numel() for batch in batches))
+            hooks.append(model.get_submodule(name).register_forward_pre_hook(adding(seen[name])))
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -1,0 +1,60 @@
+"""A linear layer that sees a sparse version of its input. Weight and bias are the dense layer's own, by the same names."""
+
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from llm_pruner.sparsity.activations import SparseInput
+from llm_pruner.sparsity.recipe import Recipe
+
+
+class SparseLinear(nn.Module):
+    """y = W x̂ + b, x̂ = sparsity(x), in place of an nn.Linear, or of a Conv1D, whose weight is stored as [in, out].
+
+    A `kernel`, see decode.py, does it for one token at a time where there is a GPU.
+    """
+
+    def __init__(self, dense: nn.Module, recipe: Recipe) -> None:
+        super().__init__()
+        self.transposed = isinstance(dense, Conv1D)
+        self.weight, self.bias = dense.weight, dense.bias
+        sides = dense.weight.shape if self.transposed else dense.weight.shape[::-1]
+        self.in_features, self.out_features = sides
+        self.sparsity = SparseInput(recipe, self.in_features, dense.weight.device)
+        self.kernel = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.kernel is not None and x.numel() == self.in_features:
+            return self.kernel(x)
+        return self.dense(self.sparsity(x))
+
+    def dense(self, x: torch.Tensor) -> torch.Tensor:
+        """W x + b."""
+        return F.linear(x, self.columns.T, self.bias)
+
+    @property
+    def columns(self) -> torch.Tensor:
+        """[in, out]: the weight, a row for each input channel."""
+        return self.weight if self.transposed else self.weight.T
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, {self.sparsity.recipe.label}"
+
+
+def make_sparse(model: nn.Module, names: Iterable[str], recipe: Recipe) -> dict[str, SparseLinear]:
+    """Puts a SparseLinear in the place of each of the model's linear layers of these names; {name: it}."""
+    made = {}
+    for name in names:
+        parent, _, own = name.rpartition(".")
+        dense = model.get_submodule(name)
+        made[name] = SparseLinear(dense, recipe).train(dense.training)
+        setattr(model.get_submodule(parent), own, made[name])
+    return made
+
+
+def sparse_layers(model: nn.Module) -> dict[str, SparseLinear]:
+    """{name: layer} of those whose input is sparse."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, SparseLinear)}

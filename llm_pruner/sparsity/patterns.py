@@ -1,0 +1,42 @@
+"""Which of a row's entries are kept, by their scores: n of every m neighbours, a share of the row, or what is above a
+threshold. Of equal scores the earlier entry stays. A score that is NaN is kept, so that it shows."""
+
+import torch
+
+
+def kept_n_of_m(scores: torch.Tensor, n: int, m: int) -> torch.Tensor:
+    """Bool like `scores` [..., width]: the n highest of every m consecutive entries; of a short last group of `rest`
+    entries ⌈n/m · rest⌉."""
+    width = scores.shape[-1]
+    whole = width // m * m
+    parts = [_highest(scores[..., :whole].unflatten(-1, (-1, m)), n).flatten(-2)] if whole else []
+    if rest := width - whole:
+        parts.append(_highest(scores[..., whole:], -(-n * rest // m)))
+    return torch.cat(parts, -1) if len(parts) > 1 else parts[0]
+
+
+def kept_share(scores: torch.Tensor, ratio: float) -> torch.Tensor:
+    """Bool like `scores` [..., width]: of every row the `kept_count` highest, so that `ratio` of them go."""
+    count = kept_count(scores.shape[-1], ratio)
+    lowest = scores.topk(count, dim=-1, sorted=False).values.amin(-1, keepdim=True)
+    above, level = scores > lowest, scores == lowest
+    wanted = count - above.sum(-1, keepdim=True)
+    return above | level & (level.cumsum(-1) <= wanted) | scores.isnan()
+
+
+def kept_count(width: int, ratio: float) -> int:
+    """⌊width · (1 − ratio) + 1e-6⌋, at least 1."""
+    return max(1, int(width * (1 - ratio) + 1e-6))
+
+
+def _highest(groups: torch.Tensor, n: int) -> torch.Tensor:
+    """Bool like `groups` [..., m]: the n highest of the last axis. Counts how many go before each: for few neighbours
+    that is faster than sorting them, and settles ties."""
+    groups = groups.movedim(-1, 0).contiguous()
+    m = len(groups)
+    before = torch.zeros(groups.shape, dtype=torch.int16, device=groups.device)
+    for j in range(m - 1):
+        wins = groups[j] >= groups[j + 1 :]
+        before[j + 1 :] += wins
+        before[j] += m - 1 - j - wins.sum(0, dtype=torch.int16)
+    return ((before < n) | groups.isnan()).movedim(0, -1)

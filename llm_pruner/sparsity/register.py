@@ -1,0 +1,32 @@
+"""transformers told of checkpoints with sparse activations: their configuration is the `quantization_config` of
+config.json, which is where transformers has a model's linear layers replaced while it loads. Imports nothing heavy."""
+
+from llm_pruner.after_import import after_import
+
+METHOD = "sparse_activations"
+
+
+def register() -> None:
+    """Makes `from_pretrained` load them as what they are. Without this it warns and loads the dense model."""
+    after_import("transformers.quantizers.auto", _register)
+
+
+def _register(auto) -> None:
+    auto.AUTO_QUANTIZATION_CONFIG_MAPPING.setdefault(METHOD, _Deferred)
+    auto.AUTO_QUANTIZER_MAPPING.setdefault(METHOD, _quantizer)
+
+
+class _Deferred:
+    """Stands in for the configuration's class, which cannot be had in the middle of transformers' own imports."""
+
+    @staticmethod
+    def from_dict(values, **kwargs):
+        from llm_pruner.sparsity.saved import SparseActivationsConfig
+
+        return SparseActivationsConfig.from_dict(values, **kwargs)
+
+
+def _quantizer(*args, **kwargs):
+    from llm_pruner.sparsity.saved import SparseActivations
+
+    return SparseActivations(*args, **kwargs)

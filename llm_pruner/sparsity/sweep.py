@@ -1,0 +1,171 @@
+"""Models × patterns: a run for each, a JSON for each, one table. A run whose JSON is there, made of the same inputs, is
+not done again."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from llm_pruner import loading, outputs, report
+from llm_pruner.errors import PrunerError, RunError, UsageError, redact
+from llm_pruner.flags import fields_of, read_yaml, typed
+from llm_pruner.scores import fingerprint, text_digest
+from llm_pruner.screen import aligned, say
+from llm_pruner.sparsity.options import SparsifyOptions, parts, validate
+from llm_pruner.sparsity.run import PROGRAM, run_one
+
+DECIDED = ("model", "patterns", "folder", "overwrite", "traceback", "save_model", "report")  # not what is measured
+TEXTS = ("calibration_data", "eval_data", "tasks")
+
+
+def sweep(options: SparsifyOptions, argv: Sequence[str] = ()) -> dict:
+    """Runs every pattern on every model and returns the table's data. RunError, at the end, when a run failed."""
+    folder = _folder(options)
+    models = {_name(model, options.model): model for model in options.model}
+    patterns = _patterns(options)
+    runs, failures = [], []
+    for name, model in models.items():
+        source = loading.resolve(model)
+        known = None  # the dense model's scores, from the first run that has them
+        for pattern, own in patterns.items():
+            path = folder / f"{name}--{pattern}.json"
+            one = replace(own, model=(model,))
+            key = _key(one, source)
+            made = None if options.overwrite else _done(path, key)
+            if made is None:
+                say(f"{name}, {pattern}")
+                try:
+                    made = run_one(one, argv, known) | {"key": key}
+                except PrunerError as error:
+                    failures.append(f"{name}, {pattern}: {error}")
+                    say(f"failed: {error}")
+                    continue
+                outputs.write_files({path: partial(report.write_json, report=made)})
+            else:
+                say(f"{name}, {pattern}: {path} is there and its inputs are what they were; skipped")
+            known = {side: made[side] for side in ("perplexity", "zero_shot")}
+            runs.append({"model": name, "pattern": pattern, "report": path.name, "made": made})
+    if not runs:
+        raise RunError(f"every run failed; the first: {failures[0]}")
+    rows = table(runs)
+    say("\n" + aligned(rows))
+    summary = report.finite(
+        {
+            "step": "sweep",
+            "runs": [{k: v for k, v in run.items() if k != "made"} | summarised(run["made"]) for run in runs],
+            "failures": failures,
+            "command": report.command(argv, PROGRAM),
+        }
+    )
+    outputs.write_files(
+        {
+            folder / "sweep.json": partial(report.write_json, report=summary),
+            folder / "sweep.md": lambda path: path.write_text(markdown(rows), encoding="utf-8"),
+        }
+    )
+    say(f"saved {folder / 'sweep.json'} and {folder / 'sweep.md'}")
+    if failures:
+        raise RunError(f"{len(failures)} of {len(failures) + len(runs)} runs failed; the first: {failures[0]}")
+    return summary
+
+
+def summarised(made: dict) -> dict:
+    """Of a run's report what the table is about."""
+    own = {name: made[name] for name in ("label", "kept", "perplexity", "zero_shot")}
+    return own | {"seconds": round(sum(made["seconds"].values()), 1)}
+
+
+def table(runs: Sequence[dict]) -> list[list[str]]:
+    """A row for each pattern, for each model perplexity and, where there are tasks, the mean of their scores."""
+    models = list(dict.fromkeys(run["model"] for run in runs))
+    found = {(run["model"], run["pattern"]): run["made"] for run in runs}
+    labels = {run["pattern"]: run["made"]["label"] for run in runs}
+    asked = any(run["made"]["zero_shot"] for run in runs)
+    rows = [["", *(title for model in models for title in (model, *[f"{model}, tasks"] * asked))]]
+    first = {model: next(run["made"] for run in runs if run["model"] == model) for model in models}
+    rows.append(["dense", *(cell for model in models for cell in _cells(first[model], "before", asked))])
+    for pattern, label in labels.items():
+        cells = [_cells(found.get((model, pattern)), "after", asked) for model in models]
+        rows.append([label, *(cell for own in cells for cell in own)])
+    return rows
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _cells(made: dict | None, side: str, asked: bool) -> list[str]:
+    value = (made or {}).get("perplexity", {}).get(side)
+    missing = "failed" if made is None else "not finite" if side in made["perplexity"] else "-"
+    cells = [missing if value is None else f"{value:,.2f}"]
+    if asked:
+        from llm_pruner.evaluate.zero_shot import mean_accuracy
+
+        mean = mean_accuracy((made or {}).get("zero_shot", {}).get(side) or {})
+        cells.append("-" if mean is None else f"{100 * mean:.1f}")
+    return cells
+
+
+def _folder(options: SparsifyOptions) -> Path:
+    folder = Path(options.folder).expanduser()
+    if folder.is_file():
+        raise UsageError(f"--folder {folder} is a file; name a folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--folder {folder}: {error.strerror}") from error
+    return folder
+
+
+def _name(model: str, models: Sequence[str]) -> str:
+    """The last part of its path, where that is its alone."""
+    short = [Path(one).name or one for one in models]
+    own = Path(model).name or model
+    return redact(own if short.count(own) == 1 else model.strip("/.").replace("/", "-"))
+
+
+def _patterns(options: SparsifyOptions) -> dict[str, SparsifyOptions]:
+    """{name of the pattern: options of its runs}. UsageError for a file that is none, or that two patterns share."""
+    known = fields_of(SparsifyOptions)
+    found: dict[str, SparsifyOptions] = {}
+    shared = {name: getattr(options, name) for name in known if name not in ("patterns", "folder")}
+    for file in options.patterns:
+        values = read_yaml(file, known)
+        if values.get("patterns"):
+            raise UsageError(f"{file} is a sweep itself; a sweep's patterns are runs")
+        values = {name: typed(known[name], value) for name, value in values.items()}
+        if "targets" in values:
+            values["targets"] = parts(values["targets"])
+        own = SparsifyOptions(**{**shared, **values, "model": options.model[:1]})
+        try:
+            validate(own)
+        except UsageError as error:
+            raise UsageError(f"{file}: {error}") from None
+        name = Path(file).stem
+        if name in found:
+            raise UsageError(f"two patterns are called {name}; rename one of the files")
+        found[name] = own
+    return found
+
+
+def _key(options: SparsifyOptions, source: str) -> str:
+    """Of everything that a run's result depends on."""
+    inputs = {name: value for name, value in options.asdict().items() if name not in DECIDED}
+    for name in TEXTS:
+        given = inputs[name]
+        files = [given] if isinstance(given, str) else given or ()
+        inputs[name] = [text_digest(one) for one in files]
+    inputs["model"] = fingerprint(source, loading.fetch(source, options.revision))
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+
+
+def _done(path: Path, key: str) -> dict | None:
+    """The run's report where it is there and was made of the same inputs."""
+    try:
+        made = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return made if isinstance(made, dict) and made.get("key") == key else None

@@ -1,0 +1,77 @@
+"""The linear layers that are made sparse, by the part they play in a decoder layer or by a regular expression."""
+
+import re
+from collections.abc import Sequence
+
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from llm_pruner.errors import PlanError, UsageError
+from llm_pruner.sparsity.recipe import TARGETS
+
+PARTS = {  # the end of a module's name → the parts that it plays: several where it is fused
+    "q_proj": "q", "k_proj": "k", "v_proj": "v", "o_proj": "o", "gate_proj": "gate", "up_proj": "up",
+    "down_proj": "down", "qkv_proj": "q k v", "gate_up_proj": "gate up",
+    "attn.c_attn": "q k v", "attn.c_proj": "o", "mlp.c_fc": "up", "mlp.c_proj": "down",
+    "query_key_value": "q k v", "attention.dense": "o", "dense_h_to_4h": "up", "dense_4h_to_h": "down",
+}  # fmt: skip
+
+
+def linear_layers(model) -> dict[str, nn.Module]:
+    """{name: nn.Linear or Conv1D} of the decoder layers, in their order."""
+    from llm_pruner.walk import decoder_layers
+
+    layers = decoder_layers(model)
+    start = next(name for name, module in model.named_modules() if module is layers)
+    return {
+        f"{start}.{name}": module
+        for name, module in layers.named_modules()
+        if isinstance(module, nn.Linear | Conv1D)
+    }  # fmt: skip
+
+
+def targeted(model, targets: Sequence[str]) -> list[str]:
+    """Names of the model's linear layers that `targets` mean, in the model's order.
+
+    A target is one of TARGETS, or else a regular expression that is searched in the names. PlanError for one that
+    means nothing in this model, and for a part of a fused projection without its other parts.
+    """
+    names = list(linear_layers(model))
+    parts = {name: parts_of(name) for name in names}
+    found: set[str] = set()
+    for target in targets:
+        if target in TARGETS:
+            own = {name for name in names if target in parts[name]}
+            for name in own:
+                if missing := sorted(parts[name] - set(targets)):
+                    together = ", ".join(sorted(parts[name]))
+                    raise PlanError(
+                        f"{name} computes {together} from one input; target all of them or none ({missing[0]} is missing)"
+                    )
+        else:
+            own = {name for name in names if re.search(target, name)}
+        # a gated family's `gate` asked of one without gates is no mistake: the default names it
+        if not own and not (target in TARGETS and any(parts.values())):
+            raise PlanError(
+                f"target {target!r} means none of this model's linear layers, such as {', '.join(names[:7])}"
+            )
+        found |= own
+    if not found:
+        raise PlanError(f"targets {', '.join(targets)} mean none of this model's linear layers")
+    return [name for name in names if name in found]
+
+
+def parts_of(name: str) -> set[str]:
+    """The parts that the module of this name plays; none where it is unknown."""
+    return next((set(parts.split()) for end, parts in PARTS.items() if f".{name}".endswith(f".{end}")), set())
+
+
+def check_targets(targets: Sequence[str]) -> None:
+    """UsageError for what is no regular expression."""
+    for target in targets:
+        try:
+            re.compile(target)
+        except re.error as error:
+            raise UsageError(
+                f"targets: {target!r} is neither of {', '.join(TARGETS)} nor a pattern: {error}"
+            ) from error

@@ -1,0 +1,56 @@
+"""Sparse weights: entries of the targeted matrices set to zero, once. The result is an ordinary model."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from llm_pruner.errors import RunError
+from llm_pruner.sparsity import recipe as names
+from llm_pruner.sparsity.calibration import layers_of, watched
+from llm_pruner.sparsity.patterns import kept_n_of_m, kept_share
+from llm_pruner.sparsity.recipe import Recipe
+from llm_pruner.sparsity.targets import targeted
+from llm_pruner.walk import walk
+
+
+@torch.no_grad()
+def sparsify_weights(model: nn.Module, recipe: Recipe, batches: Sequence[torch.Tensor] = ()) -> None:
+    """Sets weights of the targeted linear layers to zero in place, by |W| or, as Wanda does, by |W_ij|·‖x_j‖₂, of each
+    decoder layer behind the sparse ones before it (https://arxiv.org/abs/2306.11695).
+
+    batches: LongTensors [prompts, length] of calibration text, for wanda. RunError for what is not finite.
+    """
+    targets = targeted(model, recipe.targets)
+    if recipe.criterion == names.MAGNITUDE:
+        for name in targets:
+            zero(model.get_submodule(name), recipe, name)
+        return
+    layers = layers_of(model, targets)
+    for layer in walk(model, batches):
+        own = layers[layer.index]
+        with watched(model, own, batches) as seen:
+            layer.run()
+        for name in own:
+            zero(model.get_submodule(name), recipe, name, seen[name].norm)
+        layer.run()  # the layers behind are measured on what this one now gives
+
+
+def zero(layer: nn.Module, recipe: Recipe, name: str, norms: torch.Tensor | None = None) -> None:
+    """Keeps of the layer's weight what the recipe says; norms: ‖x_j‖₂ of what it reads [in]."""
+    weight = layer.weight.T if isinstance(layer, Conv1D) else layer.weight  # [out, in]
+    scores = weight.abs().float() if norms is None else weight.abs().float() * norms
+    if not torch.isfinite(scores).all():
+        raise RunError(f"{name}.weight or what it reads is NaN or Inf")
+    weight.mul_(kept(scores, recipe))
+
+
+def kept(scores: torch.Tensor, recipe: Recipe) -> torch.Tensor:
+    """Bool like `scores` [out, in]: n of m along the input dimension, or a share: of every row by wanda, of the whole
+    matrix by magnitude."""
+    if recipe.m:
+        return kept_n_of_m(scores, recipe.n, recipe.m)
+    if recipe.criterion == names.WANDA:
+        return kept_share(scores, recipe.ratio)
+    return kept_share(scores.flatten(), recipe.ratio).view_as(scores)

@@ -18,6 +18,11 @@ _HOME = {
     "FAMILIES": "llm_pruner.architectures",
     "Plan": "llm_pruner.plan",
     "cut": "llm_pruner.surgery",
+    "sparsify_activations": "llm_pruner.sparsity.calibration",
+    "sparsify_weights": "llm_pruner.sparsity.weights",
+    "Recipe": "llm_pruner.sparsity.recipe",
+    "speed_up": "llm_pruner.sparsity.decode",
+    "semi_structured": "llm_pruner.sparsity.semi",
     "perplexity": "llm_pruner.evaluate.perplexity",
     "PrunerError": "llm_pruner.errors",
 }

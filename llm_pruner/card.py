@@ -48,8 +48,8 @@ def card(report: dict) -> str:
         )
     if role == SPARSE and report["sparsity"]["sparse"] == "activations":
         how = (
-            "`import llm_pruner`, then `AutoModelForCausalLM.from_pretrained` loads it; without that import transformers "
-            "warns and loads the dense model, whose weights these are."
+            "`import llm_pruner`, then `AutoModelForCausalLM.from_pretrained` loads it; without that import "
+            "transformers warns and loads the dense model, whose weights these are."
         )
     masked = any(step.get("masked") for step in steps)
     what = "units set to zero" if masked else "whole channels, heads and neurons removed"

@@ -6,7 +6,7 @@ from llm_pruner.page.columns import Bar, bars
 from llm_pruner.page.elements import facts, figure, folded, section
 from llm_pruner.page.markup import Markup, tag
 from llm_pruner.page.models import PRUNED, RECOVERED, SPARSE, role_of, text_of
-from llm_pruner.page.wording import duration, percent, size
+from llm_pruner.page.wording import duration, known, percent, size
 
 TITLES = {PRUNED: "Pruning", RECOVERED: "Recovery", SPARSE: "Sparsity"}
 
@@ -27,9 +27,7 @@ def _of_step(step: dict) -> dict[str, object]:
     if told := step.get("calibration"):
         entries["calibrated on"] = f"{told['nsamples']:,} samples of {told['seq_len']:,} tokens of {told['data']}"
     if step.get("sparsity"):
-        entries |= (
-            {"sparse": step["label"], "kept": percent(step["kept"])} if step["kept"] else {"sparse": step["label"]}
-        )
+        entries |= {"sparse": step["label"], "kept": known(step["kept"], percent)}
     if "importance" in step:
         entries |= {"units chosen by": step["importance"], "made up for by": step.get("compensate", "none")}
         kind = step["model_type"]

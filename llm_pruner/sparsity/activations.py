@@ -4,8 +4,8 @@ https://arxiv.org/abs/2509.22166):
 
     u = x / s − η,   z = u where kept, else 0,   x̂ = s · v · (z + η)
 
-scaling: s_j = √(max|x_j| / max|W_:j|), else 1; the weight's columns times s, as published, is the same. shift (PTS): η is
-each token's mean over its channels. learnable: η [in] and v, trained. variance (VAR): v = √(Var(x/s) / Var(z)).
+scaling: s_j = √(max|x_j| / max|W_:j|), else 1; the weight's columns times s, as published, is the same. shift (PTS):
+η is each token's mean over its channels. learnable: η [in] and v, trained. variance (VAR): v = √(Var(x/s) / Var(z)).
 Otherwise η = 0 and v = 1. Computed in float32 at least.
 
 Without `causal`, what a method measures as it runs (the variances, L's ‖x_:j‖) is taken over the tokens of a sequence
@@ -47,13 +47,10 @@ class SparseInput(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         u, centre = self.centred(x)
-        kept = self.kept(u)
-        z = u * kept
-        if self.recipe.transform == names.VARIANCE:
-            z = z * self._variance_ratio(u, z).sqrt()
+        z = u * self.kept(u)
+        factor = self.factor(u, z)
         z = z if centre is None else z + centre
-        if self.gain is not None:
-            z = z * self.gain
+        z = z if factor is None else z * factor
         return (z if self.scale is None else z * self.scale).to(x.dtype)
 
     def centred(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -82,7 +79,10 @@ class SparseInput(nn.Module):
             return ~(scores <= self.threshold)
         return kept_share(scores, recipe.ratio)
 
-    def _variance_ratio(self, u: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+    def factor(self, u: torch.Tensor, z: torch.Tensor) -> torch.Tensor | None:
+        """v, or None where it is 1."""
+        if self.recipe.transform != names.VARIANCE:
+            return self.gain
         axes = (-1,) if self.recipe.causal or u.dim() < 2 else (-2, -1)
         sparse = z.var(axes, keepdim=True)
-        return torch.where(sparse > 0, u.var(axes, keepdim=True) / sparse, 1.0)
+        return torch.where(sparse > 0, u.var(axes, keepdim=True) / sparse, 1.0).sqrt()

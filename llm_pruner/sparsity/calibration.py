@@ -1,4 +1,4 @@
-"""From calibration text to the tensors of sparse inputs, a decoder layer at a time, behind the sparse layers before it."""
+"""From calibration text to the tensors of sparse inputs: one decoder layer after the other, each behind sparse ones."""
 
 import contextlib
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ SAMPLE = 2**22  # values of each linear layer's input that quantiles are taken o
 
 
 class Seen:
-    """What a linear layer was given: of each channel [in] the largest |x_j| and ‖x_j‖₂, and some of the tokens [n, in]."""
+    """What a linear layer was given: of each channel the largest |x_j| and ‖x_j‖₂ [in], and some tokens [n, in]."""
 
     def __init__(self, tokens: int) -> None:
         self.tokens, self.squares, self.largest = tokens, 0.0, 0.0

@@ -1,4 +1,4 @@
-"""A linear layer that sees a sparse version of its input. Weight and bias are the dense layer's own, by the same names."""
+"""A linear layer that sees a sparse version of its input. Weight and bias are the dense layer's, by the same names."""
 
 from collections.abc import Iterable
 
@@ -14,7 +14,7 @@ from llm_pruner.sparsity.recipe import Recipe
 class SparseLinear(nn.Module):
     """y = W x̂ + b, x̂ = sparsity(x), in place of an nn.Linear, or of a Conv1D, whose weight is stored as [in, out].
 
-    A `kernel`, see decode.py, does it for one token at a time where there is a GPU.
+    `decode`, where speed_up of decode.py has set it, does it for one token.
     """
 
     def __init__(self, dense: nn.Module, recipe: Recipe) -> None:
@@ -24,11 +24,11 @@ class SparseLinear(nn.Module):
         sides = dense.weight.shape if self.transposed else dense.weight.shape[::-1]
         self.in_features, self.out_features = sides
         self.sparsity = SparseInput(recipe, self.in_features, dense.weight.device)
-        self.kernel = None
+        self.decode = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.kernel is not None and x.numel() == self.in_features:
-            return self.kernel(x)
+        if self.decode is not None and x.numel() == self.in_features:
+            return self.decode(x)
         return self.dense(self.sparsity(x))
 
     def dense(self, x: torch.Tensor) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """The options of `python -m llm_pruner sparsify`. Imports nothing heavy."""
 
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,9 +34,7 @@ class SparsifyOptions:
         names.ACTIVATIONS, SPARSITY, "what: the inputs of linear layers as they run, or their weights, once",
         choices=names.SPARSE,
     )  # fmt: skip
-    n: int | None = option(
-        None, SPARSITY, "so many of every m neighbours stay, along the input dimension", "N", least=1
-    )
+    n: int | None = option(None, SPARSITY, "so many of every m neighbours along the input dimension stay", "N", least=1)
     m: int | None = option(None, SPARSITY, "see n", "M", least=2)
     ratio: float | None = option(None, SPARSITY, "instead of n and m: the share that goes, such as 0.5", "R")
     select: str = option(
@@ -47,7 +46,7 @@ class SparsifyOptions:
         "they read); l, times the channel's norm", choices=names.CRITERIA,
     )  # fmt: skip
     transform: str = option(
-        names.NONE, SPARSITY, "of activations: variance (VAR), shift (PTS), or learnable, trained on the calibration text",
+        names.NONE, SPARSITY, "of activations: variance (VAR), shift (PTS), learnable (trained on calibration text)",
         choices=names.TRANSFORMS,
     )  # fmt: skip
     scaling: bool = option(False, SPARSITY, "of activations: channels divided by √(max|x_j| / max|W_:j|)")
@@ -169,6 +168,13 @@ def validate_recipe(recipe: Recipe) -> None:
         raise UsageError(f"ratio: {recipe.ratio} must be a number with 0 < ratio < 1")
     if not recipe.targets:
         raise UsageError("targets: none; leave it out for all linear layers")
+    for target in recipe.targets:
+        try:
+            re.compile(target)
+        except re.error as error:
+            raise UsageError(
+                f"targets: {target!r} is none of {','.join(names.TARGETS)} and no pattern: {error}"
+            ) from error
     if recipe.m and recipe.select == names.THRESHOLD:
         raise UsageError("select threshold goes with ratio; n of m are of every token")
     if recipe.sparse == names.WEIGHTS:

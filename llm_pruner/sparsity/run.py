@@ -206,6 +206,10 @@ def _score(scored: dict, side: str, model, tokenizer, windows, tasks, options: S
             say(table(scored["zero_shot"]))
 
 
+def _evaluation(eval_data: str | None, windows) -> dict:
+    return {"data": redact(eval_data), "max_seq_len": windows.shape[1], "windows": len(windows)} if eval_data else {}
+
+
 def _size(model) -> tuple[int, int]:
     parameters = [(p.numel(), p.element_size()) for p in model.parameters()]
     return sum(n for n, _ in parameters), sum(n * size for n, size in parameters)

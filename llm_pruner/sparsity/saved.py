@@ -4,6 +4,7 @@ weights, and these as they were. transformers without this package warns and loa
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from llm_pruner.sparsity.decode import speed_up
 from llm_pruner.sparsity.linear import make_sparse
 from llm_pruner.sparsity.recipe import Recipe
 from llm_pruner.sparsity.register import METHOD
@@ -31,6 +32,10 @@ class SparseActivations(HfQuantizer):
         make_sparse(model, targeted(model, recipe.targets), recipe)
         strict = getattr(model, "_keep_in_fp32_modules_strict", None) or ()
         model._keep_in_fp32_modules_strict = {*strict, "sparsity"}  # whatever dtype the weights are loaded in
+        return model
+
+    def _process_model_after_weight_loading(self, model, **kwargs):
+        speed_up(model)
         return model
 
     def is_serializable(self, *args, **kwargs) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from llm_pruner.errors import PlanError, UsageError
+from llm_pruner.errors import PlanError
 from llm_pruner.sparsity.recipe import TARGETS
 
 PARTS = {  # the end of a module's name → the parts that it plays: several where it is fused
@@ -46,7 +46,7 @@ def targeted(model, targets: Sequence[str]) -> list[str]:
                 if missing := sorted(parts[name] - set(targets)):
                     together = ", ".join(sorted(parts[name]))
                     raise PlanError(
-                        f"{name} computes {together} from one input; target all of them or none ({missing[0]} is missing)"
+                        f"{name} computes {together} from one input: target all or none, not without {missing[0]}"
                     )
         else:
             own = {name for name in names if re.search(target, name)}
@@ -64,14 +64,3 @@ def targeted(model, targets: Sequence[str]) -> list[str]:
 def parts_of(name: str) -> set[str]:
     """The parts that the module of this name plays; none where it is unknown."""
     return next((set(parts.split()) for end, parts in PARTS.items() if f".{name}".endswith(f".{end}")), set())
-
-
-def check_targets(targets: Sequence[str]) -> None:
-    """UsageError for what is no regular expression."""
-    for target in targets:
-        try:
-            re.compile(target)
-        except re.error as error:
-            raise UsageError(
-                f"targets: {target!r} is neither of {', '.join(TARGETS)} nor a pattern: {error}"
-            ) from error

@@ -1,0 +1,111 @@
+"""The kernel's launches: what it is given, and in tiles of which size it works."""
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+from llm_pruner.sparsity import kernel
+from llm_pruner.sparsity import recipe as names
+from llm_pruner.sparsity.decode import centre_of
+from llm_pruner.sparsity.linear import SparseLinear
+
+GROUPS = (2, 4, 8, 16)  # m of n:m that the kernel selects by itself
+SUMMED = 256  # outputs that a program of the second kernel adds up
+
+
+@dataclass(frozen=True)
+class Tile:
+    """outputs, inputs: of a program's step. parts: shares of the channels, each a program's. warps: of a program."""
+
+    outputs: int = 128
+    inputs: int = 32
+    parts: int = 16
+    warps: int = 4
+
+
+TILES = tuple(
+    Tile(outputs, inputs, parts, warps)
+    for outputs, inputs, warps in ((64, 32, 2), (128, 16, 2), (128, 32, 4), (256, 16, 4), (256, 32, 8), (512, 16, 8))
+    for parts in (4, 8, 16, 32)
+)
+
+
+class Kernel:
+    """y = layer(x) for x of one token, by kernel.py."""
+
+    @torch.no_grad()
+    def __init__(self, layer: SparseLinear, tile: Tile | None = None) -> None:
+        self.layer, self.tile = layer, tile
+        self.select = selected_by_kernel(layer)
+        self.centre = self.offset = self.norm = self.gain = None
+        sparsity = layer.sparsity
+        if self.select != kernel.ALL:
+            self.centre, self.gain = centre_of(layer), sparsity.gain
+            scale, norm = sparsity.scale, sparsity.column_norm
+            if scale is not None or norm is not None:
+                self.norm = (1.0 if norm is None else norm) / (1.0 if scale is None else scale)
+            if self.centre is not None:
+                self.offset = self.centre @ layer.columns.float()
+        self.levelled = self.centre is not None and sparsity.recipe.transform == names.SHIFT
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        layer, sparsity, recipe = self.layer, self.layer.sparsity, self.layer.sparsity.recipe
+        tile = self.tile or tile_of(self)
+        inputs, outputs = layer.in_features, layer.out_features
+        flat = (sparsity(x) if self.select == kernel.ALL else x).reshape(-1)
+        level = sparsity.centred(flat)[1] if self.levelled else flat
+        share = -(-inputs // (tile.parts * tile.inputs)) * tile.inputs
+        parts = -(-inputs // share)
+        sums = torch.empty(parts, outputs, dtype=torch.float32, device=x.device)
+        # the interpreter cuts bfloat16 off where a GPU rounds
+        interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+        y = torch.empty(outputs, dtype=torch.float32 if interpreted else x.dtype, device=x.device)
+        shifted, bias = self.centre is not None, layer.bias
+        with torch.cuda.device_of(x):
+            kernel.partial_sums[(-(-outputs // tile.outputs), parts)](
+                flat, self.centre if shifted else flat, level, flat if self.norm is None else self.norm,
+                sparsity.threshold if self.select == kernel.THRESHOLD else flat, layer.columns, sums, inputs, outputs,
+                share, SELECT=self.select, N=recipe.n or 1, M=recipe.m if self.select == kernel.N_OF_M else 1,
+                SHIFTED=shifted, LEVELLED=self.levelled, WEIGHED=self.norm is not None, OUTPUTS=tile.outputs,
+                INPUTS=tile.inputs, num_warps=tile.warps,
+            )  # fmt: skip
+            kernel.added_up[(-(-outputs // SUMMED),)](
+                sums, self.offset if shifted else sums, level, sums if self.gain is None else self.gain,
+                sums if bias is None else bias, y, parts, outputs, SHIFTED=shifted, LEVELLED=self.levelled,
+                GAINED=self.gain is not None, BIASED=bias is not None, OUTPUTS=SUMMED,
+            )  # fmt: skip
+        return y.to(x.dtype).view(*x.shape[:-1], outputs)
+
+
+def selected_by_kernel(layer: SparseLinear) -> int:
+    """How the kernel selects; ALL where it is given what torch has selected: a share of the token, a short last group,
+    and where more than the token's own scores is wanted: variances, or l's norms of the token or the sequence."""
+    recipe = layer.sparsity.recipe
+    own_norm = recipe.criterion == names.L_CRITERION and not (recipe.causal and recipe.m)
+    if recipe.transform == names.VARIANCE or own_norm:
+        return kernel.ALL
+    if recipe.m in GROUPS and layer.in_features % recipe.m == 0:
+        return kernel.N_OF_M
+    return kernel.THRESHOLD if recipe.select == names.THRESHOLD else kernel.ALL
+
+
+_tiles: dict[tuple, Tile] = {}
+
+
+def tile_of(own: Kernel) -> Tile:
+    """The tile that is fastest for a layer of these sides on its device, tried out once (not while a graph is captured:
+    run the layer before)."""
+    layer = own.layer
+    weight = layer.weight
+    key = (layer.in_features, layer.out_features, weight.dtype, weight.device, own.select)
+    if key in _tiles:
+        return _tiles[key]
+    if not weight.is_cuda or torch.cuda.is_current_stream_capturing():
+        return Tile()
+    from triton.testing import do_bench
+
+    x = torch.randn(layer.in_features, dtype=weight.dtype, device=weight.device)
+    seconds = {tile: do_bench(lambda tile=tile: Kernel(layer, tile)(x), warmup=5, rep=20) for tile in TILES}
+    _tiles[key] = min(seconds, key=seconds.get)
+    return _tiles[key]

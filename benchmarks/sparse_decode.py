@@ -71,8 +71,9 @@ def measured(layer: SparseLinear, dense: nn.Linear, x: torch.Tensor, timed, roun
     ratios = sorted(a / b for a, b in turns)
     seconds = median(b for _, b in turns)
     return rounded({
-        "kept": survives, "ratio": median(ratios), "low": ratios[0], "high": ratios[-1], "bandwidth_limit": 1 / survives,
-        "microseconds": 1e6 * seconds, "bytes_per_second": survives * dense.weight.nbytes / seconds, "error": error,
+        "kept": survives, "ratio": median(ratios), "low": ratios[0], "high": ratios[-1],
+        "bandwidth_limit": 1 / survives, "microseconds": 1e6 * seconds,
+        "bytes_per_second": survives * dense.weight.nbytes / seconds, "error": error,
     })  # fmt: skip
 
 

@@ -26,7 +26,8 @@ class SparseInput(nn.Module):
     """x ↦ x̂. Of its float32 tensors there are those that the recipe needs:
 
     scale [in]: s. shift [in]: η, and gain: v, of `learnable`. threshold: of the scores. column_norm [in]: what the
-    criterion multiplies |u_j| by, s_j‖W_:j‖₂ of wanda, ‖u_:j‖₂ of a causal l.
+    criterion multiplies |u_j| by, s_j‖W_:j‖₂ of wanda, ‖u_:j‖₂ of a causal l. order [in], int64: the channels, each
+    between its neighbours, of `spread`.
     """
 
     def __init__(self, recipe: Recipe, width: int, device=None) -> None:
@@ -44,6 +45,7 @@ class SparseInput(nn.Module):
             fill = torch.zeros if name in ("threshold", "shift") else torch.ones
             tensor = None if shape is None else fill(shape, dtype=torch.float32, device=device)
             self.register_buffer(name, tensor)
+        self.register_buffer("order", torch.arange(width, device=device) if recipe.spread else None)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         u, centre = self.centred(x)
@@ -73,6 +75,9 @@ class SparseInput(nn.Module):
     def kept(self, u: torch.Tensor) -> torch.Tensor:
         """Bool like u."""
         recipe, scores = self.recipe, self.scores(u)
+        if recipe.m and self.order is not None:
+            kept = kept_n_of_m(scores[..., self.order], recipe.n, recipe.m)
+            return torch.empty_like(kept).index_copy_(-1, self.order, kept)
         if recipe.m:
             return kept_n_of_m(scores, recipe.n, recipe.m)
         if self.threshold is not None:

@@ -1,7 +1,7 @@
 """From calibration text to the tensors of sparse inputs: one decoder layer after the other, each behind sparse ones."""
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import nn
@@ -84,6 +84,8 @@ def measure(layer: SparseLinear, seen: Seen) -> None:
     weigh(layer)
     if recipe.criterion == names.L_CRITERION and recipe.causal:
         sparsity.column_norm.copy_(sparsity.centred(seen.rows)[0].norm(dim=0))
+    if sparsity.order is not None:
+        sparsity.order.copy_(spread(sparsity, seen.rows, recipe.m))
     if sparsity.threshold is not None:
         sparsity.threshold.copy_(threshold(sparsity, seen.rows, recipe.ratio))
 
@@ -98,9 +100,29 @@ def weigh(layer: SparseLinear) -> None:
 
 def threshold(sparsity: SparseInput, rows: torch.Tensor, ratio: float) -> torch.Tensor:
     """The highest score among the lowest `ratio` of those that `rows` [n, in] have; below all where that is none."""
-    scores = torch.cat([sparsity.scores(sparsity.centred(part)[0]).flatten() for part in rows.split(4096)])
+    scores = torch.cat([own.flatten() for own in _scores(sparsity, rows)])
     count = int(scores.numel() * ratio + 1e-6)
     return scores.kthvalue(count).values if count else torch.tensor(-1.0)
+
+
+def spread(sparsity: SparseInput, rows: torch.Tensor, m: int) -> torch.Tensor:
+    """An order of the channels [in], int64, in which every m neighbours have strong and weak ones.
+
+    n:m loses most where strong channels are neighbours. The channels are dealt out to the groups by their mean scores
+    on `rows` [n, in], the strongest first, forwards and backwards in turns; a short last group gets the weakest.
+    """
+    strength = sum(own.sum(0) for own in _scores(sparsity, rows))
+    ranked = strength.argsort(descending=True, stable=True)
+    groups = len(ranked) // m
+    if not groups:
+        return ranked
+    dealt = ranked[: groups * m].view(m, groups)
+    dealt[1::2] = dealt[1::2].flip(1)
+    return torch.cat([dealt.T.flatten(), ranked[groups * m :]])
+
+
+def _scores(sparsity: SparseInput, rows: torch.Tensor) -> Iterator[torch.Tensor]:
+    return (sparsity.scores(sparsity.centred(part)[0]) for part in rows.split(4096))
 
 
 @torch.no_grad()

@@ -15,36 +15,33 @@ ALL, THRESHOLD, N_OF_M = 0, 1, 2
 
 @triton.jit
 def partial_sums(
-    x, shift, level, column_norm, threshold, weight, sums, inputs, outputs, share,
-    SELECT: tl.constexpr, N: tl.constexpr, M: tl.constexpr, SHIFTED: tl.constexpr, LEVELLED: tl.constexpr,
-    WEIGHED: tl.constexpr, OUTPUTS: tl.constexpr, INPUTS: tl.constexpr,
+    x, shift, level, column_norm, threshold, order, weight, sums, inputs, outputs, share,
+    SELECT: tl.constexpr, N: tl.constexpr, M: tl.constexpr, OUTPUTS: tl.constexpr, INPUTS: tl.constexpr,
 ):  # fmt: skip
     """sums[s, i] = Σ_j W_ij z_j over the `share` channels j of part s; z_j = x_j − level · shift_j where kept, else 0.
 
-    Kept by |z_j| · column_norm_j. weight: [inputs, outputs], contiguous. INPUTS, OUTPUTS: the tile of a step, a
-    multiple of M; grid: (outputs / OUTPUTS, parts).
+    Kept by |z_j| · column_norm_j. weight: [inputs, outputs], contiguous. order: which channels are neighbours. INPUTS,
+    OUTPUTS: the tile of a step, a multiple of M; grid: (outputs / OUTPUTS, parts). What is None does not count.
     """
     column = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
     part = tl.program_id(1)
     total = tl.zeros([INPUTS, OUTPUTS], tl.float32)
-    if LEVELLED:
-        factor = tl.load(level).to(tl.float32)
-    if SELECT == 1:
-        least = tl.load(threshold)
     for start in range(part * share, tl.minimum((part + 1) * share, inputs), INPUTS):
         row = start + tl.arange(0, INPUTS)
         inside = row < inputs
+        if SELECT == 2 and order is not None:
+            row = tl.load(order + row, mask=inside, other=0)
         z = tl.load(x + row, mask=inside, other=0.0).to(tl.float32)
-        if SHIFTED:
+        if shift is not None:
             centre = tl.load(shift + row, mask=inside, other=0.0)
-            if LEVELLED:
-                centre = centre * factor
+            if level is not None:
+                centre = centre * tl.load(level).to(tl.float32)
             z = z - centre
         scores = tl.abs(z)
-        if WEIGHED:
+        if column_norm is not None:
             scores = scores * tl.load(column_norm + row, mask=inside, other=0.0)
         if SELECT == 1:
-            kept = inside & ~(scores <= least)  # NaN shows
+            kept = inside & ~(scores <= tl.load(threshold))  # so that NaN shows
         elif SELECT == 2:
             groups = tl.reshape(scores, [INPUTS // M, M])
             place = tl.arange(0, M)
@@ -61,23 +58,20 @@ def partial_sums(
 
 
 @triton.jit
-def added_up(
-    sums, offset, level, gain, bias, y, parts, outputs,
-    SHIFTED: tl.constexpr, LEVELLED: tl.constexpr, GAINED: tl.constexpr, BIASED: tl.constexpr, OUTPUTS: tl.constexpr,
-):  # fmt: skip
-    """y = gain · (Σ_s sums[s] + level · offset) + bias, over the outputs of one program."""
+def added_up(sums, offset, level, gain, bias, y, parts, outputs, OUTPUTS: tl.constexpr):
+    """y = gain · (Σ_s sums[s] + level · offset) + bias of one program's outputs; what is None does not count."""
     column = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
     inside = column < outputs
     total = tl.zeros([OUTPUTS], tl.float32)
     for part in range(parts):
         total += tl.load(sums + part * outputs + column, mask=inside, other=0.0)
-    if SHIFTED:
+    if offset is not None:
         moved = tl.load(offset + column, mask=inside, other=0.0)
-        if LEVELLED:
-            moved = moved * tl.load(level)
+        if level is not None:
+            moved = moved * tl.load(level).to(tl.float32)
         total += moved
-    if GAINED:
-        total = total * tl.load(gain)
-    if BIASED:
+    if gain is not None:
+        total = total * tl.load(gain).to(tl.float32)
+    if bias is not None:
         total += tl.load(bias + column, mask=inside, other=0.0).to(tl.float32)
     tl.store(y + column, total.to(y.dtype.element_ty), mask=inside)

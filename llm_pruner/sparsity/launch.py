@@ -38,43 +38,41 @@ class Kernel:
     def __init__(self, layer: SparseLinear, tile: Tile | None = None) -> None:
         self.layer, self.tile = layer, tile
         self.select = selected_by_kernel(layer)
-        self.centre = self.offset = self.norm = self.gain = None
-        sparsity = layer.sparsity
-        if self.select != kernel.ALL:
-            self.centre, self.gain = centre_of(layer), sparsity.gain
-            scale, norm = sparsity.scale, sparsity.column_norm
-            if scale is not None or norm is not None:
-                self.norm = (1.0 if norm is None else norm) / (1.0 if scale is None else scale)
-            if self.centre is not None:
-                self.offset = self.centre @ layer.columns.float()
-        self.levelled = self.centre is not None and sparsity.recipe.transform == names.SHIFT
+        sparsity, columns = layer.sparsity, layer.columns
+        self.centre = centre_of(layer)
+        self.offset = None if self.centre is None else self.centre @ columns.float()
+        self.levelled = sparsity.recipe.transform == names.SHIFT
+        self.norm = sparsity.column_norm
+        if sparsity.scale is not None:
+            self.norm = (1.0 if self.norm is None else self.norm) / sparsity.scale
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         layer, sparsity, recipe = self.layer, self.layer.sparsity, self.layer.sparsity.recipe
         tile = self.tile or tile_of(self)
         inputs, outputs = layer.in_features, layer.out_features
-        flat = (sparsity(x) if self.select == kernel.ALL else x).reshape(-1)
-        level = sparsity.centred(flat)[1] if self.levelled else flat
         share = -(-inputs // (tile.parts * tile.inputs)) * tile.inputs
         parts = -(-inputs // share)
+        flat, selects = x.reshape(-1), self.select != kernel.ALL
+        level = sparsity.centred(flat[None])[1] if self.levelled else None
+        factor = sparsity.gain
+        if not selects:
+            u = sparsity.centred(flat[None])[0]
+            z = u * sparsity.kept(u)
+            factor = sparsity.factor(u, z)
+            flat = (z if sparsity.scale is None else z * sparsity.scale).reshape(-1)
         sums = torch.empty(parts, outputs, dtype=torch.float32, device=x.device)
         # the interpreter cuts bfloat16 off where a GPU rounds
         interpreted = os.environ.get("TRITON_INTERPRET") == "1"
         y = torch.empty(outputs, dtype=torch.float32 if interpreted else x.dtype, device=x.device)
-        shifted, bias = self.centre is not None, layer.bias
         with torch.cuda.device_of(x):
             kernel.partial_sums[(-(-outputs // tile.outputs), parts)](
-                flat, self.centre if shifted else flat, level, flat if self.norm is None else self.norm,
-                sparsity.threshold if self.select == kernel.THRESHOLD else flat, layer.columns, sums, inputs, outputs,
-                share, SELECT=self.select, N=recipe.n or 1, M=recipe.m if self.select == kernel.N_OF_M else 1,
-                SHIFTED=shifted, LEVELLED=self.levelled, WEIGHED=self.norm is not None, OUTPUTS=tile.outputs,
-                INPUTS=tile.inputs, num_warps=tile.warps,
+                flat, self.centre if selects else None, level, self.norm if selects else None, sparsity.threshold,
+                sparsity.order, layer.columns, sums, inputs, outputs, share, SELECT=self.select, N=recipe.n or 1,
+                M=recipe.m or 1, OUTPUTS=tile.outputs, INPUTS=tile.inputs, num_warps=tile.warps,
             )  # fmt: skip
             kernel.added_up[(-(-outputs // SUMMED),)](
-                sums, self.offset if shifted else sums, level, sums if self.gain is None else self.gain,
-                sums if bias is None else bias, y, parts, outputs, SHIFTED=shifted, LEVELLED=self.levelled,
-                GAINED=self.gain is not None, BIASED=bias is not None, OUTPUTS=SUMMED,
-            )  # fmt: skip
+                sums, self.offset, level, factor, layer.bias, y, parts, outputs, OUTPUTS=SUMMED
+            )
         return y.to(x.dtype).view(*x.shape[:-1], outputs)
 
 

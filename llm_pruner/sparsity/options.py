@@ -50,6 +50,9 @@ class SparsifyOptions:
         choices=names.TRANSFORMS,
     )  # fmt: skip
     scaling: bool = option(False, SPARSITY, "of activations: channels divided by √(max|x_j| / max|W_:j|)")
+    spread: bool = option(
+        False, SPARSITY, "n of m of activations: neighbours chosen so that every m have strong and weak channels"
+    )
     causal: bool = option(
         False,
         SPARSITY,
@@ -177,8 +180,10 @@ def validate_recipe(recipe: Recipe) -> None:
             ) from error
     if recipe.m and recipe.select == names.THRESHOLD:
         raise UsageError("select threshold goes with ratio; n of m are of every token")
+    if recipe.spread and not recipe.m:
+        raise UsageError("spread is about neighbours: it goes with n and m")
     if recipe.sparse == names.WEIGHTS:
-        for name in ("select", "transform", "scaling", "causal"):
+        for name in ("select", "transform", "scaling", "spread", "causal"):
             if getattr(recipe, name) != getattr(Recipe(), name):
                 raise UsageError(f"{name} is about activations; weights have none")
         if recipe.criterion == names.L_CRITERION:

@@ -19,8 +19,10 @@ class Recipe:
     n, m: n of every m neighbours along the input dimension stay; or ratio: this share goes, by `select` of every token
     or below a threshold calibrated for each linear layer (of weights: of every matrix, by `wanda` of every row).
     criterion: magnitude, |x|; wanda, |x_j|·‖W_:j‖₂ (of weights |W_ij|·‖x_j‖₂); l, |x_tj|·‖x_:j‖/‖x_t:‖.
-    transform, scaling: see activations.py. causal: no token's result depends on others that it is computed with.
-    targets: projections or regular expressions, see targets.py.
+    spread: the neighbours of n:m are not those of the weight, but so chosen for each linear layer that every m have
+    strong and weak channels, see calibration.py. transform, scaling: see activations.py. causal: no token's result
+    depends on others that it is computed with. targets: projections or regular expressions, see
+    targets.py.
     """
 
     sparse: str = ACTIVATIONS
@@ -31,6 +33,7 @@ class Recipe:
     criterion: str = MAGNITUDE
     transform: str = NONE
     scaling: bool = False
+    spread: bool = False
     causal: bool = False
     targets: tuple[str, ...] = TARGETS
 
@@ -55,7 +58,7 @@ class Recipe:
         own = self.transform != NONE
         words = ["act" if self.sparse == ACTIVATIONS else "weight", self.pattern]
         words += [self.select] * (self.select == THRESHOLD) + [self.criterion] * (self.criterion != MAGNITUDE)
-        words += [self.transform] * own + ["scaling"] * self.scaling
+        words += [self.transform] * own + ["scaling"] * self.scaling + ["spread"] * self.spread
         words += ["causal"] * (self.causal and (self.transform == VARIANCE or self.criterion == L_CRITERION))
         return " ".join(words) + (f" ({','.join(self.targets)})" if self.targets != TARGETS else "")
 
@@ -65,4 +68,4 @@ class Recipe:
         if self.sparse == WEIGHTS:
             return self.criterion == WANDA
         measured = self.criterion == L_CRITERION and self.causal
-        return measured or self.scaling or self.select == THRESHOLD or self.transform == LEARNABLE
+        return measured or self.scaling or self.spread or self.select == THRESHOLD or self.transform == LEARNABLE

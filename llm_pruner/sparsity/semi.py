@@ -1,5 +1,5 @@
-"""2:4 sparse weights as torch's semi-structured tensors, which a GPU multiplies in its sparse tensor cores: for prefill,
-and for 9/16 of the bytes."""
+"""2:4 sparse weights as the semi-structured tensors of torch, which a GPU multiplies in its sparse tensor cores: for
+prefill, and for 9/16 of the bytes."""
 
 import logging
 
@@ -30,7 +30,7 @@ def semi_structured(model: nn.Module) -> int:
 
 
 def usable(weight: torch.Tensor) -> bool:
-    """Whether torch has semi-structured kernels for a weight of these sides and dtype where it is (Ampere or later)."""
+    """Whether torch has semi-structured kernels for such a weight where it is (a GPU from Ampere on)."""
     if not weight.is_cuda or weight.dtype not in DTYPES:
         return False
     outputs, inputs = weight.shape

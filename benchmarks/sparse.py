@@ -4,7 +4,8 @@ layers fares when a few of its channels are massive.
     python benchmarks/sparse.py                   # half an hour; results/sparse.json, sparse.md, sparse_massive.md
 
 Such channels are made of llama-6m without a change to what it computes: of the channels that each linear layer reads,
-the STRONGEST carry most; every other one of these is multiplied by SCALE, the next divided, and what reads it the other way.
+the STRONGEST carry most; every other one of these is multiplied by SCALE, the next divided, and what reads it the
+other way round.
 """
 
 import json

@@ -43,9 +43,9 @@ class Recipe:
     @classmethod
     def of(cls, options) -> "Recipe":
         """From an object or a mapping that has its fields, and perhaps others."""
-        get = options.get if isinstance(options, dict) else lambda name: getattr(options, name)
-        values = {f.name: get(f.name) for f in fields(cls)}
-        return cls(**{**values, "targets": tuple(values["targets"])})
+        given = options if isinstance(options, dict) else vars(options)
+        values = {f.name: given[f.name] for f in fields(cls) if f.name in given}
+        return cls(**{**values, "targets": tuple(values.get("targets", TARGETS))})
 
     @property
     def pattern(self) -> str:

@@ -25,6 +25,8 @@ def run(options: SparsifyOptions, argv: Sequence[str] = ()) -> dict:
         from llm_pruner.sparsity.sweep import sweep
 
         return sweep(options, argv)
+    if options.calibration_data and not options.recipe.needs_text:
+        say(f"note: {options.recipe.label} measures nothing, so there is nothing to calibrate")
     return run_one(options, argv)
 
 
@@ -156,8 +158,6 @@ def _eval_data(options: SparsifyOptions) -> str | None:
 def _calibration(options: SparsifyOptions) -> dict:
     """data, nsamples and seq_len of the calibration text; nothing where the recipe needs none."""
     if not options.recipe.needs_text:
-        if options.calibration_data:
-            say(f"note: {options.recipe.label} measures nothing, so there is nothing to calibrate")
         return {}
     name = options.calibration_data or ("demo" if options.model[0] == "demo" else "wikitext2")
     data.check_name(name, data.CALIBRATION, "calibration")

@@ -36,6 +36,8 @@ benchmarks: .venv/.installed
 	$(BIN)/python benchmarks/best.py
 	$(BIN)/python benchmarks/recover.py
 	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/sparse.py
+	$(BIN)/python benchmarks/sparse_decode.py
 
 .venv/.installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

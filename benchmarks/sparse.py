@@ -1,16 +1,15 @@
 """Every kind of row of the published tables of sparse activations and weights, on llama-6m, and how 8:16 on all linear
 layers fares when a few of its channels are massive.
 
-    python benchmarks/sparse.py                   # half an hour; results/sparse.json, sparse.md, sparse_massive.md
+    python benchmarks/sparse.py                   # half an hour; results/sparse.json, sparse.md
 
 Such channels are made of llama-6m without a change to what it computes: of the channels that each linear layer reads,
-the STRONGEST carry most; every other one of these is multiplied by SCALE, the next divided, and what reads it the
+the STRONGEST carry most; every other one of these is divided by SCALE, the next multiplied, and what reads it the
 other way round.
 """
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,10 +19,23 @@ import torch
 from measure import RESULTS, keep
 
 from llm_pruner import data, loading
+from llm_pruner.sparsity.sweep import markdown
 from llm_pruner.sparsity.targets import linear_layers
 
 SHARED = Path(os.environ.get("LLM_PRUNER_SHARED", Path(__file__).parents[2] / "shared"))
 CONFIGS = Path(__file__).parents[1] / "configs" / "sparse"
+KINDS = {  # of rows by n:m: how they are called, and what is appended to the name of their YAML
+    "activations": "act{}", "… VAR": "act{}_var", "… VAR, causal": "act{}_var_causal", "… PTS": "act{}_pts",
+    "… scaling": "act{}_scaling", "… scaling and PTS": "act{}_scaling_pts", "… learnable": "act{}_learnable",
+    "… L criterion": "act{}_l", "… L criterion, causal": "act{}_l_causal", "… weight-aware": "act{}_wanda",
+    "… spread": "act{}_spread", "… spread, scaling and learnable": "act{}_best", "… q, k, v, o only": "act{}_qkvo",
+    "weights": "weight{}", "… Wanda": "weight{}_wanda",
+}  # fmt: skip
+SHARES = {  # of rows by ratio
+    "activations, of every token": "act_{}", "… below a threshold": "act_threshold_{}", "weights": "weight_{}",
+    "… Wanda": "weight_{}_wanda",
+}  # fmt: skip
+MASSIVE = ("", "_var", "_pts", "_l", "_scaling", "_wanda", "_learnable", "_best")
 STRIDE = 5  # every fifth window of the test text
 STRONGEST, SCALE = 8, 1024.0  # a power of two: exact in bfloat16
 
@@ -73,7 +85,7 @@ def make_massive(model, prompts: torch.Tensor) -> None:
             strength = sum(carried[start + name] for name in names)
             if names == ("self_attn.o_proj",):  # the query heads of a group read the same value head
                 strength = strength.view(-1, groups, config.head_dim).sum(1).flatten()
-            factors = torch.tensor([SCALE, 1 / SCALE] * (STRONGEST // 2), dtype=model.dtype)
+            factors = torch.tensor([1 / SCALE, SCALE] * (STRONGEST // 2), dtype=model.dtype)
             return strength.topk(STRONGEST).indices, factors
 
         channels, factors = strongest(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"))
@@ -105,6 +117,31 @@ def massive(source: Path, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
+def tables(rows: list[dict], with_massive: list[dict]) -> list[str]:
+    """By n:m, by ratio, and with massive channels: Markdown."""
+    found = {run["pattern"]: run["perplexity"]["after"] for run in rows}
+    massive_ones = {run["pattern"]: run["perplexity"]["after"] for run in with_massive}
+    dense = rows[0]["perplexity"]["before"]
+    by_groups = [["", "2:4", "8:16"], ["dense", shown(dense), shown(dense)]]
+    for kind, name in KINDS.items():
+        by_groups.append([kind, *(shown(found.get(name.format(pattern))) for pattern in ("_2_4", "_8_16"))])
+    ratios = ("0.2", "0.25", "0.5", "0.7", "0.75", "0.9")
+    by_ratio = [["removed", *ratios]]
+    for kind, name in SHARES.items():
+        by_ratio.append([kind, *(shown(found.get(name.format(ratio))) for ratio in ratios)])
+    names = {name.format("_8_16"): kind for kind, name in KINDS.items()}
+    fares = [["8:16 on all linear layers", "llama-6m", "with massive channels"]]
+    fares.append(["dense", shown(dense), shown(with_massive[0]["perplexity"]["before"])])
+    for suffix in MASSIVE:
+        own = f"act_8_16{suffix}"
+        fares.append([names[own], shown(found[own]), shown(massive_ones[own])])
+    return [markdown(table) for table in (by_groups, by_ratio, fares)]
+
+
+def shown(value: float | None) -> str:
+    return "" if value is None else f"{value:,.1f}"
+
+
 def main() -> None:
     source = SHARED / "models" / "llama-6m"
     with tempfile.TemporaryDirectory() as name:
@@ -114,8 +151,8 @@ def main() -> None:
             massive(source, folder / "llama-6m-massive")
         with_massive = sweep(folder / "llama-6m-massive", "sweep_massive.yaml", folder / "massive")
         RESULTS.mkdir(exist_ok=True)
-        shutil.copy(folder / "rows" / "sweep.md", RESULTS / "sparse.md")
-        shutil.copy(folder / "massive" / "sweep.md", RESULTS / "sparse_massive.md")
+        written = "\n".join(tables(rows["runs"], with_massive["runs"]))
+        (RESULTS / "sparse.md").write_text(written, encoding="utf-8")
         keep("sparse", {
             "model": "llama-6m", "evaluation": f"every {STRIDE}th window of 256 tokens of WikiText-2's test text",
             "calibration": "128 windows of 128 tokens of the validation text", "runs": rows["runs"],

@@ -7,6 +7,7 @@ import torch
 
 from llm_pruner.evaluate import speed
 from llm_pruner.evaluate.perplexity import perplexity
+from llm_pruner.sparsity.recipe import Recipe
 from llm_pruner.surgery import cut
 from llm_pruner.trace import trace_groups
 from tests import tiny
@@ -91,3 +92,52 @@ def test_recovery_in_bfloat16(tmp_path):
         made = recover(RecoverOptions(model=half, method=method, steps=60, save_model=f"{half}-{method}"))
         assert made["training"]["precision"] == "bf16"
         assert made["perplexity"]["after"] < 0.7 * made["perplexity"]["before"]
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        Recipe(n=8, m=16),
+        Recipe(n=2, m=4, transform="shift"),
+        Recipe(ratio=0.5),
+        Recipe(ratio=0.5, select="threshold", criterion="wanda"),
+        Recipe(n=8, m=16, transform="learnable", scaling=True, spread=True),
+        Recipe(n=8, m=16, transform="variance", causal=True),
+    ],
+    ids=lambda recipe: recipe.label,
+)
+def test_a_sparse_model_decodes_by_the_kernel_what_plain_torch_does(recipe, dtype):
+    """As CUDA graphs too."""
+    from llm_pruner.sparsity.calibration import sparsify_activations
+    from llm_pruner.sparsity.decode import speed_up
+    from llm_pruner.sparsity.linear import sparse_layers
+
+    plain, fast = (tiny.model("llama", dtype=dtype).cuda() for _ in range(2))
+    for model in (plain, fast):
+        sparsify_activations(model, recipe, [tiny.tokens(2, 32, seed).cuda() for seed in range(2)])
+    assert speed_up(fast) == len(sparse_layers(fast))
+    limit = 1e-5 if dtype == torch.float32 else 2**-7
+    for layer, other in zip(sparse_layers(plain).values(), sparse_layers(fast).values(), strict=True):
+        x = torch.randn(1, 1, layer.in_features, device="cuda", dtype=dtype)
+        y = layer(x).float()
+        assert ((other(x).float() - y).norm() / y.norm()).item() < limit
+    prompts = tiny.tokens(1, 8)
+    steps = speed.eager(fast, prompts, 6)
+    tokens = speed.generate(steps, 6)[0]
+    assert torch.equal(speed.generate(speed.captured(steps), 6)[0], tokens)
+
+
+@torch.inference_mode()
+def test_two_of_four_weights_in_semi_structured_tensors():
+    from llm_pruner.sparsity.semi import semi_structured
+    from llm_pruner.sparsity.weights import sparsify_weights
+
+    config = {"hidden_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 256}
+    model = tiny.model("llama", dtype=torch.bfloat16, head_dim=32, **config).cuda()
+    sparsify_weights(model, Recipe(sparse="weights", n=2, m=4))
+    expected = tiny.logits(model, tiny.tokens(4, 32).cuda())
+    assert semi_structured(model) == 14
+    found = tiny.logits(model, tiny.tokens(4, 32).cuda())
+    assert ((found - expected).norm() / expected.norm()).item() < 0.02

@@ -37,7 +37,7 @@ def test_commands_parse(monkeypatch):
 def test_commands_of_the_package_parse(monkeypatch):
     monkeypatch.chdir(REPOSITORY)
     found = [shlex.split(line) for line in commands("python -m llm_pruner ")]
-    assert {name for name, *_ in found} == {"recover", "evaluate", "pipeline"}
+    assert {name for name, *_ in found} == {"recover", "evaluate", "pipeline", "sparsify"}
     for name, *arguments in found:
         assert parse(arguments, COMMANDS[name]).model
 
@@ -184,3 +184,42 @@ def test_ratios_of_speed_are_those_measured():
         value = found[what]
         cell = f"{value['median']:.2f}× ({value['low']:.2f} – {value['high']:.2f})"
         assert f"| {what} tokens/s, every width halved against dense | {cell} |" in README
+
+
+def test_sparse_models_are_what_was_measured():
+    """And the tables keep what the issue of this project's users is: see the README's own words beside them."""
+    found = result("sparse")
+    tables = (REPOSITORY / "benchmarks" / "results" / "sparse.md").read_text(encoding="utf-8").strip().split("\n\n")
+    assert len(tables) == 3
+    for table in tables:
+        assert table in README
+    after = {run["pattern"]: run["perplexity"]["after"] for run in found["runs"]}
+    massive = {run["pattern"]: run["perplexity"]["after"] for run in found["massive"]["runs"]}
+    for value in (*after.values(), *massive.values()):
+        assert f"{value:,.1f}" in "\n".join(tables)
+    dense = found["runs"][0]["perplexity"]["before"]
+    assert after["act_8_16"] < after["act_2_4"]
+    assert after["act_0.2"] < 1.01 * dense
+    for pattern in ("2_4", "8_16"):
+        assert after[f"act_{pattern}"] < after[f"weight_{pattern}"]
+        assert after[f"act_{pattern}_best"] == min(
+            value for name, value in after.items() if name.startswith(f"act_{pattern}") and "qkvo" not in name
+        )
+    assert massive["act_8_16_best"] < after["act_8_16"]
+    assert massive["act_8_16_best"] < 1.01 * after["act_8_16_best"]
+
+
+def test_ratios_of_sparse_decoding_are_those_measured():
+    found = result("sparse_decode_cpu")
+    for dtype, layers in found["products"].items():
+        for name, layer in layers.items():
+            cells = [
+                f"{row['ratio']:.2f}×"
+                for kept in (0.75, 0.5, 0.25, 0.1)
+                for row in layer["patterns"]
+                if row["pattern"] == "threshold" and abs(row["kept"] - kept) < 0.05
+            ]
+            assert f"| {name}, {dtype} | {' | '.join(cells)} |" in README
+    for name, model in found["models"].items():
+        ratio = model["ratio"]["eager"]["decode"]
+        assert f"| {name} | {ratio['median']:.2f}× ({ratio['low']:.2f} – {ratio['high']:.2f}) |" in README

@@ -275,6 +275,13 @@ def test_fused_projections_are_named(tmp_path):
         run(options(model=(str(tmp_path / "phi3"),), ratio=0.5, targets=("q",), eval_data="none", save_model="x"))
 
 
+def test_a_family_that_is_not_known(tmp_path, command_of):
+    (tmp_path / "opt").mkdir()
+    (tmp_path / "opt" / "config.json").write_text('{"model_type": "opt"}')
+    done = command_of("sparsify", "--model", "opt", "--ratio", 0.5, "--eval_data", "none", "--save_model", "x")
+    assert "supported: gemma" in one_line(done, 3)
+
+
 def test_the_same_seed_gives_the_same_bytes(tmp_path):
     for name in ("one", "two"):
         run(options(n=8, m=16, transform="learnable", scaling=True, spread=True, save_model=str(tmp_path / name)))

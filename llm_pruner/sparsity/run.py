@@ -8,7 +8,9 @@ from functools import partial
 from pathlib import Path
 
 from llm_pruner import checkpoint, data, loading, outputs, report
+from llm_pruner.architectures import family_of
 from llm_pruner.errors import PlanError, RunError, redact
+from llm_pruner.per_layer import PREFIX
 from llm_pruner.screen import quiet, say
 from llm_pruner.sparsity import recipe as names
 from llm_pruner.sparsity.options import SparsifyOptions, validate
@@ -49,6 +51,7 @@ def run_one(options: SparsifyOptions, argv: Sequence[str] = (), before: dict | N
     config = loading.load_config(source, options.revision, any_family=True)
     if getattr(config, "quantization_config", None):
         raise PlanError(f"{name} holds quantised weights or sparse activations already; start from the dense model")
+    family_of(config.model_type.removeprefix(PREFIX))
     quiet()
     say(f"sparse {recipe.sparse}: {recipe.label}")
 

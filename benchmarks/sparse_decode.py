@@ -39,6 +39,7 @@ GOALS = {"matrix-vector product, half kept": 1.6, "whole model, half kept": 1.35
 GPU = {"prompt_len": 128, "new_tokens": 64, "repeats": 5}
 CPU = {"prompt_len": 16, "new_tokens": 8, "repeats": 5}
 THREADS = 2
+FLUSHED = 2**28  # more than any cache holds
 
 
 def threshold_for(kept: float) -> float:
@@ -64,7 +65,7 @@ def measured(layer: SparseLinear, dense: nn.Linear, x: torch.Tensor, timed, roun
     expected = layer(x).float()
     survives = layer.sparsity.kept(layer.sparsity.centred(x)[0]).float().mean().item()
     by_columns(layer)
-    layer.decode = fast_for(layer)(layer)
+    layer.decode = fast_for(x.device)(layer)
     error = ((layer(x).float() - expected).norm() / expected.norm()).item()
     plain, own = timed(dense), timed(layer)
     turns = [(plain(), own()) for _ in range(rounds)]
@@ -95,12 +96,14 @@ def products(device: str, dtype, timing) -> dict:
 
 
 def by_clock(x: torch.Tensor):
-    """Seconds of one call on the CPU: the median of a few, with a weight that no cache holds."""
+    """Seconds of one call on the CPU: the median of a few, behind each of which FLUSHED bytes were written."""
+    flush = torch.empty(FLUSHED, dtype=torch.uint8)
 
     def timed(layer):
         def once() -> float:
             found = []
             for _ in range(7):
+                flush.fill_(len(found))
                 started = time.perf_counter()
                 layer(x)
                 found.append(time.perf_counter() - started)
@@ -114,7 +117,7 @@ def by_clock(x: torch.Tensor):
 
 def by_graph(x: torch.Tensor):
     """Seconds of one replay of the layer as a CUDA graph, caches cold: the median of a few."""
-    flush = torch.empty(2**28, dtype=torch.uint8, device=x.device)  # more than any cache holds
+    flush = torch.empty(FLUSHED, dtype=torch.uint8, device=x.device)
 
     def timed(layer):
         stream = torch.cuda.Stream()
@@ -189,7 +192,9 @@ def prefill(config: LlamaConfig, device, dtype, size: dict) -> dict:
 
 def on_gpu(try_out: bool, size: dict) -> tuple[str, dict]:
     card = torch.cuda.get_device_name()
-    config = LlamaConfig(**{**SHAPES["8B"], **({"num_hidden_layers": 2} if try_out else {})})
+    config = LlamaConfig(
+        **{**SHAPES["8B"], "max_position_embeddings": 8192, **({"num_hidden_layers": 2} if try_out else {})}
+    )
     result = {"card": card, "dtype": "bfloat16", **size, "products": products("cuda", torch.bfloat16, by_graph)}
     result["models"] = whole_models(config, "cuda", torch.bfloat16, size)
     result["prefill_2_4"] = prefill(config, "cuda", torch.bfloat16, size)

@@ -27,6 +27,12 @@ SPREAD = {"transform": "learnable", "criterion": "wanda", "scaling": True, "spre
 INPUTS, OUTPUTS = 48, 20
 
 
+def legal(pattern: str, method: dict) -> dict:
+    """The method as it can go with the pattern: l with a threshold has to be causal, only n:m can be spread."""
+    causal = method.get("causal", False) or pattern == "threshold" and method["criterion"] == "l"
+    return {**method, "causal": causal, "spread": method.get("spread", False) and "ratio" not in PATTERNS[pattern]}
+
+
 def layer_of(recipe: Recipe, dtype=torch.float64, seed: int = 0, tokens: int = 40):
     """(sparse layer, calibration text [tokens, in], its η and v or None): channels of very different sizes."""
     generator = torch.Generator().manual_seed(seed)
@@ -60,7 +66,7 @@ def reference(layer, x, text) -> np.ndarray:
 @pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: " ".join(str(v) for v in m.values()))
 def test_every_method_is_its_formula(method, pattern):
-    recipe = Recipe(**PATTERNS[pattern], **method)
+    recipe = Recipe(**PATTERNS[pattern], **legal(pattern, method))
     validate_recipe(recipe)
     layer, text, generator, sizes = layer_of(recipe)
     x = torch.randn(9, INPUTS, generator=generator, dtype=torch.float64) * sizes

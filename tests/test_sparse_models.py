@@ -9,7 +9,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from llm_pruner.errors import PlanError, RunError
+from llm_pruner.errors import PlanError, RunError, UsageError
 from llm_pruner.per_layer import per_layer_config
 from llm_pruner.sparsity.calibration import sparsify_activations
 from llm_pruner.sparsity.learn import Learning
@@ -270,3 +270,44 @@ def test_one_voice(saved, caplog):
     with caplog.at_level(logging.WARNING):
         sparsify_activations(saved("llama"), FULL, batches(), Learning(epochs=1))
     assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("function", "recipe", "text", "error", "named"),
+    [
+        (sparsify_activations, Recipe(), True, UsageError, "n and m"),
+        (sparsify_activations, Recipe(sparse="weights", n=2, m=4), True, UsageError, "about weights"),
+        (sparsify_activations, Recipe(n=2, m=4, scaling=True), False, UsageError, "needs calibration text"),
+        (sparsify_weights, Recipe(n=2, m=4), True, UsageError, "about activations"),
+        (
+            sparsify_weights,
+            Recipe(sparse="weights", n=2, m=4, criterion="wanda"),
+            False,
+            UsageError,
+            "calibration text",
+        ),
+    ],
+)
+def test_from_python_a_recipe_that_cannot_be_meant_is_refused(function, recipe, text, error, named):
+    with pytest.raises(error, match=named):
+        function(tiny.model("llama"), recipe, batches() if text else ())
+
+
+def test_a_model_is_made_sparse_once():
+    model = tiny.model("llama")
+    sparsify_activations(model, PLAIN)
+    with pytest.raises(PlanError, match="sparse activations already"):
+        sparsify_activations(model, PLAIN)
+
+
+@torch.no_grad()
+def test_a_threshold_is_that_of_the_learned_shift():
+    model, recipe = tiny.model("llama"), Recipe(ratio=0.5, select="threshold", transform="learnable")
+    sparsify_activations(model, recipe, batches(), Learning(epochs=20, rate=0.2))
+    first = sparse_layers(model)["model.layers.0.self_attn.q_proj"]
+    assert first.sparsity.shift.abs().max() > 0.1
+    kept = []
+    first.sparsity.register_forward_pre_hook(lambda s, a: kept.append(s.kept(s.centred(a[0])[0]).float().mean()))
+    for batch in batches():
+        model(batch)
+    assert torch.stack(kept).mean().item() == pytest.approx(0.5, abs=1e-3)

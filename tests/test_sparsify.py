@@ -216,6 +216,8 @@ def test_a_row_that_fails_does_not_stop_a_sweep(sweep, tmp_path, command_of):
         ({"ratio": float("nan")}, "0 < ratio < 1"),
         ({"n": 2, "m": 4, "select": "threshold"}, "threshold goes with ratio"),
         ({"ratio": 0.5, "spread": True}, "spread"),
+        ({"ratio": 0.5, "select": "threshold", "criterion": "l"}, "needs causal"),
+        ({"ratio": 0.5, "targets": ("q", "")}, "means nothing"),
         ({"ratio": 0.5, "sparse": "weights", "transform": "shift"}, "transform is about activations"),
         ({"ratio": 0.5, "sparse": "weights", "criterion": "l"}, "criterion l"),
         ({"ratio": 0.5, "criterion": "wandaa"}, "did you mean 'wanda'"),
@@ -295,3 +297,40 @@ def test_the_dtype_is_what_was_asked(tmp_path):
     model = loading.load_model(str(tmp_path / "sparse"), config, "auto", "cpu")
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     assert all(layer.sparsity.scale.dtype == torch.float32 for layer in sparse_layers(model).values())
+
+
+def test_a_sweep_scores_the_dense_model_as_each_pattern_asks(sweep, tmp_path):
+    (tmp_path / "b.yaml").write_text("n: 2\nm: 4\nmax_seq_len: 16\n")
+    made = run(sparsify.resolve({**sweep, "model": ("demo",), "eval_stride": 8}, str(tmp_path / "my_sweep.yaml")))
+    long, short = (own["perplexity"] for own in made["runs"])
+    assert short == run(options(n=2, m=4, max_seq_len=16))["perplexity"]
+    assert long["before"] != short["before"]
+
+
+def test_flags_win_over_a_sweeps_patterns(sweep, tmp_path):
+    (tmp_path / "b.yaml").write_text("n: 2\nm: 4\nmax_seq_len: 16\n")
+    flags = {**sweep, "model": ("demo",), "eval_stride": 8, "max_seq_len": 32}
+    made = run(sparsify.resolve(flags, str(tmp_path / "my_sweep.yaml")))
+    assert len({own["perplexity"]["after"] for own in made["runs"]}) == 1
+
+
+@pytest.mark.parametrize(("line", "code"), [("save_model: x", 2), ("model: demo", 2), ("patterns: [b.yaml]", 2)])
+def test_what_is_the_sweeps_is_not_its_patterns(line, code, sweep, tmp_path, command_of):
+    (tmp_path / "a.yaml").write_text(f"n: 2\nm: 4\n{line}\n")
+    done = command_of("sparsify", "--config", "my_sweep.yaml", "--model", "demo", "--folder", "runs")
+    assert "a.yaml" in one_line(done, code)
+    assert "belongs to the sweep" in done.stderr
+
+
+def test_a_sweep_looks_at_all_models_first(sweep, tmp_path, command_of):
+    done = command_of("sparsify", "--config", "my_sweep.yaml", "--model", "demo", "./nope", "--folder", "runs")
+    assert "./nope" in one_line(done, 1)
+    assert not list((tmp_path / "runs").glob("demo*"))
+
+
+def test_patterns_that_were_typed_are_where_one_is(sweep, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flags = {"model": ("demo",), "patterns": ("a.yaml",), "folder": "runs"}
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "base.yaml").write_text("max_seq_len: 64\n")
+    assert sparsify.resolve(flags, "sub/base.yaml").patterns == ("a.yaml",)

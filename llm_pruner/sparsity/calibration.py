@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import nn
 
-from llm_pruner.errors import RunError
+from llm_pruner.errors import PlanError, RunError, UsageError
 from llm_pruner.sparsity import recipe as names
 from llm_pruner.sparsity.activations import SparseInput
 from llm_pruner.sparsity.learn import Learning, learn
-from llm_pruner.sparsity.linear import SparseLinear, make_sparse
+from llm_pruner.sparsity.linear import SparseLinear, make_sparse, sparse_layers
+from llm_pruner.sparsity.options import validate_recipe
 from llm_pruner.sparsity.recipe import Recipe
 from llm_pruner.sparsity.targets import targeted
 from llm_pruner.walk import Layer, decoder_layers, walk
@@ -21,15 +22,17 @@ SAMPLE = 2**22  # values of each linear layer's input that quantiles are taken o
 class Seen:
     """What a linear layer was given: of each channel the largest |x_j| and ‖x_j‖₂ [in], and some tokens [n, in]."""
 
-    def __init__(self, tokens: int) -> None:
-        self.tokens, self.squares, self.largest = tokens, 0.0, 0.0
+    def __init__(self, tokens: int, sampled: bool = True) -> None:
+        """tokens: how many there will be. sampled: whether some are kept."""
+        self.tokens, self.sampled, self.squares, self.largest = tokens, sampled, 0.0, 0.0
         self._rows: list[torch.Tensor] = []
 
     def add(self, x: torch.Tensor) -> None:
         x = x.detach().flatten(0, -2)
         self.largest = torch.maximum(x.abs().amax(0).float(), torch.as_tensor(self.largest, device=x.device))
         self.squares = self.squares + x.float().square().sum(0).double()
-        self._rows.append(x[:: -(-self.tokens * x.shape[1] // SAMPLE)])
+        if self.sampled:
+            self._rows.append(x[:: -(-self.tokens * x.shape[1] // SAMPLE)].clone())
 
     @property
     def norm(self) -> torch.Tensor:
@@ -48,6 +51,7 @@ def sparsify_activations(
     batches: LongTensors [prompts, length] of calibration text, for a recipe that needs some. PlanError for targets
     that mean nothing, RunError for what is not finite.
     """
+    check(model, recipe, names.ACTIVATIONS, batches)
     targets = targeted(model, recipe.targets)
     if not recipe.needs_text:
         for layer in make_sparse(model, targets, recipe).values():
@@ -60,18 +64,32 @@ def sparsify_activations(
         stream = list(layer.stream) if stream is None else stream
         own = layers[layer.index]
         layer.run()  # the dense stream
-        with watched(model, own, batches) as seen, torch.no_grad():
+        with watched(model, own, batches, recipe.needs_sample) as seen, torch.no_grad():
             for batch, hidden in enumerate(stream):
                 layer.call(batch, hidden)
         for name, sparse in make_sparse(model, own, recipe).items():
             if not torch.isfinite(seen[name].largest).all():
                 raise RunError(f"what {name} reads is NaN or Inf on the calibration data")
             measure(sparse, seen[name])
-        seen.clear()
         if recipe.transform == names.LEARNABLE and own:
             learned[str(layer.index)] = learn(layer, stream, learning or Learning())
+            for name in own:  # the shifts have moved what a threshold is about
+                _set_threshold(model.get_submodule(name).sparsity, seen[name])
+        seen.clear()
         stream = _through(layer, stream)
     return learned
+
+
+def check(model: nn.Module, recipe: Recipe, sparse: str, batches: Sequence[torch.Tensor]) -> None:
+    """UsageError for a recipe that means nothing or is about something else, and where it needs text and has none;
+    PlanError for a model that has sparse inputs already."""
+    validate_recipe(recipe)
+    if recipe.sparse != sparse:
+        raise UsageError(f"the recipe is about {recipe.sparse}, not {sparse}")
+    if recipe.needs_text and not batches:
+        raise UsageError(f"{recipe.label} needs calibration text: batches of token ids [prompts, length]")
+    if sparse_layers(model):
+        raise PlanError("the model has sparse activations already; start from the dense one")
 
 
 def measure(layer: SparseLinear, seen: Seen) -> None:
@@ -86,8 +104,12 @@ def measure(layer: SparseLinear, seen: Seen) -> None:
         sparsity.column_norm.copy_(sparsity.centred(seen.rows)[0].norm(dim=0))
     if sparsity.order is not None:
         sparsity.order.copy_(spread(sparsity, seen.rows, recipe.m))
+    _set_threshold(sparsity, seen)
+
+
+def _set_threshold(sparsity: SparseInput, seen: Seen) -> None:
     if sparsity.threshold is not None:
-        sparsity.threshold.copy_(threshold(sparsity, seen.rows, recipe.ratio))
+        sparsity.threshold.copy_(threshold(sparsity, seen.rows, sparsity.recipe.ratio))
 
 
 def weigh(layer: SparseLinear) -> None:
@@ -140,7 +162,7 @@ def layers_of(model: nn.Module, targets: Sequence[str]) -> list[list[str]]:
 
 
 @contextlib.contextmanager
-def watched(model: nn.Module, targets: Sequence[str], batches: Sequence[torch.Tensor]):
+def watched(model: nn.Module, targets: Sequence[str], batches: Sequence[torch.Tensor], sampled: bool = True):
     """{name: what the linear layer of this name is given while this lasts}, by running `batches` once."""
     seen: dict[str, Seen] = {}
     hooks = []
@@ -150,7 +172,7 @@ def watched(model: nn.Module, targets: Sequence[str], batches: Sequence[torch.Te
 
     try:
         for name in targets:
-            seen[name] = Seen(sum(batch.numel() for batch in batches))
+            seen[name] = Seen(sum(batch.numel() for batch in batches), sampled)
             hooks.append(model.get_submodule(name).register_forward_pre_hook(adding(seen[name])))
         yield seen
     finally:

@@ -9,14 +9,19 @@ where η does not cost a column: for learnable c = s·η and t = 1, for shift (P
 W c is computed once. On a GPU that is kernel.py's, on a CPU torch's embedding_bag, which adds up weighted rows.
 """
 
+import logging
 import os
 from functools import cache
+from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
 
 from llm_pruner.sparsity import recipe as names
 from llm_pruner.sparsity.linear import SparseLinear, sparse_layers
+from llm_pruner.sparsity.recipe import Recipe
+
+log = logging.getLogger(__name__)
 
 BAGS = 4  # for each thread
 
@@ -24,33 +29,49 @@ BAGS = 4  # for each thread
 def speed_up(model: torch.nn.Module) -> int:
     """Has the model's sparse linear layers decode one token at a time this way where they can; how many do. All else
     goes on as it was. For inference: from here on the layers' tensors are not to change."""
-    layers = [layer for layer in sparse_layers(model).values() if not layer.weight.is_meta]
-    made = 0
-    for layer in layers:
-        by_columns(layer)
-        if fast := fast_for(layer):
-            layer.decode = fast(layer)
-            made += 1
-    return made
+    return sum(attach(layer) for layer in sparse_layers(model).values())
 
 
-def fast_for(layer: SparseLinear) -> type | None:
-    """What computes one token where the layer is: the kernel on a GPU and, for tests, in Triton's interpreter."""
-    device = layer.weight.device.type
-    if has_triton() and (device == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"):
+def attach(layer: SparseLinear) -> bool:
+    """Sets the layer's `decode` to what computes one token where it is, or to None; whether there is something."""
+    layer.decode = None
+    if layer.weight.is_meta:
+        return False
+    by_columns(layer)
+    if fast := fast_for(layer.weight.device):
+        layer.decode = fast(layer)
+    return layer.decode is not None
+
+
+def fast_for(device: torch.device) -> type | None:
+    """The kernel on a GPU and, for tests, in Triton's interpreter; embedding_bag on a CPU."""
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if (device.type == "cuda" or interpreted) and kernel_runs(device):
         from llm_pruner.sparsity.launch import Kernel
 
         return Kernel
-    return Bags if device == "cpu" else None
+    return Bags if device.type == "cpu" else None
 
 
 @cache
-def has_triton() -> bool:
+def kernel_runs(device: torch.device) -> bool:
+    """Whether Triton is there and can compile for the device, tried out on a small layer."""
+    if not find_spec("triton"):
+        return False
     try:
-        import triton  # noqa: F401
-    except ImportError:
+        from llm_pruner.sparsity.launch import Kernel, Tile
+
+        layer = SparseLinear(torch.nn.Linear(32, 32, device=device), Recipe(n=2, m=4))
+        by_columns(layer)
+        Kernel(layer, Tile())(torch.ones(32, device=device))
+    except Exception as error:  # whatever a compiler or a driver says
+        log.warning("Triton cannot run on %s, so sparse layers decode in plain torch: %s", device, _line(error))
         return False
     return True
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip()}".partition("\n")[0]
 
 
 def by_columns(layer: SparseLinear) -> None:

@@ -39,6 +39,8 @@ class Kernel:
         self.layer, self.tile = layer, tile
         self.select = selected_by_kernel(layer)
         sparsity, columns = layer.sparsity, layer.columns
+        if not columns.is_contiguous():
+            raise ValueError("the kernel reads a weight that is stored by columns; see by_columns")
         self.centre = centre_of(layer)
         self.offset = None if self.centre is None else self.centre @ columns.float()
         self.levelled = sparsity.recipe.transform == names.SHIFT
@@ -48,7 +50,9 @@ class Kernel:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         layer, sparsity, recipe = self.layer, self.layer.sparsity, self.layer.sparsity.recipe
-        tile = self.tile or tile_of(self)
+        if self.tile is None:
+            self.tile = tile_for(self, x)
+        tile = self.tile or Tile()
         inputs, outputs = layer.in_features, layer.out_features
         share = -(-inputs // (tile.parts * tile.inputs)) * tile.inputs
         parts = -(-inputs // share)
@@ -91,19 +95,19 @@ def selected_by_kernel(layer: SparseLinear) -> int:
 _tiles: dict[tuple, Tile] = {}
 
 
-def tile_of(own: Kernel) -> Tile:
-    """The tile that is fastest for a layer of these sides on its device, tried out once (not while a graph is captured:
-    run the layer before)."""
-    layer = own.layer
+def tile_for(own: Kernel, x: torch.Tensor) -> Tile | None:
+    """The tile that is fastest for this layer and its input, tried out once for all alike. None while a graph is
+    captured, so run the layer before, and in the interpreter, where times mean nothing."""
+    layer, recipe = own.layer, own.layer.sparsity.recipe
     weight = layer.weight
-    key = (layer.in_features, layer.out_features, weight.dtype, weight.device, own.select)
-    if key in _tiles:
-        return _tiles[key]
-    if not weight.is_cuda or torch.cuda.is_current_stream_capturing():
-        return Tile()
-    from triton.testing import do_bench
+    key = (layer.in_features, layer.out_features, weight.dtype, weight.device, own.select, recipe.pattern)
+    if key not in _tiles:
+        if not weight.is_cuda or torch.cuda.is_current_stream_capturing():
+            return None
+        from triton.testing import do_bench
 
-    x = torch.randn(layer.in_features, dtype=weight.dtype, device=weight.device)
-    seconds = {tile: do_bench(lambda tile=tile: Kernel(layer, tile)(x), warmup=5, rep=20) for tile in TILES}
-    _tiles[key] = min(seconds, key=seconds.get)
+        with torch.cuda.device_of(weight):
+            kernels = [Kernel(layer, tile) for tile in TILES]
+            seconds = [do_bench(lambda k=k: k(x), warmup=5, rep=20) for k in kernels]
+        _tiles[key] = TILES[seconds.index(min(seconds))]
     return _tiles[key]

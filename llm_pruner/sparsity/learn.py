@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from llm_pruner.sparsity.activations import SparseInput
 from llm_pruner.sparsity.linear import sparse_layers
 from llm_pruner.walk import Layer
 
@@ -42,7 +43,8 @@ def learn(layer: Layer, stream: Sequence[torch.Tensor], learning: Learning) -> d
             return sum(error(batch).item() for batch in held) / len(held)
 
     parameters = [tensor for own in sparse for tensor in (own.shift, own.gain)]
-    sizes = _sizes(layer, stream[trained[0]], trained[0])
+    seen = _sizes(layer, stream[trained[0]], trained[0])
+    sizes = [size for own in sparse for size in (seen[own], 1.0)]
     best, before = [p.clone() for p in parameters], held_error()
     lowest = before
     optimizer = torch.optim.Adam(
@@ -83,23 +85,25 @@ def learn(layer: Layer, stream: Sequence[torch.Tensor], learning: Learning) -> d
 @torch.no_grad()
 def _size(layer: Layer) -> float:
     """Mean square of what the layer adds to the dense stream."""
-    added = [(after.float() - before.float()).square().mean() for before, after in zip(layer.stream, layer.outputs)]
+    added = [
+        (after.float() - before.to(after.device).float()).square().mean()
+        for before, after in zip(layer.stream, layer.outputs)
+    ]
     return max(torch.stack([each.cpu() for each in added]).mean().item(), 1e-30)
 
 
 @torch.no_grad()
-def _sizes(layer: Layer, hidden: torch.Tensor, batch: int) -> list[float]:
-    """How large a step is in proportion: the root mean square of what a sparse input sees, for its shift, and 1."""
-    found: list[float] = []
-    hooks = [
-        own.sparsity.register_forward_pre_hook(
-            lambda module, arguments: found.append(module.centred(arguments[0])[0].square().mean().sqrt().item())
-        )
-        for own in sparse_layers(layer.module).values()
-    ]
+def _sizes(layer: Layer, hidden: torch.Tensor, batch: int) -> dict[SparseInput, float]:
+    """The root mean square of what each sparse input sees: a shift's steps are in proportion."""
+    found: dict[SparseInput, float] = {}
+
+    def measure(sparsity: SparseInput, arguments) -> None:
+        found[sparsity] = sparsity.centred(arguments[0])[0].square().mean().sqrt().item()
+
+    hooks = [own.sparsity.register_forward_pre_hook(measure) for own in sparse_layers(layer.module).values()]
     try:
         layer.call(batch, hidden)
     finally:
         for hook in hooks:
             hook.remove()
-    return [size for each in found for size in (each, 1.0)]
+    return found

@@ -35,6 +35,15 @@ class SparseLinear(nn.Module):
         """W x + b."""
         return F.linear(x, self.columns.T, self.bias)
 
+    def _apply(self, function, recurse=True):
+        """Moved to another device or dtype, it decodes as it can there."""
+        super()._apply(function, recurse)
+        if self.decode is not None:
+            from llm_pruner.sparsity.decode import attach
+
+            attach(self)
+        return self
+
     @property
     def columns(self) -> torch.Tensor:
         """[in, out]: the weight, a row for each input channel."""

@@ -92,8 +92,10 @@ class SparsifyOptions:
     seed: int = option(0, OUTPUT, "seed of everything random", "N")
     traceback: bool = option(False, OUTPUT, "show where an error came from")
 
+    flags: tuple[str, ...] = ()  # no option: those that were typed, which win over a sweep's patterns
+
     def asdict(self) -> dict[str, Any]:
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if name != "flags"}
 
     @property
     def recipe(self) -> Recipe:
@@ -104,7 +106,8 @@ def resolve(flags: dict[str, Any], yaml_file: str | None = None) -> SparsifyOpti
     """Defaults < YAML < flags. UsageError for anything that cannot be meant."""
     options = resolved(SparsifyOptions, flags, yaml_file)
     values = options.asdict() | {"targets": parts(options.targets)}
-    if options.patterns and yaml_file:
+    values["flags"] = tuple(flags)
+    if options.patterns and yaml_file and "patterns" not in flags:
         values["patterns"] = tuple(str(Path(yaml_file).parent / name) for name in options.patterns)
     options = SparsifyOptions(**values)
     validate(options)
@@ -172,6 +175,8 @@ def validate_recipe(recipe: Recipe) -> None:
     if not recipe.targets:
         raise UsageError("targets: none; leave it out for all linear layers")
     for target in recipe.targets:
+        if not target:
+            raise UsageError("targets: '' means nothing; leave it out for all linear layers")
         try:
             re.compile(target)
         except re.error as error:
@@ -180,6 +185,10 @@ def validate_recipe(recipe: Recipe) -> None:
             ) from error
     if recipe.m and recipe.select == names.THRESHOLD:
         raise UsageError("select threshold goes with ratio; n of m are of every token")
+    if recipe.select == names.THRESHOLD and recipe.criterion == names.L_CRITERION and not recipe.causal:
+        raise UsageError(
+            "criterion l with a threshold needs causal: its norms must be those that it was calibrated with"
+        )
     if recipe.spread and not recipe.m:
         raise UsageError("spread is about neighbours: it goes with n and m")
     if recipe.sparse == names.WEIGHTS:

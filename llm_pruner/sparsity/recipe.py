@@ -63,6 +63,12 @@ class Recipe:
         return " ".join(words) + (f" ({','.join(self.targets)})" if self.targets != TARGETS else "")
 
     @property
+    def needs_sample(self) -> bool:
+        """Whether some of the tokens that a layer reads are needed, not only sums over them."""
+        causal_l = self.criterion == L_CRITERION and self.causal
+        return causal_l or self.spread or self.select == THRESHOLD
+
+    @property
     def needs_text(self) -> bool:
         """Whether calibration text is needed."""
         if self.sparse == WEIGHTS:

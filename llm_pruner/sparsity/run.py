@@ -59,7 +59,7 @@ def run_one(options: SparsifyOptions, argv: Sequence[str] = (), before: dict | N
     with stopwatch("data"):
         tokenizer = loading.load_tokenizer(loading.fetch(source, options.revision, weights=False))
         if tokenizer is None and (eval_data or calibration or tasks):
-            raise RunError(f"{name} has no tokenizer, so no text can be read; give --eval_data none")
+            raise RunError(f"{name} has no tokenizer, so no text can be read: neither to score nor to calibrate")
         windows = _windows(options, eval_data, tokenizer, config)
         prompts = _prompts(calibration, options, tokenizer, config)
     with stopwatch("load"):
@@ -83,9 +83,7 @@ def run_one(options: SparsifyOptions, argv: Sequence[str] = (), before: dict | N
         "sparsity": recipe.asdict(),
         "kept": kept,
         **scored,
-        "evaluation": {"data": eval_data, "max_seq_len": windows.shape[1], "windows": len(windows)}
-        if eval_data
-        else {},
+        "evaluation": _evaluation(eval_data, windows),
         "calibration": calibration,
         "learned": learned,
         "model_type": dict.fromkeys(("before", "after"), model.config.model_type),
@@ -224,9 +222,13 @@ def _save(target: Path, model, tokenizer, options: SparsifyOptions, made: dict, 
         say(f"saving {target}")
         with stopwatch("save"):
             if recipe.sparse == names.ACTIVATIONS:
+                from llm_pruner.sparsity.decode import by_columns
+                from llm_pruner.sparsity.linear import sparse_layers
                 from llm_pruner.sparsity.saved import mark
 
                 mark(model, recipe)
+                for layer in sparse_layers(model).values():
+                    by_columns(layer)  # as when it is loaded: in another layout bfloat16 rounds otherwise
             checkpoint.write(model, tokenizer, staging)
         with stopwatch("verify"):
             checkpoint.verify(model, staging)

@@ -9,14 +9,25 @@ from functools import partial
 from pathlib import Path
 
 from llm_pruner import loading, outputs, report
-from llm_pruner.errors import PrunerError, RunError, UsageError, redact
+from llm_pruner.errors import PrunerError, RunError, UsageError, is_out_of_memory, redact
 from llm_pruner.flags import fields_of, read_yaml, typed
 from llm_pruner.scores import fingerprint, text_digest
 from llm_pruner.screen import aligned, say
 from llm_pruner.sparsity.options import SparsifyOptions, parts, validate
 from llm_pruner.sparsity.run import PROGRAM, run_one
 
-DECIDED = ("model", "patterns", "folder", "overwrite", "traceback", "save_model", "report")  # not what is measured
+OWN = (
+    "model",
+    "patterns",
+    "folder",
+    "save_model",
+    "report",
+    "overwrite",
+    "traceback",
+)  # the sweep's, not its patterns'
+SCORED = (
+    "dtype", "eval_data", "max_seq_len", "eval_stride", "tasks", "num_fewshot", "apply_chat_template", "limit", "seed",
+)  # fmt: skip
 TEXTS = ("calibration_data", "eval_data", "tasks")
 
 
@@ -24,28 +35,30 @@ def sweep(options: SparsifyOptions, argv: Sequence[str] = ()) -> dict:
     """Runs every pattern on every model and returns the table's data. RunError, at the end, when a run failed."""
     folder = _folder(options)
     models = {_name(model, options.model): model for model in options.model}
+    prints = {name: _fingerprint(model, options.revision) for name, model in models.items()}
     patterns = _patterns(options)
     runs, failures = [], []
     for name, model in models.items():
-        source = loading.resolve(model)
-        known = None  # the dense model's scores, from the first run that has them
+        known: dict[str, dict] = {}  # the dense model's scores, by what they were measured with
         for pattern, own in patterns.items():
             path = folder / f"{name}--{pattern}.json"
             one = replace(own, model=(model,))
-            key = _key(one, source)
+            key, scored = _key(one, prints[name]), repr([getattr(one, field) for field in SCORED])
             made = None if options.overwrite else _done(path, key)
             if made is None:
                 say(f"{name}, {pattern}")
                 try:
-                    made = run_one(one, argv, known) | {"key": key}
-                except PrunerError as error:
-                    failures.append(f"{name}, {pattern}: {error}")
+                    made = run_one(one, argv, known.get(scored)) | {"key": key}
+                except Exception as error:
+                    if not isinstance(error, PrunerError) and not is_out_of_memory(error):
+                        raise
+                    failures.append(redact(f"{name}, {pattern}: {' '.join(str(error).split())}"))
                     say(f"failed: {error}")
                     continue
                 outputs.write_files({path: partial(report.write_json, report=made)})
             else:
                 say(f"{name}, {pattern}: {path} is there and its inputs are what they were; skipped")
-            known = {side: made[side] for side in ("perplexity", "zero_shot")}
+            known[scored] = {side: made[side] for side in ("perplexity", "zero_shot")}
             runs.append({"model": name, "pattern": pattern, "report": path.name, "made": made})
     if not runs:
         raise RunError(f"every run failed; the first: {failures[0]}")
@@ -134,9 +147,9 @@ def _patterns(options: SparsifyOptions) -> dict[str, SparsifyOptions]:
     shared = {name: getattr(options, name) for name in known if name not in ("patterns", "folder")}
     for file in options.patterns:
         values = read_yaml(file, known)
-        if values.get("patterns"):
-            raise UsageError(f"{file} is a sweep itself; a sweep's patterns are runs")
-        values = {name: typed(known[name], value) for name, value in values.items()}
+        if refused := [name for name in OWN if name in values]:
+            raise UsageError(f"{file}: {refused[0]} belongs to the sweep, not to one of its patterns")
+        values = {name: typed(known[name], value) for name, value in values.items() if name not in options.flags}
         if "targets" in values:
             values["targets"] = parts(values["targets"])
         own = SparsifyOptions(**{**shared, **values, "model": options.model[:1]})
@@ -151,14 +164,19 @@ def _patterns(options: SparsifyOptions) -> dict[str, SparsifyOptions]:
     return found
 
 
-def _key(options: SparsifyOptions, source: str) -> str:
+def _fingerprint(model: str, revision: str | None) -> str:
+    source = loading.resolve(model)
+    return fingerprint(source, loading.fetch(source, revision))
+
+
+def _key(options: SparsifyOptions, model: str) -> str:
     """Of everything that a run's result depends on."""
-    inputs = {name: value for name, value in options.asdict().items() if name not in DECIDED}
+    inputs = {name: value for name, value in options.asdict().items() if name not in OWN}
     for name in TEXTS:
         given = inputs[name]
         files = [given] if isinstance(given, str) else given or ()
         inputs[name] = [text_digest(one) for one in files]
-    inputs["model"] = fingerprint(source, loading.fetch(source, options.revision))
+    inputs["model"] = model
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
 

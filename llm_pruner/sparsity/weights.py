@@ -8,7 +8,7 @@ from transformers.pytorch_utils import Conv1D
 
 from llm_pruner.errors import RunError
 from llm_pruner.sparsity import recipe as names
-from llm_pruner.sparsity.calibration import layers_of, watched
+from llm_pruner.sparsity.calibration import check, layers_of, watched
 from llm_pruner.sparsity.patterns import kept_n_of_m, kept_share
 from llm_pruner.sparsity.recipe import Recipe
 from llm_pruner.sparsity.targets import targeted
@@ -22,6 +22,7 @@ def sparsify_weights(model: nn.Module, recipe: Recipe, batches: Sequence[torch.T
 
     batches: LongTensors [prompts, length] of calibration text, for wanda. RunError for what is not finite.
     """
+    check(model, recipe, names.WEIGHTS, batches)
     targets = targeted(model, recipe.targets)
     if recipe.criterion == names.MAGNITUDE:
         for name in targets:
@@ -30,7 +31,7 @@ def sparsify_weights(model: nn.Module, recipe: Recipe, batches: Sequence[torch.T
     layers = layers_of(model, targets)
     for layer in walk(model, batches):
         own = layers[layer.index]
-        with watched(model, own, batches) as seen:
+        with watched(model, own, batches, sampled=False) as seen:
             layer.run()
         for name in own:
             zero(model.get_submodule(name), recipe, name, seen[name].norm)

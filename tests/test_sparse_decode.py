@@ -135,7 +135,7 @@ def test_a_fast_model_saves_like_any_other(tmp_path):
 @pytest.mark.skipif(INTERPRETED, reason="it is this run")
 def test_the_kernel_in_the_interpreter(python):
     done = python(
-        "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", __file__, "--rootdir",
+        "-m", "pytest", "-o", "addopts=", "-p", "no:cacheprovider", "-p", "no:xdist", __file__, "--rootdir",
         os.path.dirname(os.path.dirname(__file__)), TRITON_INTERPRET="1", OMP_NUM_THREADS="1", timeout=900,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]

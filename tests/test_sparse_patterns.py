@@ -1,12 +1,14 @@
 """Which entries stay: against a definition by sorting, one row at a time."""
 
 import math
+from unittest import mock
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llm_pruner.sparsity import patterns
 from llm_pruner.sparsity.patterns import kept_count, kept_n_of_m, kept_share
 
 
@@ -27,7 +29,9 @@ def test_n_of_m_is_the_definition(row, m, data):
     for start in range(0, len(row), m):
         group = row[start : start + m]
         expected += highest(group, n if len(group) == m else math.ceil(n / m * len(group)))
-    assert kept_n_of_m(torch.tensor([row, row]), n, m).tolist() == [expected, expected]
+    for few in (0, 2**15):  # counted, sorted
+        with mock.patch.object(patterns, "FEW", few):
+            assert kept_n_of_m(torch.tensor([row, row]), n, m).tolist() == [expected, expected]
 
 
 @settings(deadline=None, max_examples=150)
@@ -54,5 +58,7 @@ def test_large_tensors_of_any_dtype(dtype):
 
 def test_not_a_number_stays():
     scores = torch.tensor([[1.0, math.nan, 3.0, 4.0]])
-    assert kept_n_of_m(scores, 2, 4)[0, 1]
+    for few in (0, 2**15):
+        with mock.patch.object(patterns, "FEW", few):
+            assert kept_n_of_m(scores, 2, 4)[0, 1]
     assert kept_share(scores, 0.5)[0, 1]

@@ -3,6 +3,8 @@ threshold. Of equal scores the earlier entry stays. A score that is NaN is kept,
 
 import torch
 
+FEW = 2**15  # scores
+
 
 def kept_n_of_m(scores: torch.Tensor, n: int, m: int) -> torch.Tensor:
     """Bool like `scores` [..., width]: the n highest of every m consecutive entries; of a short last group of `rest`
@@ -30,8 +32,11 @@ def kept_count(width: int, ratio: float) -> int:
 
 
 def _highest(groups: torch.Tensor, n: int) -> torch.Tensor:
-    """Bool like `groups` [..., m]: the n highest of the last axis. Counts how many go before each: for few neighbours
-    that is faster than sorting them, and settles ties."""
+    """Bool like `groups` [..., m]: the n highest of the last axis."""
+    if groups.is_cuda or groups.numel() <= FEW:
+        first = groups.sort(dim=-1, descending=True, stable=True).indices[..., :n]
+        return torch.zeros_like(groups, dtype=torch.bool).scatter_(-1, first, True) | groups.isnan()
+    # A CPU counts faster than it sorts: how many of its few neighbours go before each.
     groups = groups.movedim(-1, 0).contiguous()
     m = len(groups)
     before = torch.zeros(groups.shape, dtype=torch.int16, device=groups.device)

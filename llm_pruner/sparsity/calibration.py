@@ -93,7 +93,7 @@ def check(model: nn.Module, recipe: Recipe, sparse: str, batches: Sequence[torch
 
 
 def measure(layer: SparseLinear, seen: Seen) -> None:
-    """The tensors of the layer's sparsity from what it was given; RunError when a threshold cannot be had."""
+    """The tensors of the layer's sparsity, from what it was given."""
     sparsity, recipe = layer.sparsity, layer.sparsity.recipe
     if sparsity.scale is not None:
         largest = layer.columns.detach().abs().amax(1).float()

@@ -14,7 +14,7 @@ from llm_pruner.sparsity.recipe import Recipe
 class SparseLinear(nn.Module):
     """y = W x̂ + b, x̂ = sparsity(x), in place of an nn.Linear, or of a Conv1D, whose weight is stored as [in, out].
 
-    `decode`, where speed_up of decode.py has set it, does it for one token.
+    `decode`, where speed_up of decode.py has set it, does it for one token, without gradients.
     """
 
     def __init__(self, dense: nn.Module, recipe: Recipe) -> None:
@@ -27,7 +27,7 @@ class SparseLinear(nn.Module):
         self.decode = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.decode is not None and x.numel() == self.in_features:
+        if self.decode is not None and x.numel() == self.in_features and not torch.is_grad_enabled():
             return self.decode(x)
         return self.dense(self.sparsity(x))
 

@@ -16,15 +16,8 @@ from llm_pruner.screen import aligned, say
 from llm_pruner.sparsity.options import SparsifyOptions, parts, validate
 from llm_pruner.sparsity.run import PROGRAM, run_one
 
-OWN = (
-    "model",
-    "patterns",
-    "folder",
-    "save_model",
-    "report",
-    "overwrite",
-    "traceback",
-)  # the sweep's, not its patterns'
+# What is the sweep's, not its patterns'; and what the dense model's scores depend on.
+OWN = ("model", "patterns", "folder", "save_model", "report", "overwrite", "traceback")
 SCORED = (
     "dtype", "eval_data", "max_seq_len", "eval_stride", "tasks", "num_fewshot", "apply_chat_template", "limit", "seed",
 )  # fmt: skip

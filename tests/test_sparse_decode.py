@@ -22,7 +22,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="triton has wheels fo
 interpreted = pytest.mark.skipif(not INTERPRETED, reason="run by test_the_kernel_in_the_interpreter")
 
 
-def tokens(sizes, generator, dtype, count: int = 2) -> list[torch.Tensor]:
+def tokens(sizes, generator, dtype, count: int = 1 if INTERPRETED else 2) -> list[torch.Tensor]:
     return [
         (torch.randn(1, 1, INPUTS, generator=generator, dtype=torch.float64) * sizes).to(dtype) for _ in range(count)
     ]

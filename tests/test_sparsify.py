@@ -1,5 +1,6 @@
 """`sparsify` as a command: its YAMLs, what it measures, saves and reports, sweeps, and what it refuses."""
 
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -20,10 +21,11 @@ from tests.commands import DEMO, REPOSITORY, one_line
 
 CONFIGS = sorted((REPOSITORY / "configs" / "sparse").glob("*.yaml"))
 ROWS = [path for path in CONFIGS if "sweep" not in path.name]
+STRIDE = 40
 SHORT = {
     "eval_data": "demo",
     "max_seq_len": 64,
-    "eval_stride": 8,
+    "eval_stride": STRIDE,
     "nsamples": 4,
     "calibration_seq_len": 32,
     "epochs": 1,
@@ -34,6 +36,7 @@ def options(**values) -> sparsify.SparsifyOptions:
     return sparsify.resolve({"model": ("demo",), **SHORT, **values})
 
 
+@functools.cache
 def perplexity(folder: Path, dtype: str = "auto") -> float:
     """As the command measures it, with the parts."""
     from llm_pruner.data import load_text, token_windows
@@ -41,7 +44,7 @@ def perplexity(folder: Path, dtype: str = "auto") -> float:
 
     config = loading.load_config(str(folder), any_family=True)
     model = loading.load_model(str(folder), config, dtype, "cpu")
-    windows = token_windows(load_text("demo"), loading.load_tokenizer(str(folder)), 64)[::8]
+    windows = token_windows(load_text("demo"), loading.load_tokenizer(str(folder)), 64)[::STRIDE]
     return measured(model, windows)
 
 
@@ -90,7 +93,8 @@ def test_every_row_runs_on_a_trained_model(path):
 def test_what_is_saved_scores_as_it_was_measured(row, command_of, tmp_path):
     done = command_of(
         "sparsify", "--config", REPOSITORY / "configs" / "sparse" / f"{row}.yaml", "--model", "demo", "--epochs", 1,
-        "--eval_data", "demo", "--max_seq_len", 64, "--eval_stride", 8, "--nsamples", 4, "--calibration_seq_len", 32,
+        "--eval_data", "demo", "--max_seq_len", 64, "--eval_stride", STRIDE, "--nsamples", 4,
+        "--calibration_seq_len", 32,
         "--save_model", "sparse", "--report", "report.json",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -120,7 +124,7 @@ def test_what_is_saved_scores_as_it_was_measured(row, command_of, tmp_path):
         assert "sparse activations" in one_line(command_of("recover", "--model", "sparse"), 3)
 
 
-def test_evaluate_sets_a_sparse_checkpoint_beside_the_dense_one(command_of, tmp_path):
+def test_evaluate_sets_a_sparse_checkpoint_beside_the_dense_one(command_of, tmp_path, quick_reload):
     run(options(n=2, m=4, save_model=str(tmp_path / "sparse")))
     done = command_of(
         "evaluate", "--model", "demo", "sparse", "--eval_data", "demo", "--max_seq_len", 64, "--report", "e.json",
@@ -157,7 +161,7 @@ def sweep(tmp_path) -> dict:
 
 
 def test_a_sweep_runs_models_and_patterns_once(sweep, tmp_path, capsys):
-    resolved = sparsify.resolve({**sweep, "eval_stride": 8}, str(tmp_path / "my_sweep.yaml"))
+    resolved = sparsify.resolve({**sweep, "eval_stride": STRIDE}, str(tmp_path / "my_sweep.yaml"))
     made = run(resolved)
     folder = tmp_path / "runs"
     assert {path.name for path in folder.iterdir()} == {
@@ -181,7 +185,7 @@ def test_a_sweep_runs_models_and_patterns_once(sweep, tmp_path, capsys):
 
 
 def test_a_sweep_does_again_what_is_not_what_it_was(sweep, tmp_path, capsys):
-    resolved = sparsify.resolve({**sweep, "eval_stride": 8}, str(tmp_path / "my_sweep.yaml"))
+    resolved = sparsify.resolve({**sweep, "eval_stride": STRIDE}, str(tmp_path / "my_sweep.yaml"))
     run(resolved)
     (tmp_path / "a.yaml").write_text("n: 1\nm: 4\n")  # another pattern
     (tmp_path / "runs" / "demo--b.json").write_text('{"half a')  # killed while it was written, by an older program
@@ -197,7 +201,7 @@ def test_a_row_that_fails_does_not_stop_a_sweep(sweep, tmp_path, command_of):
     (tmp_path / "a.yaml").write_text("n: 2\nm: 4\ntargets: ['experts']\n")
     done = command_of(
         "sparsify", "--config", "my_sweep.yaml", "--model", "demo", "--folder", "runs", "--eval_data", "demo",
-        "--eval_stride", 8,
+        "--eval_stride", STRIDE,
     )  # fmt: skip
     assert "1 of 2 runs failed" in one_line(done, 1)
     assert "'experts'" in done.stderr
@@ -284,14 +288,14 @@ def test_a_family_that_is_not_known(tmp_path, command_of):
     assert "supported: gemma" in one_line(done, 3)
 
 
-def test_the_same_seed_gives_the_same_bytes(tmp_path):
+def test_the_same_seed_gives_the_same_bytes(tmp_path, quick_reload):
     for name in ("one", "two"):
         run(options(n=8, m=16, transform="learnable", scaling=True, spread=True, save_model=str(tmp_path / name)))
     one, two = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two"))
     assert one == two
 
 
-def test_the_dtype_is_what_was_asked(tmp_path):
+def test_the_dtype_is_what_was_asked(tmp_path, quick_reload):
     run(options(n=2, m=4, scaling=True, dtype="bfloat16", save_model=str(tmp_path / "sparse"), eval_data="none"))
     config = loading.load_config(str(tmp_path / "sparse"), any_family=True)
     model = loading.load_model(str(tmp_path / "sparse"), config, "auto", "cpu")
@@ -301,7 +305,7 @@ def test_the_dtype_is_what_was_asked(tmp_path):
 
 def test_a_sweep_scores_the_dense_model_as_each_pattern_asks(sweep, tmp_path):
     (tmp_path / "b.yaml").write_text("n: 2\nm: 4\nmax_seq_len: 16\n")
-    made = run(sparsify.resolve({**sweep, "model": ("demo",), "eval_stride": 8}, str(tmp_path / "my_sweep.yaml")))
+    made = run(sparsify.resolve({**sweep, "model": ("demo",), "eval_stride": STRIDE}, str(tmp_path / "my_sweep.yaml")))
     long, short = (own["perplexity"] for own in made["runs"])
     assert short == run(options(n=2, m=4, max_seq_len=16))["perplexity"]
     assert long["before"] != short["before"]
@@ -309,7 +313,7 @@ def test_a_sweep_scores_the_dense_model_as_each_pattern_asks(sweep, tmp_path):
 
 def test_flags_win_over_a_sweeps_patterns(sweep, tmp_path):
     (tmp_path / "b.yaml").write_text("n: 2\nm: 4\nmax_seq_len: 16\n")
-    flags = {**sweep, "model": ("demo",), "eval_stride": 8, "max_seq_len": 32}
+    flags = {**sweep, "model": ("demo",), "eval_stride": STRIDE, "max_seq_len": 32}
     made = run(sparsify.resolve(flags, str(tmp_path / "my_sweep.yaml")))
     assert len({own["perplexity"]["after"] for own in made["runs"]}) == 1
 

@@ -3,6 +3,7 @@ layers fares when a few of its channels are massive.
 
     python benchmarks/sparse.py                   # half an hour; results/sparse.json, sparse.md
 
+SPARSE_FOLDER names a folder that keeps the runs, so that an interrupted one goes on.
 Such channels are made of llama-6m without a change to what it computes: of the channels that each linear layer reads,
 the STRONGEST carry most; every other one of these is divided by SCALE, the next multiplied, and what reads it the
 other way round.
@@ -145,7 +146,7 @@ def shown(value: float | None) -> str:
 def main() -> None:
     source = SHARED / "models" / "llama-6m"
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(os.environ.get("SPARSE_FOLDER", name))  # to go on with an interrupted run
+        folder = Path(os.environ.get("SPARSE_FOLDER", name))
         rows = sweep(source, "sweep.yaml", folder / "rows")
         if not (folder / "llama-6m-massive").is_dir():
             massive(source, folder / "llama-6m-massive")

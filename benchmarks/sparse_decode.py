@@ -28,12 +28,8 @@ from llm_pruner.sparsity.recipe import THRESHOLD, Recipe
 from llm_pruner.sparsity.semi import semi_structured
 from llm_pruner.sparsity.weights import sparsify_weights
 
-LAYERS = {
-    "q, o": (4096, 4096),
-    "k, v": (4096, 1024),
-    "gate, up": (4096, 14336),
-    "down": (14336, 4096),
-}  # inputs, outputs
+# inputs and outputs of those of Llama-3.1-8B
+LAYERS = {"q, o": (4096, 4096), "k, v": (4096, 1024), "gate, up": (4096, 14336), "down": (14336, 4096)}
 KEPT = (1.0, 0.75, 0.5, 0.25, 0.1)
 GOALS = {"matrix-vector product, half kept": 1.6, "whole model, half kept": 1.35}
 GPU = {"prompt_len": 128, "new_tokens": 64, "repeats": 5}
@@ -154,8 +150,7 @@ def random_model(config: LlamaConfig, device, dtype):
 
 
 def whole_models(config: LlamaConfig, device, dtype, size: dict) -> dict:
-    """Decode of the dense model and of it with sparse inputs, in turns; random weights, threshold set by normal inputs'
-    share on the calibration prompts."""
+    """Decode of the dense model and of it with sparse inputs, in turns; random weights, calibrated on random tokens."""
     found = {}
     dense = random_model(config, device, dtype)
     prompts = [torch.randint(config.vocab_size, (1, 128), device=device) for _ in range(4)]
@@ -169,16 +164,13 @@ def whole_models(config: LlamaConfig, device, dtype, size: dict) -> dict:
         layers = speed_up(sparse)
         found[name] = {
             "layers_sped_up": layers,
-            **summarised_as(measure({"dense": dense, "pruned": sparse}, **size)),
+            **summarised(measure({"dense": dense, "pruned": sparse}, **size)),
         }
         del sparse
         gc.collect()
-        torch.cuda.empty_cache() if torch.cuda.is_available() else None
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
     return found
-
-
-def summarised_as(measured: dict) -> dict:
-    return {name: summarised(measured)[name] for name in ("ratio", "models")}
 
 
 def prefill(config: LlamaConfig, device, dtype, size: dict) -> dict:
@@ -187,7 +179,7 @@ def prefill(config: LlamaConfig, device, dtype, size: dict) -> dict:
     sparsify_weights(sparse, Recipe(sparse="weights", n=2, m=4))
     packed = semi_structured(sparse)
     size = {**size, "prompt_len": 2048, "new_tokens": 8}
-    return {"layers_packed": packed, **summarised_as(measure({"dense": dense, "pruned": sparse}, **size))}
+    return {"layers_packed": packed, **summarised(measure({"dense": dense, "pruned": sparse}, **size))}
 
 
 def on_gpu(try_out: bool, size: dict) -> tuple[str, dict]:

@@ -160,6 +160,14 @@ def check_vocabulary(highest: int, vocab_size: int) -> None:
         )
 
 
+def evaluation_windows(name: str, tokenizer, config, max_seq_len: int) -> "torch.Tensor":
+    """Windows of the evaluation text called `name`, of max_seq_len tokens or as many as the model has positions for:
+    LongTensor [n, length]. Errors as `load_text` and `token_windows`."""
+    config = config.get_text_config()
+    length = min(max_seq_len, getattr(config, "max_position_embeddings", None) or max_seq_len)
+    return token_windows(load_text(name), tokenizer, length, config.vocab_size)
+
+
 def token_windows(text: str, tokenizer, length: int, vocab_size: int | None = None) -> "torch.Tensor":
     """`text` tokenised once, cut into windows without overlap, the remainder dropped: LongTensor [n, length].
 

@@ -2,6 +2,8 @@
 
 import re
 
+LONG = 100  # characters of a value that are shown
+
 
 class PrunerError(Exception):
     """A failure with one clear line for the user; `exit_code` is what the command returns."""
@@ -36,8 +38,14 @@ def did_you_mean(word: str, known) -> str:
     import difflib
 
     known = sorted(known)
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(str(word)[:LONG], known, n=1, cutoff=0.5)
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+
+
+def shown(value) -> str:
+    """A value as a message quotes it: its repr, without the middle where that is long."""
+    text = repr(value[: 2 * LONG] if isinstance(value, str | list | tuple) else value)
+    return text if len(text) <= LONG else f"{text[: LONG // 2]}…{text[-LONG // 4 :]}"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -48,5 +56,5 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def redact(text: str) -> str:
     """`text` without access tokens: Hugging Face's (`hf_…`) and credentials inside URLs."""
-    text = re.sub(r"\bhf_[A-Za-z0-9]{8,}", "hf_***", text)
+    text = re.sub(r"hf_[A-Za-z0-9]{8,}", "hf_***", text)
     return re.sub(r"(https?://)[^/\s@]+@", r"\1***@", text)

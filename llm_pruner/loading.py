@@ -37,11 +37,15 @@ def check_family(source: str, revision: str | None = None) -> dict:
     cannot be had. Imports nothing heavy."""
     raw = _config_json(source, revision)
     family_of(raw.get("model_type"))
-    if quantised := raw.get("quantization_config"):
-        if quantised.get("quant_method") == SPARSE:
-            raise PlanError(f"{source} has sparse activations; prune the dense model, then sparsify that")
-        raise PlanError(f"{source} holds quantised weights, which cannot be cut; prune first, then quantise")
+    check_dense(source, raw.get("quantization_config"), "prune first, then quantise or sparsify")
     return raw
+
+
+def check_dense(source: str, quantised, advice: str) -> None:
+    """PlanError, with `advice`, for the `quantization_config` of quantised weights or sparse activations."""
+    if quantised:
+        sparse = isinstance(quantised, dict) and quantised.get("quant_method") == SPARSE
+        raise PlanError(f"{source} {'has sparse activations' if sparse else 'holds quantised weights'}; {advice}")
 
 
 def load_config(source: str, revision: str | None = None, any_family: bool = False):

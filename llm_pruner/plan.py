@@ -11,7 +11,7 @@ from pathlib import Path
 from llm_pruner.architectures import Layers, Widths, family_of, resize, widths_of
 from llm_pruner.errors import PlanError, RunError, UsageError
 from llm_pruner.groups import FIELD, HEADS, HIDDEN, MLP, Group, reader
-from llm_pruner.screen import aligned
+from llm_pruner.console import aligned
 
 FORMAT = 2
 COMPENSATE = ("none", "bias")

@@ -20,7 +20,7 @@ from llm_pruner.in_memory import change, choose_units, decide_widths, found_in, 
 from llm_pruner.outputs import check_outputs
 from llm_pruner.plan import Plan
 from llm_pruner.rules import SCORING, asked_of, validate, wants_best
-from llm_pruner.screen import quiet, say
+from llm_pruner.console import quiet, say
 from llm_pruner.shape import Shape, groups_to_score, shape_of
 
 OWN_CLASS = (
@@ -296,12 +296,10 @@ def _finish_plan(known: Plan | None, shape: Shape, model, found: Found, options:
 
 def _windows(options: Options, name: str, config, tokenizer):
     """(token windows, what they are)."""
-    text = data.load_text(name)
     if tokenizer is None:
         raise RunError(f"{options.model} has no tokenizer, so no text can be scored; use --eval_data none")
-    length = min(options.max_seq_len, getattr(config, "max_position_embeddings", options.max_seq_len))
-    windows = data.token_windows(text, tokenizer, length, config.vocab_size)
-    return windows, {"data": redact(name), "max_seq_len": length, "windows": len(windows)}
+    windows = data.evaluation_windows(name, tokenizer, config, options.max_seq_len)
+    return windows, {"data": redact(name), "max_seq_len": windows.shape[1], "windows": len(windows)}
 
 
 def _prompts(calibration: Calibration, options: Options, config, tokenizer):

@@ -53,6 +53,12 @@ def peak_memory() -> dict[str, int]:
     return peak
 
 
+def size_of(model) -> tuple[int, int]:
+    """(number of parameters, their bytes)"""
+    parameters = [(p.numel(), p.element_size()) for p in model.parameters()]
+    return sum(n for n, _ in parameters), sum(n * size for n, size in parameters)
+
+
 def versions() -> dict[str, str]:
     found = {"llm_pruner": __version__, "python": platform.python_version()}
     for package in PACKAGES:
@@ -85,13 +91,13 @@ def build(
     argv: Sequence[str],
 ) -> dict:  # fmt: skip
     """The content of report.json. A width that differs between layers is a list with one for each."""
-    parameters = [(p.numel(), p.element_size()) for p in model.parameters()]
+    parameters, size = size_of(model)
     return {
         "model": redact(options.model),
         "model_type": {"before": plan.model_type, "after": new_config.model_type},
-        "parameters": {"before": plan.parameters_before, "after": sum(n for n, _ in parameters)},
+        "parameters": {"before": plan.parameters_before, "after": parameters},
         "decoder_parameters": {"before": plan.decoder_before, "after": plan.decoder_after},
-        "bytes": {"before": plan.bytes_before, "after": sum(n * size for n, size in parameters)},
+        "bytes": {"before": plan.bytes_before, "after": size},
         "perplexity": finite(perplexity),
         "evaluation": evaluation,
         "calibration": {name: redact(v) if isinstance(v, str) else v for name, v in calibration.items()},

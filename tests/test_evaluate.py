@@ -12,7 +12,7 @@ from llm_pruner.evaluate.options import EvaluateOptions
 from llm_pruner.evaluate.run import run, widths
 from llm_pruner.evaluate.tables import tables
 from llm_pruner.per_layer import per_layer_config
-from llm_pruner.screen import aligned
+from llm_pruner.console import aligned
 from tests import tiny
 from tests.commands import DEMO
 

@@ -15,7 +15,7 @@ from llm_pruner.sparsity.recipe import Recipe
 from llm_pruner.sparsity.semi import is_2_4, semi_structured
 from llm_pruner.sparsity.weights import sparsify_weights
 from tests import tiny
-from tests.test_sparse_inputs import INPUTS, METHODS, PATTERNS, SPREAD, layer_of, legal, reference
+from tests.sparse_cases import INPUTS, METHODS, PATTERNS, SPREAD, layer_of, legal, reference
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 linux = pytest.mark.skipif(sys.platform != "linux", reason="triton has wheels for Linux alone")

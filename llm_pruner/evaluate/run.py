@@ -10,7 +10,7 @@ from llm_pruner.architectures import FAMILIES
 from llm_pruner.errors import RunError, redact
 from llm_pruner.evaluate.options import EvaluateOptions, validate
 from llm_pruner.per_layer import PREFIX
-from llm_pruner.screen import quiet, say
+from llm_pruner.console import quiet, say
 
 PROGRAM = "python -m llm_pruner evaluate"
 WIDTHS = ("hidden_size", "num_attention_heads", "num_key_value_heads", "intermediate_size")
@@ -116,14 +116,14 @@ def _texts(options: EvaluateOptions) -> list[str]:
 
 
 def _described(name: str, source: str, model) -> dict:
-    parameters = [(p.numel(), p.element_size()) for p in model.parameters()]
+    parameters, size = report.size_of(model)
     return {
         "name": name,
         "path": redact(source),
         "model_type": model.config.model_type,
         "dtype": str(model.dtype).removeprefix("torch."),
-        "parameters": sum(n for n, _ in parameters),
-        "bytes": sum(n * size for n, size in parameters),
+        "parameters": parameters,
+        "bytes": size,
         "layers": model.config.get_text_config().num_hidden_layers,
         "widths": widths(model.config.get_text_config()),
         "perplexity": {},
@@ -154,11 +154,9 @@ def _scored(model, tokenizer, text: str, options: EvaluateOptions, name: str) ->
 
     if tokenizer is None:
         raise RunError(f"{name} has no tokenizer, so no text can be scored; use --eval_data none")
-    config = model.config.get_text_config()
-    length = min(options.max_seq_len, getattr(config, "max_position_embeddings", options.max_seq_len))
-    windows = data.token_windows(data.load_text(text), tokenizer, length, config.vocab_size)
+    windows = data.evaluation_windows(text, tokenizer, model.config, options.max_seq_len)
     value = perplexity(model, windows, options.batch_size, f"perplexity of {name}")
-    return {"value": value, "windows": len(windows), "max_seq_len": length}
+    return {"value": value, "windows": len(windows), "max_seq_len": windows.shape[1]}
 
 
 def _conditions(options: EvaluateOptions, device) -> dict:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from llm_pruner.screen import aligned
+from llm_pruner.console import aligned
 
 
 def tables(evaluation: dict) -> str:

@@ -28,7 +28,7 @@ from llm_pruner.pipeline.options import (
     stage_options,
     validate,
 )
-from llm_pruner.screen import aligned, say
+from llm_pruner.console import aligned, say
 
 STATE = "pipeline.json"
 OUTPUT = {"prune": PRUNED, "recover": RECOVERED, "evaluate": EVALUATION}

@@ -5,6 +5,7 @@ import math
 from llm_pruner.errors import redact
 from llm_pruner.recover import sources
 from llm_pruner.recover.sources import Sources
+from llm_pruner.report import size_of
 
 
 def outcome(found: Sources, model, perplexity: dict, training: dict, tokens: int, history: list[dict]) -> dict:
@@ -13,7 +14,7 @@ def outcome(found: Sources, model, perplexity: dict, training: dict, tokens: int
     per_step = options.batch_size * options.gradient_accumulation_steps * training["processes"]
     seen = training["steps"] * per_step / training["windows"]
     dense = dense_perplexity(found)
-    parameters = [(p.numel(), p.element_size()) for p in model.parameters()]
+    parameters, size = size_of(model)
     return {
         "step": "recover",
         "method": options.method,
@@ -22,8 +23,8 @@ def outcome(found: Sources, model, perplexity: dict, training: dict, tokens: int
         "base_model": sources.base_of(found.report),
         "teacher": redact(options.teacher) if options.teacher else None,
         "model_type": dict.fromkeys(("before", "after"), found.config.model_type),
-        "parameters": dict.fromkeys(("before", "after"), sum(n for n, _ in parameters)),
-        "bytes": dict.fromkeys(("before", "after"), sum(n * size for n, size in parameters)),
+        "parameters": dict.fromkeys(("before", "after"), parameters),
+        "bytes": dict.fromkeys(("before", "after"), size),
         "perplexity": perplexity,
         "dense_perplexity": dense,
         "recovered_share": share(dense, perplexity),

@@ -17,7 +17,7 @@ from llm_pruner.recover.options import RecoverOptions, validate
 from llm_pruner.recover.outcome import outcome
 from llm_pruner.recover.sources import Sources
 from llm_pruner.recover.unfinished import go_on, key_of, outputs
-from llm_pruner.screen import is_main, quiet, say
+from llm_pruner.console import is_main, quiet, say
 
 PROGRAM = "python -m llm_pruner recover"
 TOKENS = {"full": 1024, "lora": 2048, "cuda": 8192}  # of a batch by default: on a CPU by what learns, on a GPU

@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llm_pruner import data, loading
-from llm_pruner.errors import PlanError, PrunerError, UsageError
+from llm_pruner.errors import PrunerError, UsageError
 from llm_pruner.recover.options import RecoverOptions
-from llm_pruner.screen import say
+from llm_pruner.console import say
 
 TRAINING_LENGTH, EVALUATION_LENGTH = 512, 4096  # tokens per window where nothing else says
 
@@ -36,8 +36,9 @@ def find(options: RecoverOptions) -> Sources:
     """Resolves names and defaults. UsageError, RunError or PlanError as loading them would give."""
     student = loading.resolve(options.model)
     config = loading.load_config(student, options.revision, any_family=True)
-    if getattr(config, "quantization_config", None):
-        raise PlanError(f"{options.model} holds quantised weights or sparse activations; recover what it was made from")
+    loading.check_dense(
+        options.model, getattr(config, "quantization_config", None), "recover the model that it was made from"
+    )
     report = report_of(student)
     options = _with_teacher(options, report)
     teacher = teacher_config = None

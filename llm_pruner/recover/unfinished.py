@@ -10,7 +10,7 @@ from llm_pruner import checkpoint, loading, scores
 from llm_pruner.errors import UsageError
 from llm_pruner.recover.options import RecoverOptions
 from llm_pruner.recover.sources import Sources
-from llm_pruner.screen import is_main, say
+from llm_pruner.console import is_main, say
 
 KEY = "recovery.json"
 ELSEWHERE = ("save_model", "overwrite", "work_dir", "save_minutes", "traceback")  # options that change no result

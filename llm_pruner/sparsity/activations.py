@@ -1,6 +1,6 @@
 """What a linear layer sees of its input x [..., tokens, in] when that is sparse (methods and names as in "Motivating
-Next-Gen Accelerators with Flexible N:M Activation Sparsity via Benchmarking Lightweight Post-Training Methods",
-https://arxiv.org/abs/2509.22166):
+Next-Gen Accelerators with Flexible N:M Activation Sparsity via Benchmarking Lightweight Post-Training Sparsification
+Approaches", https://arxiv.org/abs/2509.22166):
 
     u = x / s − η,   z = u where kept, else 0,   x̂ = s · v · (z + η)
 
@@ -33,10 +33,9 @@ class SparseInput(nn.Module):
     def __init__(self, recipe: Recipe, width: int, device=None) -> None:
         super().__init__()
         self.recipe = recipe
-        causal_l = recipe.criterion == names.L_CRITERION and recipe.causal
         shapes = {
             "scale": (width,) if recipe.scaling else None,
-            "column_norm": (width,) if recipe.criterion == names.WANDA or causal_l else None,
+            "column_norm": (width,) if recipe.criterion == names.WANDA or recipe.calibrated_l else None,
             "threshold": () if recipe.select == names.THRESHOLD else None,
             "shift": (width,) if recipe.transform == names.LEARNABLE else None,
             "gain": () if recipe.transform == names.LEARNABLE else None,

@@ -100,7 +100,7 @@ def measure(layer: SparseLinear, seen: Seen) -> None:
         ratio = (seen.largest / largest).sqrt()
         sparsity.scale.copy_(torch.where(torch.isfinite(ratio) & (ratio > 0), ratio, 1.0))  # dead channels
     weigh(layer)
-    if recipe.criterion == names.L_CRITERION and recipe.causal:
+    if recipe.calibrated_l:
         sparsity.column_norm.copy_(sparsity.centred(seen.rows)[0].norm(dim=0))
     if sparsity.order is not None:
         sparsity.order.copy_(spread(sparsity, seen.rows, recipe.m))

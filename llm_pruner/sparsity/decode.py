@@ -61,7 +61,8 @@ def kernel_runs(device: torch.device) -> bool:
     try:
         from llm_pruner.sparsity.launch import Kernel, Tile
 
-        layer = SparseLinear(torch.nn.Linear(32, 32, device=device), Recipe(n=2, m=4))
+        dense = torch.nn.utils.skip_init(torch.nn.Linear, 32, 32, device=device)  # draws no random numbers
+        layer = SparseLinear(dense, Recipe(n=2, m=4))
         by_columns(layer)
         Kernel(layer, Tile())(torch.ones(32, device=device))
     except Exception as error:  # whatever a compiler or a driver says
@@ -114,7 +115,7 @@ class Bags:
         )
         y = sums.to(u.dtype).sum(0)
         if self.offset is not None:
-            y = y + (self.offset * centre if centre.numel() == 1 else self.offset)
+            y = y + (self.offset * centre if sparsity.recipe.transform == names.SHIFT else self.offset)
         factor = sparsity.factor(u, u * kept)
         y = y if factor is None else y * factor
         y = y if layer.bias is None else y + layer.bias

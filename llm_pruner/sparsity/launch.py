@@ -57,10 +57,11 @@ class Kernel:
         share = -(-inputs // (tile.parts * tile.inputs)) * tile.inputs
         parts = -(-inputs // share)
         flat, selects = x.reshape(-1), self.select != kernel.ALL
-        level = sparsity.centred(flat[None])[1] if self.levelled else None
-        factor = sparsity.gain
+        level, factor = None, sparsity.gain
+        if self.levelled or not selects:
+            u, centre = sparsity.centred(flat[None])
+            level = centre if self.levelled else None
         if not selects:
-            u = sparsity.centred(flat[None])[0]
             z = u * sparsity.kept(u)
             factor = sparsity.factor(u, z)
             flat = (z if sparsity.scale is None else z * sparsity.scale).reshape(-1)
@@ -84,7 +85,7 @@ def selected_by_kernel(layer: SparseLinear) -> int:
     """How the kernel selects; ALL where it is given what torch has selected: a share of the token, a short last group,
     and where more than the token's own scores is wanted: variances, or l's norms of the token or the sequence."""
     recipe = layer.sparsity.recipe
-    own_norm = recipe.criterion == names.L_CRITERION and not (recipe.causal and recipe.m)
+    own_norm = recipe.criterion == names.L_CRITERION and not (recipe.calibrated_l and recipe.m)
     if recipe.transform == names.VARIANCE or own_norm:
         return kernel.ALL
     if recipe.m in GROUPS and layer.in_features % recipe.m == 0:

@@ -63,15 +63,18 @@ class Recipe:
         return " ".join(words) + (f" ({','.join(self.targets)})" if self.targets != TARGETS else "")
 
     @property
+    def calibrated_l(self) -> bool:
+        """Whether the channels' norms of the L criterion are the calibration text's."""
+        return self.criterion == L_CRITERION and self.causal
+
+    @property
     def needs_sample(self) -> bool:
         """Whether some of the tokens that a layer reads are needed, not only sums over them."""
-        causal_l = self.criterion == L_CRITERION and self.causal
-        return causal_l or self.spread or self.select == THRESHOLD
+        return self.calibrated_l or self.spread or self.select == THRESHOLD
 
     @property
     def needs_text(self) -> bool:
         """Whether calibration text is needed."""
         if self.sparse == WEIGHTS:
             return self.criterion == WANDA
-        measured = self.criterion == L_CRITERION and self.causal
-        return measured or self.scaling or self.spread or self.select == THRESHOLD or self.transform == LEARNABLE
+        return self.needs_sample or self.scaling or self.transform == LEARNABLE

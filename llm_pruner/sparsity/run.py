@@ -9,14 +9,14 @@ from pathlib import Path
 
 from llm_pruner import checkpoint, data, loading, outputs, report
 from llm_pruner.architectures import family_of
-from llm_pruner.errors import PlanError, RunError, redact
+from llm_pruner.errors import RunError, redact
 from llm_pruner.per_layer import PREFIX
-from llm_pruner.screen import quiet, say
+from llm_pruner.console import quiet, say
 from llm_pruner.sparsity import recipe as names
 from llm_pruner.sparsity.options import SparsifyOptions, validate
 
 PROGRAM = "python -m llm_pruner sparsify"
-TOKENS = {"learn": 1024, "cpu": 4096, "cuda": 16384}  # of a batch of calibration text
+LEARNED = 1024  # tokens of a batch, each a step of the optimiser
 WATCHED = 4096  # tokens that the share of what is kept is counted on
 
 
@@ -49,8 +49,7 @@ def run_one(options: SparsifyOptions, argv: Sequence[str] = (), before: dict | N
 
         tasks = check_tasks(options.tasks)
     config = loading.load_config(source, options.revision, any_family=True)
-    if getattr(config, "quantization_config", None):
-        raise PlanError(f"{name} holds quantised weights or sparse activations already; start from the dense model")
+    loading.check_dense(name, getattr(config, "quantization_config", None), "start from the dense model")
     family_of(config.model_type.removeprefix(PREFIX))
     quiet()
     say(f"sparse {recipe.sparse}: {recipe.label}")
@@ -70,10 +69,10 @@ def run_one(options: SparsifyOptions, argv: Sequence[str] = (), before: dict | N
     scored = {"perplexity": {}, "zero_shot": {}}
     with stopwatch("evaluate before"):
         _score(scored, "before", model, tokenizer, windows, tasks, options, before)
-    size = _size(model)
+    size = report.size_of(model)
     with stopwatch("sparsify"):
         learned = sparsified(model, options, prompts)
-    kept = kept_share(model, recipe, windows if windows is not None else prompts)
+    kept = measured_share(model, recipe, windows if windows is not None else prompts)
     with stopwatch("evaluate after"):
         _score(scored, "after", model, tokenizer, windows, tasks, options)
     made = {
@@ -102,23 +101,21 @@ def run_one(options: SparsifyOptions, argv: Sequence[str] = (), before: dict | N
 def sparsified(model, options: SparsifyOptions, prompts) -> dict:
     """Makes `model` sparse in place; prompts: LongTensors [length] where the recipe needs text. Returns how well the
     learnable inputs of each decoder layer learned."""
-    from llm_pruner.calibrate import batches_of
+    from llm_pruner.calibrate import TOKENS, batches_of
     from llm_pruner.sparsity.calibration import sparsify_activations
     from llm_pruner.sparsity.learn import Learning
     from llm_pruner.sparsity.weights import sparsify_weights
 
     recipe = options.recipe
     learnable = recipe.transform == names.LEARNABLE
-    batches = batches_of(
-        prompts or (), TOKENS["learn" if learnable else "cuda" if model.device.type == "cuda" else "cpu"]
-    )
+    batches = batches_of(prompts or (), LEARNED if learnable else TOKENS.get(model.device.type, TOKENS["cpu"]))
     if recipe.sparse == names.WEIGHTS:
         sparsify_weights(model, recipe, batches)
         return {}
     return sparsify_activations(model, recipe, batches, Learning(epochs=options.epochs, seed=options.seed))
 
 
-def kept_share(model, recipe, tokens) -> float | None:
+def measured_share(model, recipe, tokens) -> float | None:
     """Of the targeted matrices, or of what they read of the first few windows of `tokens`, the share that is kept."""
     import torch
 
@@ -168,10 +165,7 @@ def _calibration(options: SparsifyOptions) -> dict:
 def _windows(options: SparsifyOptions, eval_data: str | None, tokenizer, config):
     if eval_data is None:
         return None
-    longest = getattr(config.get_text_config(), "max_position_embeddings", None) or options.max_seq_len
-    length = min(options.max_seq_len, longest)
-    windows = data.token_windows(data.load_text(eval_data), tokenizer, length, config.get_text_config().vocab_size)
-    return windows[:: options.eval_stride]
+    return data.evaluation_windows(eval_data, tokenizer, config, options.max_seq_len)[:: options.eval_stride]
 
 
 def _prompts(calibration: dict, options: SparsifyOptions, tokenizer, config):
@@ -209,11 +203,6 @@ def _score(scored: dict, side: str, model, tokenizer, windows, tasks, options: S
 
 def _evaluation(eval_data: str | None, windows) -> dict:
     return {"data": redact(eval_data), "max_seq_len": windows.shape[1], "windows": len(windows)} if eval_data else {}
-
-
-def _size(model) -> tuple[int, int]:
-    parameters = [(p.numel(), p.element_size()) for p in model.parameters()]
-    return sum(n for n, _ in parameters), sum(n * size for n, size in parameters)
 
 
 def _save(target: Path, model, tokenizer, options: SparsifyOptions, made: dict, stopwatch, argv) -> None:

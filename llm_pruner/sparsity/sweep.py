@@ -8,11 +8,11 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from llm_pruner import loading, outputs, report
+from llm_pruner import __version__, loading, outputs, report
 from llm_pruner.errors import PrunerError, RunError, UsageError, is_out_of_memory, redact
 from llm_pruner.flags import fields_of, read_yaml, typed
 from llm_pruner.scores import fingerprint, text_digest
-from llm_pruner.screen import aligned, say
+from llm_pruner.console import aligned, say
 from llm_pruner.sparsity.options import SparsifyOptions, parts, validate
 from llm_pruner.sparsity.run import PROGRAM, run_one
 
@@ -169,7 +169,7 @@ def _key(options: SparsifyOptions, model: str) -> str:
         given = inputs[name]
         files = [given] if isinstance(given, str) else given or ()
         inputs[name] = [text_digest(one) for one in files]
-    inputs["model"] = model
+    inputs |= {"model": model, "version": __version__}
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
 

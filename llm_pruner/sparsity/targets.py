@@ -8,6 +8,7 @@ from transformers.pytorch_utils import Conv1D
 
 from llm_pruner.errors import PlanError
 from llm_pruner.sparsity.recipe import TARGETS
+from llm_pruner.walk import decoder_layers
 
 PARTS = {  # the end of a module's name → the parts that it plays: several where it is fused
     "q_proj": "q", "k_proj": "k", "v_proj": "v", "o_proj": "o", "gate_proj": "gate", "up_proj": "up",
@@ -19,8 +20,6 @@ PARTS = {  # the end of a module's name → the parts that it plays: several whe
 
 def linear_layers(model) -> dict[str, nn.Module]:
     """{name: nn.Linear or Conv1D} of the decoder layers, in their order."""
-    from llm_pruner.walk import decoder_layers
-
     layers = decoder_layers(model)
     start = next(name for name, module in model.named_modules() if module is layers)
     return {

@@ -1,0 +1,142 @@
+"""Files: read as data and within bounds, written whole or not at all."""
+
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from llm_pruner.errors import PrunerError, UsageError
+
+SMALL = 64 * 2**20  # bytes that a file of settings may have: an index or a report of a model of any size has fewer
+DEPTH = 64  # levels that JSON may be nested in
+BLOCK, BLOCKS = 65_536, 512  # so many blocks of so many bytes, spread over a file, tell it from others
+
+
+def sync(path: Path) -> None:
+    """Waits until a file's content, or a folder's list of entries, is on the disk.
+
+    Raises:
+        OSError: The disk does not take it. A file system without this for folders is no error.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        if not path.is_dir():
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+    """Calls `write` with a temporary path beside `path`, and renames what it wrote: `path` is old or new, never half.
+
+    Raises:
+        OSError: The file cannot be written; what was at `path` is still there.
+    """
+    partial = partial_of(path)
+    try:
+        write(partial)
+        sync(partial)
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    sync(path.absolute().parent)
+
+
+def partial_of(path: Path) -> Path:
+    """Where a file is written before it is renamed to `path`: hidden, of this process, and of a legal length."""
+    digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:12]
+    return path.with_name(f".{digest}.{os.getpid()}.partial")
+
+
+def write_text(path: Path, text: str) -> None:
+    """`write_whole` of UTF-8 text; what UTF-8 does not have (names of files may) becomes `?`."""
+    write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8", errors="replace"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`write_whole` of JSON, indented."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def check_regular(path: Path, what: str, error: type[PrunerError] = UsageError) -> None:
+    """Raises `error` unless `path` is a regular file: a pipe would be waited for, and a device never ends."""
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError) as reason:
+        raise error(f"{what} {path}: {getattr(reason, 'strerror', None) or reason}") from reason
+    if not stat.S_ISREG(mode):
+        raise error(f"{what} {path} is {'a folder' if stat.S_ISDIR(mode) else 'no regular file'}; a file is wanted")
+
+
+def read_text(path: Path, what: str, most: int = SMALL, error: type[PrunerError] = UsageError) -> str:
+    """The text of a file of settings, UTF-8 with or without a byte order mark.
+
+    Args:
+        path: The file.
+        what: What it is, for the message: "--plan", "config.json of the model".
+        most: So many bytes it may have.
+        error: The exception to raise.
+
+    Raises:
+        PrunerError: `error`, for a file that is missing, no regular one, too large or not UTF-8.
+    """
+    check_regular(path, what, error)
+    try:
+        size = path.stat().st_size
+        if size > most:
+            raise error(f"{what} {path} has {size:,} bytes; at most {most:,} are read")
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as reason:
+        raise error(f"{what} {path} is not UTF-8 text: byte {reason.start} is wrong") from reason
+    except OSError as reason:
+        raise error(f"{what} {path}: {reason.strerror}") from reason
+
+
+def read_json(path: Path, what: str, most: int = SMALL, error: type[PrunerError] = UsageError) -> Any:
+    """The value in a JSON file, as `read_text` reads it.
+
+    Raises:
+        PrunerError: `error`, with the line, for what is no JSON or is nested deeper than DEPTH.
+    """
+    text = read_text(path, what, most, error)
+    try:
+        value = json.loads(text)
+        if _deeper_than(value, DEPTH):
+            raise RecursionError
+    except RecursionError as reason:
+        raise error(f"{what} {path} is nested more than {DEPTH} levels deep") from reason
+    except ValueError as reason:
+        line = f", line {reason.lineno}" if isinstance(reason, json.JSONDecodeError) else ""
+        raise error(f"{what} {path}{line} is not JSON: {getattr(reason, 'msg', reason)}") from reason
+    return value
+
+
+def _deeper_than(value: Any, levels: int) -> bool:
+    """Whether lists and mappings are nested in more than so many levels. Goes level by level, not by recursion."""
+    level = [value]
+    for _ in range(levels):
+        level = [inner for one in level if isinstance(one, list | dict) for inner in _inside(one)]
+        if not level:
+            return False
+    return any(isinstance(one, list | dict) for one in level)
+
+
+def _inside(value: list | dict) -> list:
+    return list(value.values()) if isinstance(value, dict) else value
+
+
+def fingerprint(path: Path) -> str:
+    """A digest of a file's size and of blocks of it: of all of it, up to 32 MiB."""
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with open(path, "rb") as file:
+        for start in range(0, size, max(BLOCK, size // BLOCKS)):
+            file.seek(start)
+            digest.update(file.read(BLOCK))
+    return digest.hexdigest()[:32]

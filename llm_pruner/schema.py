@@ -1,0 +1,104 @@
+"""What the fields of a file may hold, as data: one way to check config.json, reports, plans and the like.
+
+A schema is a mapping from field names to rules. A rule is a function from a value to what is legal instead, in words,
+or None where the value is legal.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from llm_pruner.errors import PrunerError, UsageError, did_you_mean, shown
+
+Rule = Callable[[Any], str | None]
+
+
+def whole(low: int = 0, high: int | None = None) -> Rule:
+    """A whole number in [low, high]."""
+    legal = f"a whole number of at least {low}" if high is None else f"a whole number from {low} to {high:,}"
+    return lambda value: None if type(value) is int and value >= low and (high is None or value <= high) else legal
+
+
+def number(low: float = -math.inf, high: float = math.inf, above: bool = False) -> Rule:
+    """A finite number in [low, high], or in (low, high] with `above`."""
+    words = [f"{'above' if above else 'of at least'} {low:g}"] * (low > -math.inf) + [f"at most {high:g}"] * (
+        high < math.inf
+    )
+    legal = " ".join(["a finite number", " and ".join(words)]).strip()
+
+    def rule(value: Any) -> str | None:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            return legal
+        return None if (value > low if above else value >= low) and value <= high else legal
+
+    return rule
+
+
+def text(value: Any) -> str | None:
+    return None if isinstance(value, str) else "text"
+
+
+def truth(value: Any) -> str | None:
+    return None if isinstance(value, bool) else "true or false"
+
+
+def mapping(value: Any) -> str | None:
+    return None if isinstance(value, dict) else "a mapping"
+
+
+def one_of(known: Sequence[str]) -> Rule:
+    def rule(value: Any) -> str | None:
+        if isinstance(value, str) and value in known:
+            return None
+        return f"one of {', '.join(known)}" if len(known) <= 8 else f"a known name; {did_you_mean(value, known)}"
+
+    return rule
+
+
+def list_of(rule: Rule) -> Rule:
+    def check(value: Any) -> str | None:
+        if not isinstance(value, list):
+            return "a list"
+        wrong = next((legal for each in value if (legal := rule(each))), None)
+        return wrong and f"a list, each {wrong}"
+
+    return check
+
+
+def maybe(rule: Rule) -> Rule:
+    """null, or what the rule says."""
+    return lambda value: None if value is None else (legal := rule(value)) and f"{legal}, or null"
+
+
+def either(*rules: Rule) -> Rule:
+    def rule(value: Any) -> str | None:
+        found = [one(value) for one in rules]
+        return None if None in found else " or ".join(filter(None, found))
+
+    return rule
+
+
+def check(
+    values: Any, schema: Mapping[str, Rule], where: str, required: Sequence[str] = (),
+    error: type[PrunerError] = UsageError,
+) -> None:  # fmt: skip
+    """Checks the fields that are there by their rules; fields without a rule are as they are.
+
+    Args:
+        values: What the file holds.
+        schema: The rules, by field.
+        where: The file, for the message.
+        required: Fields that must be there.
+        error: The exception to raise.
+
+    Raises:
+        PrunerError: `error`, with the file, the field, its value and what is legal.
+    """
+    if not isinstance(values, dict):
+        raise error(f"{where} must be a mapping of fields to values, not {type(values).__name__}")
+    for name in required:
+        if name not in values:
+            raise error(f"{where} has no {name}")
+    for name, rule in schema.items():
+        if name in values and (legal := rule(values[name])):
+            raise error(f"{where}: {name}: {shown(values[name])} must be {legal}")

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llm_pruner import checkpoint, loading, prune
+from llm_pruner import loading, prune
 from llm_pruner.config import Options
 from llm_pruner.errors import UsageError
-from llm_pruner.outputs import check_outputs
+from llm_pruner.outputs import check_folder, check_outputs, inputs_of
 from llm_pruner.recover import options as recovery
 from llm_pruner.recover.options import RecoverOptions
 from llm_pruner.rules import validate
@@ -23,7 +23,7 @@ def run(options: Options, argv: Sequence[str] = ()) -> dict:
     source = loading.resolve(options.model)
     target = check_outputs(options, source)
     after = recovery_options(options, target)
-    checkpoint.check_target(Path(after.save_model), source, after.overwrite)
+    check_folder(Path(after.save_model), inputs_of(options, {"model": source}), after.overwrite)
     if after.train_weights == "lora" or after.method == "lora":
         from llm_pruner.recover.adapters import check_installed
 

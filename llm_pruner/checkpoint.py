@@ -1,96 +1,55 @@
 """The checkpoint: staged beside its target, reloaded in a fresh process, published by one rename.
 
-The only file that writes output folders. Whatever fails on the way, the target is what it was before.
+The only file that writes output folders. Whatever fails on the way, the target is what it was before, and what is
+finished is never thrown away: where its place is taken meanwhile, it goes beside it.
 """
 
 import contextlib
 import ctypes
-import json
+import errno
+import hashlib
 import logging
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
-from fnmatch import fnmatch
+import threading
 from pathlib import Path
 
-from llm_pruner.errors import RunError, UsageError, VerificationError
+from llm_pruner import manifest
+from llm_pruner.errors import RunError, VerificationError
+from llm_pruner.files import spelled, sync
+from llm_pruner.outputs import not_ours, published
 
 log = logging.getLogger(__name__)
 
 ASIDE = "-old"
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
-WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
-PARTS = (  # what a folder may hold and still be a checkpoint that --overwrite replaces
-    *WEIGHTS, "*.json", "README.md", "report.html", "LICENSE*", ".gitattributes", "tokenizer*", "*.model", "*.jinja",
-    "merges.txt", "vocab.txt", "additional_chat_templates", "modeling_pruned.py",
-)  # fmt: skip
-MARGIN = 64 * 2**20  # tokenizer, card and file system, beside the weights
-
-
-def check_target(target: Path, source: str, overwrite: bool) -> None:
-    """UsageError when the checkpoint cannot go to `target`: a file, the input, or something that is in the way."""
-    try:
-        there = target.resolve()
-        parent = _existing(there.parent)
-        is_folder, is_file = target.is_dir(), target.is_file()
-    except (OSError, RuntimeError) as error:  # too long a name, a loop of links
-        raise UsageError(f"--save_model {target}: {error}") from error
-    if is_file:
-        raise UsageError(f"{target} is a file; --save_model wants a folder")
-    if os.path.isdir(source):
-        model = Path(source).resolve()
-        if there == model or there in model.parents or model in there.parents:
-            raise UsageError(f"{target} is, holds or is in the input model; choose another --save_model")
-    if is_folder and (os.path.ismount(there) or there == Path.cwd() or there in Path.cwd().parents):
-        raise UsageError(f"{target} is a mount point or where you are, and cannot be renamed; use a folder inside it")
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise UsageError(f"{target} cannot be written: {parent} is not a folder with write permission")
-    if is_folder and any(target.iterdir()):
-        if not overwrite:
-            raise UsageError(f"{target} is not empty; use --overwrite to replace it or --save_model for another folder")
-        if not _is_checkpoint(target):
-            raise UsageError(f"{target} holds something else than a checkpoint; --overwrite only replaces checkpoints")
-
-
-def _is_checkpoint(folder: Path) -> bool:
-    """Whether every file looks like part of a transformers checkpoint, config and weights among them."""
-    try:
-        named = "model_type" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError):
-        return False
-    names = [path.name for path in folder.iterdir()]
-    weights = any(fnmatch(name, pattern) for name in names for pattern in WEIGHTS)
-    return named and weights and all(any(fnmatch(name, pattern) for pattern in PARTS) for name in names)
-
-
-def _existing(path: Path) -> Path:
-    return next(parent for parent in (path, *path.parents) if parent.exists())
-
-
-def check_disk(target: Path, size: int) -> None:
-    """RunError when the disk that `target` is on has no room for `size` more bytes."""
-    existing = _existing(target.resolve().parent)
-    free, needed = shutil.disk_usage(existing).free, size + MARGIN
-    if free < needed:
-        raise RunError(f"{existing} has {free / 1e9:.2f} GB free, the checkpoint needs {needed / 1e9:.2f} GB")
+STOPS = (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM))
+AT_CWD, NO_REPLACE, EXCHANGE = -100, 1, 2  # of Linux's renameat2
 
 
 @contextlib.contextmanager
 def staged(target: Path, overwrite: bool = False):
     """A folder beside `target` that takes its place when the block ends, and vanishes when it fails.
 
-    A checkpoint that is at `target` stays what it was until then. RunError when writing fails, UsageError when
-    something has appeared at `target` meanwhile and `overwrite` is not set.
+    A checkpoint that is at `target` stays what it was until then.
+
+    Raises:
+        RunError: Writing fails, or the place is taken by what no run of this program wrote; then the finished
+            checkpoint is beside it.
     """
     target = Path(os.path.realpath(target))
     with _staging(target) as staging:
         try:
             yield staging
             _open_permissions(staging)
-            _publish(staging, target, overwrite)
+            _sync(staging)
+            with uninterrupted():
+                _publish(staging, target, overwrite)
         except Exception as error:
             if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
                 raise RunError(f"saving to {target} failed, nothing there was changed: {error}") from error
@@ -111,68 +70,146 @@ def write(model, tokenizer, folder: Path) -> None:
         tokenizer.save_pretrained(folder)
 
 
-def verify(model, folder: Path) -> None:
+def finite_logits(model):
+    """Where the model's logits for the probe are finite: BoolTensor [2, tokens, vocabulary].
+
+    Raises:
+        RunError: They are finite nowhere.
+    """
+    import torch
+
+    finite = torch.isfinite(_logits(model, _probe(model)))
+    if not finite.any():
+        dtype = str(model.dtype).removeprefix("torch.")
+        raise RunError(f"the model gives no finite logits in {dtype}; try --dtype float32, or look at its weights")
+    return finite
+
+
+def verify(model, folder: Path, finite=None) -> None:
     """Reloads `folder` by stock transformers in a fresh process, without llm_pruner, and compares logits.
 
-    VerificationError when it does not load completely, or when logits differ by more than rounding.
+    Args:
+        model: What was written to `folder`.
+        folder: The checkpoint.
+        finite: Where logits have to be finite, of `finite_logits`; by default everywhere.
+
+    Raises:
+        VerificationError: It does not load completely, logits differ by more than rounding, or are not finite.
+        RunError: The fresh process cannot do its work: no memory, no disk.
     """
     import torch
     from safetensors.torch import load_file, save_file
 
-    device = model.device
-    generator = torch.Generator().manual_seed(0)
-    length = min(16, model.config.max_position_embeddings)
-    input_ids = torch.randint(model.config.vocab_size, (2, length), generator=generator)
-    with torch.no_grad():
-        expected = model(input_ids.to(device)).logits.float().cpu()
+    device, input_ids = model.device, _probe(model)
+    expected = _logits(model, input_ids)
+    here = torch.isfinite(expected)
+    if not (here if finite is None else here | ~finite).all():
+        raise VerificationError("the new model's logits are NaN or Inf; nothing was published")
     spread = len(set(getattr(model, "hf_device_map", {}).values())) > 1
     if device.type == "cuda" and not spread:  # it is written, and its copy needs the room
         model.cpu()
         torch.cuda.empty_cache()
-    with tempfile.TemporaryDirectory() as folder_of_probe:
+    # Beside the checkpoint, where there is room: the usual place of temporary files may be full.
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}-probe-") as folder_of_probe:
         probe, out = Path(folder_of_probe, "probe.safetensors"), Path(folder_of_probe, "out.safetensors")
         save_file({"input_ids": input_ids}, probe)
         script = Path(__file__).with_name("verify.py")
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": folder_of_probe}
+        environment["TMPDIR"] = folder_of_probe
         environment.pop("PYTHONPATH", None)
         command = [sys.executable, str(script), str(folder), str(probe), str(out), "auto" if spread else str(device)]
-        result = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=folder_of_probe)
+        result = subprocess.run(
+            command, env=environment, capture_output=True, text=True, encoding="utf-8", errors="replace",
+            cwd=folder_of_probe,
+        )  # fmt: skip
+        last = (result.stderr.strip().splitlines() or ["no message"])[-1]
         if result.returncode == -signal.SIGKILL:
             raise RunError("the fresh process that reloads the checkpoint was killed, most likely for its memory")
+        if result.returncode == os.EX_OSERR:
+            raise RunError(f"the fresh process that reloads the checkpoint failed, nothing was published: {last}")
         if result.returncode:
-            last = (result.stderr.strip().splitlines() or ["no message"])[-1]
             raise VerificationError(f"the saved checkpoint does not reload, nothing was published: {last}")
         found = load_file(out)["logits"]
     tolerance = 1e-5 if model.dtype == torch.float32 else 1e-3
     if found.shape != expected.shape:
         raise VerificationError(f"the reloaded logits are {tuple(found.shape)}, in memory {tuple(expected.shape)}")
-    finite = torch.isfinite(expected)
-    if not torch.equal(finite, torch.isfinite(found)):
+    if not torch.equal(here, torch.isfinite(found)):
         raise VerificationError("the reloaded model is not finite where the one in memory is; nothing was published")
-    difference = (found - expected)[finite].abs().max().item() if finite.any() else 0.0
-    scale = expected[finite].abs().max().item() if finite.any() else 1.0
+    difference = (found - expected)[here].abs().max().item() if here.any() else 0.0
+    scale = expected[here].abs().max().item() if here.any() else 1.0
     if difference > tolerance * max(scale, 1e-6):
         raise VerificationError(f"the reloaded logits differ by {difference:.3g} (of {scale:.3g}); nothing published")
+
+
+def _probe(model):
+    """The same tokens for every model of a vocabulary: LongTensor [2, tokens]."""
+    import torch
+
+    config = model.config.get_text_config()
+    length = min(16, getattr(config, "max_position_embeddings", None) or 16)
+    return torch.randint(config.vocab_size, (2, length), generator=torch.Generator().manual_seed(0))
+
+
+def _logits(model, input_ids):
+    """Float32, on the CPU."""
+    import torch
+
+    with torch.no_grad():
+        return model(input_ids.to(model.device)).logits.float().cpu()
+
+
+@contextlib.contextmanager
+def uninterrupted():
+    """Signals that end a run wait until the block is done: it moves or removes folders."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in set(STOPS)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if came:
+        signal.raise_signal(came[0])
 
 
 @contextlib.contextmanager
 def _staging(target: Path):
     """An empty folder beside `target`, gone afterwards; those that killed runs left behind go too."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{target.name}.partial-"
-    for leftover in target.parent.glob(f"{prefix}*"):
-        pid = leftover.name.removeprefix(prefix).split("-")[0]
-        if not pid.isdigit() or _alive(int(pid)):
-            continue
-        if leftover.name.endswith(ASIDE) and not target.exists():
-            os.rename(leftover, target)  # killed between the two renames: this is the only copy
-        else:
-            shutil.rmtree(leftover, ignore_errors=True)
-    staging = Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=target.parent))
+    parent, prefix = spelled(target.parent), staging_prefix(target)
+    with uninterrupted():
+        for leftover in sorted(parent.glob(f"{prefix}*"), key=lambda path: path.name.endswith(ASIDE), reverse=True):
+            pid = leftover.name.removeprefix(prefix).split("-")[0]
+            if pid.isdigit() and not _alive(int(pid)):
+                _sweep(leftover, target)
+    staging = Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=parent))
     try:
         yield staging
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        with uninterrupted():
+            if staging.exists():
+                shutil.rmtree(staging, ignore_errors=True)
+
+
+def staging_prefix(target: Path) -> str:
+    """How the names of folders begin in which this machine prepares `target`; others may share the disk."""
+    name, machine = (
+        hashlib.sha256(one).hexdigest() for one in (os.fsencode(target.name), socket.gethostname().encode())
+    )
+    return f".{name[:12]}.partial-{machine[:6]}-"
+
+
+def _sweep(leftover: Path, target: Path) -> None:
+    """Ends what a killed run left: its unfinished folder, or the checkpoint that it had replaced."""
+    if leftover.name.endswith(ASIDE) and not target.exists():
+        os.rename(leftover, target)  # killed between two renames: this is the only copy
+    elif manifest.of_checkpoint(leftover) is None:
+        shutil.rmtree(leftover, ignore_errors=True)  # unfinished, written by that run alone
+    else:
+        _discard(leftover, target)
 
 
 def _alive(pid: int) -> bool:
@@ -186,30 +223,89 @@ def _alive(pid: int) -> bool:
 
 
 def _publish(staging: Path, target: Path, overwrite: bool) -> None:
-    """Puts `staging` at `target` in one step. What was there ends up in `staging`, or away."""
-    if not target.exists() or not any(target.iterdir()):
+    """Puts `staging` at `target` in one step. What was there goes, as far as a run of this program wrote it.
+
+    Raises:
+        RunError: `target` holds something else; then the new checkpoint is in a folder beside it.
+    """
+    taken = target.exists() and (not target.is_dir() or any(target.iterdir()))
+    why = f"{target} was filled by something else" if taken else None
+    if taken and overwrite and target.is_dir():
+        why = not_ours(target)
+    if why:
+        beside = _beside(target)
+        os.rename(staging, beside)
+        _settled(beside)
+        raise RunError(f"{why}; nothing there was changed, and the finished checkpoint is in {beside}")
+    if not taken:
         os.rename(staging, target)
-    elif not overwrite:
-        raise UsageError(f"{target} was filled by something else during the run; nothing there was changed")
-    elif not _exchange(staging, target):
-        aside = staging.with_name(staging.name + ASIDE)
-        os.rename(target, aside)
+        _settled(target)
+        return
+    old = staging
+    if not _exchange(staging, target):
+        old = staging.with_name(staging.name + ASIDE)
+        os.rename(target, old)
         try:
             os.rename(staging, target)
         except BaseException:
-            os.rename(aside, target)
+            os.rename(old, target)
             raise
-        shutil.rmtree(aside, ignore_errors=True)
+    _settled(target)
+    _discard(old, target)
+
+
+def _settled(folder: Path) -> None:
+    sync(folder.parent)
+    published.append(folder)
+
+
+def _beside(target: Path) -> Path:
+    """A free name beside `target`."""
+    number = 1
+    while (beside := target.with_name(f"{target.name[:200]}-{number}")).exists():
+        number += 1
+    return beside
+
+
+def _discard(old: Path, target: Path) -> None:
+    """Removes the checkpoint that `target` replaced. A file that somebody put there meanwhile goes to `target`, or
+    stays in a folder beside it where that has one of the same name."""
+    left = manifest.remove(old, manifest.of_checkpoint(old) or {}, but=(manifest.REPORT,))
+    for name in left:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(OSError):
+            _rename_to_free(old / name, target / name)
+    if left and (left := manifest.remove(old, {})):
+        beside = _beside(target)
+        os.rename(old, beside)
+        log.warning("%s was put into %s during the run; it is in %s now", left[0], target, beside)
+
+
+def _rename_to_free(one: Path, other: Path) -> None:
+    """OSError where `other` exists."""
+    if not _renameat2(one, other, NO_REPLACE):
+        if os.path.lexists(other):
+            raise FileExistsError(errno.EEXIST, "there is one", str(other))
+        os.rename(one, other)
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Swaps two folders atomically (Linux's renameat2); False where that cannot be done."""
-    at_cwd, exchange = -100, 2
+    """Swaps two folders atomically; False where that cannot be done."""
+    return _renameat2(one, other, EXCHANGE)
+
+
+def _renameat2(one: Path, other: Path, how: int) -> bool:
     try:
         renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
     except (AttributeError, OSError):
         return False
-    return renameat2(at_cwd, os.fsencode(one), at_cwd, os.fsencode(other), exchange) == 0
+    return renameat2(AT_CWD, os.fsencode(one), AT_CWD, os.fsencode(other), how) == 0
+
+
+def _sync(folder: Path) -> None:
+    """Waits until all that is in the folder is on the disk: a rename is only as good as the files behind it."""
+    for path in (*folder.rglob("*"), folder):
+        sync(path)
 
 
 def _open_permissions(folder: Path) -> None:

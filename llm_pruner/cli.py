@@ -4,12 +4,22 @@ import argparse
 import logging
 import signal
 import sys
+import threading
 from importlib import import_module
 
+from llm_pruner import console, outputs
 from llm_pruner.commands import CODES, COMMANDS, PRUNE, Command
-from llm_pruner.errors import PrunerError, UsageError, did_you_mean, is_out_of_memory, redact
+from llm_pruner.errors import PrunerError, UsageError, did_you_mean, is_out_of_disk, is_out_of_memory, redact, shortened
 from llm_pruner.flags import fields_of, kind_of, parse_flag
 from llm_pruner.importance import available
+
+
+class Stopped(SystemExit):
+    """A signal asks the run to end: as an exception, so that nothing half-written stays behind."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+        self.signal = signal.Signals(number).name
 
 
 class _Parser(argparse.ArgumentParser):
@@ -80,9 +90,16 @@ def _underscored(word: str) -> str:
 
 def main(argv: list[str] | None = None, command: Command = PRUNE) -> int:
     """Runs the command and returns its exit code."""
-    argv = sys.argv[1:] if argv is None else argv
+    console.steady()
+    try:
+        return _main(sys.argv[1:] if argv is None else argv, command)
+    except KeyboardInterrupt:  # once more, while the first was being told
+        return 130
+
+
+def _main(argv: list[str], command: Command) -> int:
     show_traceback = "--traceback" in argv
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    _heed_signals()
     logging.basicConfig(format="%(levelname)s: %(message)s")
     logging.getLogger("llm_pruner").setLevel(logging.INFO)
     name = command.prog.removeprefix("python -m ").removesuffix(".py")
@@ -92,16 +109,39 @@ def main(argv: list[str] | None = None, command: Command = PRUNE) -> int:
         module, _, function = command.run.partition(":")
         getattr(import_module(module), function)(options, argv)
     except PrunerError as error:
-        return _fail(name, str(error), error.exit_code, show_traceback)
+        return _fail(name, f"{error}{_saved()}", error.exit_code, show_traceback)
     except KeyboardInterrupt:
-        return _fail(name, "interrupted; nothing was published", 130, show_traceback)
+        return _fail(name, f"interrupted{_saved() or '; nothing was published'}", 130, show_traceback)
+    except Stopped as stop:
+        message = f"ended by {stop.signal}{_saved() or '; nothing was published'}"
+        return _fail(name, message, stop.code, show_traceback)
     except Exception as error:
-        return _fail(name, _describe(error), 1, show_traceback)
+        return _fail(name, f"{_describe(error)}{_saved()}", 1, show_traceback)
     return 0
+
+
+def _heed_signals() -> None:
+    """SIGTERM and SIGHUP (a lost connection) end a run as Ctrl-C does, unless they are ignored, as under nohup."""
+
+    def stop(number, _):
+        raise Stopped(number)
+
+    if threading.current_thread() is threading.main_thread():
+        for name in ("SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)
+            if number and signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, stop)
+
+
+def _saved() -> str:
+    """What the run has published before it ended otherwise than it should."""
+    folders = ", ".join(map(str, outputs.published))
+    return f"; saved before that: {folders}" if folders else ""
 
 
 def dispatch(argv: list[str]) -> int:
     """`python -m llm_pruner COMMAND …`"""
+    console.steady()
     if not argv or argv[0] in ("-h", "--help"):
         print("usage: python -m llm_pruner COMMAND …   (COMMAND --help tells its options)\n")
         for name, command in COMMANDS.items():
@@ -114,7 +154,13 @@ def dispatch(argv: list[str]) -> int:
 
 def _describe(error: Exception) -> str:
     if is_out_of_memory(error):
-        return "out of memory; try --dtype bfloat16, --device cpu, --device_map auto or a smaller --max_seq_len"
+        reason = f" ({str(error).splitlines()[0]})" if str(error) else ""
+        advice = "try --dtype bfloat16, --device cpu, --device_map auto or a smaller --max_seq_len"
+        return f"out of memory{reason}; {advice}"
+    if is_out_of_disk(error):
+        return f"no space left on the disk ({str(error).splitlines()[0]})"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
     return f"{type(error).__name__}: {error} (--traceback shows where)"
 
 
@@ -123,5 +169,5 @@ def _fail(name: str, message: str, code: int, show_traceback: bool) -> int:
         import traceback
 
         print(redact(traceback.format_exc()), file=sys.stderr)
-    print(f"{name}: error: {redact(' '.join(message.split()))}", file=sys.stderr)
+    print(f"{name}: error: {shortened(redact(' '.join(message.split())))}", file=sys.stderr)
     return code

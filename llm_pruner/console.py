@@ -1,4 +1,7 @@
-"""What a run says on the screen: lines on standard output, without tokens; one voice where several processes run."""
+"""What a run says on the console: lines on standard output, without tokens; one voice where several processes run.
+
+Nothing here fails: what cannot be encoded is escaped, and where nobody listens any more, lines are lost and no work.
+"""
 
 import os
 import sys
@@ -7,12 +10,69 @@ from collections.abc import Sequence
 from llm_pruner.errors import redact
 
 
+class _Steady:
+    """A stream that escapes what its encoding does not have, and goes on into nothing when it breaks."""
+
+    def __init__(self, stream) -> None:
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except (OSError, ValueError):  # a closed pipe, a full disk, a closed file
+            self._give_up()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except (OSError, ValueError):
+            self._give_up()
+
+    def isatty(self) -> bool:
+        try:
+            return self._stream.isatty()
+        except ValueError:
+            return False
+
+    def _give_up(self) -> None:
+        """What is still in the buffer goes to the null device too, or the interpreter would fail on it at its end."""
+        try:
+            number = self._stream.fileno()
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, number)
+            os.close(null)
+        except (OSError, ValueError):
+            self._stream = open(os.devnull, "w", encoding="utf-8", errors="replace")  # noqa: SIM115
+
+    def __getattr__(self, name: str):
+        return getattr(self._stream, name)
+
+
+def steady() -> None:
+    """Makes the standard streams ones that cannot fail. A program calls it first of all; repeatable."""
+    for number in range(3):  # or the next file that is opened would get the number, and what libraries print
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # it was closed when Python started
+            stream = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+        if not isinstance(stream, _Steady):
+            setattr(sys, name, _Steady(stream))
+
+
 def is_main() -> bool:
     """Whether this is the first of the processes that a launcher started, or the only one."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def say(text: str) -> None:
+    """Prints a line, by the first process only."""
     if is_main():
         print(redact(text), flush=True)
 

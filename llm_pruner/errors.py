@@ -1,8 +1,9 @@
 """What can go wrong, by exit code. Every message is one line: the value, the legal range, what to do."""
 
+import errno
 import re
 
-LONG = 100  # characters of a value that are shown
+LONG, LINE = 100, 1_000  # characters of a value, and of a whole message, that are shown
 
 
 class PrunerError(Exception):
@@ -48,10 +49,21 @@ def shown(value) -> str:
     return text if len(text) <= LONG else f"{text[: LONG // 2]}…{text[-LONG // 4 :]}"
 
 
+def shortened(text: str) -> str:
+    """A message without its middle where it is very long: whatever a file holds may have got into it."""
+    return text if len(text) <= LINE else f"{text[: LINE // 2]} … {text[-LINE // 2 :]}"
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether torch (either allocator) or Python ran out of memory."""
     text = str(error).lower()
     return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
+
+
+def is_out_of_disk(error: BaseException) -> bool:
+    """Whether a disk, or a quota, is full; the libraries that write tensors say so in words of their own."""
+    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+    return full or any(words in str(error).lower() for words in ("no space left", "pytorchstreamwriter failed"))
 
 
 def redact(text: str) -> str:

@@ -1,14 +1,21 @@
 """Files: read as data and within bounds, written whole or not at all."""
 
+import atexit
 import hashlib
 import json
+import logging
 import os
+import shutil
 import stat
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from llm_pruner.errors import PrunerError, UsageError
+from llm_pruner.schema import Rule, check
+
+log = logging.getLogger(__name__)
 
 SMALL = 64 * 2**20  # bytes that a file of settings may have: an index or a report of a model of any size has fewer
 DEPTH = 64  # levels that JSON may be nested in
@@ -51,7 +58,20 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
 def partial_of(path: Path) -> Path:
     """Where a file is written before it is renamed to `path`: hidden, of this process, and of a legal length."""
     digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:12]
-    return path.with_name(f".{digest}.{os.getpid()}.partial")
+    return spelled(path.parent) / f".{digest}.{os.getpid()}.partial"
+
+
+def spelled(path: Path) -> Path:
+    """`path`, by a link where its name is not UTF-8: the libraries that read and write tensors open no such name."""
+    try:
+        str(path).encode("utf-8")
+        return path
+    except UnicodeEncodeError:
+        folder = tempfile.mkdtemp(prefix="llm_pruner-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        link = Path(folder, "link")
+        link.symlink_to(path.absolute())
+        return link
 
 
 def write_text(path: Path, text: str) -> None:
@@ -140,3 +160,36 @@ def fingerprint(path: Path) -> str:
             file.seek(start)
             digest.update(file.read(BLOCK))
     return digest.hexdigest()[:32]
+
+
+def read_state(path: Path, schema: Mapping[str, Rule], version: int = 1) -> dict[str, Any]:
+    """What an unfinished run left in `path`; {} where there is nothing that can be used.
+
+    A file that is damaged, or of another version, is set aside as `<name>.damaged`, and a warning says so.
+    """
+    if not os.path.lexists(path):
+        return {}
+    try:
+        state = read_json(path, "unfinished work")
+        check(state, schema, str(path), required=("version", *schema))
+        if state["version"] != version:
+            raise UsageError(f"unfinished work {path} is of version {state['version']!r}, this one writes {version}")
+        return state
+    except UsageError as error:
+        log.warning("%s; it is set aside as %s", error, set_aside(path).name)
+        return {}
+
+
+def set_aside(path: Path) -> Path:
+    """Renames what is damaged to `<name>.damaged`, or `<name>.damaged-2` …, and returns that path."""
+    aside, number = path.with_name(f"{path.name}.damaged"), 1
+    while os.path.lexists(aside):
+        number += 1
+        aside = path.with_name(f"{path.name}.damaged-{number}")
+    os.rename(path, aside)
+    return aside
+
+
+def write_state(path: Path, state: Mapping[str, Any], version: int = 1) -> None:
+    """Keeps the state of an unfinished run, whole or not at all, for `read_state`."""
+    write_json(path, {"version": version, **state})

@@ -17,7 +17,7 @@ from llm_pruner.evidence import Found
 from llm_pruner.groups import FIELD, HIDDEN, MLP
 from llm_pruner.importance import Calibration, Criterion
 from llm_pruner.in_memory import change, choose_units, decide_widths, found_in, plan_for, replayed, settled
-from llm_pruner.outputs import check_outputs
+from llm_pruner.outputs import check_disk, check_outputs
 from llm_pruner.plan import Plan
 from llm_pruner.rules import SCORING, asked_of, validate, wants_best
 from llm_pruner.console import quiet, say
@@ -88,6 +88,7 @@ def run(options: Options, argv: Sequence[str] = ()) -> dict:
         folder = loading.fetch(source, options.revision)
         model = loading.load_model(folder, config, options.dtype, device, options.device_map)
         _check_against(shape, model)
+        finite = checkpoint.finite_logits(model) if target else None
     perplexities, answers = {}, {}
     if windows is not None:
         with stopwatch("evaluate before"):
@@ -147,7 +148,7 @@ def run(options: Options, argv: Sequence[str] = ()) -> dict:
         with stopwatch("save"):
             checkpoint.write(model, tokenizer, staging)
         with stopwatch("verify"):
-            checkpoint.verify(model, staging)
+            checkpoint.verify(model, staging, finite)
         final = result()
         report.write(staging, final)
     say(f"saved {target} (reloaded in a fresh process: same logits)")
@@ -195,7 +196,7 @@ def _calibration(options: Options, criterion: Criterion, config) -> Calibration:
 
 def _check_disk(target: Path | None, plan: Plan, options: Options) -> None:
     if target:
-        checkpoint.check_disk(target, plan.bytes_before if options.mask_only else plan.bytes_after)
+        check_disk(target, plan.bytes_before if options.mask_only else plan.bytes_after)
 
 
 def _announce(plan: Plan, new_config, shape: Shape, options: Options) -> None:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from llm_pruner import __version__
+from llm_pruner import __version__, manifest
 from llm_pruner.card import write_card
 from llm_pruner.errors import redact
 from llm_pruner.groups import FIELD
@@ -143,7 +143,6 @@ def write(folder: Path, report: dict) -> None:
 
     A page that cannot be drawn is no reason to lose a checkpoint that took hours; a full disk is.
     """
-    write_json(folder / "report.json", report)
     write_card(folder / "README.md", report)
     try:
         html.write(folder / "report.html", [report])
@@ -151,3 +150,5 @@ def write(folder: Path, report: dict) -> None:
         raise
     except Exception:
         log.warning("report.html could not be drawn; everything else is there", exc_info=True)
+    report["files"] = manifest.listed(folder, but=(manifest.REPORT,))  # last: what another run may replace
+    write_json(folder / manifest.REPORT, report)

@@ -3,16 +3,27 @@ which only a checkpoint with sparse activations needs.
 
     python verify.py FOLDER PROBE OUT DEVICE
 
-PROBE: safetensors with `input_ids`; OUT: safetensors with `logits` (float32).
+PROBE: safetensors with `input_ids`; OUT: safetensors with `logits` (float32). Ends with EX_OSERR where the machine, and
+not the checkpoint, is at fault: no disk, no memory.
 """
 
+import errno
 import json
+import os
 import sys
 from pathlib import Path
 
-if __name__ == "__main__":
-    sys.path.pop(0)  # this file's folder: it would shadow top-level modules
-    folder, probe, out, device = sys.argv[1:]
+LACKS = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EROFS)
+WORDS = ("no space left", "out of memory", "can't allocate memory", "cannot allocate memory")  # of errors without errno
+
+
+def lacks(error: Exception) -> bool:
+    """Whether the machine lacks something: the libraries beneath say so in several ways."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or getattr(error, "errno", None) in LACKS or any(w in text for w in WORDS)
+
+
+def reload(folder: str, probe: str, out: str, device: str) -> None:
     if json.loads(Path(folder, "config.json").read_text(encoding="utf-8")).get("quantization_config"):
         sys.path.insert(0, str(Path(__file__).parents[1]))
         import llm_pruner  # noqa: F401
@@ -39,3 +50,12 @@ if __name__ == "__main__":
     with torch.no_grad():
         logits = model.eval()(load_file(probe)["input_ids"].to(model.device)).logits
     save_file({"logits": logits.float().cpu().contiguous()}, out)
+
+
+if __name__ == "__main__":
+    sys.path.pop(0)  # this file's folder: it would shadow top-level modules
+    try:
+        reload(*sys.argv[1:])
+    except Exception as error:
+        print(" ".join(str(error).split()) or type(error).__name__, file=sys.stderr)
+        sys.exit(os.EX_OSERR if lacks(error) else 1)

@@ -1,16 +1,21 @@
 """Staging and publishing, apart from models."""
 
 import os
+import shutil
 
 import pytest
 
 from llm_pruner import checkpoint
-from llm_pruner.checkpoint import staged
-from llm_pruner.errors import RunError, UsageError
+from llm_pruner.checkpoint import staged, staging_prefix
+from llm_pruner.errors import RunError
+from llm_pruner.outputs import not_ours
+from tests.commands import as_ours
 
 
 def content(folder) -> dict[str, str]:
-    return {str(p.relative_to(folder)): p.read_text() for p in folder.rglob("*") if p.is_file()}
+    return {
+        str(p.relative_to(folder)): p.read_text() for p in folder.rglob("*") if p.is_file() and p.name != "report.json"
+    }
 
 
 @pytest.mark.parametrize("atomic", [True, False], ids=["exchange", "two renames"])
@@ -23,6 +28,8 @@ def test_publishes_the_whole_folder_or_nothing(tmp_path, monkeypatch, atomic, be
         target.mkdir(parents=True)
         for name, text in before.items():
             (target / name).write_text(text)
+    if before:
+        as_ours(target)
 
     def fail():
         with staged(target, overwrite=True) as staging:
@@ -45,6 +52,7 @@ def test_a_failed_second_rename_brings_the_old_one_back(tmp_path, monkeypatch):
     target = tmp_path / "out"
     target.mkdir()
     (target / "config.json").write_text("old")
+    as_ours(target)
     monkeypatch.setattr(checkpoint, "_exchange", lambda *_: False)
     rename, calls = os.rename, []
 
@@ -65,23 +73,75 @@ def test_a_failed_second_rename_brings_the_old_one_back(tmp_path, monkeypatch):
     assert content(target) == {"config.json": "old"}
 
 
-def test_what_appears_during_the_run_is_not_replaced(tmp_path):
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("old", [False, True], ids=["nothing there", "a checkpoint there"])
+def test_what_appears_during_the_run_is_not_replaced_and_the_work_is_kept(tmp_path, old, overwrite):
     target = tmp_path / "out"
+    if old:
+        target.mkdir()
+        (target / "config.json").write_text("old")
+        as_ours(target)
 
     def race():
-        with staged(target):
-            target.mkdir()
-            (target / "config.json").write_text("somebody else's")
+        with staged(target, overwrite) as staging:
+            (staging / "config.json").write_text("new")
+            target.mkdir(exist_ok=True)
+            (target / "notes.txt").write_text("mine")
 
-    with pytest.raises(UsageError, match="was filled by something else"):
+    with pytest.raises(RunError, match="the finished checkpoint is in .*out-1"):
         race()
-    assert content(target) == {"config.json": "somebody else's"}
+    assert content(target) == {"notes.txt": "mine"} | ({"config.json": "old"} if old else {})
+    assert content(tmp_path / "out-1") == {"config.json": "new"}
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "config.json", "deep/er/notes.txt"])
+@pytest.mark.parametrize("atomic", [True, False], ids=["exchange", "two renames"])
+def test_what_appears_between_the_last_look_and_the_exchange_is_kept(tmp_path, monkeypatch, name, atomic):
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / "config.json").write_text("old")
+    as_ours(target)
+    exchange = checkpoint._exchange
+
+    def late(one, other):
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        (target / name).write_text("mine")
+        return atomic and exchange(one, other)
+
+    monkeypatch.setattr(checkpoint, "_exchange", late)
+    with staged(target, overwrite=True) as staging:
+        (staging / "config.json").write_text("new")
+    beside = tmp_path / "out-1"
+    assert (target / "config.json").read_text() == "new"
+    assert ((beside if name == "config.json" else target) / name).read_text() == "mine"
+    assert {path.name for path in tmp_path.iterdir()} == {"out"} | ({"out-1"} if name == "config.json" else set())
+
+
+def test_a_checkpoint_that_somebody_has_changed_is_not_replaced(tmp_path):
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / "config.json").write_text("old")
+    as_ours(target)
+    assert not_ours(target) is None
+    for change, why in [
+        (lambda: (target / "notes.json").write_text("mine"), "notes.json, which was not written by"),
+        (lambda: (target / "config.json").write_text("mine"), "config.json, which was changed after"),
+        (lambda: (target / "empty").mkdir(), "empty, which was not written by"),
+        (lambda: (target / "link").symlink_to(tmp_path), "link, which was not written by"),
+        (lambda: (target / "report.json").unlink(), "no report.json that lists its files"),
+        (lambda: (target / "report.json").write_text("{"), "no report.json that lists its files"),
+    ]:
+        shutil.rmtree(target)
+        target.mkdir()
+        (target / "config.json").write_text("old")
+        as_ours(target)
+        change()
+        assert why in not_ours(target)
 
 
 def test_leftovers_of_killed_runs_go_and_those_of_live_ones_stay(tmp_path):
-    dead, alive, other = (
-        tmp_path / name for name in (f".out.partial-{2**22 + 1}-x", f".out.partial-{os.getpid()}-x", ".b")
-    )
+    prefix = staging_prefix(tmp_path / "out")
+    dead, alive, other = (tmp_path / name for name in (f"{prefix}{2**22 + 1}-x", f"{prefix}{os.getpid()}-x", ".b"))
     for folder in (dead, alive, other):
         folder.mkdir()
     with staged(tmp_path / "out") as staging:
@@ -93,7 +153,7 @@ def test_leftovers_of_killed_runs_go_and_those_of_live_ones_stay(tmp_path):
 
 def test_the_only_copy_comes_back_after_a_kill_between_two_renames(tmp_path):
     """Where folders cannot be exchanged atomically: the old one was moved aside, the new one not yet in place."""
-    aside = tmp_path / f".out.partial-{2**22 + 1}-x-old"
+    aside = tmp_path / f"{staging_prefix(tmp_path / 'out')}{2**22 + 1}-x-old"
     aside.mkdir()
     (aside / "config.json").write_text("old")
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from llm_pruner.checkpoint import check_target
+from llm_pruner.outputs import check_folder
 from tests.commands import DEMO, HALF, UNSCORED, logits, one_line
 
 
@@ -35,7 +35,7 @@ def test_the_main_job_on_the_demo_model(command, tmp_path):
     assert all(said in page for said in ("522,912", f"{report['perplexity']['after']:.2f}", "Score distributions"))
     scored = {name: len(rows) for name, rows in report["scores"].items()}
     assert scored == {"hidden_size": 1, "num_attention_heads": 4, "intermediate_size": 4}
-    check_target(folder, "demo", overwrite=True)  # with all that is in it, it is a checkpoint
+    check_folder(folder, {}, overwrite=True)  # with all that is in it, it is one that may be replaced
     assert "pruned/demo-r0.50" in done.stdout
     size = sum(t.numel() * t.element_size() for t in load_file(folder / "model.safetensors").values())
     assert size == report["bytes"]["after"]

@@ -6,7 +6,7 @@ import re
 import pytest
 import yaml
 
-from llm_pruner import flags
+from llm_pruner import flags, manifest
 from llm_pruner.commands import COMMANDS
 from llm_pruner.errors import RunError, UsageError
 from llm_pruner.pipeline import options as pipeline_options
@@ -35,10 +35,11 @@ def ran(tmp_path, monkeypatch):
         made.mkdir(exist_ok=True)
         (made / "config.json").write_text(json.dumps(values, default=str))
         report = {"parameters": {"after": 7}, "perplexity": {"before": 2.0, "after": 3.0}}
+        report["files"] = manifest.listed(made, but=(manifest.REPORT,))
         (made / "report.json").write_text(json.dumps(report))
 
     monkeypatch.setattr(pipeline, "_run_stage", fake)
-    monkeypatch.setattr("llm_pruner.page.html.write", lambda path, *_: path.write_text("page"))
+    monkeypatch.setattr("llm_pruner.page.html.page", lambda *_: "page")
     return found
 
 

@@ -15,8 +15,9 @@ from llm_pruner.recover import options as recover_options
 from llm_pruner.recover.adapters import merged, projections, with_adapters
 from llm_pruner.recover.options import RecoverOptions
 from llm_pruner.recover.outcome import share
-from llm_pruner.recover.pace import Pace, last_kept
+from llm_pruner.recover.pace import Pace
 from llm_pruner.recover.run import run
+from llm_pruner.recover.unfinished import last_kept
 from tests import tiny
 from tests.commands import DEMO
 
@@ -200,7 +201,7 @@ def test_other_inputs_start_anew(tmp_path, text, monkeypatch, capsys):
 def test_mixed_precision_leaves_an_ordinary_model(tmp_path, text, monkeypatch):
     """What is scored, verified and saved computes in its own dtype, not under the training's autocast."""
     seen = {}
-    monkeypatch.setattr(checkpoint, "verify", lambda model, _: seen.update(logits=tiny.logits(model, tiny.tokens())))
+    monkeypatch.setattr(checkpoint, "verify", lambda model, *_: seen.update(logits=tiny.logits(model, tiny.tokens())))
     save(tmp_path / "teacher", seed=1)
     save(tmp_path / "student")
     report = run(options(tmp_path, text, mixed_precision="bf16", learning_rate=0.001))
@@ -284,9 +285,11 @@ def test_hidden_states_are_a_target_too(tmp_path, text):
         ({"teacher": "other"}, UsageError, "knows 99 tokens"),
         ({"data": "nothing"}, UsageError, "training data 'nothing' is neither a file nor a data set"),
         ({"eval_data": "nothing"}, UsageError, "evaluation data 'nothing'"),
-        ({"save_model": "student"}, UsageError, "is, holds or is in the input model"),
-        ({"work_dir": "student/work"}, UsageError, "inside the input model"),
-        ({"work_dir": "teacher"}, UsageError, "holds something else than an unfinished recovery"),
+        ({"save_model": "student"}, UsageError, "student is model .*, which this run needs"),
+        ({"save_model": "teacher"}, UsageError, "teacher is teacher .*, which this run needs"),
+        ({"work_dir": "student/work"}, UsageError, "is inside model .*, which this run needs"),
+        ({"work_dir": "teacher"}, UsageError, "teacher is teacher .*, which this run needs"),
+        ({"work_dir": "other"}, UsageError, "holds something else than an unfinished recovery"),
         ({"teacher": None}, UsageError, "has no report.json; give --teacher"),
         ({"method": "lora", "teacher": None, "lora_targets": "nope_proj"}, UsageError, "there is no 'nope_proj'"),
     ],

@@ -21,7 +21,7 @@ def run(options: EvaluateOptions, argv: Sequence[str] = ()) -> dict:
     validate(options)
     stopwatch = report.Stopwatch()
     sources, dense = _sources(options)
-    path = outputs.report_file(options.report, options.overwrite, page=True) if options.report else None
+    path = outputs.report_file(options, outputs.inputs_of(options, sources), page=True) if options.report else None
     texts = _texts(options)
     tasks = []
     if options.tasks:

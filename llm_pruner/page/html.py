@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from llm_pruner.page import measured, searched, sections
+from llm_pruner.page import START, measured, searched, sections
 from llm_pruner.page.conditions import conditions
 from llm_pruner.page.markup import Markup, tag
 from llm_pruner.page.models import is_pruning, is_recovery, models_of, name_of, role_of, steps_of
@@ -48,7 +48,7 @@ def page(reports: Sequence[dict], evaluation: dict | None = None) -> str:
     )
     header = tag("header", tag("h1", title), tag("p", subtitle), sections.tiles(models, steps))
     main = tag("main", header, body)
-    return f"<!DOCTYPE html>\n{tag('html', head, tag('body', main), lang='en')}\n"
+    return f"{START}{tag('html', head, tag('body', main), lang='en')}\n"
 
 
 def _title(steps: Sequence[dict], evaluation: dict | None) -> tuple[str, str]:

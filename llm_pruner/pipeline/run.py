@@ -4,6 +4,7 @@ Beside the outputs the folder keeps what each stage was run with (<stage>.yaml),
 pipeline.json: from which inputs every output was made.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -16,8 +17,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import llm_pruner
-from llm_pruner import loading, report, scores
+from llm_pruner import loading, manifest, report, schema, scores
+from llm_pruner.console import aligned, say
 from llm_pruner.errors import PlanError, RunError, UsageError, VerificationError
+from llm_pruner.files import fingerprint, read_json, read_state, write_state, write_text
+from llm_pruner.outputs import check_apart, inputs_of
 from llm_pruner.pipeline.options import (
     DECIDED,
     EVALUATION,
@@ -28,10 +32,11 @@ from llm_pruner.pipeline.options import (
     stage_options,
     validate,
 )
-from llm_pruner.console import aligned, say
 
 STATE = "pipeline.json"
 OUTPUT = {"prune": PRUNED, "recover": RECOVERED, "evaluate": EVALUATION}
+STATE_FIELDS = {"stages": schema.mapping, "files": schema.list_of(schema.text)}
+OWN = ("summary.json", "report.html", *(f"{stage}.{kind}" for stage in STAGES for kind in ("yaml", "log")))
 TEXTS = ("data", "calibration_data", "eval_data", "scores", "plan", "tasks")
 FAILURES = {1: RunError, 2: UsageError, 3: PlanError, 4: VerificationError}
 
@@ -39,8 +44,8 @@ FAILURES = {1: RunError, 2: UsageError, 3: PlanError, 4: VerificationError}
 def run(options: PipelineOptions, argv: Sequence[str] = ()) -> dict:
     """Does what is not done yet and returns the summary. Every failure is a PrunerError with its stage's exit code."""
     validate(options)
-    folder = _folder(options)
     source = loading.resolve(options.model)
+    folder = _folder(options, source)
     stages = []
     for stage in STAGES:
         asked = stage_options(options, stage)
@@ -48,7 +53,7 @@ def run(options: PipelineOptions, argv: Sequence[str] = ()) -> dict:
             continue
         values = asked[0]
         key = _key(stage, values, folder, options, source)
-        if _done(folder, stage) == key:
+        if _is_done(folder, stage, key):
             say(f"{stage}: {folder / OUTPUT[stage]} is there and its inputs are what they were; skipped")
             stages.append({"stage": stage, "skipped": True, "seconds": 0.0})
             continue
@@ -60,16 +65,27 @@ def run(options: PipelineOptions, argv: Sequence[str] = ()) -> dict:
     return _summary(folder, stages, options, argv)
 
 
-def _folder(options: PipelineOptions) -> Path:
+def _folder(options: PipelineOptions, source: str) -> Path:
+    """The pipeline's folder. UsageError where it cannot be written, or would write over what is not its own."""
     folder = Path(options.folder).expanduser()
-    if folder.is_file():
+    if os.path.lexists(folder) and not folder.is_dir():
         raise UsageError(f"--folder {folder} is a file; name a folder")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / STATE).is_file():
+    if folder.is_dir() and any(folder.iterdir()) and not any(folder.glob(f"{STATE}*")):
         raise UsageError(f"--folder {folder} holds something else than a pipeline; name another")
+    inputs = inputs_of(options, {"model": source})
+    for stage in STAGES:
+        if asked := stage_options(options, stage):
+            read = inputs_of(asked[1], {})
+            inputs |= {f"{stage}: {name}": path for name, path in read.items() if name in TEXTS}
+    check_apart("folder", folder, {"model": Path(source)})
+    for name in (*OUTPUT.values(), *OWN):
+        check_apart("folder", folder / name, inputs, replaced=True)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / STATE).is_file():
-            _write_state(folder, {})
+        state = _state(folder)
+        if other := next((name for name in OWN if (folder / name).exists() and name not in state["files"]), None):
+            raise UsageError(f"--folder {folder} holds {other}, which no pipeline wrote there; move it away")
+        write_state(folder / STATE, state)
     except OSError as error:
         raise UsageError(f"--folder {folder} cannot be written: {error.strerror}") from error
     return folder
@@ -94,26 +110,35 @@ def _key(stage: str, values: dict, folder: Path, options: PipelineOptions, sourc
 
 
 def _state(folder: Path) -> dict:
-    try:
-        found = json.loads((folder / STATE).read_text(encoding="utf-8"))
-        return found if isinstance(found, dict) else {}
-    except (OSError, ValueError):
-        return {}
+    """stages: {stage: key of its output and, of a single file, its digest}. files: those in OWN that were written."""
+    return {"stages": {}, "files": []} | read_state(folder / STATE, STATE_FIELDS)
 
 
-def _write_state(folder: Path, state: dict) -> None:
-    partial = folder / f".{STATE}.partial"
-    partial.write_text(json.dumps(state, indent=2), encoding="utf-8")
-    os.replace(partial, folder / STATE)
-
-
-def _done(folder: Path, stage: str) -> str | None:
-    """The key that the stage's output was made with; None where there is none."""
-    return _state(folder).get(stage) if (folder / OUTPUT[stage]).exists() else None
+def _is_done(folder: Path, stage: str, key: str) -> bool:
+    """Whether the stage's output is there, whole, and made from the same inputs."""
+    known = _state(folder)["stages"].get(stage) or {}
+    if known.get("key") != key:
+        return False
+    output = folder / OUTPUT[stage]
+    if stage == "evaluate":
+        return output.is_file() and fingerprint(output) == known.get("digest")
+    return output.is_dir() and manifest.is_whole_checkpoint(output)
 
 
 def _mark(folder: Path, stage: str, key: str | None) -> None:
-    _write_state(folder, _state(folder) | {stage: key})
+    """Keeps that the stage is done, or (None) is not."""
+    state, output = _state(folder), folder / OUTPUT[stage]
+    digest = fingerprint(output) if key and output.is_file() else None
+    state["stages"][stage] = {"key": key, "digest": digest}
+    write_state(folder / STATE, state)
+
+
+def _keep_own(folder: Path, name: str, content: str) -> None:
+    """Writes one of the pipeline's own files."""
+    state = _state(folder)
+    if name not in state["files"]:
+        write_state(folder / STATE, state | {"files": [*state["files"], name]})
+    write_text(folder / name, content)
 
 
 def _run_stage(stage: str, values: dict, folder: Path, options: PipelineOptions) -> None:
@@ -121,7 +146,8 @@ def _run_stage(stage: str, values: dict, folder: Path, options: PipelineOptions)
     import yaml
 
     config, log = folder / f"{stage}.yaml", folder / f"{stage}.log"
-    config.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+    _keep_own(folder, config.name, yaml.safe_dump(values, sort_keys=False))
+    _keep_own(folder, log.name, "")
     start = shlex.split(options.launcher) if options.launcher and stage == "recover" else [sys.executable]
     command = [
         *start,
@@ -141,8 +167,9 @@ def _run_stage(stage: str, values: dict, folder: Path, options: PipelineOptions)
         try:
             for line in process.stdout:
                 print(line, end="", flush=True)
-                file.write(line)
-                file.flush()
+                with contextlib.suppress(OSError):  # a full disk ends the log, not the stage
+                    file.write(line)
+                    file.flush()
                 if line.strip():
                     last = line.strip().rsplit("\r", 1)[-1]
             code = process.wait()
@@ -166,7 +193,7 @@ def _summary(folder: Path, stages: list[dict], options: PipelineOptions, argv: S
     from llm_pruner.page import html
 
     def read(path: Path) -> dict | None:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        return read_json(path, "report") if path.is_file() else None
 
     asked = [one["stage"] for one in stages]
     reports = {stage: read(folder / OUTPUT[stage] / "report.json") for stage in asked if stage != "evaluate"}
@@ -192,9 +219,9 @@ def _summary(folder: Path, stages: list[dict], options: PipelineOptions, argv: S
         "versions": report.versions(),
         "command": report.command(argv, "python -m llm_pruner pipeline"),
     }
-    report.write_json(folder / "summary.json", report.finite(summary))
-    html.write(folder / "report.html", [own for own in reports.values() if own], evaluation)
     say(f"\n{aligned(rows)}")
+    _keep_own(folder, "summary.json", json.dumps(report.finite(summary), indent=2, allow_nan=False) + "\n")
+    _keep_own(folder, "report.html", html.page([own for own in reports.values() if own], evaluation))
     say(f"saved {folder / 'summary.json'} and {folder / 'report.html'}")
     return summary
 

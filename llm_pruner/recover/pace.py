@@ -4,25 +4,19 @@ Progress is the larger of the share of the steps and the share of the minutes, s
 nothing when either is used up. Seconds count over interruptions.
 """
 
-import json
 import math
-import os
 import sys
 import time
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
+from llm_pruner.recover.unfinished import mark_kept, read_mark
+
 POINTS, SCORES = 100, 10  # how often the loss is noted, and perplexity measured, in a whole run
-MARK = "pace.json"  # written last into a checkpoint, so one that has it is complete
-
-
-def last_kept(folder: Path) -> Path | None:
-    """The newest checkpoint of a run in `folder` that was written to its end."""
-    kept = [mark.parent for mark in folder.glob(f"checkpoint-*/{MARK}")]
-    return max(kept, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
 class Pace(TrainerCallback):
@@ -49,19 +43,17 @@ class Pace(TrainerCallback):
 
     def go_on(self, folder: Path) -> None:
         """Continues where the checkpoint in `folder` was kept; before the Trainer makes its schedule."""
-        kept = json.loads((folder / MARK).read_text(encoding="utf-8"))
+        kept = read_mark(folder)
         self.history, self.before = kept["history"], kept["seconds"]
         self.seconds = self.before
         self._move(kept["step"])
         self.logged = self.scored = self.progress
 
     def on_save(self, args, state, control, **_):
+        PartialState().wait_for_everyone()  # each process writes files of its own
         if state.is_world_process_zero:
             kept = {"step": state.global_step, "seconds": self.seconds, "history": self.history}
-            folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
-            partial = folder / f"{MARK}.partial"
-            partial.write_text(json.dumps(kept), encoding="utf-8")
-            os.replace(partial, folder / MARK)
+            mark_kept(Path(args.output_dir, f"checkpoint-{state.global_step}"), kept)
 
     def _move(self, step: int) -> None:
         shares = [step / self.steps, self.seconds / self.limit if self.limit else 0.0]

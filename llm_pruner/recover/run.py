@@ -6,18 +6,18 @@ pruned checkpoint → teacher, texts → perplexity → training (kept in --work
 
 import math
 import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 
 from llm_pruner import checkpoint, data, loading, report
+from llm_pruner.console import is_main, quiet, say
 from llm_pruner.errors import RunError, UsageError
+from llm_pruner.outputs import check_disk
 from llm_pruner.recover import sources
 from llm_pruner.recover.options import RecoverOptions, validate
 from llm_pruner.recover.outcome import outcome
 from llm_pruner.recover.sources import Sources
-from llm_pruner.recover.unfinished import go_on, key_of, outputs
-from llm_pruner.console import is_main, quiet, say
+from llm_pruner.recover.unfinished import clear, go_on, key_of, outputs
 
 PROGRAM = "python -m llm_pruner recover"
 TOKENS = {"full": 1024, "lora": 2048, "cuda": 8192}  # of a batch by default: on a CPU by what learns, on a GPU
@@ -35,7 +35,7 @@ def run(options: RecoverOptions, argv: Sequence[str] = (), program: str = PROGRA
     stopwatch = report.Stopwatch()
     found = sources.find(options)
     options = found.options
-    target, folder = outputs(options, found.student)
+    target, folder = outputs(options, found)
     if options.train_weights == "lora":
         from llm_pruner.recover.adapters import check_installed
 
@@ -63,8 +63,8 @@ def run(options: RecoverOptions, argv: Sequence[str] = (), program: str = PROGRA
     with stopwatch("load"):
         student_folder = loading.fetch(found.student, options.revision)
         model = loading.load_model(student_folder, found.config, "auto", _device(options))
-    stored = model.dtype
-    checkpoint.check_disk(target, sum(p.numel() * p.element_size() for p in model.parameters()))
+    stored, finite = model.dtype, checkpoint.finite_logits(model)
+    check_disk(target, sum(p.numel() * p.element_size() for p in model.parameters()))
     perplexities = {}
     if scored is not None and is_main():
         with stopwatch("evaluate before"):
@@ -114,10 +114,10 @@ def run(options: RecoverOptions, argv: Sequence[str] = (), program: str = PROGRA
         with stopwatch("save"):
             checkpoint.write(model, tokenizer, staging)
         with stopwatch("verify"):
-            checkpoint.verify(model, staging)
+            checkpoint.verify(model, staging, finite)
         made = report.finite(made | report.conditions(options, stopwatch.seconds, argv, program))
         report.write(staging, made)
-    shutil.rmtree(folder, ignore_errors=True)
+    clear(folder)
     say(f"saved {target} (reloaded in a fresh process: same logits)")
     return made
 

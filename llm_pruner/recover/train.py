@@ -12,7 +12,8 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArg
 from llm_pruner.recover.examples import IGNORED, Examples, collate
 from llm_pruner.recover.losses import fit_maps, hidden_loss, logits_loss, matched, text_loss
 from llm_pruner.recover.options import RecoverOptions
-from llm_pruner.recover.pace import Pace, last_kept, shared
+from llm_pruner.recover.pace import Pace, shared
+from llm_pruner.recover.unfinished import last_kept
 
 # transformers renamed it between the versions that are supported
 CHECKPOINTING = next(
@@ -100,7 +101,6 @@ def train(
         save_strategy="no",
         eval_on_start=scored is not None,
         prediction_loss_only=True,
-        save_total_limit=2,
         disable_tqdm=True,
         report_to="none",
         remove_unused_columns=False,

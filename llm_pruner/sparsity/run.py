@@ -38,9 +38,12 @@ def run_one(options: SparsifyOptions, argv: Sequence[str] = (), before: dict | N
     stopwatch = report.Stopwatch()
     source = loading.resolve(name)
     target = Path(options.save_model).expanduser() if options.save_model else None
+    inputs = outputs.inputs_of(options, {"model": source})
     if target:
-        checkpoint.check_target(target, source, options.overwrite)
-    path = outputs.report_file(options.report, options.overwrite) if options.report else None
+        outputs.check_folder(target, inputs, options.overwrite)
+    path = outputs.report_file(options, inputs) if options.report else None
+    if path and target:
+        outputs.check_apart("report", path, {"the output folder": target})
     eval_data = _eval_data(options)
     calibration = _calibration(options)
     tasks = []
@@ -64,14 +67,17 @@ def run_one(options: SparsifyOptions, argv: Sequence[str] = (), before: dict | N
     with stopwatch("load"):
         folder = loading.fetch(source, options.revision)
         model = loading.load_model(folder, config, options.dtype, device, options.device_map)
+    finite = checkpoint.finite_logits(model) if target else None
     if target:
-        checkpoint.check_disk(target, sum(p.numel() * p.element_size() for p in model.parameters()))
+        outputs.check_disk(target, sum(p.numel() * p.element_size() for p in model.parameters()))
     scored = {"perplexity": {}, "zero_shot": {}}
     with stopwatch("evaluate before"):
         _score(scored, "before", model, tokenizer, windows, tasks, options, before)
     size = report.size_of(model)
     with stopwatch("sparsify"):
         learned = sparsified(model, options, prompts)
+        if target and recipe.sparse == names.ACTIVATIONS:
+            _as_loaded(model)
     kept = measured_share(model, recipe, windows if windows is not None else prompts)
     with stopwatch("evaluate after"):
         _score(scored, "after", model, tokenizer, windows, tasks, options)
@@ -90,7 +96,7 @@ def run_one(options: SparsifyOptions, argv: Sequence[str] = (), before: dict | N
         "bytes": dict.fromkeys(("before", "after"), size[1]),
     }
     if target:
-        _save(target, model, tokenizer, options, made, stopwatch, argv)
+        _save(target, model, tokenizer, options, made, finite, stopwatch, argv)
     made = report.finite(made | report.conditions(options, stopwatch.seconds, argv, PROGRAM))
     if path:
         outputs.write_files({path: partial(report.write_json, report=made)})
@@ -113,6 +119,16 @@ def sparsified(model, options: SparsifyOptions, prompts) -> dict:
         sparsify_weights(model, recipe, batches)
         return {}
     return sparsify_activations(model, recipe, batches, Learning(epochs=options.epochs, seed=options.seed))
+
+
+def _as_loaded(model) -> None:
+    """Lays the weights out as loading the saved model does: in another layout bfloat16 rounds otherwise, and the
+    perplexity would be that of a model that nobody gets."""
+    from llm_pruner.sparsity.decode import by_columns
+    from llm_pruner.sparsity.linear import sparse_layers
+
+    for layer in sparse_layers(model).values():
+        by_columns(layer)
 
 
 def measured_share(model, recipe, tokens) -> float | None:
@@ -205,22 +221,18 @@ def _evaluation(eval_data: str | None, windows) -> dict:
     return {"data": redact(eval_data), "max_seq_len": windows.shape[1], "windows": len(windows)} if eval_data else {}
 
 
-def _save(target: Path, model, tokenizer, options: SparsifyOptions, made: dict, stopwatch, argv) -> None:
+def _save(target: Path, model, tokenizer, options: SparsifyOptions, made: dict, finite, stopwatch, argv) -> None:
     recipe = options.recipe
     with checkpoint.staged(target, options.overwrite) as staging:
         say(f"saving {target}")
         with stopwatch("save"):
             if recipe.sparse == names.ACTIVATIONS:
-                from llm_pruner.sparsity.decode import by_columns
-                from llm_pruner.sparsity.linear import sparse_layers
                 from llm_pruner.sparsity.saved import mark
 
                 mark(model, recipe)
-                for layer in sparse_layers(model).values():
-                    by_columns(layer)  # as when it is loaded: in another layout bfloat16 rounds otherwise
             checkpoint.write(model, tokenizer, staging)
         with stopwatch("verify"):
-            checkpoint.verify(model, staging)
+            checkpoint.verify(model, staging, finite)
         report.write(staging, report.finite(made | report.conditions(options, stopwatch.seconds, argv, PROGRAM)))
     note = "" if recipe.sparse == names.WEIGHTS else "; import llm_pruner before you load it, or it is the dense model"
     say(f"saved {target} (reloaded in a fresh process: same logits{note})")

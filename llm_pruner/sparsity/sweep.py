@@ -3,16 +3,17 @@ not done again."""
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from llm_pruner import __version__, loading, outputs, report
+from llm_pruner.console import aligned, say
 from llm_pruner.errors import PrunerError, RunError, UsageError, is_out_of_memory, redact
+from llm_pruner.files import read_json, set_aside
 from llm_pruner.flags import fields_of, read_yaml, typed
 from llm_pruner.scores import fingerprint, text_digest
-from llm_pruner.console import aligned, say
 from llm_pruner.sparsity.options import SparsifyOptions, parts, validate
 from llm_pruner.sparsity.run import PROGRAM, run_one
 
@@ -22,6 +23,7 @@ SCORED = (
     "dtype", "eval_data", "max_seq_len", "eval_stride", "tasks", "num_fewshot", "apply_chat_template", "limit", "seed",
 )  # fmt: skip
 TEXTS = ("calibration_data", "eval_data", "tasks")
+TABLE, TABLE_TEXT = "sweep.json", "sweep.md"
 
 
 def sweep(options: SparsifyOptions, argv: Sequence[str] = ()) -> dict:
@@ -30,6 +32,7 @@ def sweep(options: SparsifyOptions, argv: Sequence[str] = ()) -> dict:
     models = {_name(model, options.model): model for model in options.model}
     prints = {name: _fingerprint(model, options.revision) for name, model in models.items()}
     patterns = _patterns(options)
+    _check_free(folder, [f"{name}--{pattern}.json" for name in models for pattern in patterns], options, models)
     runs, failures = [], []
     for name, model in models.items():
         known: dict[str, dict] = {}  # the dense model's scores, by what they were measured with
@@ -62,16 +65,17 @@ def sweep(options: SparsifyOptions, argv: Sequence[str] = ()) -> dict:
             "step": "sweep",
             "runs": [{k: v for k, v in run.items() if k != "made"} | summarised(run["made"]) for run in runs],
             "failures": failures,
+            "versions": report.versions(),
             "command": report.command(argv, PROGRAM),
         }
     )
     outputs.write_files(
         {
-            folder / "sweep.json": partial(report.write_json, report=summary),
-            folder / "sweep.md": lambda path: path.write_text(markdown(rows), encoding="utf-8"),
+            folder / TABLE: partial(report.write_json, report=summary),
+            folder / TABLE_TEXT: lambda path: path.write_text(markdown(rows), encoding="utf-8"),
         }
     )
-    say(f"saved {folder / 'sweep.json'} and {folder / 'sweep.md'}")
+    say(f"saved {folder / TABLE} and {folder / TABLE_TEXT}")
     if failures:
         raise RunError(f"{len(failures)} of {len(failures) + len(runs)} runs failed; the first: {failures[0]}")
     return summary
@@ -126,6 +130,18 @@ def _folder(options: SparsifyOptions) -> Path:
     return folder
 
 
+def _check_free(folder: Path, names: Sequence[str], options: SparsifyOptions, models: Mapping[str, str]) -> None:
+    """UsageError where a report, or the table, would go to the place of an input; what is there and is no report of a
+    sweep, because it is damaged or somebody else's, is set aside."""
+    inputs = outputs.inputs_of(options, {name: loading.resolve(model) for name, model in models.items()})
+    for name in (*names, TABLE_TEXT, TABLE):
+        path = folder / name
+        outputs.check_file("folder", path, inputs)
+        ours = (folder / TABLE).exists() if name == TABLE_TEXT else outputs.is_report(path)
+        if path.exists() and not ours:
+            say(f"note: {path} is no report of a sweep; set aside as {set_aside(path).name}")
+
+
 def _name(model: str, models: Sequence[str]) -> str:
     """The last part of its path, where that is its alone."""
     short = [Path(one).name or one for one in models]
@@ -174,9 +190,9 @@ def _key(options: SparsifyOptions, model: str) -> str:
 
 
 def _done(path: Path, key: str) -> dict | None:
-    """The run's report where it is there and was made of the same inputs."""
-    try:
-        made = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    """The run's report where it is there, whole, and was made of the same inputs."""
+    if not outputs.is_report(path):
         return None
-    return made if isinstance(made, dict) and made.get("key") == key else None
+    made = read_json(path, "report")
+    whole = {"label", "kept", "perplexity", "zero_shot", "seconds"} <= set(made)
+    return made if whole and made.get("key") == key else None

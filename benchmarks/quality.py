@@ -26,6 +26,7 @@ from llm_pruner.calibrate import batches_of, collect
 from llm_pruner.evaluate.perplexity import perplexity
 from llm_pruner.groups import MLP, reader
 from llm_pruner.importance import MOMENTS
+from llm_pruner.tokenizers import load_tokenizer
 from llm_pruner.trace import trace_groups
 
 SHARED = Path(os.environ.get("LLM_PRUNER_SHARED", Path(__file__).parents[2] / "shared"))
@@ -65,12 +66,12 @@ METHODS: dict[str, dict] = {
 @cache
 def windows() -> torch.Tensor:
     text = (TEXT / "test.txt").read_text(encoding="utf-8")
-    return data.token_windows(text, loading.load_tokenizer(str(MODEL)), 256)[::EVERY]
+    return data.token_windows(text, load_tokenizer(str(MODEL)), 256)[::EVERY]
 
 
 @cache
 def prompts(seed: int) -> list[torch.Tensor]:
-    return data.calibration_prompts(str(TEXT / "valid.txt"), NSAMPLES, LENGTH, seed, loading.load_tokenizer(str(MODEL)))
+    return data.calibration_prompts(str(TEXT / "valid.txt"), NSAMPLES, LENGTH, seed, load_tokenizer(str(MODEL)))
 
 
 def one(name: str | None, ratio: float = 0.0, seed: int = 0) -> dict:

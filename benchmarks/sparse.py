@@ -22,6 +22,7 @@ from measure import RESULTS, keep
 from llm_pruner import data, loading
 from llm_pruner.sparsity.sweep import markdown
 from llm_pruner.sparsity.targets import linear_layers
+from llm_pruner.tokenizers import load_tokenizer
 
 SHARED = Path(os.environ.get("LLM_PRUNER_SHARED", Path(__file__).parents[2] / "shared"))
 CONFIGS = Path(__file__).parents[1] / "configs" / "sparse"
@@ -111,7 +112,7 @@ def make_massive(model, prompts: torch.Tensor) -> None:
 def massive(source: Path, folder: Path) -> None:
     """A copy of the model in `source` with massive channels, as a checkpoint."""
     model = loading.load_model(str(source), loading.load_config(str(source)), "auto", "cpu")
-    tokenizer = loading.load_tokenizer(str(source))
+    tokenizer = load_tokenizer(str(source))
     text = str(SHARED / "data" / "wikitext-2" / "valid.txt")
     make_massive(model, torch.stack(data.calibration_prompts(text, 16, 128, 0, tokenizer)))
     model.save_pretrained(folder)

@@ -31,9 +31,11 @@ def standardised(scores: "torch.Tensor", units: int) -> "torch.Tensor":
 
     Scores that are all alike are all 0.
     """
+    if len(scores) > 1 and not scores.std().isfinite():  # their squares are too large for float32
+        scores = scores.double()
     std = scores.std() if len(scores) > 1 else scores.new_zeros(())
     centred = scores - scores.mean()
-    return (centred / std if std > 0 else centred * 0).view(units, -1).mean(1)
+    return (centred / std if std > 0 else centred * 0).view(units, -1).mean(1).float()
 
 
 def allocate(

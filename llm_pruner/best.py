@@ -23,6 +23,7 @@ from llm_pruner.search import Candidate, candidates, cheapest_layers, depths_of,
 from llm_pruner.shape import Shape, variant
 from llm_pruner.surgery import empty
 from llm_pruner.untie import is_tied, untied
+from llm_pruner.walk import not_finite
 from llm_pruner.weights import Weights
 
 QUICK = Recipe(epochs=0)  # the search's: layers are not optimised
@@ -73,6 +74,8 @@ def prune_best(
         done = rebuild(dense, groups, wide, planned.config, tokens, recipe, folder and folder / key[:16], layers)
     with timed("guard"):
         name, kept, means, plain = baseline(dense, groups, wide, tokens, done.dense_stream, layers)
+    if not math.isfinite(min(done.kl, plain)):
+        raise not_finite("the pruned model's logits are NaN or Inf on the calibration data", dense.dtype)
     notes |= {"kl": done.kl, "kl_plain": {name: plain}, "stream_errors": done.errors, "fits": done.fits}
     if dense is not model:
         empty(model)  # what the two share goes with the other's

@@ -2,15 +2,17 @@
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 
 from llm_pruner.architectures import Layers, Widths
-from llm_pruner.errors import PlanError, UsageError
+from llm_pruner.errors import PlanError, UsageError, shown
 from llm_pruner.groups import FIELD, HEADS, HIDDEN, KV_HEADS, MLP, Group
 from llm_pruner.plan import prunable, shapes_after
 
-TOLERANCE = 0.01  # of the parameters there were: how far from a budget by parameters a shape may be
+MOST = 2**62  # parameters, or bytes
+TOLERANCE = 0.01  # how far a shape may be from the parameters wanted of the whole model, or from a share of a part
 
 
 @dataclass(frozen=True)
@@ -50,10 +52,10 @@ class Ledger:
 def parse_parameters(text: str) -> int:
     """`1.2B`, `350M`, `6500k` or a plain number. UsageError."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([kKmMbBgG]?)", text.strip().replace("_", "").replace(",", ""))
-    number = match and round(float(match[1]) * {"": 1, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9}[match[2].lower()])
-    if not number:
-        raise UsageError(f"target_params: {text!r} is not a number of parameters; write 1.2B, 350M or 6500000")
-    return number
+    number = float(match[1]) * {"": 1, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9}[match[2].lower()] if match else 0
+    if not 0.5 < number < MOST:
+        raise UsageError(f"target_params: {shown(text)} is not a number of parameters; write 1.2B, 350M or 6500000")
+    return round(number)
 
 
 def parse_bytes(text: str) -> int:
@@ -63,8 +65,8 @@ def parse_bytes(text: str) -> int:
         number = float(match[1]) * (1024 if match[3] else 1000) ** ("kmgt".index(match[2]) + 1)
     else:
         number = float(match[1]) if match else 0
-    if number < 1:
-        raise UsageError(f"target_memory: {text!r} is not a size; write 8GB, 1.5GiB or 500MB")
+    if not 1 <= number < MOST:
+        raise UsageError(f"target_memory: {shown(text)} is not a size; write 8GB, 1.5GiB or 500MB")
     return int(number)
 
 
@@ -84,6 +86,28 @@ class Budget:
 
     def count(self, ledger: Ledger, after: Layers) -> float:
         return ledger.total(after) if self.whole else ledger.decoder(after)
+
+    def missed(self, ledger: Ledger, after: Layers) -> float:
+        """How far from the budget the model is: as a share of the goal or, not `whole`, of what there was."""
+        base = self.goal if self.whole else self.count(ledger, ledger.all_layers(ledger.before))
+        return abs(self.count(ledger, after) - self.goal) / max(base, 1)
+
+    def check(self, ledger: Ledger, after: Layers, kinds: Iterable[str]) -> None:
+        """PlanError, with what the nearest shape is, when `after`, the nearest, misses the budget by more than
+        TOLERANCE."""
+        if self.missed(ledger, after) <= TOLERANCE:
+            return
+        found, what = self.count(ledger, after), ", ".join(sorted(kinds))
+        if self.whole:
+            raise PlanError(
+                f"{what} cannot meet the budget: {self.goal:,} parameters are wanted, the nearest is {found:,}; "
+                "ask for that, or let --prune name more"
+            )
+        full = self.count(ledger, ledger.all_layers(ledger.before))
+        raise PlanError(
+            f"{what} cannot meet the budget: {1 - self.goal / full:.4f} of the attention and MLP parameters should go, "
+            f"the nearest is {1 - found / full:.4f}; ask for that, or let --prune name more"
+        )
 
 
 def share_of(ledger: Ledger, options, goal: int | None = None) -> float:
@@ -109,14 +133,14 @@ def widths_by_parameters(
     """The widths at which attention and MLP, or the `whole` model, have `goal` parameters.
 
     Every kind shrinks by one ratio to the nearest `legal` shape, whole query heads in every group, then neurons fill
-    what rounding left, by their true cost. PlanError when no shape is legal, or when the goal is missed by more than
-    TOLERANCE of what there was.
+    what rounding left, by their true cost. PlanError when no shape is legal, or when the nearest misses the goal by
+    more than TOLERANCE.
     """
-    before, kinds = ledger.before, set(kinds)
+    before, kinds, budget = ledger.before, set(kinds), Budget(goal, whole)
     count = ledger.total if whole else ledger.decoder
-    full, ratio = count(ledger.all_layers(before)), _ratio(ledger, kinds, goal, count)
+    too_small = goal < count(ledger.all_layers(smallest(before, kinds)))  # then the first legal shape is the nearest
     best = None
-    for shape in _shapes(before, kinds, ratio):
+    for shape in _shapes(before, kinds, _ratio(ledger, kinds, goal, count)):
         if not legal(shape):
             continue
         if MLP in kinds:
@@ -124,18 +148,27 @@ def widths_by_parameters(
             one = count(ledger.all_layers(shape)) - count(ledger.all_layers(fewer))
             neurons = shape.intermediate_size + round((goal - count(ledger.all_layers(shape))) / one)
             shape = replace(shape, intermediate_size=min(max(1, neurons), before.intermediate_size))
-        miss = abs(count(ledger.all_layers(shape)) - goal) / full
-        if best is None or miss < best[0]:
-            best = miss, shape
-        if miss <= TOLERANCE:
-            return shape
+        missed = budget.missed(ledger, ledger.all_layers(shape))
+        if best is None or missed < best[0]:
+            best = missed, shape
+        if missed <= TOLERANCE or too_small:
+            break
     if best is None:
         raise PlanError(f"no class holds a shape with fewer {', '.join(sorted(kinds))} and all else as it is")
-    reached = 1 - count(ledger.all_layers(best[1])) / full
-    raise PlanError(
-        f"{', '.join(sorted(kinds))} cannot meet the budget: {1 - goal / full:.4f} of the "
-        f"{'' if whole else 'attention and MLP '}parameters should go, the nearest is {reached:.4f}; "
-        "let --prune name more, or ask for that"
+    budget.check(ledger, ledger.all_layers(best[1]), kinds)
+    return best[1]
+
+
+def smallest(before: Widths, kinds: Iterable[str]) -> Widths:
+    """One unit of each kind stays, of heads one in every kv group that does."""
+    kinds = set(kinds)
+    kv_heads = 1 if KV_HEADS in kinds or HEADS in kinds and not before.grouped else before.num_key_value_heads
+    return replace(
+        before,
+        hidden_size=1 if HIDDEN in kinds else before.hidden_size,
+        num_attention_heads=kv_heads * (1 if HEADS in kinds else before.heads_per_group),
+        num_key_value_heads=kv_heads,
+        intermediate_size=1 if MLP in kinds else before.intermediate_size,
     )
 
 
@@ -166,14 +199,18 @@ def _shapes(before: Widths, kinds: set[str], ratio: float):
         kv_heads = before.num_key_value_heads - (fewer if of_kv else 0)
         heads = kv_heads * (before.heads_per_group - (0 if of_kv else fewer))
         hidden = round(ratio * before.hidden_size) if HIDDEN in kinds else 0
-        near = _around(hidden, before.hidden_size)[: 2 * before.head_dim] if HIDDEN in kinds else (0,)
-        for narrower in near:
+        near = _around(hidden, before.hidden_size) if HIDDEN in kinds else (0,)
+        for narrower in islice(near, 2 * before.head_dim):
             yield Widths(before.hidden_size - narrower, heads, kv_heads, mlp, before.head_dim)
 
 
-def _around(wanted: int, units: int) -> list[int]:
+def _around(wanted: int, units: int) -> Iterator[int]:
     """How many of `units` may go, those nearest to `wanted` first."""
-    return sorted(range(units), key=lambda number: (abs(number - wanted), number))
+    for distance in range(units + 1):
+        if 0 <= wanted - distance < units:
+            yield wanted - distance
+        if distance and wanted + distance < units:
+            yield wanted + distance
 
 
 def widths_by_iteration(ledger: Ledger, iteration: int) -> Widths:

@@ -12,7 +12,7 @@ import torch
 from llm_pruner.errors import RunError, is_out_of_memory
 from llm_pruner.groups import HEADS, MLP, Group, reader
 from llm_pruner.importance import ABSOLUTE, CONTRIBUTION, MOMENTS
-from llm_pruner.walk import walk
+from llm_pruner.walk import not_finite, walk
 
 log = logging.getLogger(__name__)
 
@@ -155,7 +155,8 @@ def collect(
             layer.run()
         for name, inputs in measured.items():
             if not inputs.finite():
-                raise RunError(f"layer {layer.index}: what {name} reads is NaN or Inf on the calibration data")
+                what = f"layer {layer.index}: what {name} reads is NaN or Inf on the calibration data"
+                raise not_finite(what, model.get_parameter(name).dtype)
         found.update(measured)
         if changed:
             with changed(layer.index, measured):

@@ -18,53 +18,66 @@ from llm_pruner.page.models import (
 from llm_pruner.page.tasks import cell, main_metric, mean, tasks_of
 from llm_pruner.page.wording import NOT_FINITE, UNKNOWN, number, percent
 
-
-def write_card(path: Path, report: dict) -> None:
-    """The card for what report.json says of a pruning or a recovery."""
-    path.write_text(card(report), encoding="utf-8", errors="replace")
+CUT = "whole channels, heads and neurons removed"
 
 
 def card(report: dict) -> str:
+    """The card for what report.json says of a run that made a checkpoint, and of those before it."""
     from huggingface_hub import ModelCardData
 
     steps = steps_of([report])
     models = models_of(steps, None)
     base = steps[0].get("base_model") or steps[0]["model"]
-    role = role_of(report)
-    done = "pruned and recovered" if role == RECOVERED else role
+    roles = list(dict.fromkeys(map(role_of, steps)))
+    if RECOVERED in roles[:1]:  # it is pruned models that are recovered, whatever is known of how they were made
+        roles = [PRUNED, *roles]
     data = ModelCardData(
         base_model=None if Path(base).exists() or base == "demo" else base,
         library_name="transformers",
         pipeline_tag="text-generation",
-        tags=["llm_pruner", *dict.fromkeys((SPARSE if role == SPARSE else PRUNED, role))],
+        tags=["llm_pruner", *roles],
     )
-    model_type = report["model_type"]["after"]
-    how = f"An ordinary `{model_type}` checkpoint: `AutoModelForCausalLM.from_pretrained` loads it."
-    if model_type.startswith("pruned_"):
-        how = (
-            "Its layers differ from those of its class, so it brings `modeling_pruned.py`: "
-            "`AutoModelForCausalLM.from_pretrained(…, trust_remote_code=True)` loads it, "
-            "without that after `import llm_pruner`."
-        )
-    if role == SPARSE and report["sparsity"]["sparse"] == "activations":
-        how = (
-            "`import llm_pruner`, then `AutoModelForCausalLM.from_pretrained` loads it; without that import "
-            "transformers warns and loads the dense model, whose weights these are."
-        )
-    masked = any(step.get("masked") for step in steps)
-    what = "units set to zero" if masked else "whole channels, heads and neurons removed"
-    if role == SPARSE:
-        what = f"sparse {report['sparsity']['sparse']} ({report['label']})"
     parts = [
         f"---\n{data.to_yaml()}\n---",
-        f"# {_plain(name_of(base))}, {done}",
-        f"[{_plain(base)}]({_plain(base)}) with {what}{', then trained' * (role == RECOVERED)}. {how}",
+        f"# {_plain(name_of(base))}, {' and '.join(roles)}",
+        f"[{_plain(base)}]({_plain(base)}) with {', then '.join(_done(steps))}. {_loading(steps)}",
         _table(models, [*_widths(models), *_perplexities(models)]),
         _table(models, _zero_shot(models), "zero-shot accuracy, %"),
         "\n".join(_plain(_made(step)) for step in steps) + "\nMade by",
         "\n".join(f"    {step['command']}" for step in steps),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _done(steps: Sequence[dict]) -> list[str]:
+    """What became of the dense model, in the order of the steps; what was done twice in a row is said once."""
+    done = []
+    for step in steps:
+        if is_recovery(step):
+            done += ["trained"] if done else [CUT, "trained"]
+        elif is_pruning(step):
+            done.append("units set to zero" if step.get("masked") else CUT)
+        else:
+            done.append(f"sparse {step['sparsity']['sparse']} ({step['label']})")
+    return [one for place, one in enumerate(done) if one not in done[max(0, place - 1) : place]]
+
+
+def _loading(steps: Sequence[dict]) -> str:
+    """How the checkpoint is loaded."""
+    last = steps[-1]
+    if role_of(last) == SPARSE and last["sparsity"]["sparse"] == "activations":
+        return (
+            "`import llm_pruner`, then `AutoModelForCausalLM.from_pretrained` loads it; without that import "
+            "transformers warns and loads the dense model, whose weights these are."
+        )
+    model_type = last["model_type"]["after"]
+    if model_type.startswith("pruned_"):
+        return (
+            "Its layers differ from those of its class, so it brings `modeling_pruned.py`: "
+            "`AutoModelForCausalLM.from_pretrained(…, trust_remote_code=True)` loads it, "
+            "without that after `import llm_pruner`."
+        )
+    return f"An ordinary `{model_type}` checkpoint: `AutoModelForCausalLM.from_pretrained` loads it."
 
 
 def _table(models: Sequence[Model], rows: Sequence[Sequence[str]], title: str = "") -> str:
@@ -119,7 +132,7 @@ def _made(step: dict) -> str:
     if not is_pruning(step):
         return _sparse(step)
     made = f"Units chosen by {step['importance']} (seed {step['seed']})"
-    if calibration := step["calibration"]:
+    if calibration := step.get("calibration"):
         made += f" on {calibration['nsamples']} samples of {calibration['data']}"
     return f"{made}."
 
@@ -127,15 +140,15 @@ def _made(step: dict) -> str:
 def _sparse(step: dict) -> str:
     kept = f", {percent(step['kept'])} kept" if step.get("kept") else ""
     made = f"Made sparse: {step['label']}{kept} (seed {step['seed']})"
-    if calibration := step["calibration"]:
+    if calibration := step.get("calibration"):
         made += f", on {calibration['nsamples']} samples of {calibration['data']}"
     return f"{made}."
 
 
 def _trained(step: dict) -> str:
     told = step["training"]
-    aim = f"distillation from {step['teacher']}" if step["method"] == "distil" else "LoRA"
-    if step["method"] == "distil" and step["train_weights"] == "lora":
+    aim = f"distillation from {step.get('teacher') or UNKNOWN}" if step["method"] == "distil" else "LoRA"
+    if step["method"] == "distil" and step.get("train_weights") == "lora":
         aim += " into low-rank adapters"
     made = (
         f"Trained by {aim} on {told['tokens']:,} tokens of {told['data']} (windows of {told['max_seq_len']:,} tokens): "

@@ -22,12 +22,12 @@ from pathlib import Path
 from llm_pruner import manifest
 from llm_pruner.errors import RunError, VerificationError
 from llm_pruner.files import spelled, sync
+from llm_pruner.model_files import tidy
 from llm_pruner.outputs import not_ours, published
 
 log = logging.getLogger(__name__)
 
 ASIDE = "-old"
-SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 STOPS = (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM))
 AT_CWD, NO_REPLACE, EXCHANGE = -100, 1, 2  # of Linux's renameat2
 
@@ -58,13 +58,8 @@ def staged(target: Path, overwrite: bool = False):
 
 def write(model, tokenizer, folder: Path) -> None:
     """Model, generation config and, unless None, tokenizer as `save_pretrained` writes them."""
-    try:
-        model.generation_config.validate(strict=True)
-    except ValueError:  # Llama-2's, for one: sampling parameters without do_sample, which save_pretrained refuses
-        dropped = [name for name in SAMPLING if getattr(model.generation_config, name, None) is not None]
-        for name in dropped:
-            setattr(model.generation_config, name, None)
-        log.warning("the generation config does not sample, so its %s are left out", ", ".join(dropped))
+    if dropped := tidy(model.generation_config):
+        log.warning("the generation config makes no use of its %s, so they are left out", ", ".join(dropped))
     model.save_pretrained(folder)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
@@ -80,8 +75,9 @@ def finite_logits(model):
 
     finite = torch.isfinite(_logits(model, _probe(model)))
     if not finite.any():
-        dtype = str(model.dtype).removeprefix("torch.")
-        raise RunError(f"the model gives no finite logits in {dtype}; try --dtype float32, or look at its weights")
+        from llm_pruner.walk import cause_of_nan
+
+        raise cause_of_nan(model, _probe(model), "the model gives no finite logits")
     return finite
 
 

@@ -3,11 +3,13 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from llm_pruner.flags import fields_of, option
+from llm_pruner.flags import MOST_SEED, fields_of, option
 
 MODEL, SHAPE, UNITS, CALIBRATION, OUTPUT, EVALUATION = (
     "model", "shape: how much goes", "units: which ones go", "calibration", "output", "evaluation",
 )  # fmt: skip
+MOST_LAYERS, MOST_WIDTH = 1024, 2**20  # of a model: beyond, a dry run takes minutes, and none is known
+MOST_TOKENS = 2**24  # of a window
 RATIO = "a number with 0 <= ratio < 1, such as 0.5"
 
 
@@ -35,14 +37,14 @@ class Options:
     target_params: str | None = option(None, SHAPE, "parameters of the whole model afterwards, such as 1.2B", "N")
     target_memory: str | None = option(None, SHAPE, "bytes of the checkpoint afterwards, such as 2GB", "SIZE")
     iteration: int | None = option(
-        None, SHAPE, "remove as many parameters as N decoder layers have (AMP)", "N", least=1
+        None, SHAPE, "remove as many parameters as N decoder layers have (AMP)", "N", least=1, most=MOST_LAYERS
     )
     structure: str | None = option(
         None, SHAPE, "FLAP's: uniform or adaptive over layers; heads against neurons uniform, manual or adaptive",
         choices=("UL-UM", "UL-MM", "AL-MM", "AL-AM"),
     )  # fmt: skip
     remove_heads: int | None = option(
-        None, SHAPE, "query heads that UL-MM and AL-MM remove in the whole model", "N", least=0
+        None, SHAPE, "query heads that UL-MM and AL-MM remove in the whole model", "N", least=0, most=MOST_WIDTH
     )
     uniform: bool = option(False, SHAPE, "round an adaptive structure to one width for all layers")
     prune: str | None = option(
@@ -52,7 +54,9 @@ class Options:
         "KIND[=R],…",
     )  # fmt: skip
     target: str | None = option(None, SHAPE, "explicit widths by config name, instead of a ratio", "NAME=WIDTH,…")
-    round_to: int = option(1, SHAPE, "round hidden_size and intermediate_size to a multiple of N", "N", least=1)
+    round_to: int = option(
+        1, SHAPE, "round hidden_size and intermediate_size to a multiple of N", "N", least=1, most=MOST_WIDTH
+    )
     method: str | None = option(
         None, UNITS, "best: search the shape and rebuild the model in it, on calibration text; default: best where "
         "there is such text and no other method is named, else --importance magnitude",
@@ -66,10 +70,11 @@ class Options:
         "proportional one",
         "M",
         least=0,
+        most=1_000_000,
     )
     epochs: int | None = option(
         None, UNITS, "best: passes over the text in which each layer is optimised as a whole; default: 2 to 8, "
-        "fewer of more text", "N", least=0,
+        "fewer of more text", "N", least=0, most=10_000,
     )  # fmt: skip
     work_dir: str | None = option(
         None, UNITS, "best: keep what is finished in DIR; the same run, interrupted and started again, goes on there",
@@ -92,18 +97,21 @@ class Options:
         None, UNITS, "keep the scores in FILE; used instead of scoring when it is there", "FILE"
     )
     plan: str | None = option(None, UNITS, "replay a saved plan instead of making one", "FILE")
-    seed: int = option(0, UNITS, "seed of everything random", "N")
+    seed: int = option(0, UNITS, "seed of everything random", "N", least=0, most=MOST_SEED)
     calibration_data: str | None = option(
         None, CALIBRATION, "wikitext2, c4, alpaca, demo, a text file, a JSON of Alpaca records; default: the method's",
         "NAME|FILE",
     )  # fmt: skip
-    nsamples: int | None = option(None, CALIBRATION, "windows or prompts; default: the method's", "N", least=1)
+    nsamples: int | None = option(
+        None, CALIBRATION, "windows or prompts; default: the method's", "N", least=1, most=1_000_000
+    )
     calibration_seq_len: int | None = option(
         None,
         CALIBRATION,
         "tokens of each, at most max_position_embeddings; default: the method's",
         "N",
         least=2,
+        most=MOST_TOKENS,
     )
     save_plan: str | None = option(None, OUTPUT, "write the plan (kept units, new config) as JSON", "FILE")
     dry_run: bool = option(False, OUTPUT, "print the plan and stop; needs only the config.json")
@@ -111,8 +119,12 @@ class Options:
     no_save: bool = option(False, OUTPUT, "prune and score only")
     overwrite: bool = option(False, OUTPUT, "replace the checkpoint that is in the output folder")
     eval_data: str | None = option(None, EVALUATION, "wikitext2 (default), demo, a text file, or none", "NAME|FILE")
-    max_seq_len: int = option(4096, EVALUATION, "tokens per window, at most max_position_embeddings", "N", least=2)
-    batch_size: int | None = option(None, EVALUATION, "windows per forward pass; default: what fits", "N", least=1)
+    max_seq_len: int = option(
+        4096, EVALUATION, "tokens per window, at most max_position_embeddings", "N", least=2, most=MOST_TOKENS
+    )
+    batch_size: int | None = option(
+        None, EVALUATION, "windows per forward pass; default: what fits", "N", least=1, most=1_000_000
+    )
     eval_zero_shot: bool = option(
         False, EVALUATION, "lm_eval's usual tasks too, before and after; see `python -m llm_pruner evaluate` for others"
     )

@@ -13,10 +13,10 @@ import torch
 
 from llm_pruner.architectures import Widths
 from llm_pruner.compensate.layers import affine, matrix, parts_of, watch
-from llm_pruner.compensate.regression import Moments, normal_equations
+from llm_pruner.compensate.regression import Moments, least_energy, normal_equations, token_weights
 from llm_pruner.compensate.second_order import RIDGE, Surgeon
 from llm_pruner.groups import MLP, Group
-from llm_pruner.walk import Layer, walk
+from llm_pruner.walk import Layer, computing, walk
 
 STEPS = 32  # points of a layer's curve over its neurons
 
@@ -43,6 +43,7 @@ class Costs:
         return self.heads[layer][widths.num_key_value_heads, widths.heads_per_group] + mlp
 
 
+@computing("measuring the layers' costs")
 @torch.no_grad()
 def measure_costs(model, groups: Sequence[Group], batches: Sequence[torch.Tensor], before: Widths) -> Costs:
     """batches: LongTensors [prompts, length]."""
@@ -51,23 +52,26 @@ def measure_costs(model, groups: Sequence[Group], batches: Sequence[torch.Tensor
     for layer in walk(model, batches, "costs", aside=True):
         changes.append(_change(layer) / tokens)
         for part in parts_of(groups, layer.index):
-            writer = layer.module.get_submodule(part.writer)
-            moments = Moments(writer.bias is not None)
-            for batch, hidden in enumerate(layer.stream):
-                (given,), (out,), _ = watch(partial(layer.call, batch, hidden), [writer], [writer])
-                energy = layer.outputs[batch].to(layer.device).float().square().sum(-1)
-                moments.add(given, out, 1 / energy.clamp_min(1e-6 * energy.median()))
-            normal, right = normal_equations(moments, affine(writer), RIDGE)
-            share = moments.weight / tokens  # from a weighted mean to a relative error
-            if MLP in part.groups:
-                neurons.append(tuple((n, cost * share) for n, cost in _curve(normal, right, before.intermediate_size)))
-            else:
-                width = matrix(writer).shape[1] // before.num_attention_heads
-                found = _head_costs(normal, right, before, width)
-                heads.append({shape: cost * share for shape, cost in found.items()})
+            with computing(f"measuring the costs of layer {layer.index}"):
+                writer = layer.module.get_submodule(part.writer)
+                moments = Moments(writer.bias is not None)
+                for batch, hidden in enumerate(layer.stream):
+                    (given,), (out,), _ = watch(partial(layer.call, batch, hidden), [writer], [writer])
+                    energy = layer.outputs[batch].to(layer.device).float().square().sum(-1)
+                    moments.add(given, out, token_weights(energy))
+                normal, right = normal_equations(moments, affine(writer), RIDGE)
+                share = moments.weight / tokens  # from a weighted mean to a relative error
+                if MLP in part.groups:
+                    curve = _curve(normal, right, before.intermediate_size)
+                    neurons.append(tuple((kept, cost * share) for kept, cost in curve))
+                else:
+                    width = matrix(writer).shape[1] // before.num_attention_heads
+                    found = _head_costs(normal, right, before, width)
+                    heads.append({shape: cost * share for shape, cost in found.items()})
     return Costs(tuple(heads), tuple(neurons), tuple(changes))
 
 
+@computing("measuring the layers' costs")
 @torch.no_grad()
 def measure_layers(model, batches: Sequence[torch.Tensor]) -> Costs:
     """The costs of whole layers only."""
@@ -82,7 +86,8 @@ def _change(layer: Layer) -> float:
     change = 0.0
     for hidden, out in zip(layer.stream, layer.outputs, strict=True):
         hidden, out = hidden.to(layer.device), out.to(layer.device)
-        change += ((out - hidden).float().square().sum(-1) / out.float().square().sum(-1)).sum().item()
+        energy = out.float().square().sum(-1)
+        change += ((out - hidden).float().square().sum(-1) / energy.clamp_min(least_energy(energy))).sum().item()
     return change
 
 

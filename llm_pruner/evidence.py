@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from llm_pruner import importance
 from llm_pruner.config import Options
-from llm_pruner.groups import HEADS, KV_HEADS, MLP, Group, units_of
+from llm_pruner.errors import UsageError
+from llm_pruner.groups import HEADS, KV_HEADS, MLP, Group, reader, units_of
 from llm_pruner.importance import ACTIVATIONS, GRADIENTS, MOMENTS, Calibration, Criterion, Evidence
 from llm_pruner.selection import choose
 from llm_pruner.shape import Shape
@@ -26,11 +27,17 @@ class Found:
 
 
 def effective(options: Options) -> Criterion:
-    """The criterion that scores: what `importance` says, or random for `--criterion random`."""
+    """The criterion that scores: what `importance` says, or random for `--criterion random`. UsageError for one that
+    cannot decide the widths, where it has to."""
     if options.method:
         return importance.BEST
     own = importance.get(options.importance or "magnitude")
     if options.criterion != "random":
+        if own.sequential and (options.structure or "").startswith("AL"):
+            raise UsageError(
+                f"importance {own.name} measures each layer behind the pruned ones, whose widths have to be known; "
+                f"structure {options.structure} decides them by the scores: give another one, or another importance"
+            )
         return own
     return replace(importance.get("random"), kinds=own.kinds, calibration=own.calibration)
 
@@ -132,6 +139,13 @@ def key_of(
     if criterion.sequential:  # its scores are of this shape only
         key |= {"criterion": options.criterion, "widths": [layer.asdict() for layer in shape.after]}
     return key
+
+
+def sizes(shape: Shape, criterion: Criterion) -> tuple[dict[str, int], dict[str, int]]:
+    """({group: how many scores it gets}, {weight of an output projection: how many inputs it has})."""
+    lengths = {group.name: criterion.scores_of(group) for group in scoreable(shape, criterion)}
+    readers = [reader(group) for group in shape.groups if group.kind in (HEADS, MLP)]
+    return lengths, {member.parameter: shape.ledger.shapes[member.parameter][member.axis] for member in readers}
 
 
 def scoreable(shape: Shape, criterion: Criterion) -> list[Group]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from llm_pruner.errors import PrunerError, UsageError
+from llm_pruner.errors import PrunerError, UsageError, shown
 from llm_pruner.schema import Rule, check
 
 log = logging.getLogger(__name__)
@@ -118,15 +118,17 @@ def read_text(path: Path, what: str, most: int = SMALL, error: type[PrunerError]
         raise error(f"{what} {path}: {reason.strerror}") from reason
 
 
-def read_json(path: Path, what: str, most: int = SMALL, error: type[PrunerError] = UsageError) -> Any:
-    """The value in a JSON file, as `read_text` reads it.
+def read_json(
+    path: Path, what: str, most: int = SMALL, error: type[PrunerError] = UsageError, unique: bool = False
+) -> Any:
+    """The value in a JSON file, as `read_text` reads it; `unique`: no mapping may have a field twice.
 
     Raises:
         PrunerError: `error`, with the line, for what is no JSON or is nested deeper than DEPTH.
     """
     text = read_text(path, what, most, error)
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=_once if unique else None)
         if _deeper_than(value, DEPTH):
             raise RecursionError
     except RecursionError as reason:
@@ -135,6 +137,15 @@ def read_json(path: Path, what: str, most: int = SMALL, error: type[PrunerError]
         line = f", line {reason.lineno}" if isinstance(reason, json.JSONDecodeError) else ""
         raise error(f"{what} {path}{line} is not JSON: {getattr(reason, 'msg', reason)}") from reason
     return value
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))
+        raise ValueError(f"{shown(twice)} is there twice")
+    return fields
 
 
 def _deeper_than(value: Any, levels: int) -> bool:

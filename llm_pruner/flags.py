@@ -6,21 +6,23 @@ A string of the YAML stays a string: `5e-1`, which YAML 1.1 reads as text, is re
 import math
 from collections.abc import Mapping
 from dataclasses import Field, field, fields
-from pathlib import Path
 from typing import Any, get_args, get_origin
 
-from llm_pruner.errors import UsageError, did_you_mean
+from llm_pruner.errors import UsageError, did_you_mean, shown
+from llm_pruner.yaml_files import read_yaml_nodes
 
 LEGAL = {float: "a number such as 0.5", int: "a whole number", bool: "true or false", str: "text", tuple: "names"}
+MOST_SEED = 2**32 - 1  # what numpy's and lm_eval's generators take
 
 
 def option(
     default: Any, group: str, help: str, metavar: str | None = None, choices: tuple[str, ...] | None = None,
-    least: float | None = None, legal: str | None = None,
+    least: float | None = None, legal: str | None = None, most: float | None = None,
 ):  # fmt: skip
-    """A field with its flag's section and help; `least` and `choices` bound its values, `legal` says them in words."""
+    """A field with its flag's section and help; `least`, `most` and `choices` bound its values, `legal` says them in
+    words."""
     told = {"group": group, "help": help, "metavar": metavar, "choices": choices, "least": least, "legal": legal}
-    return field(default=default, metadata=told)
+    return field(default=default, metadata=told | {"most": most})
 
 
 def fields_of(options_class: type) -> dict[str, Field]:
@@ -43,13 +45,25 @@ def typed(f: Field, value: Any) -> Any:
     if kind is tuple and isinstance(value, str | list | tuple):
         names = [value] if isinstance(value, str) else value
         if all(isinstance(name, str) for name in names):
-            return tuple(names)
+            return tuple(_worded(f, name) for name in names)
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise UsageError(f"{f.name}: {shown(value)} is too large for a number") from None
     if type(value) is kind and kind is not tuple:
-        return value
+        return _worded(f, value) if kind is str else value
     legal = f.metadata["legal"] or LEGAL[kind]
-    raise UsageError(f"{f.name}: {value!r} is {type(value).__name__}, it must be {legal}")
+    raise UsageError(f"{f.name}: {shown(value)} is {type(value).__name__}, it must be {legal}")
+
+
+def _worded(f: Field, text: str) -> str:
+    """The text itself. UsageError where it says nothing: a variable of a script that was not set."""
+    if not text.strip():
+        raise UsageError(f"{f.name} is blank; give it a value or leave it out")
+    if "\0" in text:
+        raise UsageError(f"{f.name}: {shown(text)} has a NUL character in it, which no name has")
+    return text
 
 
 def parse_flag(f: Field, text: Any) -> Any:
@@ -64,43 +78,33 @@ def parse_flag(f: Field, text: Any) -> Any:
 
 
 def check_values(options: Any) -> None:
-    """UsageError for a value of the wrong type, one that is not among its choices, or one that is too small."""
+    """UsageError for a value of the wrong type, one that is not among its choices, too small or too large."""
     for name, f in fields_of(type(options)).items():
-        value, choices, least = typed(f, getattr(options, name)), f.metadata["choices"], f.metadata["least"]
+        value, told = typed(f, getattr(options, name)), f.metadata
         if value is None:
             continue
-        if choices and value not in choices:
-            raise UsageError(f"{name}: {value!r}; {did_you_mean(value, choices)}")
+        if told["choices"] and value not in told["choices"]:
+            raise UsageError(f"{name}: {shown(value)}; {did_you_mean(value, told['choices'])}")
+        least, most = told["least"], told["most"]
+        kind = "a whole number" if kind_of(f) is int else "a number"
         if least is not None and not value >= least:
-            kind = "a whole number" if kind_of(f) is int else "a number"
-            raise UsageError(f"{name}: {value} must be {kind} of at least {least:g}")
+            raise UsageError(f"{name}: {shown(value)} must be {kind} of at least {least:g}")
+        if most is not None and not value <= most:
+            raise UsageError(f"{name}: {shown(value)} must be {kind} of at most {most:,}")
 
 
 def read_yaml(path: str, known: Mapping[str, Any]) -> dict[str, Any]:
     """A mapping of the names in `known`: fields, or mappings of fields for a section of its own.
 
-    UsageError, with the line, for unknown or duplicate keys, values of the wrong type, and odd tags.
+    UsageError, with the line, for unknown or duplicate keys, values of the wrong type, odd tags, and what is not
+    within the bounds of `read_yaml_nodes`.
     """
-    import yaml
-
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--config {path}: {getattr(error, 'strerror', None) or error}") from error
-    try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        raise UsageError(f"{path}{line}: {getattr(error, 'problem', None) or 'not YAML'}") from error
-    except ValueError as error:  # a tagged scalar that is no such value
-        raise UsageError(f"{path}: {error}") from error
+    root, values = read_yaml_nodes(path, "--config")
     if root is None:
         return {}
     if not isinstance(values, dict):
-        raise UsageError(f"{path} must be a mapping of option names to values")
-    _check_section(path, root, values, known)
+        raise UsageError(f"--config {path} must be a mapping of option names to values")
+    _check_section(f"--config {path}", root, values, known)
     return values
 
 
@@ -108,8 +112,8 @@ def _check_section(path: str, section, values: dict, known: Mapping[str, Any]) -
     seen = set()
     for key, value in section.value:
         line = f"{path}, line {key.start_mark.line + 1}"
-        if key.value not in known:
-            raise UsageError(f"{line}: unknown option {key.value!r}; {did_you_mean(key.value, known)}")
+        if key.tag != "tag:yaml.org,2002:str" or key.value not in known:
+            raise UsageError(f"{line}: unknown option {shown(key.value)}; {did_you_mean(key.value, known)}")
         if key.value in seen:
             raise UsageError(f"{line}: {key.value!r} is set twice")
         seen.add(key.value)
@@ -127,13 +131,13 @@ def _check_section(path: str, section, values: dict, known: Mapping[str, Any]) -
         except UsageError as error:
             raise UsageError(f"{line}: {error}{_yaml_hint(given)}") from None
         if isinstance(given, float) and math.isnan(given):
-            raise UsageError(f"{line}: {key.value}: {value.value!r} is not a number that can be meant")
+            raise UsageError(f"{line}: {key.value}: {shown(value.value)} is not a number that can be meant")
 
 
 def _yaml_hint(value: Any) -> str:
     if isinstance(value, str):
         try:
-            return f" (YAML reads {value} as text; write {float(value)!r})"
+            return f" (YAML reads {shown(value)} as text; write {float(value)!r})"
         except ValueError:
             pass
     return ""

@@ -15,8 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm.auto import tqdm
 
-from llm_pruner.errors import RunError
-from llm_pruner.walk import Layer, replaced_layers, walk
+from llm_pruner.walk import Layer, not_finite, replaced_layers, walk
 from llm_pruner.weights import Weights
 
 
@@ -100,7 +99,7 @@ class Gradients:
                 continue
             product = self._sums.pop(parameter).div_(self.predicted).mul_(parameter.detach())
             if not torch.isfinite(product.sum()):
-                raise RunError(f"the gradient of {name} holds NaN or Inf; try another dtype, bfloat16 for float16")
+                raise not_finite(f"the gradient of {name} is NaN or Inf", parameter.dtype)
             signed = _sums(product)
             self.products[name] = Products(absolute=_sums(product.abs_()), signed=signed)
 
@@ -144,6 +143,8 @@ def _through_end(model, batches, stream, gradients, parameters) -> list[torch.Te
                 logits = model(input_ids=prompt.to(model.device), use_cache=False).logits[0, :-1]
             wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
             loss = F.cross_entropy(wide, prompt[0, 1:].to(wide.device), reduction="sum")
+            if not torch.isfinite(loss):
+                raise not_finite("the loss is NaN or Inf on the calibration data", logits.dtype)
             rows += gradients.add(loss, None, parameters, [row])
         upstream.append(torch.cat(rows))
     return upstream

@@ -1,19 +1,22 @@
 """From a name to a configuration, a tokenizer and a model. Nothing that a checkpoint brings is ever executed."""
 
-import json
 import logging
 import os
 from pathlib import Path
 
-from llm_pruner.architectures import family_of
+from llm_pruner import model_config
+from llm_pruner.architectures import FAMILIES, family_of
 from llm_pruner.errors import PlanError, RunError, UsageError, is_out_of_memory
+from llm_pruner.files import check_regular, spelled
+from llm_pruner.model_files import ADAPTER, check_folder, check_no_pointer, check_weights
+from llm_pruner.plan import meta_model
 from llm_pruner.sparsity.register import METHOD as SPARSE
 
 log = logging.getLogger(__name__)
 
 WEIGHT_FILES = ("model*.safetensors", "model.safetensors.index.json")
 PICKLED_FILES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
-SMALL_FILES = ("*.json", "tokenizer*", "*.model", "*.txt", "*.jinja")
+SMALL_FILES = ("*.json", "tokenizer*", "*.model", "*.txt", "*.jinja", "*.tiktoken", "LICEN*", "NOTICE*", "USE_POLICY*")
 
 
 def resolve(name: str) -> str:
@@ -22,9 +25,11 @@ def resolve(name: str) -> str:
         return str(Path(__file__).parent / "demo" / "model")
     path = Path(name).expanduser()
     if path.is_dir():
-        if not (path / "config.json").is_file():
+        if os.path.lexists(path / ADAPTER):
+            check_folder(path)
+        if not os.path.exists(path / "config.json"):
             raise RunError(f"{name} holds no config.json; --model wants the folder of a transformers checkpoint")
-        return str(path)
+        return str(spelled(path))
     if path.is_file():
         raise RunError(f"{name} is a file; --model wants the folder of a transformers checkpoint")
     if name.startswith((".", "/", "~")) or name.count("/") != 1 and "\\" in name or name.count("/") > 1:
@@ -33,8 +38,8 @@ def resolve(name: str) -> str:
 
 
 def check_family(source: str, revision: str | None = None) -> dict:
-    """The content of config.json. PlanError for a family that is not supported or quantised weights, RunError when it
-    cannot be had. Imports nothing heavy."""
+    """The content of config.json. UsageError for what it cannot mean, PlanError for a family that is not supported or
+    quantised weights, RunError when it cannot be had. Imports nothing heavy."""
     raw = _config_json(source, revision)
     family_of(raw.get("model_type"))
     check_dense(source, raw.get("quantization_config"), "prune first, then quantise or sparsify")
@@ -49,29 +54,26 @@ def check_dense(source: str, quantised, advice: str) -> None:
 
 
 def load_config(source: str, revision: str | None = None, any_family: bool = False):
-    """The model's configuration, from config.json alone; with `any_family` of any type that transformers knows.
-    Errors as `check_family`."""
+    """The model's configuration, from config.json alone, of which a model can be built; with `any_family` of any type
+    that transformers knows. What stands beside it in a local folder is looked at as well. Errors as `check_family`."""
     raw = _config_json(source, revision) if any_family else check_family(source, revision)
+    if os.path.isdir(source):
+        check_folder(source)
     from transformers import AutoConfig
 
-    try:
-        return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
-    except Exception as error:
-        kind = raw.get("model_type")
-        raise RunError(f"{source}: config.json is not a legal {kind} configuration: {error}") from error
+    where = os.path.join(source, "config.json")
+    return model_config.build(
+        raw, where, lambda: AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+    )
 
 
 def _config_json(source: str, revision: str | None) -> dict:
     path = os.path.join(source, "config.json")
     if not os.path.isdir(source):
         path = _from_hub(source, revision, lambda hub: hub.hf_hub_download(source, "config.json", revision=revision))
-    try:
-        raw = json.loads(Path(path).read_text(encoding="utf-8"))
-        if not isinstance(raw, dict):
-            raise ValueError("not an object")
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path} is not a configuration: {error}") from error
-    return raw
+    check_regular(Path(path), "the file")
+    check_no_pointer(Path(path), UsageError)
+    return model_config.read(Path(path))
 
 
 def _from_hub(source: str, revision: str | None, download):
@@ -123,42 +125,6 @@ def fetch(source: str, revision: str | None = None, weights: bool = True) -> str
     return folder
 
 
-def check_files(folder: str) -> None:
-    """RunError for an index that points outside the folder, a missing shard, or a truncated safetensors file."""
-    from safetensors import SafetensorError, safe_open
-
-    path = Path(folder)
-    kind = "safetensors" if any(path.glob("model*.safetensors")) else "*"  # else pickles are what will be loaded
-    for index in path.glob(f"*.{kind}.index.json"):
-        try:
-            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-            raise RunError(f"{index} is not an index of shards: {error}") from error
-        for shard in sorted(shards):
-            if shard != os.path.basename(shard) or shard in ("", ".", ".."):
-                raise RunError(f"{index} names {shard!r}, which is outside the checkpoint; refused")
-            if not (path / shard).is_file():
-                raise RunError(f"{path / shard} is missing; the checkpoint is incomplete")
-    for file in sorted(path.glob("*.safetensors")):
-        try:
-            with safe_open(file, framework="pt"):
-                pass
-        except (SafetensorError, OSError) as error:
-            raise RunError(f"{file} is truncated or broken: {error}") from error
-
-
-def load_tokenizer(folder: str):
-    """The tokenizer in `folder`, or None when there is none."""
-    if not any(Path(folder, name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-        return None
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:
-        raise RunError(f"{folder}: the tokenizer cannot be loaded: {error}") from error
-
-
 def pick_device(name: str):
     """The torch device called `name`; `auto` is the first GPU, else the CPU. UsageError."""
     import torch
@@ -179,11 +145,13 @@ def load_model(folder: str, config, dtype: str = "auto", device=None, device_map
     """The trained model in `folder`, in evaluation mode.
 
     RunError when a tensor is missing or has another shape than the configuration says: weights that
-    are not there would be random, and random weights are never pruned.
+    are not there would be random, and random weights are never pruned. Errors as `check_weights` too.
     """
     from transformers import AutoModelForCausalLM
 
-    check_files(folder)
+    check_folder(folder)
+    known = config.model_type.removeprefix("pruned_") in FAMILIES
+    check_weights(folder, config, meta_model(config) if known else None)
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
             folder,

@@ -1,17 +1,21 @@
 """The plan: which units stay and what the configuration becomes. Plain data; nothing here changes a model."""
 
 import copy
+import itertools
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from llm_pruner.architectures import Layers, Widths, family_of, resize, widths_of
-from llm_pruner.errors import PlanError, RunError, UsageError
-from llm_pruner.groups import FIELD, HEADS, HIDDEN, MLP, Group, reader
+from llm_pruner.config import MOST_LAYERS, MOST_WIDTH
 from llm_pruner.console import aligned
+from llm_pruner.errors import PlanError, RunError, UsageError, shown
+from llm_pruner.files import read_json, write_text
+from llm_pruner.flags import MOST_SEED
+from llm_pruner.groups import FIELD, HEADS, HIDDEN, MLP, Group, reader
+from llm_pruner.schema import Rule, check, fields, filled, list_of, mapping, maybe, one_of, text, whole
 
 FORMAT = 2
 COMPENSATE = ("none", "bias")
@@ -90,41 +94,78 @@ class Plan:
 
     def save(self, path: str | Path) -> None:
         """Writes the plan as JSON."""
-        data = {"format": FORMAT, **asdict(self)}
-        path = Path(path)
-        partial = path.with_name(f".{path.name}.partial")
         try:
-            partial.write_text(json.dumps(data) + "\n", encoding="utf-8")
-            os.replace(partial, path)
+            write_text(Path(path), json.dumps({"format": FORMAT, **asdict(self)}) + "\n")
         except OSError as error:
-            partial.unlink(missing_ok=True)
-            raise RunError(f"the plan cannot be written to {path}: {error.strerror}") from error
+            raise RunError(f"the plan cannot be written to {path}: {error.strerror or error}") from error
 
     @classmethod
     def load(cls, path: str | Path) -> "Plan":
-        """Reads what `save` wrote. UsageError when the file is not such a plan."""
-        try:
-            data = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UsageError(f"--plan {path}: {error.strerror}") from error
-        except ValueError as error:
-            raise UsageError(f"--plan {path} is not JSON: {error}") from error
-        try:
-            if data.pop("format") != FORMAT:
-                raise ValueError(f"it has another format than {FORMAT}")
-            data["before"] = Widths(**data["before"])
-            data["after"] = tuple(Widths(**layer) for layer in data["after"])
-            plan = cls(**data)
-            widths = [width for layer in (plan.before, *plan.after) for width in layer.asdict().values()]
-            if not plan.after or not all(type(width) is int and width > 0 for width in widths):
-                raise ValueError("a width is not a whole number of at least 1")
-            if not isinstance(plan.kept, dict) or not all(isinstance(units, list) for units in plan.kept.values()):
-                raise ValueError("it does not list the kept units of each group")
-            if not isinstance(plan.importance, str) or type(plan.seed) is not int or plan.compensate not in COMPENSATE:
-                raise ValueError("it does not say how its units were chosen")
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UsageError(f"--plan {path} is not a plan of this program: {error}") from error
+        """Reads what `save` wrote. UsageError, with the field, when the file is not such a plan."""
+        where = f"--plan {path}"
+        data = read_json(Path(path).expanduser(), "--plan", unique=True)
+        if not isinstance(data, dict) or not {"format", "kept"} <= set(data):
+            raise UsageError(f"{where} is not a plan of this program")
+        if data.pop("format") != FORMAT:
+            raise UsageError(f"{where} has another format than {FORMAT}; make it anew")
+        if unknown := set(data) - set(SCHEMA):
+            raise UsageError(f"{where} has the unknown field {shown(min(unknown))}; make it anew")
+        check(data, SCHEMA, where, required=REQUIRED)
+        before, after = Widths(**data["before"]), tuple(Widths(**layer) for layer in data["after"])
+        plan = cls(**data | {"before": before, "after": after})
+        plan._check(where)
         return plan
+
+    def _check(self, where: str) -> None:
+        """UsageError for fields that contradict each other. Whether they fit a model is for `check_replay`."""
+        for index, layer in enumerate(self.after):
+            for name, width in layer.asdict().items():
+                if width > getattr(self.before, name):
+                    raise UsageError(f"{where}: layer {index} keeps {width} of {getattr(self.before, name)} {name}")
+            if layer.num_attention_heads % layer.num_key_value_heads:
+                raise UsageError(f"{where}: layer {index} has query heads that do not go evenly into its kv heads")
+        if self.before.num_attention_heads % self.before.num_key_value_heads:
+            raise UsageError(f"{where}: before: its query heads do not go evenly into its kv heads")
+        for name, units in self.kept.items():
+            layer, _, kind = name.removeprefix("layers.").rpartition(".")
+            known = kind in FIELD and (layer.isdecimal() and len(layer) < 6 if kind != HIDDEN else name == HIDDEN)
+            if not known or int(layer or 0) >= len(self.after):
+                raise UsageError(f"{where}: kept: {shown(name)} is no group of {len(self.after)} layers")
+            count = getattr(self.after[int(layer or 0)], FIELD[kind])
+            if any(low >= high for low, high in itertools.pairwise(units)) or len(units) != count:
+                raise UsageError(f"{where}: kept: {name} must be {count} ascending units, not {shown(units)}")
+            if units[-1] >= getattr(self.before, FIELD[kind]):
+                raise UsageError(f"{where}: kept: {name}: there is no unit {units[-1]}")
+
+
+WIDTH = whole(1, MOST_WIDTH)
+WIDTHS = fields(dict.fromkeys(Widths.__dataclass_fields__, WIDTH), tuple(Widths.__dataclass_fields__), others=False)
+COUNT = whole(1, 2**62)
+
+
+def _kept(value) -> str | None:
+    if not isinstance(value, dict):
+        return "the kept units of each group"
+    wrong = next((units for units in value.values() if filled(whole(0, MOST_WIDTH))(units)), None)
+    return wrong and f"the kept units of each group, not {shown(wrong)}"
+
+
+SCHEMA: dict[str, Rule] = {
+    "model_type": text,
+    "before": WIDTHS,
+    "after": filled(WIDTHS),
+    **dict.fromkeys(("parameters_before", "parameters_after", "decoder_before", "decoder_after"), COUNT),
+    **dict.fromkeys(("bytes_before", "bytes_after"), COUNT),
+    "config": mapping,
+    "importance": text,
+    "seed": whole(0, MOST_SEED),
+    "calibration": maybe(fields({"data": text, "nsamples": maybe(COUNT), "seq_len": maybe(COUNT)})),
+    "compensate": one_of(COMPENSATE),
+    "layers": maybe(list_of(whole(0, MOST_LAYERS))),
+    "num_layers_before": maybe(whole(1, MOST_LAYERS)),
+    "kept": _kept,
+}
+REQUIRED = tuple(name for name in SCHEMA if name not in ("config", "calibration", "layers", "num_layers_before"))
 
 
 def make_plan(model, groups: Iterable[Group], after: Layers, biases: bool = False) -> tuple[Plan, object]:

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from llm_pruner import checkpoint, data, evidence, loading, report, scores
+from llm_pruner import checkpoint, data, evidence, lineage, loading, report, scores
 from llm_pruner.config import Options
-from llm_pruner.errors import PlanError, PrunerError, RunError, UsageError, redact
+from llm_pruner.errors import PlanError, PrunerError, RunError, UsageError
 from llm_pruner.evidence import Found
 from llm_pruner.groups import FIELD, HIDDEN, MLP
 from llm_pruner.importance import Calibration, Criterion
@@ -22,6 +22,7 @@ from llm_pruner.plan import Plan
 from llm_pruner.rules import SCORING, asked_of, validate, wants_best
 from llm_pruner.console import quiet, say
 from llm_pruner.shape import Shape, groups_to_score, shape_of
+from llm_pruner.tokenizers import has_tokenizer, load_tokenizer
 
 OWN_CLASS = (
     "note: saved as {}, whose modelling file comes with it: load it with trust_remote_code=True, "
@@ -77,8 +78,10 @@ def run(options: Options, argv: Sequence[str] = ()) -> dict:
     tokenizer, windows, evaluation = None, None, {}
     device = None if options.device_map else loading.pick_device(options.device)
     with stopwatch("data"):
-        tokenizer = loading.load_tokenizer(loading.fetch(source, options.revision, weights=False))
-        if tokenizer is None:
+        folder = loading.fetch(source, options.revision, weights=False)
+        origin = lineage.report_of(folder)
+        tokenizer = load_tokenizer(folder, bool(eval_data or tasks or calibration and not found and not prompts))
+        if not has_tokenizer(folder):
             say("note: the model has no tokenizer, so none is saved")
         if eval_data:
             windows, evaluation = _windows(options, eval_data, config, tokenizer)
@@ -134,7 +137,9 @@ def run(options: Options, argv: Sequence[str] = ()) -> dict:
         used = asdict(calibration) if calibration else {}
         if prompts:  # a file may hold fewer records than were asked for
             used["nsamples"] = len(prompts)
-        built = report.build(options, plan, new_config, model, perplexities, evaluation, used, stopwatch.seconds, argv)
+        built = report.build(
+            options, plan, new_config, model, perplexities, evaluation, used, stopwatch.seconds, argv, origin
+        )
         if found and found.scores:
             built["scores"] = report.spread(found.scores, shape.groups)
         if answers:
@@ -175,14 +180,19 @@ def _method(options: Options, config, source: str):
         shape = shape_of(best, config, evidence.effective(best))
         if not options.dry_run and settled(best, shape).method:
             calibration = _calibration(best, evidence.effective(best), config)
-            tokenizer = loading.load_tokenizer(loading.fetch(source, options.revision, weights=False))
+            tokenizer = load_tokenizer(loading.fetch(source, options.revision, weights=False))
             prompts = _prompts(calibration, best, config, tokenizer)
         return best, shape, prompts
     except PrunerError as error:
         if options.calibration_data and not isinstance(error, PlanError):
             raise
         plain = replace(options, importance="magnitude")
-        shape = shape_of(plain, config, evidence.effective(plain))
+        try:
+            shape = shape_of(plain, config, evidence.effective(plain))
+        except PlanError:  # which takes fewer kinds, and so comes less near to a size
+            if options.target_params or options.target_memory:
+                raise error from None
+            raise
         say(f"note: pruning by magnitude, because the best method cannot be used here: {error}")
         return plain, shape, None
 
@@ -230,7 +240,7 @@ def _known(options: Options, criterion: Criterion, shape: Shape, config, source:
     key = evidence.key_of(options, criterion, shape, calibration, model)
     if not path.exists():
         return calibration, key, None
-    found = Found(*scores.load(path, key))
+    found = Found(*scores.load(path, key, *evidence.sizes(shape, criterion)))
     if options.compensate == "bias" and not found.means:
         raise UsageError(f"--scores {path} was made without --compensate bias and has no means; name another file")
     missing = [group.name for group in groups_to_score(shape) if group.name not in found.scores]
@@ -300,7 +310,7 @@ def _windows(options: Options, name: str, config, tokenizer):
     if tokenizer is None:
         raise RunError(f"{options.model} has no tokenizer, so no text can be scored; use --eval_data none")
     windows = data.evaluation_windows(name, tokenizer, config, options.max_seq_len)
-    return windows, {"data": redact(name), "max_seq_len": windows.shape[1], "windows": len(windows)}
+    return windows, data.described(name, windows)
 
 
 def _prompts(calibration: Calibration, options: Options, config, tokenizer):

@@ -7,14 +7,15 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from llm_pruner import __version__, manifest
-from llm_pruner.card import write_card
-from llm_pruner.errors import redact
+from llm_pruner import __version__, lineage, manifest
+from llm_pruner.card import card
+from llm_pruner.errors import is_out_of_disk, redact
+from llm_pruner.files import write_text
 from llm_pruner.groups import FIELD
 from llm_pruner.page import html
 from llm_pruner.selection import unit_scores
@@ -88,9 +89,10 @@ def conditions(options, seconds: dict, argv: Sequence[str], program: str = "pyth
 
 def build(
     options, plan, new_config, model, perplexity: dict, evaluation: dict, calibration: dict, seconds: dict,
-    argv: Sequence[str],
+    argv: Sequence[str], origin: dict | None = None,
 ) -> dict:  # fmt: skip
-    """The content of report.json. A width that differs between layers is a list with one for each."""
+    """The content of report.json. A width that differs between layers is a list with one for each. origin: the report
+    of the checkpoint that was pruned, if it has one."""
     parameters, size = size_of(model)
     return {
         "model": redact(options.model),
@@ -107,6 +109,7 @@ def build(
         "importance": plan.importance,
         "compensate": plan.compensate,
         "masked": options.mask_only,
+        **lineage.told(origin, redact(options.model), evaluation),
         **conditions(options, seconds, argv),
         "seed": plan.seed,
     }
@@ -135,20 +138,40 @@ def finite(value):
 
 
 def write_json(path: Path, report: dict) -> None:
-    path.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    """Whatever is in the report: a value of an odd type is no reason to lose what it is about."""
+    path.write_text(json.dumps(finite(report), indent=2, allow_nan=False, default=str) + "\n", encoding="utf-8")
 
 
 def write(folder: Path, report: dict) -> None:
-    """report.json, report.html and the model card of a checkpoint.
-
-    A page that cannot be drawn is no reason to lose a checkpoint that took hours; a full disk is.
-    """
-    write_card(folder / "README.md", report)
-    try:
-        html.write(folder / "report.html", [report])
-    except OSError:
-        raise
-    except Exception:
-        log.warning("report.html could not be drawn; everything else is there", exc_info=True)
+    """report.json, report.html and the model card of a checkpoint."""
+    traceback = bool((report.get("options") or {}).get("traceback"))
+    draw(folder / "README.md", lambda: card(report), traceback)
+    draw(folder / "report.html", lambda: html.page([report]), traceback)
     report["files"] = manifest.listed(folder, but=(manifest.REPORT,))  # last: what another run may replace
     write_json(folder / manifest.REPORT, report)
+
+
+def draw(path: Path, content: Callable[[], str], traceback: bool = False) -> bool:
+    """Writes a page or a card, and returns whether it is there: one that cannot be drawn costs a warning, not the work
+    of hours. A full disk is told as what it is.
+
+    Args:
+        path: The file.
+        content: Returns what goes into it.
+        traceback: Whether to show where it failed.
+
+    Raises:
+        OSError: The disk is full.
+    """
+    try:
+        write_text(path, content())
+        return True
+    except Exception as error:
+        if is_out_of_disk(error):
+            raise
+        reason = (str(error).splitlines() or [""])[0]
+        log.warning(
+            "%s could not be drawn (%s); everything else is there", path.name,
+            f"{type(error).__name__}{', ' * bool(reason)}{reason}", exc_info=traceback,
+        )  # fmt: skip
+        return False

@@ -5,6 +5,7 @@ or None where the value is legal.
 """
 
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -27,7 +28,7 @@ def number(low: float = -math.inf, high: float = math.inf, above: bool = False) 
     legal = " ".join(["a finite number", " and ".join(words)]).strip()
 
     def rule(value: Any) -> str | None:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
             return legal
         return None if (value > low if above else value >= low) and value <= high else legal
 
@@ -63,6 +64,27 @@ def list_of(rule: Rule) -> Rule:
         return wrong and f"a list, each {wrong}"
 
     return check
+
+
+def filled(rule: Rule) -> Rule:
+    """A list of at least one value, each as the rule says."""
+    return lambda value: "a list of at least one value" if value == [] else list_of(rule)(value)
+
+
+def fields(schema: Mapping[str, Rule], required: Sequence[str] = (), others: bool = True) -> Rule:
+    """A mapping whose fields are as their rules say; `others`: it may have more than those."""
+
+    def rule(value: Any) -> str | None:
+        if not isinstance(value, dict):
+            return "a mapping"
+        if missing := next((name for name in required if name not in value), None):
+            return f"a mapping that has {missing}"
+        if not others and (more := next((name for name in value if name not in schema), None)) is not None:
+            return f"a mapping without {shown(more)}"
+        wrong = next(((name, legal) for name in value if name in schema and (legal := schema[name](value[name]))), None)
+        return wrong and f"a mapping whose {wrong[0]} is {wrong[1]}, not {shown(value[wrong[0]])}"
+
+    return rule
 
 
 def maybe(rule: Rule) -> Rule:

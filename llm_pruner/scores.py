@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llm_pruner.errors import RunError, UsageError
+from llm_pruner.errors import RunError, UsageError, shown
+from llm_pruner.files import check_regular, write_whole
+from llm_pruner.model_files import FLOATS
 
 if TYPE_CHECKING:
     import torch
@@ -23,34 +25,73 @@ def save(path: Path, key: Mapping, scores: "Mapping[str, torch.Tensor]", means: 
     from safetensors.torch import save_file
 
     tensors = {**scores, **{MEAN + name: mean.cpu() for name, mean in means.items()}}
-    partial = path.with_name(f".{path.name}.partial")
+    values = {name: tensor.contiguous() for name, tensor in tensors.items()}
     try:
-        save_file({name: t.contiguous() for name, t in tensors.items()}, partial, {FORMAT: json.dumps(key)})
-        os.replace(partial, path)
+        write_whole(path, lambda partial: save_file(values, partial, {FORMAT: json.dumps(key)}))
     except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
         raise RunError(f"the scores cannot be written to {path}: {error}") from error
 
 
-def load(path: Path, key: Mapping) -> "tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]":
-    """(scores, means) that `save` wrote. UsageError, with what differs, when they were made from something else."""
+def load(
+    path: Path, key: Mapping, lengths: Mapping[str, int], inputs: Mapping[str, int]
+) -> "tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]":
+    """(scores, means) that `save` wrote.
+
+    Args:
+        path: The file.
+        key: What scores of this run would be made from.
+        lengths: How many scores each group has.
+        inputs: How many inputs each weight has whose mean inputs may be there.
+
+    Raises:
+        UsageError: It was made from something else, with what differs, or does not hold such scores.
+    """
     from safetensors import SafetensorError, safe_open
 
+    where = f"--scores {path}"
+    check_regular(path, "--scores")
     try:
         with safe_open(path, framework="pt") as file:
             found = json.loads((file.metadata() or {})[FORMAT])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise UsageError(f"--scores {path} is there and holds no scores of this program") from error
+            if not isinstance(found, dict):
+                raise ValueError(FORMAT)
+            _check_key(found, key, where)
+            expected = {**lengths, **{MEAN + name: length for name, length in inputs.items()}}
+            tensors = {name: _tensor(file, name, expected, where) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, KeyError, ValueError, RecursionError) as error:
+        raise UsageError(f"{where} is there and holds no scores of this program") from error
+    means = {name.removeprefix(MEAN): t for name, t in tensors.items() if name.startswith(MEAN)}
+    return {name: t for name, t in tensors.items() if not name.startswith(MEAN)}, means
+
+
+def _check_key(found: Mapping, key: Mapping, where: str) -> None:
     key = json.loads(json.dumps(key))
     for name in {**found, **key}:
         if found.get(name) != key.get(name):
             raise UsageError(
-                f"--scores {path} was made with {name} {found.get(name)}, this run has {key.get(name)}; "
+                f"{where} was made with {name} {_plain(found.get(name))}, this run has {_plain(key.get(name))}; "
                 "name another file, or delete it"
             )
-    means = {name.removeprefix(MEAN): t for name, t in tensors.items() if name.startswith(MEAN)}
-    return {name: t for name, t in tensors.items() if not name.startswith(MEAN)}, means
+
+
+def _plain(value) -> str:
+    return shown(value)[1:-1] if isinstance(value, str) else shown(value)
+
+
+def _tensor(file, name: str, expected: Mapping[str, int], where: str) -> "torch.Tensor":
+    """A tensor of the file. UsageError unless it is one finite number for each of what it is about."""
+    told, damaged = file.get_slice(name), "the file is damaged: delete it, or name another"
+    if name not in expected:
+        raise UsageError(f"{where}: {shown(name)} is no group and no weight of this model; {damaged}")
+    if told.get_dtype() not in FLOATS or told.get_shape() != [expected[name]]:
+        raise UsageError(
+            f"{where}: {name} must be {expected[name]} floating-point numbers, it is {told.get_dtype()} "
+            f"{tuple(told.get_shape())}; {damaged}"
+        )
+    values = file.get_tensor(name).float()
+    if not values.isfinite().all():
+        raise UsageError(f"{where}: {name} holds NaN or infinity; {damaged}")
+    return values
 
 
 def fingerprint(source: str, folder: str | Path) -> str:
@@ -62,7 +103,7 @@ def fingerprint(source: str, folder: str | Path) -> str:
     for path in sorted(Path(folder).glob("*")):
         if path.name == "config.json":
             digest.update(path.read_bytes())
-        elif path.suffix in (".safetensors", ".bin"):
+        elif path.suffix in (".safetensors", ".bin") and path.is_file():
             size = path.stat().st_size
             digest.update(f"{path.name} {size}".encode())
             with open(path, "rb") as file:

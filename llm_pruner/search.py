@@ -16,7 +16,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from llm_pruner.architectures import Layers, Widths, family_of, holds
-from llm_pruner.budget import Budget, Ledger
+from llm_pruner.budget import TOLERANCE, Budget, Ledger
 from llm_pruner.costs import Costs
 from llm_pruner.errors import PlanError
 from llm_pruner.groups import HEADS, HIDDEN, KV_HEADS, MLP
@@ -117,7 +117,7 @@ def _filled(ledger: Ledger, shape: Widths, budget: Budget, by_neurons: bool) -> 
         one = count(shape) - count(replace(shape, intermediate_size=shape.intermediate_size - 1))
         neurons = shape.intermediate_size + round((budget.goal - count(shape)) / one)
         shape = replace(shape, intermediate_size=max(1, min(neurons, shape.intermediate_size)))
-    missed = abs(count(shape) - budget.goal) / budget.goal
+    missed = abs(count(shape) - budget.goal) / max(budget.goal, 1)
     return shape if missed < 0.005 else None
 
 
@@ -217,7 +217,7 @@ def layers_by_costs(ledger: Ledger, kinds: Sequence[str], budget: Budget, costs:
         _, place = max(gains)
         chosen[place] = replace(chosen[place], intermediate_size=chosen[place].intermediate_size + 1)
         spare -= 1
-    if abs(budget.count(ledger, tuple(chosen)) - budget.goal) > 0.005 * full:
+    if budget.missed(ledger, tuple(chosen)) > (TOLERANCE if budget.whole else 0.005):
         raise PlanError(
             f"{', '.join(kinds)} of single layers cannot meet the budget; ask for less, or --prune more kinds"
         )

@@ -10,6 +10,7 @@ from llm_pruner.budget import (
     Ledger,
     goal_of,
     share_of,
+    smallest,
     widths_by_iteration,
     widths_by_parameters,
     widths_by_structure,
@@ -114,9 +115,10 @@ def _asked(options: Options, config, criterion: Criterion) -> Shape:
     if not share:
         return replace(shape, after=ledger.all_layers(before))
     if HIDDEN not in kinds and not share < 1:
+        least = ledger.total(ledger.all_layers(smallest(before, kinds)))
         raise PlanError(
-            f"{share:.4f} times the attention and MLP parameters would have to go; ask for less, "
-            "or let the rest shrink too: --prune hidden,heads,mlp"
+            f"{share:.4f} times the attention and MLP parameters would have to go; ask for less (the nearest is a "
+            f"model of {least:,} parameters), or let the rest shrink too: --prune hidden,heads,mlp"
         )
     if options.structure and options.structure.startswith("AL"):
         return shape
@@ -124,6 +126,8 @@ def _asked(options: Options, config, criterion: Criterion) -> Shape:
     if goal is None:
         budget = Budget(ledger.decoder(ledger.all_layers(before)) * (1 - share), False)
     after = ledger.all_layers(_uniform_widths(options, shape, config, budget))
+    if goal is not None:
+        budget.check(ledger, after, kinds)
     if options.method and options.iteration is None:
         shape = replace(shape, budget=budget)
     return _changed(replace(shape, after=after), _budget(options), _least(ledger))
@@ -193,4 +197,7 @@ def decided(shape: Shape, options: Options, scores) -> Layers:
     if options.uniform:
         biases = options.compensate == "bias" and family_of(config.model_type).output_biases is not None
         layers = uniform(ledger, layers, lambda widths: holds(config, widths, biases))
+    goal = goal_of(options, next(shape.skeleton.parameters()).element_size())
+    if goal is not None:
+        Budget(goal, True).check(ledger, layers, shape.kinds)
     return _changed(replace(shape, after=layers), _budget(options), _least(ledger)).after

@@ -5,14 +5,16 @@ no knowledge of families: the model itself says what its layers are called with.
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from llm_pruner.errors import RunError
+from llm_pruner.errors import RunError, is_out_of_memory
+from llm_pruner.weights import Weights
 
 
 @dataclass
@@ -41,9 +43,75 @@ class Layer:
 
     @torch.no_grad()
     def run(self) -> None:
-        """Pushes the stream through the layer as it is now; running it again replaces the outputs."""
-        outputs = (self.call(batch, hidden) for batch, hidden in enumerate(self.stream))
-        self.outputs = [put_aside(hidden) if self.aside else hidden for hidden in outputs]
+        """Pushes the stream through the layer as it is now; running it again replaces the outputs. RunError, naming the
+        layer, for outputs that are not finite."""
+        self.outputs = []
+        for batch, hidden in enumerate(self.stream):
+            output = self.call(batch, hidden)
+            if not torch.isfinite(output).all():
+                name = first_not_finite(self.module, partial(self.call, batch, hidden))
+                where = f"layer {self.index}: {name}" if name else f"layer {self.index}"
+                raise not_finite(f"{where} gives NaN or Inf on the calibration data", output.dtype)
+            self.outputs.append(put_aside(output) if self.aside else output)
+
+
+@torch.no_grad()
+def first_not_finite(model: nn.Module, run: Callable[[], object]) -> str | None:
+    """The name of the first module in `model` that gives NaN or Inf while `run` uses it."""
+    found: list[str] = []
+
+    def watching(name: str):
+        def hook(_, __, output):
+            tensors = output if isinstance(output, tuple | list) else (output,)
+            if not all(torch.isfinite(tensor).all() for tensor in tensors if isinstance(tensor, torch.Tensor)):
+                found.append(name)
+
+        return hook
+
+    with contextlib.ExitStack() as hooks:
+        for name, module in model.named_modules():
+            if name:
+                hooks.callback(module.register_forward_hook(watching(name)).remove)
+        run()
+    return found[0] if found else None
+
+
+def not_finite(what: str, dtype: torch.dtype) -> RunError:
+    """The error for `what` computed in `dtype`, with what helps."""
+    name = str(dtype).removeprefix("torch.")
+    wider = {"float16": "try --dtype bfloat16 or float32", "bfloat16": "try --dtype float32"}
+    return RunError(f"{what}, computed in {name}; {wider.get(name, 'its weights or its config.json must be wrong')}")
+
+
+def cause_of_nan(model, prompts: torch.Tensor, what: str) -> RunError:
+    """The error for `what` when the model gives NaN or Inf for some of `prompts` [prompts, tokens]: it names the first
+    tensor or module that does."""
+    Weights(dict(model.named_parameters())).check_all_finite()
+    for ids in prompts.split(1):
+        read = partial(model, input_ids=ids.to(model.device), use_cache=False)
+        if name := first_not_finite(model, read):
+            return not_finite(f"{what}: {name} gives NaN or Inf", model.dtype)
+    return not_finite(f"{what}: the logits hold NaN or Inf", model.dtype)
+
+
+SMALLER = "use a smaller --nsamples or --calibration_seq_len, --dtype bfloat16, or another --device"
+
+
+@contextlib.contextmanager
+def computing(what: str, smaller: str = SMALLER):
+    """While this lasts, no memory left and equations without a solution are RunErrors about `what`, with what helps;
+    smaller: against the first."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise RunError(f"{what} does not fit in memory; {smaller}") from error
+        if isinstance(error, torch.linalg.LinAlgError):
+            raise RunError(
+                f"{what}: the numbers are too large, or too far apart, for its equations to be solved; "
+                "try --dtype float32, or --importance magnitude, which has none"
+            ) from error
+        raise
 
 
 def decoder_layers(model) -> nn.ModuleList:
@@ -64,13 +132,15 @@ def walk(model, batches: Sequence[torch.Tensor], label: str = "calibrate", aside
     memory, and a GPU holds one batch at a time.
 
     Whoever walks may `run` a layer, look, change its weights and run it again: the layers behind see its last
-    outputs. One that was not run is run by the walk. RunError, naming the layer, for outputs that are not finite.
+    outputs. One that was not run is run by the walk. RunError for what is not finite.
     """
     from accelerate.utils import send_to_device
 
     hidden, stream, called = None, [], []
     for batch in batches:
         hidden, arguments = enter(model, batch)
+        if not torch.isfinite(hidden).all():
+            raise not_finite("what enters layer 0 is NaN or Inf on the calibration data", hidden.dtype)
         stream.append(put_aside(hidden) if aside else hidden)
         called.append(arguments)
     del hidden  # the last one would stay where the model is
@@ -82,8 +152,6 @@ def walk(model, batches: Sequence[torch.Tensor], label: str = "calibrate", aside
         if layer.outputs is None:
             layer.run()
         stream = layer.outputs
-        if not all(torch.isfinite(hidden).all() for hidden in stream):
-            raise RunError(f"layer {index} gives NaN or Inf on the calibration data")
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 import math
 
 from llm_pruner.architectures import Widths, family_of
-from llm_pruner.errors import PlanError, UsageError, did_you_mean
+from llm_pruner.errors import PlanError, UsageError, did_you_mean, shown
 from llm_pruner.groups import FIELD, HEADS, HIDDEN, KINDS, KV_HEADS, MLP
 
 
@@ -49,8 +49,8 @@ def parse_target(text: str, config) -> dict[str, int]:
         name, _, value = part.partition("=")
         if name not in names:
             raise UsageError(f"--target {name!r}: {did_you_mean(name, names)}")
-        if not value.isascii() or not value.isdigit() or int(value) < 1:
-            raise UsageError(f"--target {name}: {value!r} is not a width; give a whole number of at least 1")
+        if not value.isascii() or not value.isdigit() or len(value) > 18 or int(value) < 1:
+            raise UsageError(f"--target {name}: {shown(value)} is not a width; give a whole number of at least 1")
         if names[name] in target:
             raise UsageError(f"--target sets {name} twice")
         target[names[name]] = int(value)

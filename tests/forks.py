@@ -42,7 +42,8 @@ class Forks:
                 self.stop()
                 raise subprocess.TimeoutExpired(command, timeout)
             code = self.connection.recv()
-            return subprocess.CompletedProcess(command, code, out.read_text(), err.read_text())
+            said = [path.read_text(encoding="utf-8", errors="backslashreplace") for path in (out, err)]
+            return subprocess.CompletedProcess(command, code, *said)
 
     def _start(self) -> None:
         self.connection, theirs = Pipe()

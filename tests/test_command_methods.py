@@ -119,14 +119,14 @@ def test_every_yaml_runs_as_it_is(command, tmp_path):
         (("--method", "best", "--param_ratio", "0.3", "--calibration_data", "c4"), 1, "cannot be had from the hub"),
         ((*AMP, "--calibration_data", "wikitext"), 2, "did you mean 'wikitext2'"),
         ((*AMP, "--calibration_data", "short.txt"), 2, "has 4 tokens, one window needs 128"),
-        ((*AMP, "--calibration_data", "bad.json"), 2, "not a JSON list of records"),
+        ((*AMP, "--calibration_data", "bad.json"), 2, "record 1 has the fields .*`instruction`"),
         ((*AMP, "--calibration_data", "wikitext2"), 1, "cannot be had from the hub.*--calibration_data FILE"),
         ((*AMP, "--scores", "nowhere/s"), 2, "--scores .* is not a file in an existing folder"),
     ],
 )  # fmt: skip
 def test_faults(command, tmp_path, arguments, code, message):
     (tmp_path / "short.txt").write_text("On Monday Mara.")
-    (tmp_path / "bad.json").write_text('{"instruction": "x"}')
+    (tmp_path / "bad.json").write_text('{"prompt": "x"}')
     error = one_line(command("--model", "demo", *arguments, *UNSCORED), code)
     assert re.search(message, error), error
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != "hf") == ["bad.json", "short.txt"]

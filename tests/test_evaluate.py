@@ -13,6 +13,7 @@ from llm_pruner.evaluate.run import run, widths
 from llm_pruner.evaluate.tables import tables
 from llm_pruner.per_layer import per_layer_config
 from llm_pruner.console import aligned
+from llm_pruner.tokenizers import load_tokenizer
 from tests import tiny
 from tests.commands import DEMO
 
@@ -50,7 +51,7 @@ def test_models_side_by_side(tmp_path, texts, capsys):
     assert report["dense"] == "one"
     for folder, model in zip((one, two), report["models"]):
         loaded = loading.load_model(folder, loading.load_config(folder), "auto", "cpu")
-        tokenizer = loading.load_tokenizer(folder)
+        tokenizer = load_tokenizer(folder)
         for text in texts:
             windows = token_windows(Path(text).read_text(), tokenizer, 16)
             assert model["perplexity"][text]["value"] == pytest.approx(perplexity(loaded, windows), rel=1e-6)

@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
-from llm_pruner import loading
 from llm_pruner.errors import UsageError
 from llm_pruner.recover.examples import IGNORED, collate, training_examples
+from llm_pruner.tokenizers import load_tokenizer
 from tests.commands import DEMO
 
 RECORDS = [
@@ -19,7 +19,7 @@ RECORDS = [
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return loading.load_tokenizer(str(DEMO))
+    return load_tokenizer(str(DEMO))
 
 
 def records_file(tmp_path, records=RECORDS) -> str:
@@ -84,7 +84,7 @@ def test_batches_are_padded_where_nothing_looks(tmp_path, tokenizer):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("[]", "not a JSON list"), ("{", "not JSON"), ('[{"instruction": "a"}]', "no record with an 'output'")],
+    [("[]", "is an empty list"), ("{", "not JSON"), ('[{"instruction": "a"}]', "no record with an 'output'")],
 )
 def test_records_that_cannot_be_meant(tmp_path, tokenizer, content, message):
     path = tmp_path / "bad.json"

@@ -30,10 +30,11 @@ def test_dense_perplexity_is_the_published_one(shared):
     from llm_pruner import loading
     from llm_pruner.data import load_text, token_windows
     from llm_pruner.evaluate.perplexity import perplexity
+    from llm_pruner.tokenizers import load_tokenizer
 
     folder = str(shared / "models" / "llama-6m")
     text = load_text(str(shared / "data" / "wikitext-2" / "test.txt"))
-    windows = token_windows(text, loading.load_tokenizer(folder), 256)
+    windows = token_windows(text, load_tokenizer(folder), 256)
     assert len(windows) == 1501
     model = loading.load_model(folder, loading.load_config(folder), device=torch.device("cpu"))
     assert perplexity(model, windows) == pytest.approx(34.43, abs=0.02)

@@ -16,6 +16,7 @@ from llm_pruner.sparsity import options as sparsify
 from llm_pruner.sparsity.linear import sparse_layers
 from llm_pruner.sparsity.recipe import Recipe
 from llm_pruner.sparsity.run import run
+from llm_pruner.tokenizers import load_tokenizer
 from tests import tiny
 from tests.commands import DEMO, REPOSITORY, one_line
 
@@ -44,7 +45,7 @@ def perplexity(folder: Path, dtype: str = "auto") -> float:
 
     config = loading.load_config(str(folder), any_family=True)
     model = loading.load_model(str(folder), config, dtype, "cpu")
-    windows = token_windows(load_text("demo"), loading.load_tokenizer(str(folder)), 64)[::STRIDE]
+    windows = token_windows(load_text("demo"), load_tokenizer(str(folder)), 64)[::STRIDE]
     return measured(model, windows)
 
 

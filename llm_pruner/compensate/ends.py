@@ -13,6 +13,8 @@ from llm_pruner.groups import HIDDEN, Group
 from llm_pruner.surgery import place
 from llm_pruner.untie import is_tied
 
+SILENT = 1e-12  # of the channels' mean variance: rounding, in place of a channel that never changes
+
 
 def outside(groups: Sequence[Group]):
     """(names of the embeddings, name of the final norm's weight)."""
@@ -88,14 +90,18 @@ def set_end(
 
 
 def _projected(moments: Moments, basis: torch.Tensor):
-    """(slope, intercept) of each channel of Pᵀy on the same channel of x."""
+    """(slope, intercept) of each channel of Pᵀy on the same channel of x; a slope of 1 where x never changes."""
     cross = basis.T.to(moments.cross) @ moments.cross
     inputs = moments.inputs.diagonal()
     if not moments.intercept:
-        return cross.diagonal() / inputs, None
+        return _ratio(cross.diagonal(), inputs), None
     count, sums = moments.weight, moments.inputs[-1, :-1]
-    slope = (cross[:, :-1].diagonal() - cross[:, -1] * sums / count) / (inputs[:-1] - sums.square() / count)
+    slope = _ratio(cross[:, :-1].diagonal() - cross[:, -1] * sums / count, inputs[:-1] - sums.square() / count)
     return slope, (cross[:, -1] - slope * sums) / count
+
+
+def _ratio(covariance: torch.Tensor, variance: torch.Tensor) -> torch.Tensor:
+    return torch.where(variance > SILENT * variance.mean(), covariance / variance, 1.0)
 
 
 def _set_diagonal(norm: nn.Module, slope: torch.Tensor, intercept, offset: float) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -13,19 +14,22 @@ from llm_pruner.compensate.bias import output_biases
 from llm_pruner.compensate.layers import inside, layer_number
 from llm_pruner.compensate.logits import divergence
 from llm_pruner.compensate.rebuild import Tokens
+from llm_pruner.errors import RunError
 from llm_pruner.groups import HEADS, HIDDEN, MLP, Group, reader
 from llm_pruner.importance import MOMENTS, Evidence
 from llm_pruner.plan import Plan, bias_of
 from llm_pruner.selection import choose, scored_groups
-from llm_pruner.walk import Layer, walk
+from llm_pruner.walk import Layer, computing, walk
 from llm_pruner.weights import Weights
 
 
+@computing("the plain method, for comparison,")
 @torch.no_grad()
 def baseline(
     model, groups: Sequence[Group], plan: Plan, tokens: Tokens, dense_stream, layers: Sequence[int] | None = None
 ) -> tuple[str, dict, dict, float]:
-    """(importance, kept units, means for its biases, KL) of the plain method at the plan's widths.
+    """(importance, kept units, means for its biases, KL) of the plain method at the plan's widths. The KL is infinite
+    where the method fails on what is not finite.
 
     layers: those that stay, by default all. dense_stream: the dense model's last hidden states, for each
     batch of `tokens`. KL: see `divergence`.
@@ -34,15 +38,19 @@ def baseline(
     rotated = plan.after[0].hidden_size != plan.before.hidden_size
     name = "magnitude" if rotated else "flap"
     means: dict[str, torch.Tensor] = {}
+    kept: dict[str, list[int]] = {}
     evidence = Evidence(weights)
-    if not rotated:
-        fitted = [batch for batch, held in zip(tokens.batches, tokens.held, strict=True) if not held]
-        inputs = collect(model, fitted, groups, (MOMENTS,))
-        means = {weight: found.mean.cpu() for weight, found in inputs.items()}
-        evidence = Evidence(weights, inputs=inputs)
-    scores = importance.score(scored_groups(groups, plan.before, plan.after), importance.get(name), evidence)
-    kept = choose(groups, scores, plan.before, plan.after)
-    stream = _silent_stream(model, groups, replace(plan, kept=kept), means, tokens, layers)
+    try:
+        if not rotated:
+            fitted = [batch for batch, held in zip(tokens.batches, tokens.held, strict=True) if not held]
+            inputs = collect(model, fitted, groups, (MOMENTS,))
+            means = {weight: found.mean.cpu() for weight, found in inputs.items()}
+            evidence = Evidence(weights, inputs=inputs)
+        scores = importance.score(scored_groups(groups, plan.before, plan.after), importance.get(name), evidence)
+        kept = choose(groups, scores, plan.before, plan.after)
+        stream = _silent_stream(model, groups, replace(plan, kept=kept), means, tokens, layers)
+    except RunError:  # no reason to lose the rebuild
+        return name, kept, means, math.inf
     return name, kept, means, divergence(model, model, tokens, dense_stream, stream)
 
 

@@ -4,6 +4,7 @@ The stream counts every direction alike, the lm_head does not. The last layer ha
 be told what they should be.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from llm_pruner.compensate.blockwise import Block, optimise
-from llm_pruner.walk import replaced_layers
+from llm_pruner.walk import computing, not_finite, replaced_layers
 
 if TYPE_CHECKING:
     from llm_pruner.compensate.rebuild import Tokens
@@ -61,15 +62,22 @@ def optimise_logits(
     optimise(Block(layer, error, tokens.held), like, epochs, STEPS, seed)
 
 
+@computing("the logits of a calibration window")
 @torch.no_grad()
 def divergence(dense, pruned, tokens: "Tokens", dense_stream, pruned_stream) -> float:
-    """Mean KL(dense ‖ pruned) per held-out token, in nats, from the hidden states behind the last layer of each."""
+    """Mean KL(dense ‖ pruned) per held-out token, in nats, from the hidden states behind the last layer of each.
+
+    Infinity where the pruned model's logits are not finite; RunError where the dense one's are not.
+    """
     total, count = 0.0, 0
     for batch, held in enumerate(tokens.held):
         for row in range(len(tokens.batches[batch])) if held else ():
             ids = tokens.batches[batch][row : row + 1]
             wanted = logits_of(dense, ids, dense_stream[batch][row : row + 1])
-            total += kl(wanted, logits_of(pruned, ids, pruned_stream[batch][row : row + 1])).sum().item()
+            own = kl(wanted, logits_of(pruned, ids, pruned_stream[batch][row : row + 1])).sum().item()
+            if math.isnan(own) and not torch.isfinite(wanted).all():
+                raise not_finite("the logits are NaN or Inf on the calibration data", wanted.dtype)
+            total += math.inf if math.isnan(own) else own
             count += ids.numel()
     return total / count
 

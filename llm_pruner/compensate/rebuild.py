@@ -26,7 +26,7 @@ from llm_pruner.compensate.ends import outside, set_end, set_entrance
 from llm_pruner.compensate.layer_files import read_layer, write_layer
 from llm_pruner.compensate.layers import Part, affine, inside, layer_number, matrix, parts_of, set_affine, watch
 from llm_pruner.compensate.logits import divergence, optimise_logits
-from llm_pruner.compensate.regression import Moments, fit, normal_equations
+from llm_pruner.compensate.regression import Moments, fit, normal_equations, token_weights
 from llm_pruner.compensate.rotation import basis_of, is_layer_norm, rotate_layer
 from llm_pruner.compensate.second_order import RIDGE, keep_heads, keep_neurons
 from llm_pruner.depth import renumbered
@@ -34,7 +34,7 @@ from llm_pruner.errors import UsageError
 from llm_pruner.groups import HEADS, HIDDEN, KV_HEADS, MLP, Group, kept_positions
 from llm_pruner.plan import Plan
 from llm_pruner.surgery import empty, finish, place, skeleton
-from llm_pruner.walk import Layer, decoder_layers, put_aside, walk
+from llm_pruner.walk import Layer, computing, decoder_layers, not_finite, put_aside, walk
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,7 @@ class Rebuilt:
         return self.model
 
 
+@computing("the rebuild")
 @torch.no_grad()
 def rebuild(
     model,
@@ -144,10 +145,11 @@ def rebuild(
         small, like = decoder_layers(new)[stay.index(dense.index)], next(dense.module.parameters())
         found = read_layer(folder, dense.index, small)
         if found is None:
-            found = rebuild_layer(work, small, groups, plan, recipe, family.norm_offset)
-            small.to(like.device)
-            if recipe.epochs:
-                optimise(work.block(small), dense.module, recipe.epochs, seed=recipe.seed)
+            with computing(f"the rebuild of layer {dense.index}"):
+                found = rebuild_layer(work, small, groups, plan, recipe, family.norm_offset)
+                small.to(like.device)
+                if recipe.epochs:
+                    optimise(work.block(small), dense.module, recipe.epochs, seed=recipe.seed)
             small.to(like.dtype)  # what the layers behind make up for is the layer that will be saved
             if folder:
                 write_layer(folder, dense.index, small, found)
@@ -215,7 +217,7 @@ def rebuild_layer(
         own = own.to(prior.device)
         weight = torch.zeros_like(prior)
         if recipe.refit:
-            found = fit(moments.columns(columns), held.columns(columns), prior[:, own])
+            found = fit(moments.columns(columns), held.columns(columns), prior[:, own], work.dtype)
             weight[:, own] = found.weight.to(weight)
             notes[part.writer] = found.kind
         else:
@@ -249,6 +251,11 @@ class Work:
         self.dense, self.pruned, self.tokens = dense, pruned, tokens
         self.basis = None if basis is None else basis.to(dense.device)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the layer is kept in."""
+        return next(self.dense.module.parameters()).dtype
+
     def here(self, stream: torch.Tensor) -> torch.Tensor:
         """Float32, where the layer is."""
         return stream.to(self.dense.device).float()
@@ -276,12 +283,14 @@ class Work:
     def push(self, module: nn.Module, stream: list[torch.Tensor]) -> None:
         """Fills `stream` with what the module gives, batch by batch: no two streams more than there have to be."""
         for batch, hidden in enumerate(stream):
-            stream[batch] = put_aside(self.run(module, batch)().to(hidden.dtype))
+            output = self.run(module, batch)().to(hidden.dtype)
+            if not torch.isfinite(output).all():
+                raise not_finite(f"layer {self.dense.index}, rebuilt, gives NaN or Inf", hidden.dtype)
+            stream[batch] = put_aside(output)
 
     def weights(self, batch: int) -> torch.Tensor:
         """One over the energy of each token's dense stream, [prompts, tokens]: relative errors count."""
-        energy = self.here(self.dense.outputs[batch]).square().mean(-1)
-        return 1 / energy.clamp_min(1e-6 * energy.median())
+        return token_weights(self.here(self.dense.outputs[batch]).square().mean(-1))
 
     def writes_directly(self, attention: Part, mlp: Part) -> bool:
         """Whether the layer adds what its writers give to the stream as it is (not so where a norm comes between)."""
@@ -289,7 +298,7 @@ class Work:
         writers = [module.get_submodule(part.writer) for part in (attention, mlp)]
         _, given, out = watch(self.dense_run(0), outputs=writers, whole=True)
         total = self.here(self.dense.stream[0]) + sum(tensor.float() for tensor in given)
-        return bool((total - out.float()).norm() < 0.02 * out.float().norm())
+        return bool((total - out.float()).norm() <= 0.02 * out.float().norm())
 
     def refit_readers(self, wide: nn.Module, part: Part, notes: dict) -> None:
         """Towards what they gave in the dense layer."""
@@ -302,7 +311,7 @@ class Work:
         start = 0
         for name, module in zip(part.readers, own, strict=True):
             prior = affine(module)
-            found = fit(*(moments.outputs(start, start + len(prior)) for moments in sums), prior)
+            found = fit(*(moments.outputs(start, start + len(prior)) for moments in sums), prior, self.dtype)
             set_affine(module, found.weight)
             notes[name] = found.kind
             start += len(prior)

@@ -6,11 +6,13 @@ ridge regression that pulls towards the original weights, not towards zero. Whic
 is decided by tokens that were not fitted on, whose squared error also follows from second moments alone.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # times the mean of the diagonal of E[x xᵀ]
+LEAST = 1e-20  # what λ is at least: inputs far below any trained model's, zeros for one, say nothing about a weight
 ROWS = 4096  # of a product at a time
 
 
@@ -50,7 +52,8 @@ class Moments:
         """Mean weighted squared error of y ≈ weight·x, per token. weight: [out, n]."""
         weight = weight.to(self.inputs)
         found = ((weight @ self.inputs) * weight).sum() - 2 * (weight * self.cross).sum() + self.targets.sum()
-        return found.clamp_min(0.0).item() / self.weight  # NaN stays NaN, and is no better than anything
+        found = found.clamp_min(0.0).item()  # NaN stays NaN, and is no better than anything
+        return found / self.weight if self.weight else math.nan
 
     def outputs(self, start: int, stop: int) -> "Moments":
         """Those of some of the targets. The inputs' are shared."""
@@ -90,7 +93,7 @@ class Fit:
 def normal_equations(moments: Moments, prior: torch.Tensor, ridge: float) -> tuple[torch.Tensor, torch.Tensor]:
     """(A [n, n], B [out, n]) of the ridge regression W' A = B; the intercept is not drawn to its prior."""
     inputs, prior = moments.inputs / moments.weight, prior.to(moments.inputs)
-    pull = ridge * inputs.diagonal().mean() * torch.ones_like(inputs.diagonal())
+    pull = (ridge * inputs.diagonal().mean()).clamp_min(LEAST) * torch.ones_like(inputs.diagonal())
     if moments.intercept:
         pull[-1] = 1e-9 * pull[0]
     right = moments.cross / moments.weight + prior * pull
@@ -98,10 +101,11 @@ def normal_equations(moments: Moments, prior: torch.Tensor, ridge: float) -> tup
     return inputs, right
 
 
-def fit(moments: Moments, held: Moments, prior: torch.Tensor) -> Fit:
+def fit(moments: Moments, held: Moments, prior: torch.Tensor, dtype: torch.dtype = torch.float32) -> Fit:
     """The one of nothing, an intercept (where there is one) and refits with several λ that `held` likes best.
 
-    prior: [out, n], the original weights, with the bias as last column where there is an intercept.
+    prior: [out, n], the original weights, with the bias as last column where there is an intercept. dtype: what the
+    weights will be kept in; a fit with larger ones is none.
     """
     before = held.error(prior)
     best = Fit(prior.float(), "nothing", before, before)
@@ -109,15 +113,29 @@ def fit(moments: Moments, held: Moments, prior: torch.Tensor) -> Fit:
         shifted = prior.to(moments.inputs).clone()
         mean = moments.inputs[:, -1] / moments.weight
         shifted[:, -1] += moments.cross[:, -1] / moments.weight - shifted @ mean
-        best = _better(best, shifted, "intercept", held)
+        best = _better(best, shifted, "intercept", held, dtype)
     for ridge in RIDGES:
         normal, right = normal_equations(moments, prior, ridge)
         factor, failed = torch.linalg.cholesky_ex(normal)
         if not failed:
-            best = _better(best, torch.cholesky_solve(right.T, factor).T, "refit", held)
+            best = _better(best, torch.cholesky_solve(right.T, factor).T, "refit", held, dtype)
     return best
 
 
-def _better(best: Fit, weight: torch.Tensor, kind: str, held: Moments) -> Fit:
+def _better(best: Fit, weight: torch.Tensor, kind: str, held: Moments, dtype: torch.dtype) -> Fit:
     error = held.error(weight)
-    return Fit(weight.float(), kind, error, best.before) if error < best.error else best
+    better = error < best.error and weight.abs().max() <= torch.finfo(dtype).max
+    return Fit(weight.float(), kind, error, best.before) if better else best
+
+
+def token_weights(energy: torch.Tensor) -> torch.Tensor:
+    """One over the energy [prompts, tokens] of each token, so that relative errors count."""
+    return 1 / energy.clamp_min(least_energy(energy))
+
+
+def least_energy(energy: torch.Tensor) -> torch.Tensor:
+    """What a token's energy is taken for at least, a scalar: a millionth of the median, or of the mean where most
+    tokens are silent, as they are behind an embedding of zeros; 1 where all are."""
+    median, mean = energy.median(), energy.mean()
+    typical = torch.where(median > 0, median, torch.where(mean > 0, mean, 1.0))
+    return (1e-6 * typical).clamp_min(torch.finfo(energy.dtype).tiny)

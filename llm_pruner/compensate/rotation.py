@@ -53,7 +53,8 @@ def norm_scale(hidden: Iterable[torch.Tensor], basis: torch.Tensor, centred: boo
         rows = tensor.to(basis.device).reshape(-1, tensor.shape[-1]).float()
         if centred:
             rows = rows - rows.mean(1, keepdim=True)
-        shares.append(((rows @ basis).square().sum(1) / rows.square().sum(1).clamp_min(1e-12)).mean())
+        energy, left = rows.square().sum(1), (rows @ basis).square().sum(1)
+        shares.append(torch.where(energy > 0, left / energy, 1.0).mean())  # silent tokens lose nothing
     return (torch.stack(shares).mean() * basis.shape[0] / basis.shape[1]).sqrt().item()
 
 
@@ -89,7 +90,9 @@ def rotate_layer(wide: nn.Module, dense: Layer, groups: Sequence[Group], basis: 
     )  # fmt: skip
     feeding = {}
     for reader, tensor in zip(readers, given, strict=True):
-        feeding[reader] = [norm for norm, output in zip(norms, found, strict=True) if torch.equal(output, tensor)]
+        equal = [(norm, out) for norm, out in zip(norms, found, strict=True) if torch.equal(out, tensor)]
+        itself = [norm for norm, out in equal if out.data_ptr() == tensor.data_ptr()]  # norms of zeros give the same
+        feeding[reader] = itself or [norm for norm, _ in equal]
     fed = {norm for own in feeding.values() for norm in own[:1]}
     if fed != set(norms) or not all(feeding.values()):
         odd = next((norm for norm in norms if norm not in fed), norms[0])

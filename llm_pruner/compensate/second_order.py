@@ -13,7 +13,8 @@ import torch
 
 RIDGE = 1e-2  # of the regression that units are chosen in
 ROUNDS = 8
-SHIFT = 1e-8
+SHIFTS = (1e-8, 1e-6, 1e-4, 1e-2)  # of the mean diagonal, where the matrix is not positive definite
+LEAST = 1e-20
 
 
 class Surgeon:
@@ -23,11 +24,7 @@ class Surgeon:
     """
 
     def __init__(self, normal: torch.Tensor, right: torch.Tensor, width: int, units: int) -> None:
-        factor, failed = torch.linalg.cholesky_ex(normal)
-        if failed:
-            shift = SHIFT * normal.diagonal().mean() * torch.eye(len(normal), dtype=normal.dtype, device=normal.device)
-            factor = torch.linalg.cholesky(normal + shift)
-        self.inverse = torch.cholesky_inverse(factor)
+        self.inverse = torch.cholesky_inverse(_factor(normal))
         self.weight = right @ self.inverse
         self.width, self.alive = width, list(range(units))
         self.error = 0.0  # what the removals have cost so far
@@ -40,7 +37,7 @@ class Surgeon:
         own = blocks[torch.arange(count), :, torch.arange(count)]  # [count, width, width]
         weight = self.weight[:, :columns].view(-1, count, width).permute(1, 2, 0)  # [count, width, out]
         if width == 1:
-            return weight[:, 0].square().sum(1) / own[:, 0, 0]
+            return weight[:, 0].square().sum(1) / _positive(own[:, 0, 0])
         return (weight * torch.linalg.solve(own, weight)).sum((1, 2))
 
     def remove(self, places: list[int]) -> None:
@@ -80,9 +77,9 @@ class Surgeon:
         inverse, weight = self.inverse[pool][:, pool], self.weight[:, pool]
         products, gone = weight.T @ weight, torch.zeros(len(pool), dtype=torch.bool, device=pool.device)
         for _ in range(number):
-            one = (products.diagonal() / inverse.diagonal()).masked_fill(gone, math.inf).argmin()
+            one = (products.diagonal() / _positive(inverse.diagonal())).masked_fill(gone, math.inf).argmin()
             gone[one] = True
-            through, product = inverse[one] / inverse[one, one], products[one].clone()
+            through, product = inverse[one] / _positive(inverse[one, one]), products[one].clone()
             products.addr_(product, through, alpha=-1)
             products.addr_(through, product - product[one] * through, alpha=-1)
             inverse.addr_(inverse[one].clone(), through, alpha=-1)
@@ -102,6 +99,25 @@ class Surgeon:
         twin = copy.copy(self)
         twin.alive = list(self.alive)
         return twin
+
+
+def _factor(normal: torch.Tensor) -> torch.Tensor:
+    """The Cholesky factor of `normal`, with as little added to its diagonal as it takes. LinAlgError for NaN or Inf."""
+    factor, failed = torch.linalg.cholesky_ex(normal)
+    for shift in SHIFTS if failed else ():
+        added = (shift * normal.diagonal().mean()).clamp_min(LEAST)
+        shifted = normal + added * torch.eye(len(normal), dtype=normal.dtype, device=normal.device)
+        factor, failed = torch.linalg.cholesky_ex(shifted)
+        if not failed:
+            break
+    if failed:
+        raise torch.linalg.LinAlgError("the normal equations are not positive definite")
+    return factor
+
+
+def _positive(diagonal: torch.Tensor) -> torch.Tensor:
+    """Of an inverse, which is positive but for rounding."""
+    return diagonal.clamp_min(torch.finfo(diagonal.dtype).tiny)
 
 
 def keep_neurons(normal: torch.Tensor, right: torch.Tensor, units: int, count: int) -> list[int]:

@@ -11,6 +11,7 @@ from llm_pruner.errors import RunError, redact
 from llm_pruner.evaluate.options import EvaluateOptions, validate
 from llm_pruner.per_layer import PREFIX
 from llm_pruner.console import quiet, say
+from llm_pruner.tokenizers import load_tokenizer
 
 PROGRAM = "python -m llm_pruner evaluate"
 WIDTHS = ("hidden_size", "num_attention_heads", "num_key_value_heads", "intermediate_size")
@@ -48,7 +49,7 @@ def run(options: EvaluateOptions, argv: Sequence[str] = ()) -> dict:
     for name, source in sources.items():
         with stopwatch("load"):
             model = load(name)
-            tokenizer = loading.load_tokenizer(loading.fetch(source, weights=False))
+            tokenizer = load_tokenizer(loading.fetch(source, weights=False), needed=bool(texts or tasks))
         found = _described(name, source, model)
         with stopwatch("perplexity"):
             found["perplexity"] = {text: _scored(model, tokenizer, text, options, name) for text in texts}
@@ -91,8 +92,9 @@ def run(options: EvaluateOptions, argv: Sequence[str] = ()) -> dict:
         from llm_pruner.page import html
 
         page = path.with_suffix(".html")
-        outputs.write_files({path: partial(report.write_json, report=made), page: lambda to: html.write(to, [], made)})
-        say(f"saved {path} and {page}")
+        outputs.write_files({path: partial(report.write_json, report=made)})
+        drawn = report.draw(page, lambda: html.page([], made), options.traceback)
+        say(f"saved {path}{f' and {page}' * drawn}")
     return made
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from llm_pruner.errors import RunError, UsageError, did_you_mean
-from llm_pruner.groups import HEADS, KINDS, KV_HEADS, MLP
+from llm_pruner.groups import HEADS, KINDS, KV_HEADS, MLP, reader
 
 if TYPE_CHECKING:
     import torch
@@ -26,6 +26,7 @@ MOMENTS, ABSOLUTE, CONTRIBUTION = "moments", "absolute", "contribution"  # stati
 ACTIVATIONS = (MOMENTS, ABSOLUTE, CONTRIBUTION)
 WEIGHTS, GRADIENTS = "weights", "gradients"
 NEEDS = (WEIGHTS, *ACTIVATIONS, GRADIENTS)
+UNIT, HEAD, COLUMN = "unit", "head", "column"  # what has a score of its own
 READ = (HEADS, KV_HEADS, MLP)  # the kinds whose units one projection of their layer reads
 
 
@@ -57,7 +58,8 @@ class Calibration:
 @dataclass(frozen=True)
 class Criterion:
     """needs: of NEEDS. kinds: the groups it is defined for. sequential: every layer is measured behind the
-    pruned layers before it. options: those of Options that change its scores. calibration: its default."""
+    pruned layers before it. options: those of Options that change its scores. calibration: its default. per: what has
+    a score of its own: a unit, or each equal part of it (a query head, a column that is read), which add up."""
 
     name: str
     needs: frozenset[str]
@@ -66,10 +68,18 @@ class Criterion:
     sequential: bool
     options: tuple[str, ...]
     calibration: Calibration
+    per: str = UNIT
 
     @property
     def calibrated(self) -> bool:
         return bool(self.needs - {WEIGHTS})
+
+    def scores_of(self, group: "Group") -> int:
+        """How many scores the group gets."""
+        if self.per == UNIT or group.kind not in READ:
+            return group.units
+        columns = reader(group).width
+        return group.units * (columns if self.per == COLUMN else columns // min(m.width for m in group.members))
 
 
 # What stands for a criterion where the method is `best`, which scores by itself
@@ -84,6 +94,7 @@ def criterion(
     sequential: bool = False,
     options: tuple[str, ...] = (),
     calibration: Calibration | None = None,
+    per: str = UNIT,
 ):
     """Registers a function under its own name, which is its file's."""
 
@@ -94,7 +105,7 @@ def criterion(
         if unknown := set(needs) - set(NEEDS):
             raise ValueError(f"importance {name!r} needs {unknown}; known: {NEEDS}")
         _REGISTRY[name] = Criterion(
-            name, frozenset(needs), function, kinds, sequential, options, calibration or Calibration()
+            name, frozenset(needs), function, kinds, sequential, options, calibration or Calibration(), per
         )
         return function
 
@@ -119,12 +130,16 @@ def score(groups: "Iterable[Group]", criterion: Criterion, evidence: Evidence) -
     import torch
     from tqdm.auto import tqdm
 
+    from llm_pruner.walk import computing
+
     scores = {}
     for group in tqdm(groups, desc=f"score by {criterion.name}", unit="group", delay=2, leave=False):
-        values = criterion.score(group, evidence).float().cpu()
+        with computing(f"scoring {group.name} by {criterion.name}", "try --device cpu"):
+            values = criterion.score(group, evidence).float().cpu()
         if values.dim() != 1 or len(values) % group.units or not torch.isfinite(values).all():
             raise RunError(
-                f"{criterion.name} gives no finite score for each of the {group.units} units of {group.name}"
+                f"{criterion.name} gives no finite score for each of the {group.units} units of {group.name}: "
+                "its weights, or what they read, are too large; another --importance may do"
             )
         scores[group.name] = values
     return scores

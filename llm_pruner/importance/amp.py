@@ -1,10 +1,12 @@
 """AMP: what a head adds to the residual stream, and how active a neuron is."""
 
 from llm_pruner.groups import MLP, reader
-from llm_pruner.importance import ABSOLUTE, CONTRIBUTION, READ, Calibration, criterion
+from llm_pruner.importance import ABSOLUTE, CONTRIBUTION, HEAD, READ, Calibration, criterion
 
 
-@criterion(needs=(ABSOLUTE, CONTRIBUTION), kinds=READ, calibration=Calibration("alpaca", nsamples=50, seq_len=512))
+@criterion(
+    needs=(ABSOLUTE, CONTRIBUTION), kinds=READ, calibration=Calibration("alpaca", nsamples=50, seq_len=512), per=HEAD
+)
 def amp(group, evidence):
     """Head h: mean over tokens of ‖X_h W_hᵀ‖₁; neuron j: mean over tokens of |X_j|.
 

@@ -1,12 +1,12 @@
 """FLAP: units whose output hardly fluctuates can be replaced by a bias."""
 
 from llm_pruner.groups import MLP, reader
-from llm_pruner.importance import MOMENTS, READ, WEIGHTS, Calibration, criterion
+from llm_pruner.importance import COLUMN, MOMENTS, READ, WEIGHTS, Calibration, criterion
 
 
 @criterion(
     needs=(WEIGHTS, MOMENTS), kinds=READ, options=("metrics",),
-    calibration=Calibration("wikitext2", nsamples=1024, seq_len=128),
+    calibration=Calibration("wikitext2", nsamples=1024, seq_len=128), per=COLUMN,
 )  # fmt: skip
 def flap(group, evidence):
     """Per input column j of o_proj or down_proj, by `metrics`:

@@ -1,10 +1,10 @@
 """mag_sp: the magnitude of the output projections' columns alone."""
 
 from llm_pruner.groups import reader
-from llm_pruner.importance import READ, WEIGHTS, criterion
+from llm_pruner.importance import COLUMN, READ, WEIGHTS, criterion
 
 
-@criterion(needs=(WEIGHTS,), kinds=READ)
+@criterion(needs=(WEIGHTS,), kinds=READ, per=COLUMN)
 def mag_sp(group, evidence):
     """‖W_:j‖₂ per input column j of o_proj or down_proj, summed over a head's columns.
 

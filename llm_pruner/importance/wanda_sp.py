@@ -1,12 +1,13 @@
 """Wanda-sp: Wanda's metric for whole heads and neurons."""
 
 from llm_pruner.groups import reader
-from llm_pruner.importance import MOMENTS, READ, WEIGHTS, Calibration, criterion
+from llm_pruner.importance import COLUMN, MOMENTS, READ, WEIGHTS, Calibration, criterion
 
 
 @criterion(
-    needs=(WEIGHTS, MOMENTS), kinds=READ, sequential=True, calibration=Calibration("c4", nsamples=128, seq_len=128)
-)
+    needs=(WEIGHTS, MOMENTS), kinds=READ, sequential=True, calibration=Calibration("c4", nsamples=128, seq_len=128),
+    per=COLUMN,
+)  # fmt: skip
 def wanda_sp(group, evidence):
     """Mean over rows of |W_ij|·‖X_j‖₂ per input column j of o_proj or down_proj, summed over a head's columns.
 

@@ -27,7 +27,7 @@ def _of_step(step: dict) -> dict[str, object]:
     if told := step.get("calibration"):
         entries["calibrated on"] = f"{told['nsamples']:,} samples of {told['seq_len']:,} tokens of {told['data']}"
     if step.get("sparsity"):
-        entries |= {"sparse": step["label"], "kept": known(step["kept"], percent)}
+        entries |= {"sparse": step["label"], "kept": known(step.get("kept"), percent)}
     if "importance" in step:
         entries |= {"units chosen by": step["importance"], "made up for by": step.get("compensate", "none")}
         kind = step["model_type"]

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 from llm_pruner.page import START, measured, searched, sections
 from llm_pruner.page.conditions import conditions
@@ -12,17 +11,12 @@ from llm_pruner.page.style import STYLE
 from llm_pruner.page.widths import widths
 
 
-def write(path: Path, reports: Sequence[dict], evaluation: dict | None = None) -> None:
-    """Writes the page about these runs.
-
-    reports: what is in the report.json of a pruning, of a recovery or of both, in the order of the steps; a recovery
-    that tells of its pruning (`made_from`) needs no other. evaluation: what `python -m llm_pruner evaluate` reports.
-    """
-    Path(path).write_text(page(reports, evaluation), encoding="utf-8", errors="replace")
-
-
 def page(reports: Sequence[dict], evaluation: dict | None = None) -> str:
-    """The content of the file. A section is there when there are figures for it."""
+    """The content of the file about these runs. A section is there when there are figures for it.
+
+    reports: what is in the report.json of runs that made checkpoints, in the order of the steps; one that tells of the
+    runs before it (`made_from`) needs no other. evaluation: what `python -m llm_pruner evaluate` reports.
+    """
     steps = steps_of(json.loads(json.dumps(list(reports))))  # a report in memory and one from a file are the same then
     models = models_of(steps, evaluation)
     texts = list(dict.fromkeys(text for model in models for text in model.perplexity))

@@ -59,19 +59,19 @@ def steps_of(reports: Iterable[dict]) -> list[dict]:
 def models_of(steps: Sequence[dict], evaluation: dict | None) -> list[Model]:
     """The models before and after each step, then those of the evaluation that are none of them."""
     models: list[Model] = []
-    for step in steps:
+    for step, text in zip(steps, _texts(steps)):
         if not models:
             models += _start(step)
         models[-1].paths.add(step["model"])
-        _scored(models[-1], step, "before")
-        if step.get("dense_perplexity") is not None and (dense := dense_of(models)):
-            dense.perplexity.setdefault(text_of(step), step["dense_perplexity"])
+        _scored(models[-1], step, "before", text)
+        if text and step.get("dense_perplexity") is not None and (dense := dense_of(models)):
+            dense.perplexity.setdefault(text, step["dense_perplexity"])
         role = role_of(step)
         new = _new(models, f"{role} ({how_of(step)})", role)
         if not is_pruning(step):
             new.widths, new.layers = models[-1].widths, models[-1].layers
         _sized(new, step, "after")
-        _scored(new, step, "after")
+        _scored(new, step, "after", text)
         if saved := (step.get("options") or {}).get("save_model"):
             new.paths.add(saved)
         models.append(new)
@@ -94,6 +94,18 @@ def text_of(step: dict) -> Text | None:
     return (told["data"], told["windows"], told["max_seq_len"]) if told else None
 
 
+def _texts(steps: Sequence[dict]) -> list[Text | None]:
+    """What each step scored on. Of files of one name with other content, all but the first are named by that too."""
+    first: dict[str, str | None] = {}
+    found = []
+    for step in steps:
+        text, digest = text_of(step), (step.get("evaluation") or {}).get("digest")
+        if text and digest and first.setdefault(text[0], digest) != digest:
+            text = (f"{text[0]} ({digest[:6]})", *text[1:])
+        found.append(text)
+    return found
+
+
 def name_of(path: str) -> str:
     """The last part of a folder or hub id."""
     return PurePath(path).name or path
@@ -101,15 +113,14 @@ def name_of(path: str) -> str:
 
 def _start(step: dict) -> list[Model]:
     """The models that there were before the first step."""
-    name = name_of(step["model"])
-    if not is_recovery(step):
+    name, base = name_of(step["model"]), step.get("teacher") or step.get("base_model")
+    if not is_recovery(step) and base in (None, step["model"]):
         dense = Model(f"{DENSE} ({name})", DENSE, 0)
         _sized(dense, step, "before")
         return [dense]
     models = []
-    if step.get("dense_perplexity") is not None or step.get("teacher"):
-        teacher = step.get("teacher")
-        models.append(Model(f"{DENSE} ({name_of(teacher)})" if teacher else DENSE, DENSE, 0, {teacher} - {None}))
+    if base or step.get("dense_perplexity") is not None:
+        models.append(Model(f"{DENSE} ({name_of(base)})" if base else DENSE, DENSE, 0, {base} - {None}))
     pruned = _new(models, f"{PRUNED} ({name})", PRUNED)
     _sized(pruned, step, "before")
     return [*models, pruned]
@@ -130,9 +141,9 @@ def _sized(model: Model, step: dict, side: str) -> None:
         model.widths, model.layers = step["widths"][side], step["layers"][side]
 
 
-def _scored(model: Model, step: dict, side: str) -> None:
-    if side in (step.get("perplexity") or {}):
-        model.perplexity.setdefault(text_of(step), step["perplexity"][side])
+def _scored(model: Model, step: dict, side: str, text: Text | None) -> None:
+    if text and side in (step.get("perplexity") or {}):
+        model.perplexity.setdefault(text, step["perplexity"][side])
     for task, scores in ((step.get("zero_shot") or {}).get(side) or {}).items():
         model.zero_shot.setdefault(task, scores)
 

@@ -21,7 +21,7 @@ def rebuilt(steps: Sequence[dict]) -> Markup | None:
 
 
 def _charts(step: dict, found: dict) -> list[Markup]:
-    drawn, tried = [], [each for each in found.get("search") or () if each["kl"] is not None]
+    drawn, tried = [], [each for each in found.get("search") or () if None not in (each["kl"], each["expected"])]
     if len(tried) > 1:
         chosen, hidden = _chosen(found), max(_width(each, "hidden_size") for each in tried)
         points, kinds = [], {}

@@ -135,10 +135,15 @@ def _mark(folder: Path, stage: str, key: str | None) -> None:
 
 def _keep_own(folder: Path, name: str, content: str) -> None:
     """Writes one of the pipeline's own files."""
+    write_text(_own(folder, name), content)
+
+
+def _own(folder: Path, name: str) -> Path:
+    """Where one of the pipeline's own files goes, which is then known as such."""
     state = _state(folder)
     if name not in state["files"]:
         write_state(folder / STATE, state | {"files": [*state["files"], name]})
-    write_text(folder / name, content)
+    return folder / name
 
 
 def _run_stage(stage: str, values: dict, folder: Path, options: PipelineOptions) -> None:
@@ -221,8 +226,9 @@ def _summary(folder: Path, stages: list[dict], options: PipelineOptions, argv: S
     }
     say(f"\n{aligned(rows)}")
     _keep_own(folder, "summary.json", json.dumps(report.finite(summary), indent=2, allow_nan=False) + "\n")
-    _keep_own(folder, "report.html", html.page([own for own in reports.values() if own], evaluation))
-    say(f"saved {folder / 'summary.json'} and {folder / 'report.html'}")
+    page, made = _own(folder, "report.html"), [own for own in reports.values() if own]
+    drawn = report.draw(page, lambda: html.page(made, evaluation), options.traceback)
+    say(f"saved {folder / 'summary.json'}{f' and {page}' * drawn}")
     return summary
 
 

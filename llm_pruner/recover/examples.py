@@ -1,7 +1,4 @@
-"""From texts to what the Trainer feeds: windows of running text, or Alpaca records of which only the response counts.
-
-The template of the records is Stanford Alpaca's (github.com/tatsu-lab/stanford_alpaca), the one AMP recovers with.
-"""
+"""From texts to what the Trainer feeds: windows of running text, or records of which only the answers count."""
 
 from collections.abc import Iterable
 from itertools import islice
@@ -11,19 +8,11 @@ from torch.utils.data import Dataset
 
 from llm_pruner import data
 from llm_pruner.errors import RunError, UsageError
+from llm_pruner.records import TEXT, Records
 
 IGNORED = -100  # a label that has no loss
 PIECE = 2**16  # characters tokenised at a time
 C4_WINDOWS = 20_000  # of c4, unless told how many
-WITH_INPUT = (
-    "Below is an instruction that describes a task, paired with an input that provides further context. "
-    "Write a response that appropriately completes the request.\n\n"
-    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
-)
-WITHOUT_INPUT = (
-    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
-    "### Instruction:\n{instruction}\n\n### Response:\n"
-)
 
 
 class Examples(Dataset):
@@ -65,21 +54,21 @@ def training_examples(
     """
     if tokenizer is None:
         raise RunError("the model has no tokenizer, so there is nothing to train on")
-    if data.is_alpaca(name):
-        return _records(name, length, tokenizer, vocab_size, nsamples, seed)
     wanted = None if nsamples is None else nsamples * length
+    where = f"training data {name}"
     if name == "c4":
         ids = _tokens(data.c4_documents("data"), tokenizer, wanted or C4_WINDOWS * length)
     else:
-        pieces = _pieces(data.running_text(name, "training"))
+        found = data.texts(name, "training")
+        if isinstance(found, Records) and found.kind != TEXT:
+            return _records(found.answered(), length, tokenizer, vocab_size, nsamples, seed)
+        text = found.text(tokenizer) if isinstance(found, Records) else found.whole()
+        text, where = data.unless_blank(text, where)
+        pieces = _pieces(text)
         if wanted is not None:  # some of the text from all over it
             pieces = [pieces[i] for i in _chosen(len(pieces), None, seed, shuffled=True).tolist()]
         ids = _tokens(pieces, tokenizer, wanted)
-    if len(ids) < length:
-        raise UsageError(
-            f"the training text has {len(ids)} tokens, one window needs {length}; "
-            "give a longer text or a smaller --max_seq_len"
-        )
+    data.check_enough(len(ids), length, where, "--max_seq_len")
     data.check_vocabulary(int(ids.max()), vocab_size)
     return windows(ids[: len(ids) // length * length].view(-1, length)[:nsamples])
 
@@ -110,24 +99,28 @@ def _tokens(pieces: Iterable[str], tokenizer, wanted: int | None) -> torch.Tenso
     return torch.cat(found) if found else torch.empty(0, dtype=torch.long)
 
 
-def _records(name: str, length: int, tokenizer, vocab_size: int, nsamples: int | None, seed: int) -> Examples:
-    records = [record for record in data.alpaca_records(name, "training") if record["output"]]
-    if not records:
-        raise UsageError(f"training data {name} has no record with an 'output'")
-    records = [records[i] for i in _chosen(len(records), nsamples, seed).tolist()]
-    prompts = [(WITH_INPUT if record["input"] else WITHOUT_INPUT).format(**record) for record in records]
-    asked = tokenizer(prompts, verbose=False)["input_ids"]
-    answers = tokenizer([record["output"] for record in records], add_special_tokens=False, verbose=False)["input_ids"]
-    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+def _records(found: Records, length: int, tokenizer, vocab_size: int, nsamples: int | None, seed: int) -> Examples:
+    whole = [found.parts(i, tokenizer) for i in _chosen(len(found.of), nsamples, seed).tolist()]
+    templated = found.templated(tokenizer)  # then it says itself how it begins and ends
+    first = tokenizer([parts[0].text for parts in whole], add_special_tokens=not templated, verbose=False)["input_ids"]
+    others = [part.text for parts in whole for part in parts[1:]]
+    rest = iter(tokenizer(others, add_special_tokens=False, verbose=False)["input_ids"] if others else ())
+    end = [] if tokenizer.eos_token_id is None or templated else [tokenizer.eos_token_id]
     pairs = []
-    for prompt, answer in zip(asked, answers):
-        ids = torch.tensor([*prompt, *answer, *end][:length])
-        if len(ids) > len(prompt):
-            labels = ids.clone()
-            labels[: max(1, len(prompt))] = IGNORED
-            pairs.append((ids, labels))
+    for parts, ids in zip(whole, first):
+        tokens, learned = list(ids), [False] * len(ids)
+        for part, ids in zip(parts[1:], rest):
+            tokens += ids
+            learned += [part.learned] * len(ids)
+        tokens += end if parts[-1].learned else []
+        learned += [True] * (len(tokens) - len(learned))
+        counts = torch.tensor(learned[:length])
+        counts[:1] = False
+        if counts.any():
+            ids = torch.tensor(tokens[:length])
+            pairs.append((ids, ids.where(counts, torch.tensor(IGNORED))))
     if not pairs:
-        raise UsageError(f"no response in {name} begins within {length} tokens; give a larger --max_seq_len")
+        raise UsageError(f"no response in {found.where} begins within {length} tokens; give a larger --max_seq_len")
     data.check_vocabulary(max(int(ids.max()) for ids, _ in pairs), vocab_size)
     return Examples(pairs)
 

@@ -2,33 +2,35 @@
 
 import math
 
+from llm_pruner import lineage
 from llm_pruner.errors import redact
-from llm_pruner.recover import sources
 from llm_pruner.recover.sources import Sources
 from llm_pruner.report import size_of
 
 
-def outcome(found: Sources, model, perplexity: dict, training: dict, tokens: int, history: list[dict]) -> dict:
-    """The report without its conditions. training: windows, steps, minutes, processes; tokens: in all windows."""
+def outcome(
+    found: Sources, model, perplexity: dict, evaluation: dict, training: dict, tokens: int, history: list[dict]
+) -> dict:
+    """The report without its conditions. evaluation: what perplexity was measured on. training: windows, steps,
+    minutes, processes. tokens: in all windows."""
     options = found.options
     per_step = options.batch_size * options.gradient_accumulation_steps * training["processes"]
     seen = training["steps"] * per_step / training["windows"]
-    dense = dense_perplexity(found)
+    teacher = redact(options.teacher) if options.teacher else None
+    told = lineage.told(found.report, teacher, evaluation)
     parameters, size = size_of(model)
     return {
         "step": "recover",
         "method": options.method,
         "train_weights": options.train_weights,
         "model": redact(options.model),
-        "base_model": sources.base_of(found.report),
-        "teacher": redact(options.teacher) if options.teacher else None,
+        "teacher": teacher,
         "model_type": dict.fromkeys(("before", "after"), found.config.model_type),
         "parameters": dict.fromkeys(("before", "after"), parameters),
         "bytes": dict.fromkeys(("before", "after"), size),
         "perplexity": perplexity,
-        "dense_perplexity": dense,
-        "recovered_share": share(dense, perplexity),
-        "evaluation": {},
+        "recovered_share": share(told["dense_perplexity"], perplexity),
+        "evaluation": evaluation,
         "training": {
             "data": redact(options.data),
             "max_seq_len": options.max_seq_len,
@@ -41,17 +43,8 @@ def outcome(found: Sources, model, perplexity: dict, training: dict, tokens: int
             **training,
         },
         "history": history,
-        "made_from": found.report,
+        **told,
     }
-
-
-def dense_perplexity(found: Sources) -> float | None:
-    """The dense model's perplexity on the same windows, where the pruned model's report knows it."""
-    known = found.report or {}
-    same = known.get("evaluation") or {}
-    if (same.get("data"), same.get("max_seq_len")) != (found.eval_data, found.eval_length):
-        return None
-    return known.get("dense_perplexity") or (known.get("perplexity") or {}).get("before")
 
 
 def share(dense: float | None, perplexity: dict) -> float | None:

@@ -18,6 +18,7 @@ from llm_pruner.recover.options import RecoverOptions, validate
 from llm_pruner.recover.outcome import outcome
 from llm_pruner.recover.sources import Sources
 from llm_pruner.recover.unfinished import clear, go_on, key_of, outputs
+from llm_pruner.tokenizers import load_tokenizer
 
 PROGRAM = "python -m llm_pruner recover"
 TOKENS = {"full": 1024, "lora": 2048, "cuda": 8192}  # of a batch by default: on a CPU by what learns, on a GPU
@@ -51,14 +52,14 @@ def run(options: RecoverOptions, argv: Sequence[str] = (), program: str = PROGRA
     from llm_pruner.recover.examples import training_examples, windows
 
     with stopwatch("data"):
-        tokenizer = loading.load_tokenizer(loading.fetch(found.student, options.revision, weights=False))
+        tokenizer = load_tokenizer(loading.fetch(found.student, options.revision, weights=False))
         examples = training_examples(
             options.data, options.max_seq_len, tokenizer, found.config.vocab_size, options.nsamples, options.seed
         )
-        scored = None
+        scored, evaluation = None, {}
         if found.eval_data:
-            text = data.load_text(found.eval_data)
-            scored = data.token_windows(text, tokenizer, found.eval_length, found.config.vocab_size)
+            scored = data.evaluation_windows(found.eval_data, tokenizer, found.config, found.eval_length)
+            evaluation = data.described(found.eval_data, scored)
     say(f"training data: {len(examples)} windows or records, {examples.tokens:,} tokens of {options.data}")
     with stopwatch("load"):
         student_folder = loading.fetch(found.student, options.revision)
@@ -103,9 +104,7 @@ def run(options: RecoverOptions, argv: Sequence[str] = (), program: str = PROGRA
     if scored is not None:
         with stopwatch("evaluate after"):
             perplexities["after"] = _perplexity(model, scored, "perplexity after")
-    made = outcome(found, model, perplexities, training, examples.tokens, pace.history)
-    if scored is not None:
-        made["evaluation"] = {"data": found.eval_data, "max_seq_len": found.eval_length, "windows": len(scored)}
+    made = outcome(found, model, perplexities, evaluation, training, examples.tokens, pace.history)
     if made["recovered_share"] is not None:
         dense = made["dense_perplexity"]
         say(f"recovered {made['recovered_share']:.0%} of the gap in log-perplexity to the dense model ({dense:.2f})")

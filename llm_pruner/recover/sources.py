@@ -1,13 +1,15 @@
 """What a recovery starts from: the pruned checkpoint, what its report.json says, and so the teacher and the texts."""
 
-import json
+import os
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-from llm_pruner import data, loading
-from llm_pruner.errors import PrunerError, UsageError
-from llm_pruner.recover.options import RecoverOptions
+from llm_pruner import data, lineage, loading
 from llm_pruner.console import say
+from llm_pruner.errors import PrunerError, UsageError, shown
+from llm_pruner.files import fingerprint
+from llm_pruner.model_files import weight_files
+from llm_pruner.recover.options import RecoverOptions
+from llm_pruner.tokenizers import load_tokenizer
 
 TRAINING_LENGTH, EVALUATION_LENGTH = 512, 4096  # tokens per window where nothing else says
 
@@ -27,9 +29,11 @@ class Sources:
 
     @property
     def layers(self) -> list[int]:
-        """The teacher's layer that each of the student's layers was."""
-        kept = ((self.report or {}).get("layers") or {}).get("kept")
-        return list(kept or range(self.config.num_hidden_layers))
+        """The teacher's layer that each of the student's layers was; the same ones where that is not known."""
+        count = self.config.num_hidden_layers
+        most = self.teacher_config.num_hidden_layers if self.teacher_config else count
+        kept = lineage.layers_of(self.report, count)
+        return kept if kept and max(kept) < most != count else list(range(count))
 
 
 def find(options: RecoverOptions) -> Sources:
@@ -39,7 +43,8 @@ def find(options: RecoverOptions) -> Sources:
     loading.check_dense(
         options.model, getattr(config, "quantization_config", None), "recover the model that it was made from"
     )
-    report = report_of(student)
+    folder = loading.fetch(student, options.revision, weights=False)
+    report = lineage.report_of(folder)
     options = _with_teacher(options, report)
     teacher = teacher_config = None
     if options.method == "distil":
@@ -50,10 +55,13 @@ def find(options: RecoverOptions) -> Sources:
                 f"teacher {options.teacher} knows {teacher_config.vocab_size} tokens, {options.model} "
                 f"{config.vocab_size}; distillation compares logits, so give the model that was pruned"
             )
+        teacher_folder = loading.fetch(teacher, weights=False)
+        _check_teacher(options, student, folder, teacher, teacher_folder)
+        _announce(options, report, lineage.report_of(teacher_folder))
     longest = getattr(config, "max_position_embeddings", None) or EVALUATION_LENGTH
     scored = (report or {}).get("evaluation") or {}
     used = [((report or {}).get(phase) or {}).get("data") for phase in ("training", "calibration")]
-    usual = "demo" if "demo" in (options.model, options.teacher, base_of(report)) else "wikitext2"
+    usual = "demo" if "demo" in (options.model, options.teacher, lineage.base_of(report)) else "wikitext2"
     eval_data = options.eval_data or scored.get("data") or usual
     eval_length = options.max_seq_len or scored.get("max_seq_len") or EVALUATION_LENGTH
     known = next(filter(None, used), usual)
@@ -72,35 +80,82 @@ def find(options: RecoverOptions) -> Sources:
     )  # fmt: skip
 
 
-def report_of(folder: str) -> dict | None:
-    """The report.json in a checkpoint's folder, None where there is none of this program."""
+def _check_teacher(options: RecoverOptions, student: str, folder: str, teacher: str, teacher_folder: str) -> None:
+    """UsageError when the teacher is the student itself, or means other things by its tokens.
+
+    Args:
+        options: For the names.
+        student: What `options.model` resolves to; `folder` is where its small files are.
+        teacher: What `options.teacher` resolves to, and likewise.
+    """
+    local = os.path.isdir(student) and os.path.isdir(teacher)
+    if student == teacher and not options.revision or local and _same_weights(student, teacher):
+        raise UsageError(
+            f"teacher {options.teacher} holds the same weights as {options.model}, so there is nothing to learn; "
+            "give the dense model that was pruned"
+        )
     try:
-        found = json.loads(Path(folder, "report.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) and "llm_pruner" in (found.get("versions") or {}) else None
+        own, other = (load_tokenizer(one) for one in (folder, teacher_folder))
+    except PrunerError as error:
+        say(f"note: whether {options.teacher} and {options.model} have the same tokens is not known: {error}")
+        return
+    if own is None or other is None:  # a folder of weights alone; the student's is asked for later
+        return
+    theirs = {number: token for token, number in other.get_vocab().items()}
+    special = set(own.all_special_tokens)
+    for token, number in sorted(own.get_vocab().items(), key=lambda item: item[1]):
+        if theirs.get(number) != token and not (number not in theirs and token in special):
+            raise UsageError(
+                f"teacher {options.teacher} has other tokens than {options.model}: token {number} is "
+                f"{shown(theirs[number]) if number in theirs else 'none'} in the one, {shown(token)} in the other; "
+                "give the dense model that was pruned"
+            )
 
 
-def base_of(report: dict | None) -> str | None:
-    """The model that was pruned in the first place, by the chain of reports."""
-    while report and report.get("made_from"):
-        report = report["made_from"]
-    return (report or {}).get("model")
+def _same_weights(one: str, other: str) -> bool:
+    if os.path.samefile(one, other):
+        return True
+    try:
+        files = [weight_files(folder)[1] for folder in (one, other)]
+        sizes = [[path.stat().st_size for path in own] for own in files]
+        return sizes[0] == sizes[1] and [fingerprint(path) for path in files[0]] == [fingerprint(p) for p in files[1]]
+    except (PrunerError, OSError):  # loading them says why
+        return False
+
+
+def _announce(options: RecoverOptions, report: dict | None, teachers: dict | None) -> None:
+    """Says whom the student learns from, which models between them are skipped, and if the teacher is not dense.
+
+    Args:
+        options: For the names.
+        report: The student's.
+        teachers: The teacher's own, if it has one.
+    """
+    base, chain = lineage.base_of(report), lineage.steps(report)
+    between = [step["model"] for step in chain[1:]] if options.teacher == base else []
+    skipped = f"; what was made of it on the way is skipped: {', '.join(between)}" if between else ""
+    say(f"learning from {options.teacher}{skipped}")
+    if teachers and (first := lineage.base_of(teachers)) != options.teacher:
+        say(f"note: {options.teacher} is no dense model, it was made from {first or 'another one'}")
 
 
 def _with_teacher(options: RecoverOptions, report: dict | None) -> RecoverOptions:
     """The method and what it needs: distillation where a teacher is known, else LoRA."""
-    base = base_of(report)
+    base = lineage.base_of(report)
     if options.method == "lora":
         return replace(options, train_weights="lora")
-    if options.method is None and not options.teacher:
-        try:
-            loading.load_config(loading.resolve(base or ""), any_family=True)
-        except PrunerError:
-            say(f"note: method lora, because no dense model to learn from is at hand (report.json names {base})")
-            return replace(options, method="lora", train_weights="lora")
+    if options.method is None and not options.teacher and not _is_at_hand(base):
+        say(f"note: method lora, because no dense model to learn from is at hand (report.json names {base})")
+        return replace(options, method="lora", train_weights="lora")
     if not (options.teacher or base):
         raise UsageError(f"distil learns from the dense model, and {options.model} has no report.json; give --teacher")
     return replace(
         options, method="distil", teacher=options.teacher or base, train_weights=options.train_weights or "full"
     )
+
+
+def _is_at_hand(name: str | None) -> bool:
+    try:
+        return bool(name) and bool(loading.load_config(loading.resolve(name), any_family=True))
+    except PrunerError:
+        return False

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import nn
 
-from llm_pruner.errors import PlanError, RunError, UsageError
+from llm_pruner.errors import PlanError, UsageError
 from llm_pruner.sparsity import recipe as names
 from llm_pruner.sparsity.activations import SparseInput
 from llm_pruner.sparsity.learn import Learning, learn
@@ -14,7 +14,7 @@ from llm_pruner.sparsity.linear import SparseLinear, make_sparse, sparse_layers
 from llm_pruner.sparsity.options import validate_recipe
 from llm_pruner.sparsity.recipe import Recipe
 from llm_pruner.sparsity.targets import targeted
-from llm_pruner.walk import Layer, decoder_layers, walk
+from llm_pruner.walk import Layer, computing, decoder_layers, not_finite, walk
 
 SAMPLE = 2**22  # values of each linear layer's input that quantiles are taken of
 
@@ -43,6 +43,7 @@ class Seen:
         return torch.cat(self._rows)
 
 
+@computing("the calibration of sparse activations")
 def sparsify_activations(
     model: nn.Module, recipe: Recipe, batches: Sequence[torch.Tensor] = (), learning: Learning | None = None
 ) -> dict[str, dict]:
@@ -69,7 +70,7 @@ def sparsify_activations(
                 layer.call(batch, hidden)
         for name, sparse in make_sparse(model, own, recipe).items():
             if not torch.isfinite(seen[name].largest).all():
-                raise RunError(f"what {name} reads is NaN or Inf on the calibration data")
+                raise not_finite(f"what {name} reads is NaN or Inf on the calibration data", sparse.columns.dtype)
             measure(sparse, seen[name])
         if recipe.transform == names.LEARNABLE and own:
             learned[str(layer.index)] = learn(layer, stream, learning or Learning())
@@ -151,7 +152,7 @@ def _scores(sparsity: SparseInput, rows: torch.Tensor) -> Iterator[torch.Tensor]
 def _through(layer: Layer, stream: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     found = [layer.call(batch, hidden) for batch, hidden in enumerate(stream)]
     if not all(torch.isfinite(hidden).all() for hidden in found):
-        raise RunError(f"layer {layer.index} gives NaN or Inf when its inputs are sparse")
+        raise not_finite(f"layer {layer.index} gives NaN or Inf when its inputs are sparse", found[0].dtype)
     return found
 
 

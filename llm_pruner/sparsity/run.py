@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from llm_pruner import checkpoint, data, loading, outputs, report
+from llm_pruner import checkpoint, data, lineage, loading, outputs, report
 from llm_pruner.architectures import family_of
 from llm_pruner.errors import RunError, redact
 from llm_pruner.per_layer import PREFIX
 from llm_pruner.console import quiet, say
 from llm_pruner.sparsity import recipe as names
 from llm_pruner.sparsity.options import SparsifyOptions, validate
+from llm_pruner.tokenizers import load_tokenizer
 
 PROGRAM = "python -m llm_pruner sparsify"
 LEARNED = 1024  # tokens of a batch, each a step of the optimiser
@@ -59,7 +60,9 @@ def run_one(options: SparsifyOptions, argv: Sequence[str] = (), before: dict | N
 
     device = None if options.device_map else loading.pick_device(options.device)
     with stopwatch("data"):
-        tokenizer = loading.load_tokenizer(loading.fetch(source, options.revision, weights=False))
+        folder = loading.fetch(source, options.revision, weights=False)
+        origin = lineage.report_of(folder)
+        tokenizer = load_tokenizer(folder, needed=bool(eval_data or calibration or tasks))
         if tokenizer is None and (eval_data or calibration or tasks):
             raise RunError(f"{name} has no tokenizer, so no text can be read: neither to score nor to calibrate")
         windows = _windows(options, eval_data, tokenizer, config)
@@ -81,6 +84,7 @@ def run_one(options: SparsifyOptions, argv: Sequence[str] = (), before: dict | N
     kept = measured_share(model, recipe, windows if windows is not None else prompts)
     with stopwatch("evaluate after"):
         _score(scored, "after", model, tokenizer, windows, tasks, options)
+    evaluation = data.described(eval_data, windows) if eval_data else {}
     made = {
         "step": "sparsify",
         "model": redact(name),
@@ -88,12 +92,13 @@ def run_one(options: SparsifyOptions, argv: Sequence[str] = (), before: dict | N
         "sparsity": recipe.asdict(),
         "kept": kept,
         **scored,
-        "evaluation": _evaluation(eval_data, windows),
+        "evaluation": evaluation,
         "calibration": calibration,
         "learned": learned,
         "model_type": dict.fromkeys(("before", "after"), model.config.model_type),
         "parameters": dict.fromkeys(("before", "after"), size[0]),
         "bytes": dict.fromkeys(("before", "after"), size[1]),
+        **lineage.told(origin, redact(name), evaluation),
     }
     if target:
         _save(target, model, tokenizer, options, made, finite, stopwatch, argv)
@@ -215,10 +220,6 @@ def _score(scored: dict, side: str, model, tokenizer, windows, tasks, options: S
         )  # fmt: skip
         if side == "after":
             say(table(scored["zero_shot"]))
-
-
-def _evaluation(eval_data: str | None, windows) -> dict:
-    return {"data": redact(eval_data), "max_seq_len": windows.shape[1], "windows": len(windows)} if eval_data else {}
 
 
 def _save(target: Path, model, tokenizer, options: SparsifyOptions, made: dict, finite, stopwatch, argv) -> None:

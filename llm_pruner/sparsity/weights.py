@@ -6,15 +6,15 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from llm_pruner.errors import RunError
 from llm_pruner.sparsity import recipe as names
 from llm_pruner.sparsity.calibration import check, layers_of, watched
 from llm_pruner.sparsity.patterns import kept_n_of_m, kept_share
 from llm_pruner.sparsity.recipe import Recipe
 from llm_pruner.sparsity.targets import targeted
-from llm_pruner.walk import walk
+from llm_pruner.walk import computing, not_finite, walk
 
 
+@computing("the calibration of sparse weights")
 @torch.no_grad()
 def sparsify_weights(model: nn.Module, recipe: Recipe, batches: Sequence[torch.Tensor] = ()) -> None:
     """Sets weights of the targeted linear layers to zero in place, by |W| or, as Wanda does, by |W_ij|·‖x_j‖₂, of each
@@ -43,7 +43,7 @@ def zero(layer: nn.Module, recipe: Recipe, name: str, norms: torch.Tensor | None
     weight = layer.weight.T if isinstance(layer, Conv1D) else layer.weight  # [out, in]
     scores = weight.abs().float() if norms is None else weight.abs().float() * norms
     if not torch.isfinite(scores).all():
-        raise RunError(f"{name}.weight or what it reads is NaN or Inf")
+        raise not_finite(f"{name}.weight times what it reads is NaN or Inf", weight.dtype)
     weight.mul_(kept(scores, recipe))
 
 

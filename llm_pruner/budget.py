@@ -140,7 +140,7 @@ def widths_by_parameters(
     count = ledger.total if whole else ledger.decoder
     too_small = goal < count(ledger.all_layers(smallest(before, kinds)))  # then the first legal shape is the nearest
     best = None
-    for shape in _shapes(before, kinds, _ratio(ledger, kinds, goal, count)):
+    for shape in _shapes(before, kinds, 1.0 if too_small else _ratio(ledger, kinds, goal, count)):
         if not legal(shape):
             continue
         if MLP in kinds:

@@ -24,6 +24,7 @@ from llm_pruner.errors import RunError, VerificationError
 from llm_pruner.files import spelled, sync
 from llm_pruner.model_files import tidy
 from llm_pruner.outputs import not_ours, published
+from llm_pruner.tokenizers import carry_over
 
 log = logging.getLogger(__name__)
 
@@ -56,12 +57,21 @@ def staged(target: Path, overwrite: bool = False):
             raise
 
 
-def write(model, tokenizer, folder: Path) -> None:
-    """Model, generation config and, unless None, tokenizer as `save_pretrained` writes them."""
+def write(model, tokenizer, folder: Path, source: str | None = None) -> None:
+    """Model and generation config as `save_pretrained` writes them, and the tokenizer.
+
+    Args:
+        model: The model.
+        tokenizer: The tokenizer, or None.
+        folder: Where to.
+        source: The folder of the model that this one was made from, whose tokenizer's files are carried over.
+    """
     if dropped := tidy(model.generation_config):
         log.warning("the generation config makes no use of its %s, so they are left out", ", ".join(dropped))
     model.save_pretrained(folder)
-    if tokenizer is not None:
+    if source:
+        carry_over(source, folder, tokenizer)
+    elif tokenizer is not None:
         tokenizer.save_pretrained(folder)
 
 

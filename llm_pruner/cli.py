@@ -52,7 +52,6 @@ def build_parser(command: Command = PRUNE) -> argparse.ArgumentParser:
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )
-    parser.add_argument("--config", metavar="FILE", help="YAML with any of the options below; flags win over it")
     sections: dict[str, argparse._ArgumentGroup] = {}
     for name, f in known.items():
         group = sections.setdefault(f.metadata["group"], parser.add_argument_group(f.metadata["group"]))
@@ -75,9 +74,8 @@ def parse(argv: list[str], command: Command = PRUNE):
     """The command's options from its arguments. UsageError when they cannot be understood."""
     known = fields_of(command.options)
     given = vars(build_parser(command).parse_args([_underscored(word) for word in argv]))
-    yaml_file = given.pop("config", None)
     flags = {name: value if value is True else parse_flag(known[name], value) for name, value in given.items()}
-    return command.resolve(flags, yaml_file)
+    return command.resolve(flags, flags.get("config"))
 
 
 def _underscored(word: str) -> str:

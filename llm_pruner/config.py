@@ -132,6 +132,7 @@ class Options:
         None, OUTPUT, "train what was saved: distil, lora, or a YAML of recovery options; to <save_model>-recovered",
         "HOW",
     )  # fmt: skip
+    config: str | None = option(None, "options file", "YAML with any of the other options; flags win over it", "FILE")
     traceback: bool = option(False, OUTPUT, "show where an error came from")
 
     def asdict(self) -> dict[str, Any]:

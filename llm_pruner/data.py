@@ -21,7 +21,7 @@ HEAD = 8000  # bytes that tell text from other files
 MOST = 2**28  # tokens that windows are drawn of
 LEAST = 64  # what a window costs at least, in tokens
 SEAM = 200  # characters within which a piece of a text begins anew, behind a blank
-BYTES = 8  # of a token, more than most have
+BYTES, PATIENCE = 8, 256  # of a token, more than most have; so many times more of them are read, if it must be
 OTHERS = {  # how files begin that are no UTF-8
     b"\xff\xfe\x00\x00": "UTF-32", b"\x00\x00\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16",
     b"\x1f\x8b": "gzip", b"PK\x03\x04": "a zip archive", b"\xfd7zXZ": "xz", b"(\xb5/\xfd": "zstd", b"BZh": "bzip2",
@@ -158,17 +158,20 @@ def _windows(prose: Prose, nsamples: int, seq_len: int, generator, tokenizer) ->
 def _window_at(place: int, prose: Prose, seq_len: int, tokenizer) -> list[int]:
     """seq_len tokens around the character or byte `place`. The first token of the piece, at its seam, is left out."""
     size = BYTES * (seq_len + LEAST)
+    most = min(len(prose), PATIENCE * size)
     while True:
         piece = prose.piece(max(0, min(place, len(prose) - size)), size)
-        ids = tokenizer(piece, add_special_tokens=False, verbose=False)["input_ids"][1:]
-        if len(ids) >= seq_len and not piece.isspace():
+        blank = piece.isspace()
+        ids = [] if blank else tokenizer(piece, add_special_tokens=False, verbose=False)["input_ids"][1:]
+        if len(ids) >= seq_len:
             return ids[:seq_len]
-        if size >= LARGE:
+        if size >= most:
+            found = "only blanks" if blank else _tokens(len(ids))
             raise UsageError(
-                f"{prose.where} has {_tokens(len(ids))} in {size:,} bytes around {place:,}, one window needs "
-                f"{seq_len}; give another text or a smaller --calibration_seq_len"
+                f"{prose.where} has {found} in {size:,} bytes around {place:,}, one window needs {seq_len} tokens; "
+                "give another text or a smaller --calibration_seq_len"
             )
-        size = min(4 * size, max(LARGE, size))
+        size = min(4 * size, most)
 
 
 def unless_blank(text: str, where: str) -> tuple[str, str]:

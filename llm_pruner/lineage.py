@@ -12,7 +12,7 @@ from typing import Any
 from llm_pruner.errors import UsageError, shown
 from llm_pruner.files import check_regular, read_json
 from llm_pruner.manifest import REPORT
-from llm_pruner.report_schema import REQUIRED, RULES
+from llm_pruner.report_schema import REQUIRED, RULES, STEPS
 from llm_pruner.schema import check
 
 LONGEST = 24  # steps that a report tells of: JSON is nested once for each
@@ -75,7 +75,8 @@ def _check_numbers(report: Mapping[str, Any], path: Path) -> None:
 
 def kind_of(step: Mapping[str, Any]) -> str:
     """Of STEPS, which one a report is about. That of a pruning has no `step`."""
-    return "prune" if "importance" in step else step.get("step", "prune")
+    own = step.get("step")
+    return "prune" if "importance" in step or own not in STEPS else own
 
 
 def _steps(report: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:

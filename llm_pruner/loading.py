@@ -5,11 +5,10 @@ import os
 from pathlib import Path
 
 from llm_pruner import model_config
-from llm_pruner.architectures import FAMILIES, family_of
-from llm_pruner.errors import PlanError, RunError, UsageError, is_out_of_memory
+from llm_pruner.architectures import family_of
+from llm_pruner.errors import PlanError, RunError, UsageError, is_out_of_memory, shortened, shown
 from llm_pruner.files import check_regular, spelled
-from llm_pruner.model_files import ADAPTER, check_folder, check_no_pointer, check_weights
-from llm_pruner.plan import meta_model
+from llm_pruner.model_files import ADAPTER, check_folder, check_no_pointer, check_unused, check_weights
 from llm_pruner.sparsity.register import METHOD as SPARSE
 
 log = logging.getLogger(__name__)
@@ -137,7 +136,7 @@ def pick_device(name: str):
             raise ValueError("it holds no weights; --dry_run needs none")
         torch.empty(0, device=device)
     except Exception as error:
-        raise UsageError(f"--device {name}: {str(error).splitlines()[0]}") from error
+        raise UsageError(f"--device {shown(name)}: {shortened(str(error).splitlines()[0])}") from error
     return device
 
 
@@ -150,8 +149,7 @@ def load_model(folder: str, config, dtype: str = "auto", device=None, device_map
     from transformers import AutoModelForCausalLM
 
     check_folder(folder)
-    known = config.model_type.removeprefix("pruned_") in FAMILIES
-    check_weights(folder, config, meta_model(config) if known else None)
+    tensors = check_weights(folder, config)
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -172,6 +170,7 @@ def load_model(folder: str, config, dtype: str = "auto", device=None, device_map
             what = f"{name} {' instead of '.join(str(tuple(shape)) for shape in shapes)}".strip()
             raise RunError(f"{folder}: {problem.removesuffix('_keys')} tensors, first {what} ({len(keys)} in all)")
     if unexpected := info.get("unexpected_keys"):
+        check_unused(tensors, unexpected)
         log.warning("%s: %d tensors that this model does not use are left behind", folder, len(unexpected))
     if offloaded := [name for name, p in model.named_parameters() if p.device.type == "meta"]:
         raise RunError(f"{offloaded[0]} does not fit on the devices and was offloaded; it cannot be cut there")

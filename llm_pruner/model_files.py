@@ -3,7 +3,7 @@
 import os
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -30,6 +30,7 @@ POINTER = b"version https://git-lfs.github.com/spec/"
 HEADS = re.compile(r"(^|\.)(score|classifier|classification_head|regression_head|reward_head|value_head|v_head|"
                    r"qa_outputs|multiple_choice_head|seq_relationship)\.")  # fmt: skip
 LAYER = re.compile(r"\.\d+\.")
+WEIGHT, MASK = re.compile(r"\.(weight|bias)$"), re.compile(r"(attn|attention)\.(masked_)?bias$")
 FLOATS = ("F64", "F32", "F16", "BF16")
 
 INDEX: dict[str, Rule] = {"metadata": mapping, "weight_map": mapping}
@@ -139,14 +140,14 @@ def weight_files(folder: str | Path, named: str | None = None) -> tuple[dict[str
         RunError: Nothing is there, or a shard is missing.
     """
     folder = Path(folder)
+    if named:
+        _check_inside(named, f"{folder / 'config.json'}: transformers_weights")
     for name in (named,) if named else WEIGHTS:
         check_openable(folder / name, RunError)
         if (folder / name).is_file():
             break
     else:
         raise RunError(f"{folder} holds no weights: no {' or '.join([named] if named else WEIGHTS)}")
-    if named:
-        _check_inside(named, f"{folder / 'config.json'}: transformers_weights")
     first = folder / name
     if not name.endswith(".index.json"):
         return None, [first]
@@ -173,13 +174,15 @@ def _check_inside(name: str, where: str) -> None:
         raise UsageError(f"{where} names {shown(name)}, which is outside the checkpoint; refused")
 
 
-def check_weights(folder: str | Path, config, model=None) -> None:
+def check_weights(folder: str | Path, config) -> dict[str, Tensor]:
     """Looks at the weight files that will be read, and at no others, without reading a tensor.
 
     Args:
         folder: Of the checkpoint.
         config: Its configuration.
-        model: Of that configuration, on the meta device; without it, names are not compared with its own.
+
+    Returns:
+        The tensors, by their names in the files.
 
     Raises:
         UsageError: As `weight_files`.
@@ -195,31 +198,30 @@ def check_weights(folder: str | Path, config, model=None) -> None:
     for name, shard in (places or {}).items():
         if name not in tensors or tensors[name].file.name != shard:
             raise RunError(f"{Path(folder, shard)} does not hold {shown(name)}, which the index says is in it")
-    own = _names(model) if model is not None else frozenset()
+    quantised = getattr(config, "quantization_config", None)
     for name, tensor in tensors.items():
-        weight = name in own or name.endswith(".weight")
-        if weight and tensor.dtype not in FLOATS and not getattr(config, "quantization_config", None):
+        if HEADS.search(name):
+            raise _other_parts(tensor.file, name)
+        if WEIGHT.search(name) and not MASK.search(name) and tensor.dtype not in FLOATS and not quantised:
             raise RunError(
                 f"{tensor.file}: {name} is of {tensor.dtype}, and config.json has no quantization_config that says how "
                 "to read it; get the weights in float32, float16 or bfloat16"
             )
-    ignored = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
-    for name, tensor in tensors.items():
-        matrix = bool(own) and len(tensor.shape) > 1 and not LAYER.search(name)
-        if name in own or not (HEADS.search(name) or matrix) or any(re.search(one, name) for one in ignored):
-            continue
-        raise PlanError(
-            f"{tensor.file} holds {name}, which {type(model).__name__ if own else 'a language model'} does not have: "
-            "a model with another head, or other parts, is refused"
-        )
+    return tensors
 
 
-def _names(model) -> frozenset[str]:
-    """The names of a model's parameters; also, as older files have them, without the prefix of what is below the head.
-    A head is among them whether or not it is tied."""
-    names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    prefix = f"{model.base_model_prefix}."
-    return frozenset(names | {name.removeprefix(prefix) for name in names})
+def check_unused(tensors: Mapping[str, Tensor], unused: Iterable[str]) -> None:
+    """PlanError for a matrix outside the layers that the model has no place for: without it, it is another model."""
+    for name in unused:
+        if name in tensors and len(tensors[name].shape) > 1 and not LAYER.search(name):
+            raise _other_parts(tensors[name].file, name)
+
+
+def _other_parts(file: Path, name: str) -> PlanError:
+    return PlanError(
+        f"{file} holds {name}, which the language model does not have: a model with another head, or other parts, is "
+        "refused"
+    )
 
 
 def _listed(file: Path) -> Iterator[tuple[str, str, tuple[int, ...]]]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from llm_pruner import checkpoint, data, evidence, lineage, loading, report, scores
 from llm_pruner.config import Options
+from llm_pruner.console import quiet, say
 from llm_pruner.errors import PlanError, PrunerError, RunError, UsageError
 from llm_pruner.evidence import Found
 from llm_pruner.groups import FIELD, HIDDEN, MLP
@@ -20,7 +21,6 @@ from llm_pruner.in_memory import change, choose_units, decide_widths, found_in, 
 from llm_pruner.outputs import check_disk, check_outputs
 from llm_pruner.plan import Plan
 from llm_pruner.rules import SCORING, asked_of, validate, wants_best
-from llm_pruner.console import quiet, say
 from llm_pruner.shape import Shape, groups_to_score, shape_of
 from llm_pruner.tokenizers import has_tokenizer, load_tokenizer
 
@@ -151,7 +151,7 @@ def run(options: Options, argv: Sequence[str] = ()) -> dict:
     with checkpoint.staged(target, options.overwrite) as staging:
         say(f"saving {target}")
         with stopwatch("save"):
-            checkpoint.write(model, tokenizer, staging)
+            checkpoint.write(model, tokenizer, staging, folder)
         with stopwatch("verify"):
             checkpoint.verify(model, staging, finite)
         final = result()

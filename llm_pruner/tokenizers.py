@@ -107,8 +107,8 @@ def _check_packages(file: Path) -> None:
         raise UsageError(f"{file} is neither a SentencePiece model nor a tiktoken vocabulary")
     if missing := [name for name, module in packages.items() if not _is_installed(module)]:
         raise RunError(
-            f"{file} is {kind} and there is no tokenizer.json: to read it {' and '.join(packages)} must be installed, "
-            f"{' and '.join(missing)} {'are' if len(missing) > 1 else 'is'} not (pip install {' '.join(missing)})"
+            f"{file} is {kind} and there is no tokenizer.json: reading it takes {' and '.join(packages)} "
+            f"(pip install {' '.join(missing)})"
         )
 
 

@@ -5,9 +5,18 @@ from types import SimpleNamespace
 import pytest
 
 from llm_pruner.architectures import Widths
-from llm_pruner.budget import goal_of, share_of, widths_by_iteration, widths_by_parameters, widths_by_structure
+from llm_pruner.budget import (
+    TOLERANCE,
+    Budget,
+    goal_of,
+    share_of,
+    smallest,
+    widths_by_iteration,
+    widths_by_parameters,
+    widths_by_structure,
+)
 from llm_pruner.errors import PlanError
-from llm_pruner.groups import HEADS, MLP
+from llm_pruner.groups import HEADS, HIDDEN, KV_HEADS, MLP
 from tests.toys import heads_and_neurons, hundred, ledger_of, toy
 
 # A neuron costs 3·hidden parameters, a head 4·head_dim·hidden.
@@ -211,3 +220,24 @@ def test_ul_mm_never_takes_more_than_its_share(llama_2_7b):
 def test_ul_mm_of_less_than_a_head_in_each_layer(llama_2_7b):
     with pytest.raises(PlanError, match="the least is 32"):
         widths_by_structure(llama_2_7b, "UL-MM", 0.2, (HEADS, MLP), 31)
+
+
+@pytest.mark.parametrize("goal", [1, 10, 1000])
+@pytest.mark.parametrize("kinds", [(MLP,), (HEADS, MLP), (HIDDEN, HEADS, KV_HEADS, MLP)])
+def test_a_size_that_cannot_be_met_comes_with_the_nearest(grouped, goal, kinds):
+    least = grouped.total(grouped.all_layers(smallest(grouped.before, kinds)))
+    with pytest.raises(PlanError, match=f"{goal:,} parameters are wanted, the nearest is {least:,}; ask for that"):
+        widths_by_parameters(grouped, kinds, goal, whole=True, legal=lambda widths: True)
+    met = widths_by_parameters(grouped, kinds, least, whole=True, legal=lambda widths: True)
+    assert grouped.total(grouped.all_layers(met)) == least
+
+
+def test_a_size_is_missed_by_a_share_of_itself_and_a_ratio_by_a_share_of_what_there_was():
+    ledger = toy()
+    full = ledger.all_layers(ledger.before)
+    total, decoder = ledger.total(full), ledger.decoder(full)
+    assert Budget(total / 4, True).missed(ledger, full) == 3
+    assert Budget(decoder / 4, False).missed(ledger, full) == 0.75
+    Budget(total / (1 + TOLERANCE * 0.99), True).check(ledger, full, (MLP,))
+    with pytest.raises(PlanError, match="cannot meet the budget"):
+        Budget(total / (1 + TOLERANCE * 1.01), True).check(ledger, full, (MLP,))

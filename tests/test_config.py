@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from llm_pruner.budget import parse_bytes
+from llm_pruner.budget import goal_of, parse_bytes
 from llm_pruner.cli import parse
 from llm_pruner.config import FIELDS, Options
 from llm_pruner.errors import UsageError
 from llm_pruner.flags import read_yaml
+from llm_pruner.loading import pick_device
 from llm_pruner.rules import resolve, validate_pruning, wants_best
 
 REPOSITORY = Path(__file__).parents[1]
@@ -153,10 +154,12 @@ def test_a_method_on_the_command_line_replaces_that_of_the_yaml(tmp_path):
     )
     model = ["--model", "m", "--config"]
     assert parse([*model, best]).per_layer
-    assert parse([*model, best, "--importance", "amp"]) == Options(model="m", importance="amp", param_ratio=0.3)
+    assert parse([*model, best, "--importance", "amp"]) == Options(
+        model="m", importance="amp", param_ratio=0.3, config=best
+    )
     flap = REPOSITORY / "configs" / "flap.yaml"
     text = {"calibration_data": "wikitext2", "nsamples": 1024, "calibration_seq_len": 128}
-    expected = Options(model="m", method="best", pruning_ratio=0.2, **text)
+    expected = Options(model="m", method="best", pruning_ratio=0.2, config=str(flap), **text)
     assert parse([*model, str(flap), "--method", "best"]) == expected
 
 
@@ -208,6 +211,45 @@ def test_yaml_that_cannot_be_meant(tmp_path, text, message, monkeypatch):
     with pytest.raises(UsageError, match=message):
         read_yaml(yaml(tmp_path, text), FIELDS)
     assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("seed", "-1", "seed: -1 must be a whole number of at least 0"),
+        ("seed", "4294967296", "seed: 4294967296 must be a whole number of at most 4,294,967,295"),
+        ("seed", "9" * 5000, "seed: '9{49}…9{24}' is str"),
+        ("nsamples", "1000000000", "nsamples: 1000000000 must be a whole number of at most 1,000,000"),
+        ("calibration_seq_len", "999999999", "calibration_seq_len: 999999999 must be .* at most 16,777,216"),
+        ("max_seq_len", "999999999", "max_seq_len: 999999999 must be .* at most"),
+        ("batch_size", "999999999", "batch_size: 999999999 must be .* at most"),
+        ("round_to", "999999999", "round_to: 999999999 must be .* at most"),
+        ("epochs", "999999999", "epochs: 999999999 must be .* at most"),
+        ("search_minutes", "inf", "search_minutes: inf must be a number of at most"),
+        ("search_minutes", "1" + "0" * 400, "search_minutes: inf must be a number of at most"),
+        ("target_params", "9" * 400, "target_params: '9{49}…9{24}' is not a number of parameters"),
+        ("target_params", "0", "target_params: '0' is not a number of parameters"),
+        ("target_memory", "9" * 400, "target_memory: '9{49}…9{24}' is not a size"),
+        *((name, "", f"{name} is blank") for name in ("model", "save_model", "plan", "scores", "prune", "eval_data")),
+        ("save_model", " ", "save_model is blank"),
+        ("model", "a\0b", "model: .* has a NUL character"),
+        ("device", "x" * 10**6, "device"),
+    ],
+)
+def test_values_that_make_no_sense(name, value, message):
+    flags = {"model": "m", "param_ratio": "0.3", name: value}
+    if name.startswith("target"):
+        flags.pop("param_ratio")
+
+
+    def start():
+        options = parse([word for flag, text in flags.items() for word in (f"--{flag}", text)])
+        goal_of(options, 2)
+        pick_device(options.device)
+
+    with pytest.raises(UsageError, match=message) as caught:
+        start()
+    assert len(str(caught.value)) < 1500
 
 
 def test_empty_yaml(tmp_path):

@@ -115,7 +115,7 @@ def test_index_that_leaves_the_folder_is_refused(command, tmp_path, model):
     names = load_file(tmp_path / "elsewhere.safetensors")
     index = {"metadata": {}, "weight_map": dict.fromkeys(names, "../elsewhere.safetensors")}
     (model / "model.safetensors.index.json").write_text(json.dumps(index))
-    error = one_line(command("--model", "model", *HALF, *UNSCORED), 1)
+    error = one_line(command("--model", "model", *HALF, *UNSCORED), 2)
     assert "names '../elsewhere.safetensors', which is outside the checkpoint; refused" in error
 
 
@@ -125,7 +125,7 @@ def test_model_that_is_not_there(command, tmp_path):
     (tmp_path / "broken" / "config.json").write_text("{")
     assert "there is no folder ./nowhere" in one_line(command("--model", "./nowhere", *HALF), 1)
     assert "holds no config.json" in one_line(command("--model", "empty", *HALF), 1)
-    assert "is not a configuration" in one_line(command("--model", "broken", *HALF), 1)
+    assert "config.json, line 1 is not JSON" in one_line(command("--model", "broken", *HALF), 2)
 
 
 class Hub(http.server.BaseHTTPRequestHandler):

@@ -93,8 +93,8 @@ INTERRUPTIONS = {
     "disk full": ("resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))", 1),
     "does not reload": (
         "write = checkpoint.write\n"
-        "def broken(model, tokenizer, folder):\n"
-        "    write(model, tokenizer, folder)\n"
+        "def broken(model, tokenizer, folder, source):\n"
+        "    write(model, tokenizer, folder, source)\n"
         "    data = (folder / 'model.safetensors').read_bytes()\n"
         "    (folder / 'model.safetensors').write_bytes(data[:-100])\n"
         "checkpoint.write = broken",
@@ -102,8 +102,8 @@ INTERRUPTIONS = {
     ),
     "other weights": (
         "write = checkpoint.write\n"
-        "def broken(model, tokenizer, folder):\n"
-        "    write(model, tokenizer, folder)\n"
+        "def broken(model, tokenizer, folder, source):\n"
+        "    write(model, tokenizer, folder, source)\n"
         "    model.lm_head.weight.data += 1\n"
         "checkpoint.write = broken",
         4,

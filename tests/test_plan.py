@@ -1,6 +1,7 @@
 """Plans: what is kept, the JSON round trip, replay on a sibling, and what is refused."""
 
 import json
+import os
 from dataclasses import replace
 
 import pytest
@@ -107,32 +108,109 @@ def test_plans_that_do_not_fit_are_refused(change, message):
         check_replay(change(plan), model.config, groups)
 
 
+def saved_plan(folder):
+    """A plan of tiny llama on the disk, and what the file holds."""
+    plan = replace(planned(tiny.model("llama"), tiny.ALL)[1], importance="magnitude", seed=0)
+    plan.save(folder / "plan.json")
+    return json.loads((folder / "plan.json").read_text())
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("", "is not JSON"),
         ("{", "is not JSON"),
         ("[]", "is not a plan"),
+        ("null", "is not a plan"),
         ("{}", "is not a plan"),
-        (json.dumps({"format": 1}), "another format"),
-        (json.dumps({"format": 2, "before": {}, "after": {}}), "is not a plan"),
-        ({"kept": {"hidden": 5}}, "does not list the kept units"),
-        ({"kept": None}, "does not list the kept units"),
-        ({"after": []}, "not a whole number"),
-        ({"after": [{**BEFORE.asdict(), "hidden_size": 1.5}]}, "not a whole number"),
-        ({"after": [{**BEFORE.asdict(), "hidden_size": 0}]}, "not a whole number"),
-        ({"seed": {}}, "how its units were chosen"),
+        (json.dumps({"format": 1, "kept": {}}), "has another format than 2"),
+        (json.dumps({"format": 2, "kept": {}}), "has no model_type"),
+        ('{"format": 2, "kept": {}, "kept": {}}', "'kept' is there twice"),
+        ("[" * 100_000, "nested more than"),
+        ('{"format": ' + "9" * 5000 + "}", "is not JSON"),
     ],
 )
 def test_files_that_are_no_plans(tmp_path, text, message):
     path = tmp_path / "plan.json"
-    if isinstance(text, dict):  # a plan with one thing wrong
-        plan = planned(tiny.model("llama"), tiny.ALL)[1]
-        replace(plan, importance="magnitude", seed=0).save(path)
-        Plan.load(path)
-        text = json.dumps({**json.loads(path.read_text()), **text})
     path.write_text(text)
     with pytest.raises(UsageError, match=message):
         Plan.load(path)
+
+
+HUGE, NAN = 10**400, float("nan")
+COUNTS = (None, True, 0, -1, 1.5, "8", [], NAN, HUGE)
+WIDE = {**BEFORE.asdict(), "hidden_size": 48}
+WRONG = {
+    "model_type": (None, 5, [], {}),
+    **dict.fromkeys(
+        ("parameters_before", "parameters_after", "decoder_before", "decoder_after", "bytes_before", "bytes_after"),
+        COUNTS,
+    ),
+    "before": (None, [], {}, {**WIDE, "more": 1}, *({**WIDE, "head_dim": count} for count in COUNTS)),
+    "after": (None, {}, [], [5], [{}], *([{**WIDE, "hidden_size": count}] for count in COUNTS)),
+    "config": (None, 5, [], "x"),
+    "importance": (None, 5, ["magnitude"], True),
+    "seed": (None, True, -1, 1.5, "0", {}, 2**32, NAN),
+    "calibration": (5, [], {"data": 5}, {"data": "c4", "nsamples": 0}, {"data": "c4", "seq_len": "x"}),
+    "compensate": (None, "more", 5, []),
+    "layers": (5, {}, [-1], [1.5], ["0"], [True]),
+    "num_layers_before": (0, True, "2", 1.5, []),
+    "kept": (None, 5, [], "x", {"hidden": 5}, {"hidden": []}, *({"hidden": [unit]} for unit in COUNTS if unit != 0)),
+    "more": (5,),
+}
+
+
+@pytest.mark.parametrize("field", WRONG)
+def test_a_field_of_a_plan_with_a_wrong_value_is_named(tmp_path, field):
+    right, path = saved_plan(tmp_path), tmp_path / "plan.json"
+    Plan.load(path)
+    for value in WRONG[field]:
+        path.write_text(json.dumps({**right, field: value}))
+        with pytest.raises(UsageError) as caught:
+            Plan.load(path)
+        assert field in str(caught.value)
+        assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("field", [name for name in WRONG if name not in ("more", "config", "calibration", "layers",
+                                                                         "num_layers_before")])  # fmt: skip
+def test_a_field_that_a_plan_lacks_is_named(tmp_path, field):
+    right = saved_plan(tmp_path)
+    del right[field]
+    (tmp_path / "plan.json").write_text(json.dumps(right))
+    with pytest.raises(UsageError, match=f"has no {field}" if field != "kept" else "is not a plan"):
+        Plan.load(tmp_path / "plan.json")
+
+
+def changed(plan: dict, name: str, units) -> dict:
+    return {**plan, "kept": {**plan["kept"], name: units}}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda p: changed(p, "hidden", list(range(23))), "hidden must be 24 ascending units"),
+        (lambda p: changed(p, "hidden", [0, 0, *range(1, 23)]), "hidden must be 24 ascending units"),
+        (lambda p: changed(p, "hidden", list(range(24))[::-1]), "hidden must be 24 ascending units"),
+        (lambda p: changed(p, "hidden", [*range(23), 48]), "hidden: there is no unit 48"),
+        (lambda p: changed(p, "layers.2.mlp", [0]), "'layers.2.mlp' is no group of 2 layers"),
+        (lambda p: changed(p, "layers.0.experts", [0]), "'layers.0.experts' is no group"),
+        (lambda p: changed(p, "mlp", [0]), "'mlp' is no group"),
+        (lambda p: changed(p, "layers." + "9" * 5000 + ".mlp", [0]), "is no group"),
+        (lambda p: {**p, "after": [{**one, "head_dim": 999} for one in p["after"]]}, "keeps 999 of 8 head_dim"),
+        (lambda p: {**p, "before": {**p["before"], "num_key_value_heads": 5}}, "do not go evenly into its kv heads"),
+    ],
+)
+def test_plans_that_contradict_themselves(tmp_path, change, message):
+    (tmp_path / "plan.json").write_text(json.dumps(change(saved_plan(tmp_path))))
+    with pytest.raises(UsageError, match=message):
+        Plan.load(tmp_path / "plan.json")
+
+
+def test_a_pipe_is_no_plan(tmp_path):
+    os.mkfifo(tmp_path / "plan.json")
+    with pytest.raises(UsageError, match="--plan .* is no regular file"):
+        Plan.load(tmp_path / "plan.json")
 
 
 def test_missing_plan_file():

@@ -41,20 +41,34 @@ def test_score_distributions_are_the_quantiles_of_the_units_scores(case, importa
 
 def test_a_checkpoint_gets_report_page_and_card(tmp_path):
     report.write(tmp_path, pruned())
-    assert json.loads((tmp_path / "report.json").read_text()) == pruned()
+    stored = json.loads((tmp_path / "report.json").read_text())
+    assert sorted(stored.pop("files")) == ["README.md", "report.html"]
+    assert stored == pruned()
     assert (tmp_path / "report.html").read_text() == html.page([pruned()])
     assert "| hidden_size | 48 | 48 |" in (tmp_path / "README.md").read_text()
 
 
-def test_a_page_that_cannot_be_drawn_costs_no_checkpoint(tmp_path, monkeypatch, caplog):
+@pytest.mark.parametrize(("module", "function", "file"), [(html, "page", "report.html"), (report, "card", "README.md")])
+def test_what_cannot_be_drawn_costs_no_checkpoint(tmp_path, monkeypatch, caplog, module, function, file):
     def fail(*_):
         raise failure
 
-    monkeypatch.setattr(html, "page", fail)
-    failure: Exception = ZeroDivisionError()
+    monkeypatch.setattr(module, function, fail)
+    failure: Exception = ZeroDivisionError("by zero\nat all")
     report.write(tmp_path, pruned())
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "report.json"]
-    assert "report.html could not be drawn" in caplog.text
+    assert {path.name for path in tmp_path.iterdir()} == {"README.md", "report.html", "report.json"} - {file}
+    (record,) = caplog.records
+    assert record.getMessage() == f"{file} could not be drawn (ZeroDivisionError, by zero); everything else is there"
+    assert not record.exc_info
+    report.write(tmp_path, pruned(options={"traceback": True}))
+    assert caplog.records[-1].exc_info
     failure = OSError("no space left on device")
     with pytest.raises(OSError, match="no space"):
         report.write(tmp_path, pruned())
+
+
+def test_values_of_odd_types_are_written_all_the_same(tmp_path):
+    report.write(tmp_path, pruned(note={"far": float("inf"), "where": tmp_path, "set": {1}}))
+    assert json.loads((tmp_path / "report.json").read_text())["note"] == {
+        "far": None, "where": str(tmp_path), "set": "{1}",
+    }  # fmt: skip

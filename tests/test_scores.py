@@ -1,12 +1,22 @@
 """Scores on disk: used again at another ratio without a forward pass, refused when they are of something else."""
 
+import functools
 import json
+import os
+import shutil
+from pathlib import Path
 
 import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
-from llm_pruner import Options, calibrate, gradients, run
+from llm_pruner import Options, calibrate, evidence, gradients, importance, run
 from llm_pruner.errors import UsageError
+from llm_pruner.in_memory import found_in
 from llm_pruner.plan import Plan
+from llm_pruner.shape import shape_of
+from tests import tiny
 from tests.commands import edit_tensors
 
 SMALL = {"eval_data": "none", "no_save": True, "nsamples": 4, "calibration_seq_len": 32}
@@ -122,3 +132,86 @@ def test_files_that_are_no_scores(tmp_path, content):
     (tmp_path / "scores").write_bytes(content)
     with pytest.raises(UsageError, match="holds no scores of this program"):
         prune(tmp_path, importance="flap", param_ratio=0.3, scores=str(tmp_path / "scores"))
+
+
+def damaged(path, change) -> None:
+    """Changes the tensors of a file of scores; what they were made from stays."""
+    with safe_open(path, framework="pt") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    change(tensors)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata)
+
+
+GROUP, MEAN = "layers.0.heads", "mean/model.layers.0.mlp.down_proj.weight"
+DAMAGE = {
+    "half": (lambda t: t[: len(t) // 2], "must be .* floating-point numbers"),
+    "double": (lambda t: t.repeat(2), "must be .* floating-point numbers"),
+    "one more": (lambda t: torch.cat([t, t[:1]]), "must be .* floating-point numbers"),
+    "a matrix": (lambda t: t[None], "must be .* floating-point numbers"),
+    "empty": (lambda t: t[:0], "must be .* floating-point numbers"),
+    "whole numbers": (lambda t: t.int(), "it is I32"),
+    "truth": (lambda t: t > 0, "it is BOOL"),
+    "8 bits": (lambda t: t.to(torch.float8_e4m3fn), "it is F8_E4M3"),
+    "NaN": (lambda t: torch.where(t == t.max(), torch.nan, t), "NaN or infinity"),
+    "infinity": (lambda t: torch.where(t == t.max(), torch.inf, t), "NaN or infinity"),
+}
+
+
+@pytest.mark.parametrize("name", [GROUP, MEAN])
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("importance", ["flap", "amp"])
+def test_scores_that_are_damaged(one_file_of_scores, tmp_path, importance, damage, name):
+    """Half or double the units would keep the wrong ones in silence."""
+    path = shutil.copy(one_file_of_scores(importance), tmp_path)
+    change, message = DAMAGE[damage]
+    damaged(path, lambda tensors: tensors.update({name: change(tensors[name])}))
+    with pytest.raises(UsageError, match=f"--scores .*{name} .*{message}"):
+        prune(tmp_path, importance=importance, compensate="bias", param_ratio=0.3, scores=str(path))
+
+
+def test_scores_of_a_group_that_the_model_does_not_have(one_file_of_scores, tmp_path):
+    path = shutil.copy(one_file_of_scores("flap"), tmp_path)
+    damaged(path, lambda tensors: tensors.update({"layers.9.mlp": torch.ones(512)}))
+    with pytest.raises(UsageError, match="'layers.9.mlp' is no group and no weight of this model"):
+        prune(tmp_path, importance="flap", compensate="bias", param_ratio=0.3, scores=str(path))
+
+
+def test_a_file_of_scores_that_is_cut_short_or_a_pipe(one_file_of_scores, tmp_path):
+    path = Path(shutil.copy(one_file_of_scores("flap"), tmp_path))
+    path.write_bytes(path.read_bytes()[:-4])
+    options = {"importance": "flap", "compensate": "bias", "param_ratio": 0.3, "scores": str(path)}
+    with pytest.raises(UsageError, match="holds no scores of this program"):
+        prune(tmp_path, **options)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(UsageError, match="is no regular file"):
+        prune(tmp_path, **options)
+
+
+@pytest.fixture(scope="module")
+def one_file_of_scores(tmp_path_factory):
+    """Makes the scores of an importance once."""
+
+    @functools.cache
+    def make(importance: str) -> Path:
+        folder = tmp_path_factory.mktemp(importance)
+        path = folder / "scores.safetensors"
+        prune(folder, importance=importance, compensate="bias", param_ratio=0.3, scores=str(path))
+        return path
+
+    return make
+
+
+@pytest.mark.parametrize("name", importance.available())
+@pytest.mark.parametrize("case", ["llama", "llama_multi_head", "gpt_neox"])
+def test_every_criterion_has_as_many_scores_as_it_says(name, case):
+    model, criterion = tiny.model(case), importance.get(name)
+    shape = shape_of(Options(pruning_ratio=0.5, prune="mlp"), model.config, criterion)
+    groups = evidence.scoreable(shape, criterion)
+    prompts = [torch.randint(96, (16,)) for _ in range(2)]
+    found = found_in(model, shape, groups, criterion, Options(compensate="bias"), prompts)
+    lengths, inputs = evidence.sizes(shape, criterion)
+    if not criterion.sequential:  # it scores what its shape needs
+        assert set(found.scores) == set(lengths)
+    assert {group: len(values) for group, values in found.scores.items()}.items() <= lengths.items()
+    assert {weight: len(mean) for weight, mean in found.means.items()} == inputs

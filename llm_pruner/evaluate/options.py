@@ -47,6 +47,7 @@ class EvaluateOptions:
     seed: int = option(0, OUTPUT, "seed of everything random", "N")
     report: str | None = option(None, OUTPUT, "write everything as JSON, and an HTML page beside it", "FILE")
     overwrite: bool = option(False, OUTPUT, "replace a report that is there")
+    config: str | None = option(None, "options file", "YAML with any of the other options; flags win over it", "FILE")
     traceback: bool = option(False, OUTPUT, "show where an error came from")
 
     def asdict(self) -> dict[str, Any]:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from llm_pruner import data, loading, outputs, report
 from llm_pruner.architectures import FAMILIES
+from llm_pruner.console import quiet, say
 from llm_pruner.errors import RunError, redact
 from llm_pruner.evaluate.options import EvaluateOptions, validate
 from llm_pruner.per_layer import PREFIX
-from llm_pruner.console import quiet, say
 from llm_pruner.tokenizers import load_tokenizer
 
 PROGRAM = "python -m llm_pruner evaluate"

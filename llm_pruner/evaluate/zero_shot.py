@@ -21,9 +21,9 @@ from pathlib import Path
 
 import yaml
 
+from llm_pruner.console import aligned
 from llm_pruner.errors import PrunerError, RunError, UsageError, is_out_of_memory
 from llm_pruner.evaluate.tasks import LOCAL, check_tasks, is_file, known_tasks, read_task
-from llm_pruner.console import aligned
 
 log = logging.getLogger(__name__)
 

@@ -137,7 +137,7 @@ def _new(models: Sequence[Model], label: str, role: str) -> Model:
 
 def _sized(model: Model, step: dict, side: str) -> None:
     model.parameters, model.bytes = step["parameters"][side], step["bytes"][side]
-    if step.get("widths"):
+    if step.get("widths") and step.get("layers"):
         model.widths, model.layers = step["widths"][side], step["layers"][side]
 
 

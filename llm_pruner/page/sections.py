@@ -6,7 +6,7 @@ from llm_pruner.page.charts import Line, Point, curve, scatter
 from llm_pruner.page.columns import boxes
 from llm_pruner.page.elements import facts, figure, figures, named, noted, section, table
 from llm_pruner.page.markup import Markup, tag
-from llm_pruner.page.models import EVALUATED, Model, Text, dense_of, is_recovery
+from llm_pruner.page.models import EVALUATED, Model, Text, dense_of, is_pruning, is_recovery
 from llm_pruner.page.wording import duration, known, number, percent, size, times
 
 SMOOTH = 20  # the mean that is drawn over the loss takes one of so many parts of it
@@ -94,7 +94,7 @@ def quality(models: Sequence[Model], texts: Sequence[Text]) -> Markup | None:
 
 def scores(steps: Sequence[dict]) -> Markup | None:
     drawn = []
-    for step in steps:
+    for step in filter(is_pruning, steps):
         for name, rows in (step.get("scores") or {}).items():
             if any(value is None for row in rows for value in row):
                 continue

@@ -33,7 +33,7 @@ def widths(models: Sequence[Model], steps: Sequence[dict]) -> Markup | None:
 def _of_step(step: dict) -> Change:
     number = step["layers"]["before"]
     before, after = (_layers(step["widths"][side], step["layers"][side]) for side in ("before", "after"))
-    return Change(f"{step['model']}, pruned", before, after, step["layers"]["kept"] or list(range(number)))
+    return Change(f"{step['model']}, pruned", before, after, step["layers"].get("kept") or list(range(number)))
 
 
 def _of_evaluation(models: Sequence[Model]) -> list[Change]:
@@ -74,7 +74,7 @@ def _drawn(change: Change, heading: bool) -> list[Markup]:
         elif old == new:
             same.append(f"{name} as before")
         else:
-            title, share = f"{name} per layer, {change.label}", percent(1 - sum(new) / sum(old))
+            title, share = f"{name} per layer, {change.label}", percent(1 - sum(new) / max(sum(old), 1))
             drawn.append(figure(columns(title, old, new, name, change.colour), f"{name}: {share} removed"))
     gone = sorted(set(range(max(map(len, change.before.values()), default=0))) - set(change.kept))
     return [

@@ -17,7 +17,7 @@ STAGES = ("prune", "recover", "evaluate")
 KNOWN = {"prune": FIELDS, "recover": fields_of(RecoverOptions), "evaluate": fields_of(EvaluateOptions)}
 DECIDED = (  # by the pipeline
     "model", "save_model", "overwrite", "report", "traceback", "work_dir", "dry_run", "no_save", "dense", "recover",
-    "revision",
+    "revision", "config",
 )  # fmt: skip
 PRUNED, RECOVERED, EVALUATION = "pruned", "recovered", "evaluation.json"
 
@@ -40,6 +40,7 @@ class PipelineOptions:
     seed: int | None = option(None, SHARED, "seed of everything random", "N")
     eval_data: str | None = option(None, SHARED, "wikitext2, demo, a text file, or none", "NAME|FILE")
     max_seq_len: int | None = option(None, SHARED, "tokens per window", "N", least=2)
+    config: str | None = option(None, "options file", "YAML with the stages and other options; flags win", "FILE")
     traceback: bool = option(False, OUTPUT, "show where an error came from")
     prune: dict[str, Any] | None = None
     recover: dict[str, Any] | None = None

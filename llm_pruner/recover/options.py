@@ -96,6 +96,7 @@ class RecoverOptions:
         "wikitext2, demo, a text file, or none; default: what the checkpoint was scored on",
         "NAME|FILE",
     )
+    config: str | None = option(None, "options file", "YAML with any of the other options; flags win over it", "FILE")
     traceback: bool = option(False, OUTPUT, "show where an error came from")
 
     def asdict(self) -> dict[str, Any]:

@@ -111,7 +111,7 @@ def run(options: RecoverOptions, argv: Sequence[str] = (), program: str = PROGRA
     with checkpoint.staged(target, options.overwrite) as staging:
         say(f"saving {target}")
         with stopwatch("save"):
-            checkpoint.write(model, tokenizer, staging)
+            checkpoint.write(model, tokenizer, staging, student_folder)
         with stopwatch("verify"):
             checkpoint.verify(model, staging, finite)
         made = report.finite(made | report.conditions(options, stopwatch.seconds, argv, program))

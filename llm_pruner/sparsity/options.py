@@ -90,6 +90,7 @@ class SparsifyOptions:
     report: str | None = option(None, OUTPUT, "write what was measured as JSON", "FILE")
     overwrite: bool = option(False, OUTPUT, "replace the report or the checkpoint that is there")
     seed: int = option(0, OUTPUT, "seed of everything random", "N")
+    config: str | None = option(None, "options file", "YAML with any of the other options; flags win over it", "FILE")
     traceback: bool = option(False, OUTPUT, "show where an error came from")
 
     flags: tuple[str, ...] = ()  # no option: those that were typed, which win over a sweep's patterns

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from llm_pruner import checkpoint, data, lineage, loading, outputs, report
 from llm_pruner.architectures import family_of
+from llm_pruner.console import quiet, say
 from llm_pruner.errors import RunError, redact
 from llm_pruner.per_layer import PREFIX
-from llm_pruner.console import quiet, say
 from llm_pruner.sparsity import recipe as names
 from llm_pruner.sparsity.options import SparsifyOptions, validate
 from llm_pruner.tokenizers import load_tokenizer
@@ -101,7 +101,7 @@ def run_one(options: SparsifyOptions, argv: Sequence[str] = (), before: dict | N
         **lineage.told(origin, redact(name), evaluation),
     }
     if target:
-        _save(target, model, tokenizer, options, made, finite, stopwatch, argv)
+        _save(target, model, tokenizer, folder, options, made, finite, stopwatch, argv)
     made = report.finite(made | report.conditions(options, stopwatch.seconds, argv, PROGRAM))
     if path:
         outputs.write_files({path: partial(report.write_json, report=made)})
@@ -222,7 +222,9 @@ def _score(scored: dict, side: str, model, tokenizer, windows, tasks, options: S
             say(table(scored["zero_shot"]))
 
 
-def _save(target: Path, model, tokenizer, options: SparsifyOptions, made: dict, finite, stopwatch, argv) -> None:
+def _save(
+    target: Path, model, tokenizer, folder: str, options: SparsifyOptions, made: dict, finite, stopwatch, argv
+) -> None:
     recipe = options.recipe
     with checkpoint.staged(target, options.overwrite) as staging:
         say(f"saving {target}")
@@ -231,7 +233,7 @@ def _save(target: Path, model, tokenizer, options: SparsifyOptions, made: dict, 
                 from llm_pruner.sparsity.saved import mark
 
                 mark(model, recipe)
-            checkpoint.write(model, tokenizer, staging)
+            checkpoint.write(model, tokenizer, staging, folder)
         with stopwatch("verify"):
             checkpoint.verify(model, staging, finite)
         report.write(staging, report.finite(made | report.conditions(options, stopwatch.seconds, argv, PROGRAM)))

@@ -18,7 +18,7 @@ from llm_pruner.sparsity.options import SparsifyOptions, parts, validate
 from llm_pruner.sparsity.run import PROGRAM, run_one
 
 # What is the sweep's, not its patterns'; and what the dense model's scores depend on.
-OWN = ("model", "patterns", "folder", "save_model", "report", "overwrite", "traceback")
+OWN = ("model", "patterns", "folder", "save_model", "report", "overwrite", "traceback", "config")
 SCORED = (
     "dtype", "eval_data", "max_seq_len", "eval_stride", "tasks", "num_fewshot", "apply_chat_template", "limit", "seed",
 )  # fmt: skip

@@ -20,7 +20,7 @@ HEAVY = (
     *IMPORTED, "datasets", "peft", "llm_pruner.best", "llm_pruner.chain", "llm_pruner.evaluate.run",
     "llm_pruner.page.html",
     "llm_pruner.recover.adapters", "llm_pruner.recover.run", "llm_pruner.recover.train", "llm_pruner.sparsity.sweep",
-    "llm_pruner.pipeline.run", "transformers.models.auto.tokenization_auto", "tests.faults.warm",
+    "llm_pruner.pipeline.run", "transformers.models.auto.tokenization_auto", "tests.faults.warm", "llm_pruner.cli",
     *[f"transformers.models.{name}.modeling_{name}" for name in FAMILIES if name != "gemma3_text"],
     "transformers.models.gemma3.modeling_gemma3",
 )  # fmt: skip

@@ -53,6 +53,12 @@ PLACES: dict[str, tuple[str, Change | None, tuple[int, ...]]] = {
     "where nobody may write": ("/proc/new{}", None, (1, 2)),
     "in a folder of the user's": ("mine{}", None, (2,)),
 }
+# what is checked by the same functions as of other flags, and the places that are tried with those only
+LIKE_OTHERS = ("prune --scores", "recover --save_model", "sparsify --save_model", "sparsify --report")
+ONCE = (
+    "at the model's config", "in the model, by a link", "at the model, with dots", "below a file", "at the full device",
+    "below the null device", "with a path too long", "with a zero byte", "where the command runs",
+)  # fmt: skip
 
 
 def _prepared(place: str, path: str, folder_wanted: bool) -> Change | None:
@@ -77,6 +83,8 @@ def _prepared(place: str, path: str, folder_wanted: bool) -> Change | None:
 def faults() -> Iterator[Fault]:
     for flag, (command, folder_wanted, suffix) in FLAGS.items():
         for place, (value, _, codes) in PLACES.items():
+            if flag in LIKE_OTHERS and place in ONCE:
+                continue
             value = value.replace("{}", suffix)
             writes = ("not-there-yet", "broken*", "out", "out.unfinished") if 0 in codes else ()
             if flag == "sparsify --folder" and place == "in a folder of the user's":

@@ -140,7 +140,7 @@ def operations(before: Entries, after: Entries) -> list[dict]:
             if old.get(name) != new.get(name):
                 changes[folder, name] = (old.get(name), new.get(name))
     groups: list[tuple[set, dict]] = []
-    for place, (old, new) in sorted(changes.items(), key=lambda one: one[1][1] is None):
+    for place, (old, new) in sorted(changes.items(), key=lambda one: (one[1][1] is None, one[0])):
         numbers, group = {old, new} - {None}, {place: new}
         for other in [one for one in groups if one[0] & numbers]:
             groups.remove(other)

@@ -77,6 +77,8 @@ DAMAGES: dict[str, tuple[Callable[[list], list] | None, tuple[int, ...]]] = {
     "complex": (_as("C64", 8), (1, 2, 3)),
 }
 
+SHAPES, DTYPES = ("missing", "other shape", "NaN", "infinity"), ("int8", "fp8", "bool", "complex")
+
 
 def _damaged(name: str, damage: Callable[[list], list] | None) -> Change:
     def change(found: dict) -> None:
@@ -201,10 +203,10 @@ FILES: list[tuple[str, Change, tuple[int, ...], tuple[str, ...]]] = [
 
 
 def faults() -> Iterator[Fault]:
-    for name in NAMES:
-        for label, (damage, codes) in DAMAGES.items():
-            if "layers.1" in name and label not in ("missing", "NaN", "int8"):
-                continue
+    for number, name in enumerate(NAMES):
+        dtype = DTYPES[number % len(DTYPES)]  # each tensor with one other dtype, each dtype of several tensors
+        for label in (*SHAPES, dtype) if "layers.1" not in name else ("missing", "NaN"):
+            damage, codes = DAMAGES[label]
             yield Fault("tensors", f"{name} {label}", SAVE, _damaged(name, damage), codes, (name,))
     for family, names in OTHERS.items():
         yield Fault("weight files", f"{family} as it is", SAVE, None, (0,), (), (family,), ("out",), ("out",))

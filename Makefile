@@ -4,14 +4,18 @@ BIN := .venv/bin
 # One torch thread for each of two test processes.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-.PHONY: demo test test-shared test-gpu lint benchmarks clean
+.PHONY: demo test test-faults test-shared test-gpu lint benchmarks clean
 
 demo: .venv/.installed
 	$(BIN)/python prune_llm.py --model demo --pruning_ratio 0.5 --overwrite
 
 # By files, whose tests share what is slow to make, and in their order: ordered by tests, slow files with few come last.
 test: .venv/.installed
-	$(PYTEST) --dist loadfile --no-loadscope-reorder -m "not shared and not gpu"
+	$(PYTEST) --dist loadfile --no-loadscope-reorder -m "not shared and not gpu and not faults"
+
+# Injected faults against the contract of every command, and power cuts. LLM_PRUNER_FAULTS_EVERY=3 tries a third of them.
+test-faults: .venv/.installed
+	$(PYTEST) tests/faults
 
 # The tests on the reference model and text in $$LLM_PRUNER_SHARED (default ../shared).
 test-shared: .venv/.installed
@@ -29,6 +33,7 @@ benchmarks: .venv/.installed
 	$(BIN)/python benchmarks/tracing.py
 	$(BIN)/python benchmarks/score_cut.py
 	$(BIN)/python benchmarks/demo.py
+	$(BIN)/python benchmarks/faults.py
 	$(BIN)/python benchmarks/magnitude.py
 	$(BIN)/python benchmarks/calibration.py
 	$(BIN)/python benchmarks/quality.py

@@ -31,6 +31,8 @@ def main() -> None:
         command = [sys.executable, "-m", "pytest", "-n", "2", "-q", "--tb=no", "tests/faults"]
         subprocess.run(command, cwd=REPOSITORY, env=environment, check=False)  # what fails is counted
         summary = json.loads(path.read_text(encoding="utf-8"))
+    if summary["errors"]:
+        sys.exit(f"the suite itself failed: {summary['errors'][0]} ({len(summary['errors'])} in all)")
     keep("faults", summary)
     (RESULTS / "faults.md").write_text(markdown(summary), encoding="utf-8")
     print(f"\n{markdown(summary)}")

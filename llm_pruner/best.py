@@ -74,13 +74,13 @@ def prune_best(
         done = rebuild(dense, groups, wide, planned.config, tokens, recipe, folder and folder / key[:16], layers)
     with timed("guard"):
         name, kept, means, plain = baseline(dense, groups, wide, tokens, done.dense_stream, layers)
-    if not math.isfinite(min(done.kl, plain)):
+    if not (math.isfinite(done.kl) or math.isfinite(plain)):
         raise not_finite("the pruned model's logits are NaN or Inf on the calibration data", dense.dtype)
     notes |= {"kl": done.kl, "kl_plain": {name: plain}, "stream_errors": done.errors, "fits": done.fits}
     if dense is not model:
         empty(model)  # what the two share goes with the other's
     say(f"KL(dense ‖ pruned) on held-out calibration text: {done.kl:.4f}; plain {name} at this shape: {plain:.4f}")
-    if done.kl <= plain:
+    if math.isfinite(done.kl) and not plain < done.kl:  # NaN is no better than anything
         plan = replace(planned.plan, kept=planned.named(done.kept))
         return Best(done.settle(dense), plan, planned.config, notes)
     say(f"note: plain {name} is better here, so that is what is kept")

@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 
 from llm_pruner.architectures import Layers, Widths
 from llm_pruner.errors import PlanError, UsageError, shown
@@ -138,9 +138,10 @@ def widths_by_parameters(
     """
     before, kinds, budget = ledger.before, set(kinds), Budget(goal, whole)
     count = ledger.total if whole else ledger.decoder
-    too_small = goal < count(ledger.all_layers(smallest(before, kinds)))  # then the first legal shape is the nearest
+    least = smallest(before, kinds)
+    too_small = goal < count(ledger.all_layers(least))  # then the first legal shape is the nearest
     best = None
-    for shape in _shapes(before, kinds, 1.0 if too_small else _ratio(ledger, kinds, goal, count)):
+    for shape in chain([least] * too_small, _shapes(before, kinds, _ratio(ledger, kinds, goal, count))):
         if not legal(shape):
             continue
         if MLP in kinds:
@@ -188,20 +189,22 @@ def _ratio(ledger: Ledger, kinds: set[str], goal: float, count) -> float:
     return (low + high) / 2
 
 
-def _shapes(before: Widths, kinds: set[str], ratio: float):
-    """Shapes around `ratio`: heads rounded ever further, and for each number of heads so the hidden channels."""
-    grouped = before.grouped
+def _shapes(before: Widths, kinds: set[str], ratio: float) -> Iterator[Widths]:
+    """Shapes around `ratio`: heads rounded ever further, and for each number of heads so the hidden channels. Where
+    whole kv groups go, query heads inside them only go when nothing else is left."""
+    of_kv = not before.grouped or KV_HEADS in kinds
+    inside = range(before.heads_per_group, 0, -1) if of_kv and HEADS in kinds else [before.heads_per_group]
     mlp = before.intermediate_size
     mlp = max(1, mlp - round(ratio * mlp)) if MLP in kinds else mlp
-    of_kv = not grouped or KV_HEADS in kinds
     units = before.num_key_value_heads if of_kv else before.heads_per_group
-    for fewer in _around(round(ratio * units), units) if HEADS in kinds or KV_HEADS in kinds else (0,):
-        kv_heads = before.num_key_value_heads - (fewer if of_kv else 0)
-        heads = kv_heads * (before.heads_per_group - (0 if of_kv else fewer))
-        hidden = round(ratio * before.hidden_size) if HIDDEN in kinds else 0
-        near = _around(hidden, before.hidden_size) if HIDDEN in kinds else (0,)
-        for narrower in islice(near, 2 * before.head_dim):
-            yield Widths(before.hidden_size - narrower, heads, kv_heads, mlp, before.head_dim)
+    for per_group in inside:
+        for fewer in _around(round(ratio * units), units) if HEADS in kinds or KV_HEADS in kinds else (0,):
+            kv_heads = before.num_key_value_heads - (fewer if of_kv else 0)
+            heads = kv_heads * (per_group - (0 if of_kv else fewer))
+            hidden = round(ratio * before.hidden_size) if HIDDEN in kinds else 0
+            near = _around(hidden, before.hidden_size) if HIDDEN in kinds else (0,)
+            for narrower in islice(near, 2 * before.head_dim):
+                yield Widths(before.hidden_size - narrower, heads, kv_heads, mlp, before.head_dim)
 
 
 def _around(wanted: int, units: int) -> Iterator[int]:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from llm_pruner import manifest
 from llm_pruner.errors import RunError, VerificationError
-from llm_pruner.files import spelled, sync
+from llm_pruner.files import spelled, sync, sync_all
 from llm_pruner.model_files import tidy
 from llm_pruner.outputs import not_ours, published
 from llm_pruner.tokenizers import carry_over
@@ -48,7 +48,7 @@ def staged(target: Path, overwrite: bool = False):
         try:
             yield staging
             _open_permissions(staging)
-            _sync(staging)
+            sync_all(staging)
             with uninterrupted():
                 _publish(staging, target, overwrite)
         except Exception as error:
@@ -306,12 +306,6 @@ def _renameat2(one: Path, other: Path, how: int) -> bool:
     except (AttributeError, OSError):
         return False
     return renameat2(AT_CWD, os.fsencode(one), AT_CWD, os.fsencode(other), how) == 0
-
-
-def _sync(folder: Path) -> None:
-    """Waits until all that is in the folder is on the disk: a rename is only as good as the files behind it."""
-    for path in (*folder.rglob("*"), folder):
-        sync(path)
 
 
 def _open_permissions(folder: Path) -> None:

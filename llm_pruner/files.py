@@ -38,6 +38,12 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def sync_all(folder: Path) -> None:
+    """`sync` of all that is in the folder, and of itself."""
+    for path in (*folder.rglob("*"), folder):
+        sync(path)
+
+
 def write_whole(path: Path, write: Callable[[Path], None]) -> None:
     """Calls `write` with a temporary path beside `path`, and renames what it wrote: `path` is old or new, never half.
 

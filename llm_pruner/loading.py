@@ -40,7 +40,9 @@ def check_family(source: str, revision: str | None = None) -> dict:
     """The content of config.json. UsageError for what it cannot mean, PlanError for a family that is not supported or
     quantised weights, RunError when it cannot be had. Imports nothing heavy."""
     raw = _config_json(source, revision)
-    family_of(raw.get("model_type"))
+    if not raw.get("model_type"):
+        raise UsageError(f"{os.path.join(source, 'config.json')} has no model_type")
+    family_of(raw["model_type"])
     check_dense(source, raw.get("quantization_config"), "prune first, then quantise or sparsify")
     return raw
 

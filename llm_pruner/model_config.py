@@ -78,7 +78,8 @@ SHARED: dict[str, Rule] = {
     **dict.fromkeys(("model_type", "problem_type", "transformers_weights"), maybe(text)),
     "architectures": maybe(list_of(text)),
     **dict.fromkeys(("dtype", "torch_dtype"), maybe(one_of(DTYPES))),
-    **dict.fromkeys(("quantization_config", "label2id"), maybe(mapping)),
+    **dict.fromkeys(("quantization_config", "label2id", "per_layer_config", "text_config", "vision_config"),
+                    maybe(mapping)),
     "auto_map": mapping,
     "id2label": maybe(_labels),
     **dict.fromkeys(("_attn_implementation", "attn_implementation"), maybe(either(text, mapping))),
@@ -122,6 +123,7 @@ PRUNABLE: dict[str, Rule] = {
          "scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn", "summary_use_proj", "summary_proj_to_labels"),
         truth,
     ),
+    "text_config": lambda value: "left out: this is a language model's own configuration" if value else None,
     "per_layer_widths": list_of(fields(dict.fromkeys(
         ("num_attention_heads", "num_key_value_heads", "intermediate_size", "n_inner"), WIDTH), others=False)),
     "projection_biases": list_of(text),
@@ -219,7 +221,7 @@ def build(raw: Mapping[str, Any], where: str, load) -> Any:
         config = load()
     config.return_dict, config.output_attentions = True, False  # or a model returns tuples, or cannot be saved
     _offline(config, where)
-    _check_rotary(raw, config, where)
+    _check_built(raw, config, where)
     with _refused(raw, where, config):
         meta_model(config)
     return config
@@ -244,7 +246,8 @@ def _check_names(raw: Mapping[str, Any], where: str) -> None:
             raise UsageError(f"{where}: {name} is no field but something that transformers works out; take it out")
     if kind.removeprefix("pruned_") not in FAMILIES:
         return
-    activations = [name for name in ("hidden_act", "hidden_activation", "activation_function") if raw.get(name)]
+    fields_of_activation = ("hidden_act", "hidden_activation", "activation_function")
+    activations = [name for name in fields_of_activation if raw.get(name) is not None]
     check(raw, dict.fromkeys(activations, one_of(list(ACT2FN))), where)
     known = ["default", "su", *ROPE_INIT_FUNCTIONS]
     for name, rope in _ropes(raw):
@@ -266,11 +269,21 @@ def _offline(config, where: str) -> None:
             inner.fusion_config = None
 
 
-def _check_rotary(raw: Mapping[str, Any], config, where: str) -> None:
-    """RoPE turns pairs of channels, and its lists have one factor for each."""
+def _check_built(raw: Mapping[str, Any], config, where: str) -> None:
+    """Fields that contradict each other, defaults included: RoPE turns pairs of channels, and its lists have one factor
+    for each; layers that slide need a window."""
     parameters = getattr(config, "rope_parameters", None)
-    if config.model_type.removeprefix("pruned_") not in FAMILIES or not parameters:
+    if config.model_type.removeprefix("pruned_") not in FAMILIES:
         return
+    sliding = "sliding_attention" in (getattr(config, "layer_types", None) or ())
+    if sliding and getattr(config, "sliding_window", None) is None:
+        raise UsageError(f"{where}: sliding_window: null must be a whole number: layer_types has sliding_attention")
+    if not parameters:
+        return
+    if any(isinstance(one, dict) for one in parameters.values()):
+        for name, one in parameters.items():
+            if one is not None and not isinstance(one, dict):
+                raise UsageError(f"{where}: rope_parameters: {shown(name)}: {shown(one)} must be a mapping, or null")
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     for _, rope in _ropes({"rope_parameters": parameters}):
         rotated = int(head_dim * rope.get("partial_rotary_factor", 1.0))

@@ -124,7 +124,9 @@ def check_outputs(options: Options, source: str) -> Path | None:
 
 def check_work_folder(folder: Path, inputs: Mapping[str, Path]) -> None:
     """UsageError when unfinished work cannot be kept in `folder`."""
-    _resolved("work_dir", folder)
+    parent = _existing(_resolved("work_dir", folder))
+    if not os.access(parent, os.W_OK | os.X_OK) or not parent.is_dir() and parent != folder.resolve():
+        raise UsageError(f"--work_dir {folder} cannot be written: {parent} is not a folder with write permission")
     if os.path.lexists(folder) and not folder.is_dir():
         raise UsageError(f"--work_dir {folder} is a file; name a folder")
     check_apart("work_dir", folder, inputs)
@@ -153,7 +155,8 @@ def is_report(path: Path) -> bool:
         found = read_json(path, "--report")
     except (PrunerError, OSError, ValueError):
         return False
-    return isinstance(found, dict) and "step" in found and "llm_pruner" in (found.get("versions") or {})
+    versions = found.get("versions") if isinstance(found, dict) else None
+    return isinstance(versions, dict) and "llm_pruner" in versions and "step" in found
 
 
 def _is_plan(path: Path) -> bool:

@@ -118,6 +118,8 @@ class Plan:
 
     def _check(self, where: str) -> None:
         """UsageError for fields that contradict each other. Whether they fit a model is for `check_replay`."""
+        if self.layers is not None:
+            raise UsageError(f"{where}: layers: {shown(self.layers)} must be null: whole layers are not replayed")
         for index, layer in enumerate(self.after):
             for name, width in layer.asdict().items():
                 if width > getattr(self.before, name):
@@ -146,8 +148,8 @@ COUNT = whole(1, 2**62)
 def _kept(value) -> str | None:
     if not isinstance(value, dict):
         return "the kept units of each group"
-    wrong = next((units for units in value.values() if filled(whole(0, MOST_WIDTH))(units)), None)
-    return wrong and f"the kept units of each group, not {shown(wrong)}"
+    wrong = [units for units in value.values() if filled(whole(0, MOST_WIDTH))(units)]
+    return f"the kept units of each group, not {shown(wrong[0])}" if wrong else None
 
 
 SCHEMA: dict[str, Rule] = {

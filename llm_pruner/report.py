@@ -15,7 +15,7 @@ from pathlib import Path
 from llm_pruner import __version__, lineage, manifest
 from llm_pruner.card import card
 from llm_pruner.errors import is_out_of_disk, redact
-from llm_pruner.files import write_text
+from llm_pruner.files import sync_all, write_text, write_whole
 from llm_pruner.groups import FIELD
 from llm_pruner.page import html
 from llm_pruner.selection import unit_scores
@@ -147,8 +147,9 @@ def write(folder: Path, report: dict) -> None:
     traceback = bool((report.get("options") or {}).get("traceback"))
     draw(folder / "README.md", lambda: card(report), traceback)
     draw(folder / "report.html", lambda: html.page([report]), traceback)
-    report["files"] = manifest.listed(folder, but=(manifest.REPORT,))  # last: what another run may replace
-    write_json(folder / manifest.REPORT, report)
+    report["files"] = manifest.listed(folder, but=(manifest.REPORT,))  # what another run may replace
+    sync_all(folder)  # first: once the report is on the disk, so is all that it lists
+    write_whole(folder / manifest.REPORT, lambda path: write_json(path, report))
 
 
 def draw(path: Path, content: Callable[[], str], traceback: bool = False) -> bool:

@@ -72,7 +72,10 @@ def _asked(options: Options, config, criterion: Criterion) -> Shape:
     ledger = Ledger(shapes, tuple(groups), before, config.num_hidden_layers)
     if options.plan:
         saved = Plan.load(options.plan)
-        check_replay(saved, config, groups)
+        try:
+            check_replay(saved, config, groups)
+        except PlanError as error:
+            raise PlanError(f"--plan {options.plan}: {error}") from error
         return Shape(skeleton, groups, ledger, after=saved.after, saved=saved)
     if options.target:
         target = parse_target(options.target, config)

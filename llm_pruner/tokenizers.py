@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from fnmatch import fnmatch
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,7 +30,7 @@ FILES = (
     "normalizer.json", "chat_template.*", f"{TEMPLATES}/*.jinja",
 )  # fmt: skip
 TERMS = ("license*", "licence*", "notice*", "use_policy*", "copying*")  # they go with the weights, too
-JSON_FILES = ("tokenizer.json", CONFIG, "special_tokens_map.json", "added_tokens.json", "vocab.json", "tekken.json")
+JSON_FILES = ("tokenizer.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "tekken.json")
 LARGEST = 512 * 2**20  # bytes of one of them
 LOCAL = ("is_local", "local_files_only", "name_or_path", "_name_or_path", "tokenizer_file", "vocab_file")
 PROBE = (
@@ -74,6 +75,7 @@ def _loaded(folder: Path):
         check_regular(folder / name, "the tokenizer's")
     if all(name.endswith(".tiktoken") or ".model" in name for name in vocabularies):
         _check_packages(folder / min(vocabularies, key=lambda name: name != "tokenizer.model"))
+    _check_json(folder / CONFIG, FIELDS)
     from transformers import AutoTokenizer
 
     try:
@@ -122,12 +124,7 @@ def _is_installed(module: str) -> bool:
 def _diagnose(folder: Path) -> None:
     """UsageError that names the file which is broken, where one is."""
     for name in JSON_FILES:
-        path = folder / name
-        if not path.is_file():
-            continue
-        check_no_pointer(path, UsageError)
-        found = read_json(path, "the tokenizer's", LARGEST)
-        check(found, FIELDS if name == CONFIG else {}, str(path))
+        _check_json(folder / name, {})
     path = folder / "tokenizer.json"
     if path.is_file():
         from tokenizers import Tokenizer
@@ -138,6 +135,13 @@ def _diagnose(folder: Path) -> None:
             if not _is_failure(error):
                 raise
             raise UsageError(f"{path} is no tokenizer: {_reason(error)}") from error
+
+
+def _check_json(path: Path, rules: Mapping[str, Rule]) -> None:
+    """UsageError when a file that is there is no mapping, or a field of it is not by its rule."""
+    if path.is_file():
+        check_no_pointer(path, UsageError)
+        check(read_json(path, "the tokenizer's", LARGEST), rules, str(path))
 
 
 def has_tokenizer(folder: str | Path) -> bool:

@@ -241,7 +241,6 @@ def test_values_that_make_no_sense(name, value, message):
     if name.startswith("target"):
         flags.pop("param_ratio")
 
-
     def start():
         options = parse([word for flag, text in flags.items() for word in (f"--{flag}", text)])
         goal_of(options, 2)

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from llm_pruner import loading
+from llm_pruner.console import aligned
 from llm_pruner.errors import RunError, UsageError
 from llm_pruner.evaluate import options as evaluate_options
 from llm_pruner.evaluate.options import EvaluateOptions
 from llm_pruner.evaluate.run import run, widths
 from llm_pruner.evaluate.tables import tables
 from llm_pruner.per_layer import per_layer_config
-from llm_pruner.console import aligned
 from llm_pruner.tokenizers import load_tokenizer
 from tests import tiny
 from tests.commands import DEMO

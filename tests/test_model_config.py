@@ -110,6 +110,8 @@ def test_a_field_with_a_wrong_value_is_named(tmp_path, case, field, kind):
         ("llama", {"hidden_act": "swiglu"}, UsageError, "hidden_act: 'swiglu' must be a known name; did you mean"),
         ("llama", {"num_hidden_layers": 10_000}, UsageError, "num_hidden_layers: 10000 must be a whole number from 1"),
         ("llama", {"dtype": "float8_e4m3fn"}, UsageError, "dtype: 'float8_e4m3fn' must be one of"),
+        ("gemma3_text", {"sliding_window": None}, UsageError, "sliding_window: null must be a whole number"),
+        ("gemma3_text", {"rope_parameters": {"a": 1}}, UsageError, "rope_parameters: 'a': 1 must be a mapping"),
         ("llama", {"is_encoder_decoder": True}, UsageError, "is_encoder_decoder: True must be false"),
         ("llama", {"to_dict": 5}, UsageError, "to_dict is no field"),
         ("llama", {"use_return_dict": True}, UsageError, "use_return_dict is no field"),

@@ -138,8 +138,8 @@ def test_a_step_is_the_same_however_it_is_accumulated(tmp_path, text):
         shutil.rmtree(tmp_path / "out", ignore_errors=True)
         run(
             options(
-                tmp_path, str(tmp_path / "records.json"), method="distil", ce_weight=1.0, steps=1, batch_size=batch, gradient_accumulation_steps=parts, max_seq_len=256,
-                eval_data=text, weight_decay=0.0,
+                tmp_path, str(tmp_path / "records.json"), method="distil", ce_weight=1.0, steps=1, batch_size=batch,
+                gradient_accumulation_steps=parts, max_seq_len=256, eval_data=text, weight_decay=0.0,
             )
         )  # fmt: skip
         found.append(load_file(tmp_path / "out" / "model.safetensors"))
@@ -258,7 +258,7 @@ def test_what_the_report_of_a_pruned_checkpoint_decides(tmp_path, text):
     assert again["teacher"] == teacher, "a recovered checkpoint knows what was pruned in the first place"
     assert again["dense_perplexity"] == 1.5
 
-    pruned["model"] = "nowhere/at-all/now"
+    pruned["model"] = pruned["base_model"] = "nowhere/at-all/now"
     (tmp_path / "student" / "report.json").write_text(json.dumps(pruned))
     report = run(RecoverOptions(model=student, steps=1, device="cpu", overwrite=True))
     assert report["method"] == "lora"

@@ -131,6 +131,7 @@ def test_a_full_disk_is_one(source, target, monkeypatch):
         ("tokenizer_config.json", "{", "tokenizer_config.json, line 1 is not JSON"),
         ("tokenizer_config.json", "[" * 100_000, "tokenizer_config.json is nested more than"),
         ("tokenizer_config.json", '{"tokenizer_class": 7}', "tokenizer_config.json: tokenizer_class: 7 must be text"),
+        ("tokenizer_config.json", '{"model_max_length": "long"}', "model_max_length: 'long' must be a finite number"),
         ("tokenizer_config.json", '{"added_tokens_decoder": 7}', "added_tokens_decoder: 7 must be a mapping"),
     ],
 )

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from llm_pruner.errors import UsageError
-from llm_pruner.flags import check_values, option, resolved
+from llm_pruner.flags import MOST_SEED, check_values, option, resolved
 
 MODEL, PERPLEXITY, ZERO_SHOT, SPEED, OUTPUT = "models", "perplexity", "zero-shot, by lm_eval", "speed", "output"
 USUAL_TASKS = ("piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "boolq")
@@ -44,7 +44,7 @@ class EvaluateOptions:
     prompt_len: int = option(128, SPEED, "tokens of the prompt", "N", least=1)
     new_tokens: int = option(64, SPEED, "tokens to decode after it", "N", least=2)
     repeats: int = option(5, SPEED, "measurements of each model, taken in turns", "N", least=2)
-    seed: int = option(0, OUTPUT, "seed of everything random", "N")
+    seed: int = option(0, OUTPUT, "seed of everything random", "N", least=0, most=MOST_SEED)
     report: str | None = option(None, OUTPUT, "write everything as JSON, and an HTML page beside it", "FILE")
     overwrite: bool = option(False, OUTPUT, "replace a report that is there")
     config: str | None = option(None, "options file", "YAML with any of the other options; flags win over it", "FILE")

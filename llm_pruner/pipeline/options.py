@@ -8,7 +8,7 @@ from llm_pruner.config import FIELDS
 from llm_pruner.errors import UsageError
 from llm_pruner.evaluate import options as evaluate
 from llm_pruner.evaluate.options import EvaluateOptions
-from llm_pruner.flags import check_values, fields_of, option, read_yaml, typed
+from llm_pruner.flags import MOST_SEED, check_values, fields_of, option, read_yaml, typed
 from llm_pruner.recover import options as recover
 from llm_pruner.recover.options import RecoverOptions
 
@@ -37,7 +37,7 @@ class PipelineOptions:
         None, SHARED, "dtype to load and save in", choices=("auto", "float32", "bfloat16", "float16")
     )
     device: str | None = option(None, SHARED, "cpu or cuda", choices=("auto", "cpu", "cuda"))
-    seed: int | None = option(None, SHARED, "seed of everything random", "N")
+    seed: int | None = option(None, SHARED, "seed of everything random", "N", least=0, most=MOST_SEED)
     eval_data: str | None = option(None, SHARED, "wikitext2, demo, a text file, or none", "NAME|FILE")
     max_seq_len: int | None = option(None, SHARED, "tokens per window", "N", least=2)
     config: str | None = option(None, "options file", "YAML with the stages and other options; flags win", "FILE")

@@ -20,7 +20,7 @@ import llm_pruner
 from llm_pruner import loading, manifest, report, schema, scores
 from llm_pruner.console import aligned, say
 from llm_pruner.errors import PlanError, RunError, UsageError, VerificationError
-from llm_pruner.files import fingerprint, read_json, read_state, write_state, write_text
+from llm_pruner.files import fingerprint, read_json, read_state, set_aside, write_state, write_text
 from llm_pruner.outputs import check_apart, inputs_of
 from llm_pruner.pipeline.options import (
     DECIDED,
@@ -45,6 +45,7 @@ def run(options: PipelineOptions, argv: Sequence[str] = ()) -> dict:
     """Does what is not done yet and returns the summary. Every failure is a PrunerError with its stage's exit code."""
     validate(options)
     source = loading.resolve(options.model)
+    loading.check_family(source)
     folder = _folder(options, source)
     stages = []
     for stage in STAGES:
@@ -68,6 +69,7 @@ def run(options: PipelineOptions, argv: Sequence[str] = ()) -> dict:
 def _folder(options: PipelineOptions, source: str) -> Path:
     """The pipeline's folder. UsageError where it cannot be written, or would write over what is not its own."""
     folder = Path(options.folder).expanduser()
+    check_apart("folder", folder, {"model": Path(source)})
     if os.path.lexists(folder) and not folder.is_dir():
         raise UsageError(f"--folder {folder} is a file; name a folder")
     if folder.is_dir() and any(folder.iterdir()) and not any(folder.glob(f"{STATE}*")):
@@ -77,14 +79,16 @@ def _folder(options: PipelineOptions, source: str) -> Path:
         if asked := stage_options(options, stage):
             read = inputs_of(asked[1], {})
             inputs |= {f"{stage}: {name}": path for name, path in read.items() if name in TEXTS}
-    check_apart("folder", folder, {"model": Path(source)})
     for name in (*OUTPUT.values(), *OWN):
         check_apart("folder", folder / name, inputs, replaced=True)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         state = _state(folder)
-        if other := next((name for name in OWN if (folder / name).exists() and name not in state["files"]), None):
-            raise UsageError(f"--folder {folder} holds {other}, which no pipeline wrote there; move it away")
+        known = (folder / STATE).is_file()
+        for other in [name for name in OWN if os.path.lexists(folder / name) and name not in state["files"]]:
+            if known:
+                raise UsageError(f"--folder {folder} holds {other}, which no pipeline wrote there; move it away")
+            set_aside(folder / other)  # nobody knows any more whose it is
         write_state(folder / STATE, state)
     except OSError as error:
         raise UsageError(f"--folder {folder} cannot be written: {error.strerror}") from error

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from llm_pruner.errors import UsageError
-from llm_pruner.flags import check_values, option, resolved
+from llm_pruner.flags import MOST_SEED, check_values, option, resolved
 
 MODEL, METHOD, DATA, TRAINING, OUTPUT, EVALUATION = (
     "models", "method", "training data", "training", "output", "evaluation",
@@ -81,7 +81,7 @@ class RecoverOptions:
     )
     gradient_accumulation_steps: int = option(1, TRAINING, "forward passes per optimiser step", "N", least=1)
     gradient_checkpointing: bool = option(False, TRAINING, "less memory, more time")
-    seed: int = option(0, TRAINING, "seed of everything random", "N")
+    seed: int = option(0, TRAINING, "seed of everything random", "N", least=0, most=MOST_SEED)
     save_model: str | None = option(None, OUTPUT, "folder for the checkpoint; default <model>-recovered", "DIR")
     overwrite: bool = option(False, OUTPUT, "replace the checkpoint that is in the output folder")
     work_dir: str | None = option(

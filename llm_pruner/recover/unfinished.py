@@ -115,7 +115,8 @@ def clear(folder: Path) -> None:
         return
     for path in list(folder.iterdir()):
         if re.fullmatch(rf"{re.escape(KEY)}(\.damaged(-\d+)?)?|\.[0-9a-f]{{12}}\.\d+\.partial", path.name):
-            path.unlink()
+            if not path.is_dir():
+                path.unlink()
         elif re.fullmatch(r"checkpoint-\d+(\.damaged(-\d+)?)?", path.name) and path.is_dir():
             _remove(path)
     if left := list(manifest.entries(folder)):

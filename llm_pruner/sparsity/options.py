@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_pruner.errors import UsageError
-from llm_pruner.flags import check_values, option, resolved
+from llm_pruner.flags import MOST_SEED, check_values, option, resolved
 from llm_pruner.sparsity import recipe as names
 from llm_pruner.sparsity.recipe import Recipe
 
@@ -89,7 +89,7 @@ class SparsifyOptions:
     save_model: str | None = option(None, OUTPUT, "save the sparse model to this folder", "DIR")
     report: str | None = option(None, OUTPUT, "write what was measured as JSON", "FILE")
     overwrite: bool = option(False, OUTPUT, "replace the report or the checkpoint that is there")
-    seed: int = option(0, OUTPUT, "seed of everything random", "N")
+    seed: int = option(0, OUTPUT, "seed of everything random", "N", least=0, most=MOST_SEED)
     config: str | None = option(None, "options file", "YAML with any of the other options; flags win over it", "FILE")
     traceback: bool = option(False, OUTPUT, "show where an error came from")
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from llm_pruner import __version__, loading, outputs, report
+from llm_pruner import __version__, loading, outputs, report, schema
 from llm_pruner.console import aligned, say
 from llm_pruner.errors import PrunerError, RunError, UsageError, is_out_of_memory, redact
 from llm_pruner.files import read_json, set_aside
@@ -23,6 +23,10 @@ SCORED = (
     "dtype", "eval_data", "max_seq_len", "eval_stride", "tasks", "num_fewshot", "apply_chat_template", "limit", "seed",
 )  # fmt: skip
 TEXTS = ("calibration_data", "eval_data", "tasks")
+RUN = {  # what the table needs of a run's report
+    "label": schema.text, "kept": schema.maybe(schema.number(0, 1)),
+    **dict.fromkeys(("perplexity", "zero_shot", "seconds"), schema.mapping),
+}  # fmt: skip
 TABLE, TABLE_TEXT = "sweep.json", "sweep.md"
 
 
@@ -121,6 +125,8 @@ def _cells(made: dict | None, side: str, asked: bool) -> list[str]:
 
 def _folder(options: SparsifyOptions) -> Path:
     folder = Path(options.folder).expanduser()
+    models = {f"model {model}": Path(loading.resolve(model)) for model in options.model}
+    outputs.check_apart("folder", folder, {name: path for name, path in models.items() if path.is_dir()})
     if folder.is_file():
         raise UsageError(f"--folder {folder} is a file; name a folder")
     try:
@@ -194,5 +200,9 @@ def _done(path: Path, key: str) -> dict | None:
     if not outputs.is_report(path):
         return None
     made = read_json(path, "report")
-    whole = {"label", "kept", "perplexity", "zero_shot", "seconds"} <= set(made)
-    return made if whole and made.get("key") == key else None
+    try:
+        schema.check(made, RUN, str(path), required=tuple(RUN))
+    except UsageError as error:
+        say(f"note: {error}; measured again")
+        return None
+    return made if made.get("key") == key else None

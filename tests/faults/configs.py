@@ -203,7 +203,7 @@ def faults() -> Iterator[Fault]:
         if name == "cut off":
             change, codes = _cut, (1, 2)
         yield Fault("config.json as a file", name, DRY, change, codes, ("config.json",) if codes != (0,) else ())
-    yield Fault("config.json as a file", "a byte order mark", DRY, _with_mark, (0,))
+    yield Fault("config.json as a file", "a byte order mark", DRY, _with_mark, (2,), ("config.json",))
     yield Fault("config.json as a file", "other line ends", DRY, _with_crlf, (0,))
     yield from _other_commands()
 

@@ -117,14 +117,16 @@ class Summary:
 
     def __init__(self, path: str) -> None:
         self.path, self.started, self.kinds = path, time.monotonic(), {}
-        self.power_cuts, self.failures = {}, {}
+        self.power_cuts, self.failures, self.errors = {}, {}, []
 
     def pytest_runtest_logreport(self, report) -> None:
-        if report.when != "call":
-            return
         told: dict[str, list] = {}
         for name, value in report.user_properties:
             told.setdefault(name, []).append(value)
+        if report.failed and not ({"found", "power cut"} & set(told)):
+            self.errors.append(report.nodeid)  # of the suite itself, or of what an input is made with
+        if report.when != "call":
+            return
         for kind, harmless in told.get("fault", ()):
             names = ("inputs", "refused", "harmless", *VIOLATIONS, "seconds")
             row = self.kinds.setdefault(kind, dict.fromkeys(names, 0))
@@ -147,5 +149,6 @@ class Summary:
             "power_cuts": self.power_cuts,
             "seconds": round(time.monotonic() - self.started, 1),
             "failures": self.failures,
+            "errors": self.errors,
         }
         Path(self.path).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")

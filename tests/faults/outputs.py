@@ -1,6 +1,6 @@
 """Outputs that are the user's: at an input, in the way, foreign files with --overwrite, files put there meanwhile."""
 
-import os
+import shutil
 from collections.abc import Iterator
 
 from tests.faults.changes import Change, directory, fields, hard_link, link, pipe, remove, text, together
@@ -189,45 +189,77 @@ def _inputs() -> Iterator[Fault]:
 
     for name, command, change in [
         ("the text scored", f"{scored} --eval_data pruned/text.txt --save_model pruned --overwrite", moved("text.txt")),
-        ("the calibration text",
-            f"prune --model model {wanda} {CALIBRATED} --save_model pruned --overwrite".replace("text.txt",
-                "pruned/text.txt"),
-         moved("text.txt")),
-        ("the plan", "prune --model model --plan pruned/plan.json --eval_data none --save_model pruned --overwrite",
-            moved("plan.json")),
-        ("the YAML", "prune --config pruned/prune.yaml --model model --eval_data none --save_model pruned --overwrite",
-            moved("prune.yaml")),
-        ("the model", f"{PRUNE.replace('--model model', '--model pruned/model')} --save_model pruned --overwrite",
-            moved("model")),
+        (
+            "the calibration text",
+            f"prune --model model {wanda} {CALIBRATED} --save_model pruned --overwrite".replace(
+                "text.txt", "pruned/text.txt"
+            ),
+            moved("text.txt"),
+        ),
+        (
+            "the plan",
+            "prune --model model --plan pruned/plan.json --eval_data none --save_model pruned --overwrite",
+            moved("plan.json"),
+        ),
+        (
+            "the YAML",
+            "prune --config pruned/prune.yaml --model model --eval_data none --save_model pruned --overwrite",
+            moved("prune.yaml"),
+        ),
+        (
+            "the model",
+            f"{PRUNE.replace('--model model', '--model pruned/model')} --save_model pruned --overwrite",
+            moved("model"),
+        ),
         ("the teacher, as the output", f"{RECOVERED} --save_model model --overwrite", None),
-        ("the teacher, inside the output",
-         RECOVERED.replace("--teacher model", "--teacher pruned/model").replace("--model pruned", "--model other")
-         + " --save_model pruned --overwrite", lambda folder: (os.system(f"cp -r {folder}/pruned {folder}/other"),
-         moved("model")(folder))),
+        (
+            "the teacher, inside the output",
+            RECOVERED.replace("--teacher model", "--teacher pruned/model").replace("--model pruned", "--model other")
+            + " --save_model pruned --overwrite",
+            lambda folder: (shutil.copytree(folder / "pruned", folder / "other"), moved("model")(folder)),
+        ),
         ("the student, as the output", f"{RECOVERED} --save_model pruned --overwrite", None),
-        ("the training text", f"{RECOVERED.replace('text.txt', 'out/text.txt')} --save_model out --overwrite",
-         lambda folder: ((folder / "out").mkdir(), (folder / "text.txt").rename(folder / "out/text.txt"))),
-        ("a plan that is read and written", "prune --model model --plan plan.json --save_plan plan.json --dry_run",
-            None),
+        (
+            "the training text",
+            f"{RECOVERED.replace('text.txt', 'out/text.txt')} --save_model out --overwrite",
+            lambda folder: ((folder / "out").mkdir(), (folder / "text.txt").rename(folder / "out/text.txt")),
+        ),
+        (
+            "a plan that is read and written",
+            "prune --model model --plan plan.json --save_plan plan.json --dry_run",
+            None,
+        ),
         ("a plan that is written into the model", f"{PRUNE} --dry_run --save_plan model/plan.json", None),
-        ("a report onto the text",
+        (
+            "a report onto the text",
             "evaluate --model model --eval_data mine.json --max_seq_len 16 --report mine.json --overwrite",
-         lambda folder: (folder / "text.txt").rename(folder / "mine.json")),
+            lambda folder: (folder / "text.txt").rename(folder / "mine.json"),
+        ),
         ("a report into the model", "evaluate --model model --eval_data text.txt --report model/report.json", None),
         ("scores onto the text", f"prune --model model {wanda} {CALIBRATED} --no_save --scores text.txt", None),
-        ("scores onto the weights",
-            f"prune --model model {wanda} {CALIBRATED} --no_save --scores model/model.safetensors", None),
+        (
+            "scores onto the weights",
+            f"prune --model model {wanda} {CALIBRATED} --no_save --scores model/model.safetensors",
+            None,
+        ),
         ("the plan inside the checkpoint", f"{PRUNE} --save_plan out/plan.json --save_model out", None),
-        ("a pipeline into the model", "pipeline --config prune.yaml --model model --folder model/run",
-            text("prune.yaml", '{"prune": {"pruning_ratio": 0.5}}')),
-        ("the student is its own teacher",
+        (
+            "a pipeline into the model",
+            "pipeline --config prune.yaml --model model --folder model/run",
+            text("prune.yaml", '{"prune": {"pruning_ratio": 0.5}}'),
+        ),
+        (
+            "the student is its own teacher",
             "recover --model pruned --teacher pruned --data text.txt --eval_data none --steps 1 --save_model out",
-            None),
-        ("the student is its own teacher, by a link",
+            None,
+        ),
+        (
+            "the student is its own teacher, by a link",
             "recover --model pruned --teacher twin --data text.txt --eval_data none --steps 1 --save_model out",
-         link("twin", "pruned")),
+            link("twin", "pruned"),
+        ),
         ("two outputs in one place", f"{PRUNE} --save_plan same --save_model same", None),
-    ]:  # fmt: skip
+    ]:
         yield Fault("inputs that are outputs", name, command, change, (2,), (), needs)
 
 

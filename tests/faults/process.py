@@ -28,6 +28,7 @@ def main() -> None:
     sys.path.remove(str(Path(__file__).parent))  # or its modules shadow others
     plan, command, *arguments = sys.argv[1:]
     plan = json.loads(plan)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # who runs in the background has it ignored
     for name, value in plan.get("limits", {}).items():
         resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
     for name, what in plan.get("streams", {}).items():

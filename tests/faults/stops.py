@@ -99,12 +99,23 @@ def _recovery() -> Iterator[Fault]:
         ("random state cut off", cut(f"{last}/rng_state.pth"), (0,)),
         ("a file called checkpoint-9", text("recovered.unfinished/checkpoint-9", "x"), (0, 2)),
         ("a folder called checkpoint-x", text("recovered.unfinished/checkpoint-x/pace.json", "{}"), (0, 2)),
-        ("the whole folder a file", lambda folder: (
-            (folder / "recovered.unfinished").rename(folder / "old"), text("recovered.unfinished", "x")(folder)), (2,)),
-        ("the folder a link to nothing", lambda folder: (
-            (folder / "recovered.unfinished").rename(folder / "old"), link("recovered.unfinished", "nowhere")(folder)),
-            (0, 2)),
-    ]:  # fmt: skip
+        (
+            "the whole folder a file",
+            lambda folder: (
+                (folder / "recovered.unfinished").rename(folder / "old"),
+                text("recovered.unfinished", "x")(folder),
+            ),
+            (2,),
+        ),
+        (
+            "the folder a link to nothing",
+            lambda folder: (
+                (folder / "recovered.unfinished").rename(folder / "old"),
+                link("recovered.unfinished", "nowhere")(folder),
+            ),
+            (0, 2),
+        ),
+    ]:
         yield Fault(
             "unfinished recoveries", label, UNFINISHED, change, codes, (), needs, (*writes, "nowhere"), ("recovered",)
         )

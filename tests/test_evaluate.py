@@ -116,7 +116,7 @@ def test_options_that_cannot_be_meant(flags, message):
         ({"model": ("nowhere/at-all/now",)}, RunError, "there is no folder"),
         ({"eval_data": ("nothing",)}, UsageError, "'nothing' is neither a file nor a data set"),
         ({"report": "report.txt"}, UsageError, "must end in .json"),
-        ({"report": "no/such/folder.json"}, UsageError, "not in an existing folder"),
+        ({"report": "no/such/folder.json"}, UsageError, "not a file in an existing folder"),
         ({"tasks": ("no_such_task_at_all",)}, UsageError, "no task 'no_such_task_at_all'"),
         ({"speed": True, "prompt_len": 1000}, UsageError, "max_position_embeddings"),
     ],

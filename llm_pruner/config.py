@@ -99,7 +99,7 @@ class Options:
     plan: str | None = option(None, UNITS, "replay a saved plan instead of making one", "FILE")
     seed: int = option(0, UNITS, "seed of everything random", "N", least=0, most=MOST_SEED)
     calibration_data: str | None = option(
-        None, CALIBRATION, "wikitext2, c4, alpaca, demo, a text file, a JSON of Alpaca records; default: the method's",
+        None, CALIBRATION, "wikitext2, c4, alpaca, demo, a file: text, or JSON records; default: the method's",
         "NAME|FILE",
     )  # fmt: skip
     nsamples: int | None = option(

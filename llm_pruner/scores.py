@@ -116,4 +116,10 @@ def fingerprint(source: str, folder: str | Path) -> str:
 def text_digest(name: str) -> str:
     """A data set's name as it is; a file's content, shortened."""
     path = Path(name).expanduser()
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else name
+    if not path.is_file():
+        return name
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(2**20):
+            digest.update(piece)
+    return digest.hexdigest()[:16]

@@ -187,7 +187,7 @@ CASES = [(pruned, name, value) for name, values in WRONG.items() for value in va
 CASES += [(recovered, name, value) for name, values in OF_RECOVERY.items() for value in values]
 
 
-@pytest.mark.parametrize(("make", "name", "value"), CASES, ids=lambda one: str(one)[:30])
+@pytest.mark.parametrize(("make", "name", "value"), CASES, ids=lambda one: getattr(one, "__name__", str(one)[:30]))
 def test_a_field_that_is_illegal_is_named_at_every_depth(tmp_path, make, name, value):
     wrong = make(**{name: value})
     for report, where in (

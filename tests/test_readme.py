@@ -225,3 +225,16 @@ def test_ratios_of_sparse_decoding_are_those_measured():
     for name, model in found["models"].items():
         ratio = model["ratio"]["eager"]["decode"]
         assert f"| {name} | {ratio['median']:.2f}× ({ratio['low']:.2f} – {ratio['high']:.2f}) |" in README
+
+
+def test_promises_are_what_the_fault_suite_counted():
+    """Its tables are those that benchmarks/faults.py wrote, and no promise was broken."""
+    faults = result("faults")
+    tables = (REPOSITORY / "benchmarks" / "results" / "faults.md").read_text(encoding="utf-8")
+    for table in tables.strip().split("\n\n"):
+        assert table in README
+    assert faults["all"]["inputs"] >= 400
+    assert faults["all"]["inputs"] == faults["all"]["refused"] + faults["all"]["harmless"]
+    assert not faults["failures"]
+    assert not faults["errors"]
+    assert all(cut["neither_old_nor_new"] == 0 for cut in faults["power_cuts"].values())

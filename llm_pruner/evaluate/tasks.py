@@ -9,10 +9,9 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import yaml
-
 from llm_pruner.errors import RunError, UsageError
 from llm_pruner.evaluate.options import USUAL_TASKS
+from llm_pruner.yaml_files import read_yaml_nodes
 
 LOCAL = ("json", "csv", "text", "parquet", "arrow")  # a `dataset_path` of files, not of the hub
 NAMES = re.compile(r"^[\"']?(task|group|tag)[\"']?:[ \t]*(.*(?:\n[ \t]*-.*)*)", re.M)
@@ -79,23 +78,12 @@ def _suggestion(name: str, known) -> str:
     return f"did you mean {close[0]!r}?" if close else "`lm_eval ls tasks` lists them"
 
 
-class _Loader(yaml.SafeLoader):
-    """Reads `!function utils.f` as text; nothing is imported."""
-
-
-_Loader.add_constructor("!function", lambda loader, node: str(node.value))
-
-
 def read_task(path: Path, above: tuple[Path, ...] = ()) -> dict:
-    """What the YAML of a task says, includes merged, data files that lie beside it by their full names. UsageError."""
-    try:
-        content = yaml.load(path.read_bytes(), Loader=_Loader)
-    except OSError as error:
-        raise UsageError(f"task {path}: {error.strerror}") from error
-    except (yaml.YAMLError, ValueError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        raise UsageError(f"task {path}{line}: {getattr(error, 'problem', None) or 'not YAML'}") from error
+    """What the YAML of a task says, includes merged, data files that lie beside it by their full names. UsageError.
+
+    `!function utils.f` is read as text; nothing is imported.
+    """
+    _, content = read_yaml_nodes(path, "task", ("!function",))
     if not isinstance(content, dict):
         raise UsageError(f"task {path} is not a mapping of lm_eval's fields to values")
     options = content.get("dataset_kwargs")

@@ -50,7 +50,7 @@ class RecoverOptions:
         0.0, METHOD, "distil: weight of the distance between both models' hidden states", "W", least=0
     )
     data: str | None = option(
-        None, DATA, "wikitext2, c4, alpaca, demo, a text file, a JSON of Alpaca records; default: what the checkpoint "
+        None, DATA, "wikitext2, c4, alpaca, demo, a file: text, or JSON records; default: what the checkpoint "
         "was calibrated on", "NAME|FILE",
     )  # fmt: skip
     max_seq_len: int | None = option(

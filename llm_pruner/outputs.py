@@ -125,10 +125,10 @@ def check_outputs(options: Options, source: str) -> Path | None:
 def check_work_folder(folder: Path, inputs: Mapping[str, Path]) -> None:
     """UsageError when unfinished work cannot be kept in `folder`."""
     parent = _existing(_resolved("work_dir", folder))
-    if not os.access(parent, os.W_OK | os.X_OK) or not parent.is_dir() and parent != folder.resolve():
-        raise UsageError(f"--work_dir {folder} cannot be written: {parent} is not a folder with write permission")
     if os.path.lexists(folder) and not folder.is_dir():
         raise UsageError(f"--work_dir {folder} is a file; name a folder")
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise UsageError(f"--work_dir {folder} cannot be written: {parent} is not a folder with write permission")
     check_apart("work_dir", folder, inputs)
 
 

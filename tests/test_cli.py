@@ -141,8 +141,8 @@ def test_shape_that_llama_refuses_is_saved_as_mistral(command, tmp_path):
         (("--target", "num_attention_heads=3"), 3, "not a multiple of 2 kv groups.*nearest legal: 2 or 4"),
         (("--target", "hidden_size=193"), 3, "more than the model has .192."),
         (("--target", "hidden_size=192"), 3, "changes nothing"),
-        (("--pruning_ratio", "0.5", "--device", "tpu9"), 2, "--device tpu9"),
-        (("--pruning_ratio", "0.5", "--device", "meta"), 2, "--device meta: it holds no weights"),
+        (("--pruning_ratio", "0.5", "--device", "tpu9"), 2, "--device 'tpu9'"),
+        (("--pruning_ratio", "0.5", "--device", "meta"), 2, "--device 'meta': it holds no weights"),
     ],
 )  # fmt: skip
 def test_faults_of_the_options(command, tmp_path, arguments, code, message):

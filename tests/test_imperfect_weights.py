@@ -143,11 +143,16 @@ def test_every_family_without_an_mlp(case):
 
 
 @pytest.mark.parametrize("broken", ["no up_proj", "no v_proj", "no layer", "no embeddings", "a huge MLP"])
-@pytest.mark.parametrize("name", importance.available())
-@pytest.mark.parametrize("shape", [{"prune": "heads=0.5,mlp=0.3"}, {"param_ratio": 0.3, "structure": "AL-AM"}], ids=str)
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [(name, {"prune": "heads=0.5,mlp=0.3"}) for name in importance.available()]
+    + [
+        (name, {"param_ratio": 0.3, "structure": "AL-AM"})
+        for name in importance.available()
+        if not importance.get(name).sequential
+    ],
+)
 def test_other_criteria(broken, name, shape):
-    if name == "wanda_sp" and "structure" in shape:
-        pytest.skip("its scores decide no widths")
     options = Options(model="tiny", importance=name, compensate="bias", **shape)
 
     def prune(model):

@@ -222,7 +222,7 @@ def test_a_row_that_fails_does_not_stop_a_sweep(sweep, tmp_path, command_of):
         ({"n": 2, "m": 4, "select": "threshold"}, "threshold goes with ratio"),
         ({"ratio": 0.5, "spread": True}, "spread"),
         ({"ratio": 0.5, "select": "threshold", "criterion": "l"}, "needs causal"),
-        ({"ratio": 0.5, "targets": ("q", "")}, "means nothing"),
+        ({"ratio": 0.5, "targets": ("q", "")}, "is blank"),
         ({"ratio": 0.5, "sparse": "weights", "transform": "shift"}, "transform is about activations"),
         ({"ratio": 0.5, "sparse": "weights", "criterion": "l"}, "criterion l"),
         ({"ratio": 0.5, "criterion": "wandaa"}, "did you mean 'wanda'"),

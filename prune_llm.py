@@ -2,7 +2,7 @@
 
 import sys
 
-from llm_pruner.cli import main
+from llm_pruner.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

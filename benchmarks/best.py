@@ -19,14 +19,15 @@ from quality import MODEL, NSAMPLES, RATIOS, prompts, windows
 from train_models import CONFIGS, MODELS
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from llm_pruner import Options, loading, prune_model
-from llm_pruner.best import prune_best
-from llm_pruner.compensate.rebuild import Recipe, rebuild, split
-from llm_pruner.evaluate.perplexity import perplexity
+from llm_pruner import Options, prune_model
+from llm_pruner.evaluation.perplexity import perplexity
 from llm_pruner.importance import BEST
-from llm_pruner.in_memory import plan_for
-from llm_pruner.report import Stopwatch
-from llm_pruner.shape import shape_of
+from llm_pruner.model import loading
+from llm_pruner.output.report import Stopwatch
+from llm_pruner.pruning import plan_for
+from llm_pruner.reconstruction.method import prune_best
+from llm_pruner.reconstruction.reconstruct import Recipe, rebuild, split
+from llm_pruner.shape.draft import shape_of
 
 WIDTHS = (0.25, 0.5)
 WHOLE = 0.3

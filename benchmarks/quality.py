@@ -21,13 +21,15 @@ from statistics import mean
 import torch
 from measure import RESULTS, keep
 
-from llm_pruner import Options, data, loading, prune_model
-from llm_pruner.calibrate import batches_of, collect
-from llm_pruner.evaluate.perplexity import perplexity
-from llm_pruner.groups import MLP, reader
+from llm_pruner import Options, prune_model
+from llm_pruner.calibration import data
+from llm_pruner.calibration.activations import batches_of, collect
+from llm_pruner.evaluation.perplexity import perplexity
 from llm_pruner.importance import MOMENTS
-from llm_pruner.tokenizers import load_tokenizer
-from llm_pruner.trace import trace_groups
+from llm_pruner.model import loading
+from llm_pruner.model.groups import MLP, reader
+from llm_pruner.model.tokenizers import load_tokenizer
+from llm_pruner.model.trace import trace_groups
 
 SHARED = Path(os.environ.get("LLM_PRUNER_SHARED", Path(__file__).parents[2] / "shared"))
 MODEL, TEXT = SHARED / "models" / "llama-6m", SHARED / "data" / "wikitext-2"

@@ -15,13 +15,13 @@ from measure import HostMemory, keep
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from llm_pruner import importance
-from llm_pruner.architectures import widths_of
-from llm_pruner.plan import make_plan
-from llm_pruner.selection import choose, scored_groups
-from llm_pruner.surgery import cut
-from llm_pruner.trace import trace_groups
-from llm_pruner.weights import Weights
-from llm_pruner.widths import widths_by_ratio
+from llm_pruner.calibration.weights import Weights
+from llm_pruner.importance.selection import choose, scored_groups
+from llm_pruner.model.families import widths_of
+from llm_pruner.model.surgery import cut
+from llm_pruner.model.trace import trace_groups
+from llm_pruner.shape.plan import make_plan
+from llm_pruner.shape.widths import widths_by_ratio
 
 SHAPES = {
     "1.1B": {

@@ -19,10 +19,11 @@ from pathlib import Path
 import torch
 from measure import RESULTS, keep
 
-from llm_pruner import data, loading
+from llm_pruner.calibration import data
+from llm_pruner.model import loading
+from llm_pruner.model.tokenizers import load_tokenizer
 from llm_pruner.sparsity.sweep import markdown
 from llm_pruner.sparsity.targets import linear_layers
-from llm_pruner.tokenizers import load_tokenizer
 
 SHARED = Path(os.environ.get("LLM_PRUNER_SHARED", Path(__file__).parents[2] / "shared"))
 CONFIGS = Path(__file__).parents[1] / "configs" / "sparse"

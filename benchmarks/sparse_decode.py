@@ -20,11 +20,11 @@ from speed import rounded, summarised
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from llm_pruner.evaluate.speed import measure
+from llm_pruner.config.recipe import THRESHOLD, Recipe
+from llm_pruner.evaluation.speed import measure
 from llm_pruner.sparsity.calibration import sparsify_activations
 from llm_pruner.sparsity.decode import by_columns, fast_for, speed_up
 from llm_pruner.sparsity.linear import SparseLinear
-from llm_pruner.sparsity.recipe import THRESHOLD, Recipe
 from llm_pruner.sparsity.semi import semi_structured
 from llm_pruner.sparsity.weights import sparsify_weights
 

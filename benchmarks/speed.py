@@ -18,9 +18,9 @@ from measure import keep
 from score_cut import SHAPES
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from llm_pruner.architectures import resize, widths_of
-from llm_pruner.evaluate.speed import QUANTITIES, measure, ratios, summary
-from llm_pruner.widths import widths_by_ratio
+from llm_pruner.evaluation.speed import QUANTITIES, measure, ratios, summary
+from llm_pruner.model.families import resize, widths_of
+from llm_pruner.shape.widths import widths_by_ratio
 
 CPU = {"batch_size": 1, "prompt_len": 128, "new_tokens": 64, "repeats": 9}
 GPU = {"prompt_len": 512, "new_tokens": 128, "repeats": 9}

@@ -9,10 +9,10 @@ import torch
 from measure import keep
 from transformers import LlamaConfig
 
-from llm_pruner.architectures import widths_of
-from llm_pruner.plan import make_plan, meta_model
-from llm_pruner.trace import trace_groups
-from llm_pruner.widths import widths_by_ratio
+from llm_pruner.model.families import widths_of
+from llm_pruner.model.trace import trace_groups
+from llm_pruner.shape.plan import make_plan, meta_model
+from llm_pruner.shape.widths import widths_by_ratio
 
 LLAMA_8B = {
     "hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32, "num_key_value_heads": 8,

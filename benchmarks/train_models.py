@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from llm_pruner.demo.train import train
+from llm_pruner.model.demo.train import train
 
 SHARED = Path(os.environ.get("LLM_PRUNER_SHARED", Path(__file__).parents[2] / "shared"))
 MODELS = Path(__file__).parent / "models"

@@ -2,28 +2,28 @@
 
 from importlib import import_module
 
-from llm_pruner.per_layer import register as _register_per_layer
+from llm_pruner.model.per_layer import register as _register_per_layer
 from llm_pruner.sparsity.register import register as _register_sparse
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "Options": "llm_pruner.config",
-    "run": "llm_pruner.chain",
-    "prune_model": "llm_pruner.in_memory",
-    "trace_groups": "llm_pruner.trace",
-    "Group": "llm_pruner.groups",
-    "Member": "llm_pruner.groups",
-    "Widths": "llm_pruner.architectures",
-    "FAMILIES": "llm_pruner.architectures",
-    "Plan": "llm_pruner.plan",
-    "cut": "llm_pruner.surgery",
+    "Options": "llm_pruner.config.prune",
+    "run": "llm_pruner.cli.chain",
+    "prune_model": "llm_pruner.pruning",
+    "trace_groups": "llm_pruner.model.trace",
+    "Group": "llm_pruner.model.groups",
+    "Member": "llm_pruner.model.groups",
+    "Widths": "llm_pruner.model.families",
+    "FAMILIES": "llm_pruner.model.families",
+    "Plan": "llm_pruner.shape.plan",
+    "cut": "llm_pruner.model.surgery",
     "sparsify_activations": "llm_pruner.sparsity.calibration",
     "sparsify_weights": "llm_pruner.sparsity.weights",
-    "Recipe": "llm_pruner.sparsity.recipe",
+    "Recipe": "llm_pruner.config.recipe",
     "speed_up": "llm_pruner.sparsity.decode",
     "semi_structured": "llm_pruner.sparsity.semi",
-    "perplexity": "llm_pruner.evaluate.perplexity",
+    "perplexity": "llm_pruner.evaluation.perplexity",
     "PrunerError": "llm_pruner.errors",
 }
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from llm_pruner.cli import dispatch
+from llm_pruner.cli.main import dispatch
 
 if __name__ == "__main__":
     sys.exit(dispatch(sys.argv[1:]))

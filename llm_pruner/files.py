@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_pruner.errors import PrunerError, UsageError, shown
-from llm_pruner.schema import Rule, check
+from llm_pruner.validation import Rule, check
 
 log = logging.getLogger(__name__)
 

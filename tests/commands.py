@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from llm_pruner import loading, manifest
+from llm_pruner.model import loading
+from llm_pruner.output import manifest
 from tests import tiny
 
 DEMO = Path(loading.resolve("demo"))

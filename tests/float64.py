@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llm_pruner import Options, run
-from llm_pruner.data import calibration_prompts
+from llm_pruner.calibration.data import calibration_prompts
 
 LAYERS, HIDDEN, HEADS, KV_HEADS, HEAD_DIM, NEURONS = 6, 256, 8, 4, 32, 704
 WINDOWS, LENGTH, SEED = 16, 128, 0

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from llm_pruner.checkpoint import write
+from llm_pruner.output.checkpoint import write
 from tests import tiny
 
 

@@ -2,15 +2,15 @@
 
 import torch
 
-from llm_pruner import evidence
-from llm_pruner.architectures import Widths, family_of, widths_of
-from llm_pruner.best import Best, prune_best
-from llm_pruner.compensate.rebuild import Rebuilt, Recipe, Tokens, rebuild
-from llm_pruner.config import Options
-from llm_pruner.plan import make_plan
-from llm_pruner.shape import shape_of
-from llm_pruner.trace import trace_groups
-from llm_pruner.widths import widths_by_ratio
+from llm_pruner.config.prune import Options
+from llm_pruner.importance import evidence
+from llm_pruner.model.families import Widths, family_of, widths_of
+from llm_pruner.model.trace import trace_groups
+from llm_pruner.reconstruction.method import Best, prune_best
+from llm_pruner.reconstruction.reconstruct import Rebuilt, Recipe, Tokens, rebuild
+from llm_pruner.shape.draft import shape_of
+from llm_pruner.shape.plan import make_plan
+from llm_pruner.shape.widths import widths_by_ratio
 from tests import tiny
 
 PLAIN = Recipe(refit=False, epochs=0)

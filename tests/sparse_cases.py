@@ -5,9 +5,9 @@ import itertools
 import numpy as np
 import torch
 
+from llm_pruner.config.recipe import Recipe
 from llm_pruner.sparsity.calibration import Seen, measure
 from llm_pruner.sparsity.linear import SparseLinear
-from llm_pruner.sparsity.recipe import Recipe
 from tests.sparse_reference import output
 
 PATTERNS = {

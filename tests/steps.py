@@ -1,12 +1,11 @@
 """The middle of a run on a model in memory: shape → evidence → scores → plan with its kept units → cut."""
 
-from llm_pruner import evidence
-from llm_pruner.config import Options
-from llm_pruner.groups import HIDDEN
-from llm_pruner.importance import READ
-from llm_pruner.in_memory import choose_units, decide_widths, prune_model
-from llm_pruner.shape import groups_to_score, shape_of
-from llm_pruner.weights import Weights
+from llm_pruner.calibration.weights import Weights
+from llm_pruner.config.prune import Options
+from llm_pruner.importance import READ, evidence
+from llm_pruner.model.groups import HIDDEN
+from llm_pruner.pruning import choose_units, decide_widths, prune_model
+from llm_pruner.shape.draft import groups_to_score, shape_of
 from tests import tiny
 
 

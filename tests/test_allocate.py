@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from llm_pruner.allocate import adaptive_groups, allocate, standardised
-from llm_pruner.budget import Ledger
-from llm_pruner.groups import HEADS, MLP
+from llm_pruner.model.groups import HEADS, MLP
+from llm_pruner.shape.allocate import adaptive_groups, allocate, standardised
+from llm_pruner.shape.budget import Ledger
 from tests.toys import assert_close, heads_and_neurons, hundred, ledger_of, toy
 
 SCORES = {

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from llm_pruner import walk as module
-from llm_pruner.compensate import rebuild
+from llm_pruner.calibration import layerwise as module
+from llm_pruner.reconstruction import reconstruct as rebuild
 from tests import tiny
 from tests.rebuilding import best_of
 

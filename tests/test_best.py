@@ -8,12 +8,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from llm_pruner import best as module
-from llm_pruner.architectures import widths_of
-from llm_pruner.compensate.rebuild import Tokens, split
-from llm_pruner.config import Options
+from llm_pruner.config.prune import Options
 from llm_pruner.errors import RunError
-from llm_pruner.in_memory import prune_model
+from llm_pruner.model.families import widths_of
+from llm_pruner.pruning import prune_model
+from llm_pruner.reconstruction import method as module
+from llm_pruner.reconstruction.reconstruct import Tokens, split
 from tests import tiny
 from tests.rebuilding import best_of, divergence, fitted_and_held, prompts, ratios_of
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 import llm_pruner
-from llm_pruner import best as module
+from llm_pruner.reconstruction import method as module
 
 pytestmark = pytest.mark.usefixtures("quick_reload")
 QUICK = {"calibration_data": "demo", "nsamples": 16, "calibration_seq_len": 64, "epochs": 1, "eval_data": "none"}

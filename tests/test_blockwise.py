@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from llm_pruner.compensate import blockwise
-from llm_pruner.compensate.blockwise import Block, held_error, optimise
+from llm_pruner.reconstruction import block_optimisation as blockwise
+from llm_pruner.reconstruction.block_optimisation import Block, held_error, optimise
 
 IN, INNER, OUT = 8, 24, 6
 BATCHES = 6

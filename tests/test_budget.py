@@ -4,8 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from llm_pruner.architectures import Widths
-from llm_pruner.budget import (
+from llm_pruner.errors import PlanError
+from llm_pruner.model.families import Widths
+from llm_pruner.model.groups import HEADS, HIDDEN, KV_HEADS, MLP
+from llm_pruner.shape.budget import (
     TOLERANCE,
     Budget,
     goal_of,
@@ -15,8 +17,6 @@ from llm_pruner.budget import (
     widths_by_parameters,
     widths_by_structure,
 )
-from llm_pruner.errors import PlanError
-from llm_pruner.groups import HEADS, HIDDEN, KV_HEADS, MLP
 from tests.toys import heads_and_neurons, hundred, ledger_of, toy
 
 # A neuron costs 3·hidden parameters, a head 4·head_dim·hidden.

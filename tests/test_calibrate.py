@@ -5,13 +5,13 @@ import weakref
 import pytest
 import torch
 
-from llm_pruner import calibrate
-from llm_pruner.calibrate import collect, with_batches
+from llm_pruner.calibration import activations as calibrate
+from llm_pruner.calibration.activations import collect, with_batches
+from llm_pruner.calibration.layerwise import decoder_layers, walk
 from llm_pruner.errors import RunError
-from llm_pruner.groups import HEADS, MLP, reader
 from llm_pruner.importance import ABSOLUTE, CONTRIBUTION, MOMENTS
-from llm_pruner.trace import trace_groups
-from llm_pruner.walk import decoder_layers, walk
+from llm_pruner.model.groups import HEADS, MLP, reader
+from llm_pruner.model.trace import trace_groups
 from tests import tiny
 from tests.steps import prompts
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from llm_pruner import data
+from llm_pruner.calibration import data
 
 
 class Letters:

@@ -1,6 +1,6 @@
 """The model card of a pruning and of a recovery."""
 
-from llm_pruner.card import card
+from llm_pruner.output.card import card
 from tests.reports import evaluated, pruned, recovered
 
 ZERO_SHOT = {

@@ -5,11 +5,12 @@ import json
 import pytest
 
 import llm_pruner
-from llm_pruner import Options, checkpoint
-from llm_pruner.chain import recovery_options
+from llm_pruner import Options
+from llm_pruner.cli.chain import recovery_options
+from llm_pruner.config.prune_rules import resolve
 from llm_pruner.errors import UsageError
-from llm_pruner.evaluate import zero_shot
-from llm_pruner.rules import resolve
+from llm_pruner.evaluation import zero_shot
+from llm_pruner.output import checkpoint
 
 HALF = {"model": "demo", "pruning_ratio": 0.5, "importance": "magnitude", "eval_data": "demo"}
 

@@ -4,11 +4,36 @@ import re
 
 import pytest
 
-from llm_pruner.page.charts import BOTTOM, HEIGHT, RIGHT, TOP, WIDTH, Line, Point, axes, curve, scatter
-from llm_pruner.page.columns import Bar, bars, boxes, columns
-from llm_pruner.page.labels import FONT, WIDE_LETTER, Box, around, best_place, text_box
-from llm_pruner.page.scales import Scale, fitting, linear, logarithmic
-from llm_pruner.page.wording import duration, number, percent, shortened, size, times
+from llm_pruner.output.page.charts import (
+    BOTTOM,
+    HEIGHT,
+    RIGHT,
+    TOP,
+    WIDTH,
+    Line,
+    Point,
+    axes,
+    curve,
+    scatter,
+)
+from llm_pruner.output.page.columns import Bar, bars, boxes, columns
+from llm_pruner.output.page.labels import (
+    FONT,
+    WIDE_LETTER,
+    Box,
+    around,
+    best_place,
+    text_box,
+)
+from llm_pruner.output.page.scales import Scale, fitting, linear, logarithmic
+from llm_pruner.output.page.wording import (
+    duration,
+    number,
+    percent,
+    shortened,
+    size,
+    times,
+)
 
 LETTER = WIDE_LETTER * FONT
 

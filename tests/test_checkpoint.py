@@ -5,10 +5,10 @@ import shutil
 
 import pytest
 
-from llm_pruner import checkpoint
-from llm_pruner.checkpoint import staged, staging_prefix
 from llm_pruner.errors import RunError
-from llm_pruner.outputs import not_ours
+from llm_pruner.output import checkpoint
+from llm_pruner.output.checkpoint import staged, staging_prefix
+from llm_pruner.output.places import not_ours
 from tests.commands import as_ours
 
 
@@ -178,7 +178,7 @@ def test_generation_config_that_cannot_be_saved_loses_only_what_is_illegal(tmp_p
     """Llama-2 was published with sampling parameters and without do_sample."""
     from transformers import GenerationConfig
 
-    from llm_pruner.checkpoint import write
+    from llm_pruner.output.checkpoint import write
     from tests import tiny
 
     model = tiny.model("llama")

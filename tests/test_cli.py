@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from llm_pruner.outputs import check_folder
+from llm_pruner.output.places import check_folder
 from tests.commands import DEMO, HALF, UNSCORED, logits, one_line
 
 

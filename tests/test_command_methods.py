@@ -156,4 +156,4 @@ def test_importing_the_package_is_enough_to_load_one(python, command):
         "m = A.from_pretrained('out'); print(type(m).__name__, type(m).__module__)"
     )
     loaded = python("-c", script)
-    assert loaded.stdout.split() == ["PrunedLlamaForCausalLM", "llm_pruner.modeling_pruned"], loaded.stderr
+    assert loaded.stdout.split() == ["PrunedLlamaForCausalLM", "llm_pruner.model.modeling_pruned"], loaded.stderr

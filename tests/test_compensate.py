@@ -2,8 +2,8 @@
 
 from types import SimpleNamespace
 
-from llm_pruner.compensate.bias import output_biases
-from llm_pruner.groups import HEADS, HIDDEN, MLP, Group, Member
+from llm_pruner.model.groups import HEADS, HIDDEN, MLP, Group, Member
+from llm_pruner.reconstruction.bias import output_biases
 from tests.toys import WEIGHT, measured
 
 

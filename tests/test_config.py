@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from llm_pruner.budget import goal_of, parse_bytes
-from llm_pruner.cli import parse
-from llm_pruner.config import FIELDS, Options
+from llm_pruner.cli.main import parse
+from llm_pruner.config.options import read_yaml
+from llm_pruner.config.prune import FIELDS, Options
+from llm_pruner.config.prune_rules import resolve, validate_pruning, wants_best
 from llm_pruner.errors import UsageError
-from llm_pruner.flags import read_yaml
-from llm_pruner.loading import pick_device
-from llm_pruner.rules import resolve, validate_pruning, wants_best
+from llm_pruner.model.loading import pick_device
+from llm_pruner.shape.budget import goal_of, parse_bytes
 
 REPOSITORY = Path(__file__).parents[1]
 

@@ -6,13 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from llm_pruner.architectures import Widths, widths_of
-from llm_pruner.costs import RIDGE, Costs, measure_costs, measure_layers
+from llm_pruner.calibration.layerwise import walk
 from llm_pruner.errors import PlanError
-from llm_pruner.groups import HEADS, KV_HEADS, MLP
-from llm_pruner.search import layers_by_costs
-from llm_pruner.trace import trace_groups
-from llm_pruner.walk import walk
+from llm_pruner.model.families import Widths, widths_of
+from llm_pruner.model.groups import HEADS, KV_HEADS, MLP
+from llm_pruner.model.trace import trace_groups
+from llm_pruner.reconstruction.costs import RIDGE, Costs, measure_costs, measure_layers
+from llm_pruner.reconstruction.search import layers_by_costs
 from tests import tiny
 from tests.budgets import budget_of, ledger_of, made_up, missed, total
 

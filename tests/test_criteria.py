@@ -5,14 +5,22 @@ import math
 import pytest
 import torch
 
-from llm_pruner import Options, calibrate, importance, run
-from llm_pruner.calibrate import Inputs, batches_of
-from llm_pruner.gradients import Products, weight_gradient_products
-from llm_pruner.groups import HEADS, HIDDEN, KV_HEADS, MLP, Group, Member
+from llm_pruner import Options, importance, run
+from llm_pruner.calibration import activations as calibrate
+from llm_pruner.calibration.activations import Inputs, batches_of
+from llm_pruner.calibration.gradients import Products, weight_gradient_products
+from llm_pruner.calibration.weights import Weights
 from llm_pruner.importance import ABSOLUTE, CONTRIBUTION, MOMENTS, Evidence
-from llm_pruner.selection import unit_scores
-from llm_pruner.trace import trace_groups
-from llm_pruner.weights import Weights
+from llm_pruner.importance.selection import unit_scores
+from llm_pruner.model.groups import (
+    HEADS,
+    HIDDEN,
+    KV_HEADS,
+    MLP,
+    Group,
+    Member,
+)
+from llm_pruner.model.trace import trace_groups
 from tests import tiny
 from tests.toys import WEIGHT, assert_close, measured
 
@@ -129,7 +137,7 @@ def test_weights_stored_the_other_way_round(name):
 
 
 def test_absolute_means_in_pieces_are_those_of_the_whole(monkeypatch):
-    from llm_pruner import weights
+    from llm_pruner.calibration import weights
 
     monkeypatch.setattr(weights, "CHUNK", 5)  # one row at a time
     assert_close(Weights({"w": WEIGHT}).absolute_means("w", 1), [1, 2, 0.5, 3.5])

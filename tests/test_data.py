@@ -1,6 +1,6 @@
 import pytest
 
-from llm_pruner import data
+from llm_pruner.calibration import data
 from llm_pruner.errors import RunError, UsageError
 
 

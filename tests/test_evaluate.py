@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from llm_pruner import loading
+from llm_pruner.config import evaluate as evaluate_options
+from llm_pruner.config.evaluate import EvaluateOptions
 from llm_pruner.console import aligned
 from llm_pruner.errors import RunError, UsageError
-from llm_pruner.evaluate import options as evaluate_options
-from llm_pruner.evaluate.options import EvaluateOptions
-from llm_pruner.evaluate.run import run, widths
-from llm_pruner.evaluate.tables import tables
-from llm_pruner.per_layer import per_layer_config
-from llm_pruner.tokenizers import load_tokenizer
+from llm_pruner.evaluation.run import run, widths
+from llm_pruner.evaluation.tables import tables
+from llm_pruner.model import loading
+from llm_pruner.model.per_layer import per_layer_config
+from llm_pruner.model.tokenizers import load_tokenizer
 from tests import tiny
 from tests.commands import DEMO
 
@@ -37,8 +37,8 @@ def texts(tmp_path) -> tuple[str, str]:
 
 
 def test_models_side_by_side(tmp_path, texts, capsys):
-    from llm_pruner.data import token_windows
-    from llm_pruner.evaluate.perplexity import perplexity
+    from llm_pruner.calibration.data import token_windows
+    from llm_pruner.evaluation.perplexity import perplexity
 
     one, two = save(tmp_path / "one"), save(tmp_path / "two", "gpt2", 1)
     report = run(

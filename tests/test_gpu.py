@@ -5,11 +5,11 @@ import copy
 import pytest
 import torch
 
-from llm_pruner.evaluate import speed
-from llm_pruner.evaluate.perplexity import perplexity
-from llm_pruner.sparsity.recipe import Recipe
-from llm_pruner.surgery import cut
-from llm_pruner.trace import trace_groups
+from llm_pruner.config.recipe import Recipe
+from llm_pruner.evaluation import speed
+from llm_pruner.evaluation.perplexity import perplexity
+from llm_pruner.model.surgery import cut
+from llm_pruner.model.trace import trace_groups
 from tests import tiny
 from tests.rebuilding import best_of
 from tests.steps import planned, pruned
@@ -83,8 +83,8 @@ def test_the_command_on_the_gpu(command, tmp_path):
 def test_recovery_in_bfloat16(tmp_path):
     from llm_pruner import Options
     from llm_pruner import run as prune
-    from llm_pruner.recover.options import RecoverOptions
-    from llm_pruner.recover.run import run as recover
+    from llm_pruner.config.recover import RecoverOptions
+    from llm_pruner.recovery.run import run as recover
 
     half = str(tmp_path / "half")
     prune(Options(model="demo", pruning_ratio=0.5, importance="magnitude", save_model=half))

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from llm_pruner.calibration.gradients import Gradients, weight_gradient_products
 from llm_pruner.errors import RunError
-from llm_pruner.gradients import Gradients, weight_gradient_products
 from tests import tiny
 
 

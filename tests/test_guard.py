@@ -6,13 +6,13 @@ import math
 import pytest
 import torch
 
-from llm_pruner import best as module
-from llm_pruner.architectures import widths_of
-from llm_pruner.compensate.guard import baseline
-from llm_pruner.compensate.rebuild import split
-from llm_pruner.config import Options
-from llm_pruner.in_memory import prune_model
-from llm_pruner.walk import walk
+from llm_pruner.calibration.layerwise import walk
+from llm_pruner.config.prune import Options
+from llm_pruner.model.families import widths_of
+from llm_pruner.pruning import prune_model
+from llm_pruner.reconstruction import method as module
+from llm_pruner.reconstruction.baseline import baseline
+from llm_pruner.reconstruction.reconstruct import split
 from tests import tiny
 from tests.rebuilding import best_of, calibration, divergence, fitted_and_held, planned, prompts, ratios_of
 

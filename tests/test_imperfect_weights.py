@@ -9,21 +9,21 @@ import pytest
 import torch
 
 from llm_pruner import importance
-from llm_pruner.allocate import standardised
-from llm_pruner.compensate import guard
-from llm_pruner.compensate.ends import _projected
-from llm_pruner.compensate.logits import divergence
-from llm_pruner.compensate.regression import Moments, fit, normal_equations, token_weights
-from llm_pruner.compensate.rotation import norm_scale
-from llm_pruner.compensate.second_order import Surgeon, keep_heads, keep_neurons
-from llm_pruner.config import Options
+from llm_pruner.calibration.layerwise import computing
+from llm_pruner.config import recipe as names
+from llm_pruner.config.prune import Options
+from llm_pruner.config.recipe import Recipe
 from llm_pruner.errors import RunError, UsageError
-from llm_pruner.in_memory import prune_model
-from llm_pruner.sparsity import recipe as names
+from llm_pruner.pruning import prune_model
+from llm_pruner.reconstruction import baseline as guard
+from llm_pruner.reconstruction.embeddings_and_head import _projected
+from llm_pruner.reconstruction.least_squares import Moments, fit, normal_equations, token_weights
+from llm_pruner.reconstruction.logits import divergence
+from llm_pruner.reconstruction.rotation import norm_scale
+from llm_pruner.reconstruction.second_order import Surgeon, keep_heads, keep_neurons
+from llm_pruner.shape.allocate import standardised
 from llm_pruner.sparsity.calibration import sparsify_activations
-from llm_pruner.sparsity.recipe import Recipe
 from llm_pruner.sparsity.weights import sparsify_weights
-from llm_pruner.walk import computing
 from tests import tiny
 from tests.rebuilding import best_of, calibration, prompts
 
@@ -333,7 +333,9 @@ def test_what_did_not_fit_is_said():
         raise RuntimeError("shapes do not match")
 
 
-@pytest.mark.parametrize("place", ["llm_pruner.compensate.rebuild.optimise", "llm_pruner.costs.normal_equations"])
+@pytest.mark.parametrize(
+    "place", ["llm_pruner.reconstruction.reconstruct.optimise", "llm_pruner.reconstruction.costs.normal_equations"]
+)
 def test_memory_that_ends_in_the_best_method(place, monkeypatch):
     def no_memory(*_, **__):
         raise MemoryError

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from llm_pruner import importance
+from llm_pruner.calibration.weights import Weights
 from llm_pruner.errors import RunError, UsageError
-from llm_pruner.groups import HEADS, KV_HEADS, Group, Member, attention_units
-from llm_pruner.trace import trace_groups
-from llm_pruner.weights import Weights
+from llm_pruner.model.groups import HEADS, KV_HEADS, Group, Member, attention_units
+from llm_pruner.model.trace import trace_groups
 from tests import tiny
 from tests.steps import planned
 
@@ -50,8 +50,8 @@ def test_magnitude_is_torch_prunings():
     import torch_pruning as tp
     from torch_pruning.dependency import DependencyGraph
 
-    from llm_pruner.architectures import FAMILIES
-    from llm_pruner.twin import replace_attention
+    from llm_pruner.model.families import FAMILIES
+    from llm_pruner.model.proxy import replace_attention
 
     model = tiny.model("llama_multi_head", attention_bias=False, mlp_bias=False)
     groups = {g.name: g for g in trace_groups(model)}
@@ -169,7 +169,7 @@ def test_large_finite_weights_are_not_called_broken():
 
 
 def test_squared_sums_in_pieces_are_those_of_the_whole(monkeypatch):
-    from llm_pruner import weights as module
+    from llm_pruner.calibration import weights as module
 
     weight = torch.randn(37, 11)
     monkeypatch.setattr(module, "CHUNK", 50)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from llm_pruner.compensate import rebuild as module
-from llm_pruner.compensate.layer_files import read_layer, write_layer
+from llm_pruner.reconstruction import reconstruct as module
+from llm_pruner.reconstruction.layer_files import read_layer, write_layer
 from tests import tiny
 from tests.rebuilding import BRIEF, calibration, planned, rebuilt
 
@@ -69,7 +69,7 @@ def test_it_goes_on_where_it_was(case, tmp_path, monkeypatch, layers_done):
 
 def test_killed_while_writing(tmp_path, monkeypatch):
     """The file is there whole or not at all."""
-    from llm_pruner.compensate import layer_files
+    from llm_pruner.reconstruction import layer_files
 
     with monkeypatch.context() as patch:
         patch.setattr(layer_files.os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -132,7 +132,7 @@ def test_a_layer_comes_back_as_it_was(tmp_path):
 
 def test_an_empty_layer_is_filled(tmp_path):
     """As it stands in a rebuild, without memory."""
-    from llm_pruner.surgery import skeleton
+    from llm_pruner.model.surgery import skeleton
 
     model = tiny.model("llama")
     _, _, config = planned(model, {"mlp": 0.3})

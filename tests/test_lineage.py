@@ -9,13 +9,14 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import llm_pruner
-from llm_pruner import Options, checkpoint, lineage
-from llm_pruner.card import card
+from llm_pruner import Options
+from llm_pruner.config.recover import RecoverOptions
 from llm_pruner.errors import UsageError
-from llm_pruner.page import html
-from llm_pruner.page.models import models_of, steps_of
-from llm_pruner.recover.options import RecoverOptions
-from llm_pruner.recover.run import run as recover
+from llm_pruner.output import checkpoint, lineage
+from llm_pruner.output.card import card
+from llm_pruner.output.page import html
+from llm_pruner.output.page.models import models_of, steps_of
+from llm_pruner.recovery.run import run as recover
 from tests import tiny
 from tests.commands import DEMO
 from tests.reports import SIX, WORDS, pruned, quantiles, recovered, searched

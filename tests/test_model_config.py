@@ -5,8 +5,8 @@ import math
 
 import pytest
 
-from llm_pruner import loading
 from llm_pruner.errors import PlanError, PrunerError, UsageError
+from llm_pruner.model import loading
 from tests import tiny
 
 HUGE = 10**400

@@ -154,7 +154,9 @@ def test_hub_says_no_in_three_ways(command, python):
         server.shutdown()
         server.server_close()
     hub["HF_ENDPOINT"] = "http://127.0.0.1:9"
-    without_waiting = "import sys, time; time.sleep = id; from llm_pruner.cli import main; sys.exit(main(sys.argv[1:]))"
+    without_waiting = (
+        "import sys, time; time.sleep = id; from llm_pruner.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    )
     unreachable = one_line(
         python("-c", without_waiting, "--model", "org/model", *HALF, **hub), 1
     )  # it tries five times

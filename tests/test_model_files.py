@@ -13,9 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from llm_pruner import loading
 from llm_pruner.errors import PlanError, RunError, UsageError
-from llm_pruner.model_files import WEIGHTS, check_folder, check_weights, tidy, weight_files
+from llm_pruner.model import loading
+from llm_pruner.model.checkpoint_files import WEIGHTS, check_folder, check_weights, tidy, weight_files
 from tests import tiny
 from tests.commands import HALF, edit_config, edit_tensors, one_line
 

@@ -76,8 +76,8 @@ def test_no_room_on_the_disk_is_seen_before_loading(python, tmp_path):
     script = (
         "import shutil, sys; from collections import namedtuple;"
         "shutil.disk_usage = lambda _: namedtuple('Usage', 'total used free')(10**9, 10**9, 10**6);"
-        "import llm_pruner.loading as loading; loading.load_model = None;"
-        "from llm_pruner.cli import main; sys.exit(main(sys.argv[1:]))"
+        "import llm_pruner.model.loading as loading; loading.load_model = None;"
+        "from llm_pruner.cli.main import main; sys.exit(main(sys.argv[1:]))"
     )
     done = python("-c", script, "--model", "demo", *HALF)
     assert "has 0.00 GB free, the checkpoint needs 0.07 GB" in one_line(done, 1)
@@ -124,7 +124,7 @@ def test_failure_while_saving_leaves_the_old_checkpoint(name, tmp_path, python, 
         "import os, resource, signal, sys\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored where the tests run in the background
         f"from llm_pruner import checkpoint\n{fault}\n"
-        "from llm_pruner.cli import main\nsys.exit(main(sys.argv[1:]))"
+        "from llm_pruner.cli.main import main\nsys.exit(main(sys.argv[1:]))"
     )
     arguments = ("--model", "demo", *HALF, *UNSCORED, "--save_model", "out", "--overwrite")
     done = python("-c", script, *arguments, fresh=name in FRESH)

@@ -5,10 +5,10 @@ import re
 
 import pytest
 
-from llm_pruner.page import html
-from llm_pruner.page.labels import text_box
-from llm_pruner.page.markup import Markup, tag
-from llm_pruner.page.models import models_of, steps_of
+from llm_pruner.output.page import html
+from llm_pruner.output.page.labels import text_box
+from llm_pruner.output.page.markup import Markup, tag
+from llm_pruner.output.page.models import models_of, steps_of
 from tests.read_page import Read
 from tests.reports import BEFORE, evaluated, pruned, recovered, searched
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
-from llm_pruner import per_layer
-from llm_pruner.architectures import family_of, resize, widths_of
 from llm_pruner.errors import PlanError
-from llm_pruner.per_layer import per_layer_config
+from llm_pruner.model import per_layer
+from llm_pruner.model.families import family_of, resize, widths_of
+from llm_pruner.model.per_layer import per_layer_config
 from tests import tiny
 from tests.reload_per_layer import TOKENS, outputs
 

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from llm_pruner.errors import RunError, UsageError
-from llm_pruner.evaluate import perplexity as module
-from llm_pruner.evaluate.head import PREFIX, body_of
-from llm_pruner.evaluate.perplexity import Scorer, perplexity
+from llm_pruner.evaluation import perplexity as module
+from llm_pruner.evaluation.head import PREFIX, body_of
+from llm_pruner.evaluation.perplexity import Scorer, perplexity
 from tests import tiny
 
 # model_type → the scales of its logits

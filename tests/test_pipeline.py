@@ -6,12 +6,13 @@ import re
 import pytest
 import yaml
 
-from llm_pruner import flags, manifest
-from llm_pruner.commands import COMMANDS
+from llm_pruner.cli import pipeline
+from llm_pruner.cli.commands import COMMANDS
+from llm_pruner.config import options as flags
+from llm_pruner.config import pipeline as pipeline_options
+from llm_pruner.config.pipeline import PipelineOptions, stage_options
 from llm_pruner.errors import RunError, UsageError
-from llm_pruner.pipeline import options as pipeline_options
-from llm_pruner.pipeline import run as pipeline
-from llm_pruner.pipeline.options import PipelineOptions, stage_options
+from llm_pruner.output import manifest
 from tests.commands import REPOSITORY
 
 STAGES = {
@@ -39,7 +40,7 @@ def ran(tmp_path, monkeypatch):
         (made / "report.json").write_text(json.dumps(report))
 
     monkeypatch.setattr(pipeline, "_run_stage", fake)
-    monkeypatch.setattr("llm_pruner.page.html.page", lambda *_: "page")
+    monkeypatch.setattr("llm_pruner.output.page.html.page", lambda *_: "page")
     return found
 
 

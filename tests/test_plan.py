@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from llm_pruner.architectures import Widths
 from llm_pruner.errors import PlanError, UsageError
-from llm_pruner.groups import Group
-from llm_pruner.plan import Plan, make_plan
-from llm_pruner.selection import check_replay, choose
-from llm_pruner.surgery import cut
-from llm_pruner.trace import trace_groups
+from llm_pruner.importance.selection import check_replay, choose
+from llm_pruner.model.families import Widths
+from llm_pruner.model.groups import Group
+from llm_pruner.model.surgery import cut
+from llm_pruner.model.trace import trace_groups
+from llm_pruner.shape.plan import Plan, make_plan
 from tests import tiny
 from tests.steps import planned, pruned
 

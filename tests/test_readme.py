@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 import llm_pruner
-from llm_pruner.cli import parse
-from llm_pruner.commands import COMMANDS
-from llm_pruner.flags import fields_of
+from llm_pruner.cli.commands import COMMANDS
+from llm_pruner.cli.main import parse
+from llm_pruner.config.options import fields_of
 
 REPOSITORY = Path(__file__).parents[1]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")

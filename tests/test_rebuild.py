@@ -8,11 +8,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from llm_pruner.architectures import widths_of
-from llm_pruner.checkpoint import write
-from llm_pruner.compensate.rebuild import rebuild
-from llm_pruner.plan import meta_model
-from llm_pruner.surgery import cut
+from llm_pruner.model.families import widths_of
+from llm_pruner.model.surgery import cut
+from llm_pruner.output.checkpoint import write
+from llm_pruner.reconstruction.reconstruct import rebuild
+from llm_pruner.shape.plan import meta_model
 from tests import tiny
 from tests.rebuilding import BRIEF, PLAIN, calibration, planned
 

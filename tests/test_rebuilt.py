@@ -6,12 +6,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from llm_pruner.architectures import widths_of
-from llm_pruner.checkpoint import write
-from llm_pruner.compensate.rebuild import HELD, rebuild, split
-from llm_pruner.depth import shallow_config
+from llm_pruner.calibration.layerwise import decoder_layers, walk
 from llm_pruner.errors import UsageError
-from llm_pruner.walk import decoder_layers, walk
+from llm_pruner.model.depth import shallow_config
+from llm_pruner.model.families import widths_of
+from llm_pruner.output.checkpoint import write
+from llm_pruner.reconstruction.reconstruct import HELD, rebuild, split
 from tests import tiny
 from tests.rebuilding import BRIEF, PLAIN, REFIT, calibration, divergence, planned, rebuilt
 

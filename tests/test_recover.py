@@ -9,15 +9,16 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import llm_pruner
-from llm_pruner import Options, checkpoint
+from llm_pruner import Options
+from llm_pruner.config import recover as recover_options
+from llm_pruner.config.recover import RecoverOptions
 from llm_pruner.errors import RunError, UsageError
-from llm_pruner.recover import options as recover_options
-from llm_pruner.recover.adapters import merged, projections, with_adapters
-from llm_pruner.recover.options import RecoverOptions
-from llm_pruner.recover.outcome import share
-from llm_pruner.recover.pace import Pace
-from llm_pruner.recover.run import run
-from llm_pruner.recover.unfinished import last_kept
+from llm_pruner.output import checkpoint
+from llm_pruner.recovery.adapters import merged, projections, with_adapters
+from llm_pruner.recovery.outcome import share
+from llm_pruner.recovery.pace import Pace
+from llm_pruner.recovery.run import run
+from llm_pruner.recovery.unfinished import last_kept
 from tests import tiny
 from tests.commands import DEMO
 
@@ -215,7 +216,7 @@ def test_time_ends_training_with_the_rate_at_nothing(tmp_path, text, monkeypatch
     save(tmp_path / "teacher", seed=1)
     save(tmp_path / "student")
     now = iter(range(0, 100_000, 10))
-    monkeypatch.setattr("llm_pruner.recover.pace.time.monotonic", lambda: float(next(now)))
+    monkeypatch.setattr("llm_pruner.recovery.pace.time.monotonic", lambda: float(next(now)))
     report = run(options(tmp_path, text, steps=None, epochs=1000.0, max_minutes=2.0))
     rates = [point["learning_rate"] for point in report["history"] if "loss" in point]
     assert report["training"]["steps"] == 12  # the clock moves ten seconds a step

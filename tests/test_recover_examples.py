@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from llm_pruner.errors import UsageError
-from llm_pruner.recover.examples import IGNORED, collate, training_examples
-from llm_pruner.tokenizers import load_tokenizer
+from llm_pruner.model.tokenizers import load_tokenizer
+from llm_pruner.recovery.examples import IGNORED, collate, training_examples
 from tests.commands import DEMO
 
 RECORDS = [

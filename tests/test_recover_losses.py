@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from llm_pruner.recover.losses import fit_maps, hidden_loss, logits_loss, matched, text_loss
+from llm_pruner.recovery.losses import fit_maps, hidden_loss, logits_loss, matched, text_loss
 from tests import tiny
 
 

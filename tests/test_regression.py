@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from llm_pruner.compensate.regression import RIDGES, Moments, fit, normal_equations
+from llm_pruner.reconstruction.least_squares import RIDGES, Moments, fit, normal_equations
 
 IN, OUT = 12, 5
 

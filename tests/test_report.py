@@ -5,11 +5,12 @@ import json
 import pytest
 import torch
 
-from llm_pruner import evidence, report
-from llm_pruner.groups import FIELD, HEADS, HIDDEN, MLP
-from llm_pruner.page import html
-from llm_pruner.shape import groups_to_score, shape_of
-from llm_pruner.weights import Weights
+from llm_pruner.calibration.weights import Weights
+from llm_pruner.importance import evidence
+from llm_pruner.model.groups import FIELD, HEADS, HIDDEN, MLP
+from llm_pruner.output import report
+from llm_pruner.output.page import html
+from llm_pruner.shape.draft import groups_to_score, shape_of
 from tests import tiny
 from tests.reports import pruned
 from tests.steps import options_for

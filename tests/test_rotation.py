@@ -6,13 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from llm_pruner.architectures import family_of, widths_of
-from llm_pruner.compensate.ends import outside
-from llm_pruner.compensate.layers import affine, parts_of, set_affine
-from llm_pruner.compensate.rotation import basis_of, norm_scale, norms_of, rotate_layer
+from llm_pruner.calibration.layerwise import decoder_layers, walk
 from llm_pruner.errors import PlanError
-from llm_pruner.trace import trace_groups
-from llm_pruner.walk import decoder_layers, walk
+from llm_pruner.model.families import family_of, widths_of
+from llm_pruner.model.trace import trace_groups
+from llm_pruner.reconstruction.embeddings_and_head import outside
+from llm_pruner.reconstruction.layers import affine, parts_of, set_affine
+from llm_pruner.reconstruction.rotation import basis_of, norm_scale, norms_of, rotate_layer
 from tests import tiny
 from tests.rebuilding import PLAIN, REFIT, calibration, divergence, planned, rebuilt
 

@@ -11,11 +11,14 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from llm_pruner import Options, calibrate, evidence, gradients, importance, run
+from llm_pruner import Options, importance, run
+from llm_pruner.calibration import activations as calibrate
+from llm_pruner.calibration import gradients
 from llm_pruner.errors import UsageError
-from llm_pruner.in_memory import found_in
-from llm_pruner.plan import Plan
-from llm_pruner.shape import shape_of
+from llm_pruner.importance import evidence
+from llm_pruner.pruning import found_in
+from llm_pruner.shape.draft import shape_of
+from llm_pruner.shape.plan import Plan
 from tests import tiny
 from tests.commands import edit_tensors
 
@@ -68,7 +71,7 @@ def test_means_that_were_not_measured(tmp_path):
 
 
 def test_dry_run_of_an_adaptive_structure_needs_no_weights(tmp_path, monkeypatch):
-    from llm_pruner import loading
+    from llm_pruner.model import loading
 
     options = {"importance": "flap", "structure": "AL-AM", "scores": str(tmp_path / "scores.safetensors")}
     prune(tmp_path, pruning_ratio=0.3, **options)

@@ -7,11 +7,18 @@ from dataclasses import replace
 
 import pytest
 
-from llm_pruner import search as module
-from llm_pruner.architectures import Widths, holds
 from llm_pruner.errors import PlanError
-from llm_pruner.groups import HEADS, HIDDEN, KV_HEADS, MLP
-from llm_pruner.search import PATIENCE, Candidate, candidates, cheapest_layers, depths_of, search
+from llm_pruner.model.families import Widths, holds
+from llm_pruner.model.groups import HEADS, HIDDEN, KV_HEADS, MLP
+from llm_pruner.reconstruction import search as module
+from llm_pruner.reconstruction.search import (
+    PATIENCE,
+    Candidate,
+    candidates,
+    cheapest_layers,
+    depths_of,
+    search,
+)
 from tests.budgets import budget_of, ledger_of, made_up, missed, total
 
 BLOCK = (KV_HEADS, HEADS, MLP)

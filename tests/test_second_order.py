@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from llm_pruner.compensate.second_order import ROUNDS, Surgeon, keep_heads, keep_neurons
+from llm_pruner.reconstruction.second_order import ROUNDS, Surgeon, keep_heads, keep_neurons
 
 TOKENS, OUT = 60, 4
 

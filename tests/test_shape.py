@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from llm_pruner import Options, prune_model
-from llm_pruner.allocate import uniform
+from llm_pruner.config.prune_rules import validate
 from llm_pruner.errors import PlanError, UsageError
-from llm_pruner.rules import validate
+from llm_pruner.shape.allocate import uniform
 from tests import tiny
 from tests.steps import planned, prompts, pruned
 from tests.toys import ledger_of

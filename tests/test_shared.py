@@ -27,10 +27,10 @@ def prune(shared, text, tmp_path, **options) -> dict:
 
 def test_dense_perplexity_is_the_published_one(shared):
     """34.43 in bfloat16 over 1501 windows of 256 tokens, computed apart from this project."""
-    from llm_pruner import loading
-    from llm_pruner.data import load_text, token_windows
-    from llm_pruner.evaluate.perplexity import perplexity
-    from llm_pruner.tokenizers import load_tokenizer
+    from llm_pruner.calibration.data import load_text, token_windows
+    from llm_pruner.evaluation.perplexity import perplexity
+    from llm_pruner.model import loading
+    from llm_pruner.model.tokenizers import load_tokenizer
 
     folder = str(shared / "models" / "llama-6m")
     text = load_text(str(shared / "data" / "wikitext-2" / "test.txt"))

@@ -102,7 +102,7 @@ def assert_biases(folder: Path, plan: dict, means, weights):
 @pytest.fixture
 def unverified(monkeypatch):
     """Only the biases in the checkpoint matter here, and a fresh process takes seconds."""
-    monkeypatch.setattr("llm_pruner.checkpoint.verify", lambda *_: None)
+    monkeypatch.setattr("llm_pruner.output.checkpoint.verify", lambda *_: None)
 
 
 @pytest.mark.usefixtures("unverified")

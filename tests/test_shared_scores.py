@@ -140,8 +140,8 @@ def taylor_scores(products: dict[str, torch.Tensor], taylor: str) -> tuple[dict[
 def test_taylor_of_a_float64_model(reference, products):
     """The formula, without the noise of float32 gradients."""
     from llm_pruner import importance, trace_groups
-    from llm_pruner.gradients import weight_gradient_products
-    from llm_pruner.groups import units_of
+    from llm_pruner.calibration.gradients import weight_gradient_products
+    from llm_pruner.model.groups import units_of
 
     model = reference.load()
     groups = units_of(trace_groups(model))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_pruner.sparsity import options as sparsify
+from llm_pruner.config import sparsify
 from llm_pruner.sparsity.run import run
 from tests.commands import REPOSITORY
 

@@ -8,10 +8,10 @@ import sys
 import pytest
 import torch
 
+from llm_pruner.config.recipe import Recipe
 from llm_pruner.sparsity.calibration import sparsify_activations
 from llm_pruner.sparsity.decode import Bags, attach, by_columns, speed_up
 from llm_pruner.sparsity.linear import SparseLinear, sparse_layers
-from llm_pruner.sparsity.recipe import Recipe
 from llm_pruner.sparsity.semi import is_2_4, semi_structured
 from llm_pruner.sparsity.weights import sparsify_weights
 from tests import tiny
@@ -210,7 +210,7 @@ def test_bfloat16_of_real_width_is_saved_and_verified(tmp_path, quick_reload):
     """Where a weight lies in memory decides how bfloat16 rounds, and that which input survives."""
     from transformers import AutoModelForCausalLM, LlamaConfig
 
-    from llm_pruner.sparsity.options import resolve
+    from llm_pruner.config.sparsify import resolve
     from llm_pruner.sparsity.run import run
 
     torch.manual_seed(0)

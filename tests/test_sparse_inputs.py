@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from llm_pruner.config.recipe import Recipe
+from llm_pruner.config.sparsify import validate_recipe
 from llm_pruner.sparsity.calibration import Seen, measure
 from llm_pruner.sparsity.linear import SparseLinear
-from llm_pruner.sparsity.options import validate_recipe
-from llm_pruner.sparsity.recipe import Recipe
 from tests.sparse_cases import INPUTS, METHODS, OUTPUTS, PATTERNS, layer_of, legal, reference
 
 

@@ -9,16 +9,16 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
+from llm_pruner.calibration.layerwise import decoder_layers
+from llm_pruner.config.recipe import TARGETS, Recipe
 from llm_pruner.errors import PlanError, RunError, UsageError
-from llm_pruner.per_layer import per_layer_config
+from llm_pruner.model.per_layer import per_layer_config
 from llm_pruner.sparsity.calibration import sparsify_activations
 from llm_pruner.sparsity.learn import Learning
 from llm_pruner.sparsity.linear import SparseLinear, sparse_layers
-from llm_pruner.sparsity.recipe import TARGETS, Recipe
 from llm_pruner.sparsity.saved import mark
 from llm_pruner.sparsity.targets import linear_layers, targeted
 from llm_pruner.sparsity.weights import sparsify_weights
-from llm_pruner.walk import decoder_layers
 from tests import tiny
 
 PLAIN = Recipe(n=8, m=16)

@@ -9,14 +9,15 @@ import pytest
 import torch
 import yaml
 
-from llm_pruner import cli, loading
-from llm_pruner.commands import COMMANDS
+from llm_pruner.cli import main as cli
+from llm_pruner.cli.commands import COMMANDS
+from llm_pruner.config import sparsify
+from llm_pruner.config.recipe import Recipe
 from llm_pruner.errors import PlanError, UsageError
-from llm_pruner.sparsity import options as sparsify
+from llm_pruner.model import loading
+from llm_pruner.model.tokenizers import load_tokenizer
 from llm_pruner.sparsity.linear import sparse_layers
-from llm_pruner.sparsity.recipe import Recipe
 from llm_pruner.sparsity.run import run
-from llm_pruner.tokenizers import load_tokenizer
 from tests import tiny
 from tests.commands import DEMO, REPOSITORY, one_line
 
@@ -40,8 +41,8 @@ def options(**values) -> sparsify.SparsifyOptions:
 @functools.cache
 def perplexity(folder: Path, dtype: str = "auto") -> float:
     """As the command measures it, with the parts."""
-    from llm_pruner.data import load_text, token_windows
-    from llm_pruner.evaluate.perplexity import perplexity as measured
+    from llm_pruner.calibration.data import load_text, token_windows
+    from llm_pruner.evaluation.perplexity import perplexity as measured
 
     config = loading.load_config(str(folder), any_family=True)
     model = loading.load_model(str(folder), config, dtype, "cpu")

@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM
 
 from llm_pruner.errors import UsageError
-from llm_pruner.evaluate import speed
+from llm_pruner.evaluation import speed
 from tests import tiny
 from tests.test_per_layer import config as per_layer_config
 from tests.test_per_layer import randomised

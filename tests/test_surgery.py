@@ -5,11 +5,11 @@ import copy
 import pytest
 import torch
 
-from llm_pruner.architectures import widths_of
 from llm_pruner.errors import PlanError
-from llm_pruner.groups import kept_positions
-from llm_pruner.plan import meta_model
-from llm_pruner.surgery import cut
+from llm_pruner.model.families import widths_of
+from llm_pruner.model.groups import kept_positions
+from llm_pruner.model.surgery import cut
+from llm_pruner.shape.plan import meta_model
 from tests import tiny
 from tests.fresh import assert_same, reload_in_a_fresh_process
 from tests.steps import planned, pruned
@@ -146,7 +146,7 @@ def test_llama_shape_that_its_class_refuses_becomes_mistral():
 
 def test_relabelled_llama_computes_what_llama_does():
     """The same kept units through both classes, at a shape that both hold."""
-    from llm_pruner.architectures import FAMILIES
+    from llm_pruner.model.families import FAMILIES
 
     model = tiny.model("llama")
     groups, plan, config = planned(model, {"mlp": 0.3, "heads": 0.5})

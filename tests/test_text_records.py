@@ -5,10 +5,10 @@ import json
 import pytest
 import torch
 
-from llm_pruner import data
+from llm_pruner.calibration import data
 from llm_pruner.errors import UsageError
-from llm_pruner.recover.examples import IGNORED, training_examples
-from llm_pruner.tokenizers import load_tokenizer
+from llm_pruner.model.tokenizers import load_tokenizer
+from llm_pruner.recovery.examples import IGNORED, training_examples
 from tests.commands import DEMO
 
 ALPACA = {"instruction": "Name a colour.", "input": "", "output": "Blue."}

@@ -8,9 +8,9 @@ import pytest
 from tokenizers import processors
 from transformers import AutoTokenizer
 
-from llm_pruner import tokenizers
 from llm_pruner.errors import RunError, UsageError
-from llm_pruner.tokenizers import PROBE, carry_over, load_tokenizer
+from llm_pruner.model import tokenizers
+from llm_pruner.model.tokenizers import PROBE, carry_over, load_tokenizer
 from tests.commands import DEMO
 
 WANTED = {  # what other programs look for beside what transformers reads

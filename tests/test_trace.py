@@ -7,12 +7,12 @@ import time
 import pytest
 import torch
 
-from llm_pruner import trace as trace_module
-from llm_pruner.architectures import widths_of
 from llm_pruner.errors import PlanError, RunError
-from llm_pruner.groups import HEADS, HIDDEN, KV_HEADS, MLP, attention_units
-from llm_pruner.plan import meta_model
-from llm_pruner.trace import trace_groups
+from llm_pruner.model import trace as trace_module
+from llm_pruner.model.families import widths_of
+from llm_pruner.model.groups import HEADS, HIDDEN, KV_HEADS, MLP, attention_units
+from llm_pruner.model.trace import trace_groups
+from llm_pruner.shape.plan import meta_model
 from tests import tiny
 
 

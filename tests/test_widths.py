@@ -7,17 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoConfig
 
-from llm_pruner.architectures import Widths, resize, widths_of
 from llm_pruner.errors import PlanError, UsageError
-from llm_pruner.plan import make_plan, meta_model
-from llm_pruner.trace import trace_groups
-from llm_pruner.widths import (
-    parse_prune,
-    parse_target,
-    ratio_of_one_step,
-    widths_by_ratio,
-    widths_by_target,
-)
+from llm_pruner.model.families import Widths, resize, widths_of
+from llm_pruner.model.trace import trace_groups
+from llm_pruner.shape.plan import make_plan, meta_model
+from llm_pruner.shape.widths import parse_prune, parse_target, ratio_of_one_step, widths_by_ratio, widths_by_target
 from tests import tiny
 
 LLAMA_6M = Widths(256, 8, 4, 704, 32)

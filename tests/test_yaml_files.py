@@ -5,10 +5,10 @@ import time
 
 import pytest
 
-from llm_pruner.config import FIELDS
+from llm_pruner.config.options import read_yaml
+from llm_pruner.config.prune import FIELDS
+from llm_pruner.config.yaml_files import MOST, read_yaml_nodes
 from llm_pruner.errors import UsageError
-from llm_pruner.flags import read_yaml
-from llm_pruner.yaml_files import MOST, read_yaml_nodes
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n" for old, new in zip("abcdefgh", "bcdefghi")

@@ -13,10 +13,10 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from llm_pruner.demo.text import held_out
+from llm_pruner.config.evaluate import USUAL_TASKS
 from llm_pruner.errors import RunError, UsageError
-from llm_pruner.evaluate import tasks, zero_shot
-from llm_pruner.evaluate.options import USUAL_TASKS
+from llm_pruner.evaluation import tasks, zero_shot
+from llm_pruner.model.demo.text import held_out
 from tests.commands import DEMO
 
 CONTEXTS = (  # of the demo model's world, short enough for two of them and a question in its 128 tokens

@@ -17,9 +17,9 @@ calibration text's.
 import torch
 from torch import nn
 
-from llm_pruner.sparsity import recipe as names
+from llm_pruner.config import recipe as names
+from llm_pruner.config.recipe import Recipe
 from llm_pruner.sparsity.patterns import kept_n_of_m, kept_share
-from llm_pruner.sparsity.recipe import Recipe
 
 
 class SparseInput(nn.Module):

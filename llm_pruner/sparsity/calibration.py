@@ -6,15 +6,15 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import nn
 
+from llm_pruner.calibration.layerwise import Layer, computing, decoder_layers, not_finite, walk
+from llm_pruner.config import recipe as names
+from llm_pruner.config.recipe import Recipe
+from llm_pruner.config.sparsify import validate_recipe
 from llm_pruner.errors import PlanError, UsageError
-from llm_pruner.sparsity import recipe as names
 from llm_pruner.sparsity.activations import SparseInput
 from llm_pruner.sparsity.learn import Learning, learn
 from llm_pruner.sparsity.linear import SparseLinear, make_sparse, sparse_layers
-from llm_pruner.sparsity.options import validate_recipe
-from llm_pruner.sparsity.recipe import Recipe
 from llm_pruner.sparsity.targets import targeted
-from llm_pruner.walk import Layer, computing, decoder_layers, not_finite, walk
 
 SAMPLE = 2**22  # values of each linear layer's input that quantiles are taken of
 

@@ -17,9 +17,9 @@ from importlib.util import find_spec
 import torch
 import torch.nn.functional as F
 
-from llm_pruner.sparsity import recipe as names
+from llm_pruner.config import recipe as names
+from llm_pruner.config.recipe import Recipe
 from llm_pruner.sparsity.linear import SparseLinear, sparse_layers
-from llm_pruner.sparsity.recipe import Recipe
 
 log = logging.getLogger(__name__)
 

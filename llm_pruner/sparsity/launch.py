@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
+from llm_pruner.config import recipe as names
 from llm_pruner.sparsity import kernel
-from llm_pruner.sparsity import recipe as names
 from llm_pruner.sparsity.decode import centre_of
 from llm_pruner.sparsity.linear import SparseLinear
 

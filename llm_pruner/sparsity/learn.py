@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
+from llm_pruner.calibration.layerwise import Layer
 from llm_pruner.sparsity.activations import SparseInput
 from llm_pruner.sparsity.linear import sparse_layers
-from llm_pruner.walk import Layer
 
 EPSILON = 1e-16  # Adam's: the gradients of a large model are smaller than the usual 1e-8
 

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from llm_pruner.config.recipe import Recipe
 from llm_pruner.sparsity.activations import SparseInput
-from llm_pruner.sparsity.recipe import Recipe
 
 
 class SparseLinear(nn.Module):

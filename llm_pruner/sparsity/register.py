@@ -1,7 +1,7 @@
 """transformers told of checkpoints with sparse activations: their configuration is the `quantization_config` of
 config.json, which is where transformers has a model's linear layers replaced while it loads. Imports nothing heavy."""
 
-from llm_pruner.after_import import after_import
+from llm_pruner.model.after_import import after_import
 
 METHOD = "sparse_activations"
 

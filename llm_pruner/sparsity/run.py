@@ -7,14 +7,16 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from llm_pruner import checkpoint, data, lineage, loading, outputs, report
-from llm_pruner.architectures import family_of
+from llm_pruner.calibration import data
+from llm_pruner.config import recipe as names
+from llm_pruner.config.sparsify import SparsifyOptions, validate
 from llm_pruner.console import quiet, say
 from llm_pruner.errors import RunError, redact
-from llm_pruner.per_layer import PREFIX
-from llm_pruner.sparsity import recipe as names
-from llm_pruner.sparsity.options import SparsifyOptions, validate
-from llm_pruner.tokenizers import load_tokenizer
+from llm_pruner.model import loading
+from llm_pruner.model.families import family_of
+from llm_pruner.model.per_layer import PREFIX
+from llm_pruner.model.tokenizers import load_tokenizer
+from llm_pruner.output import checkpoint, lineage, places, report
 
 PROGRAM = "python -m llm_pruner sparsify"
 LEARNED = 1024  # tokens of a batch, each a step of the optimiser
@@ -39,17 +41,17 @@ def run_one(options: SparsifyOptions, argv: Sequence[str] = (), before: dict | N
     stopwatch = report.Stopwatch()
     source = loading.resolve(name)
     target = Path(options.save_model).expanduser() if options.save_model else None
-    inputs = outputs.inputs_of(options, {"model": source})
+    inputs = places.inputs_of(options, {"model": source})
     if target:
-        outputs.check_folder(target, inputs, options.overwrite)
-    path = outputs.report_file(options, inputs) if options.report else None
+        places.check_folder(target, inputs, options.overwrite)
+    path = places.report_file(options, inputs) if options.report else None
     if path and target:
-        outputs.check_apart("report", path, {"the output folder": target})
+        places.check_apart("report", path, {"the output folder": target})
     eval_data = _eval_data(options)
     calibration = _calibration(options)
     tasks = []
     if options.tasks:
-        from llm_pruner.evaluate.tasks import check_tasks
+        from llm_pruner.evaluation.tasks import check_tasks
 
         tasks = check_tasks(options.tasks)
     config = loading.load_config(source, options.revision, any_family=True)
@@ -72,7 +74,7 @@ def run_one(options: SparsifyOptions, argv: Sequence[str] = (), before: dict | N
         model = loading.load_model(folder, config, options.dtype, device, options.device_map)
     finite = checkpoint.finite_logits(model) if target else None
     if target:
-        outputs.check_disk(target, sum(p.numel() * p.element_size() for p in model.parameters()))
+        places.check_disk(target, sum(p.numel() * p.element_size() for p in model.parameters()))
     scored = {"perplexity": {}, "zero_shot": {}}
     with stopwatch("evaluate before"):
         _score(scored, "before", model, tokenizer, windows, tasks, options, before)
@@ -104,7 +106,7 @@ def run_one(options: SparsifyOptions, argv: Sequence[str] = (), before: dict | N
         _save(target, model, tokenizer, folder, options, made, finite, stopwatch, argv)
     made = report.finite(made | report.conditions(options, stopwatch.seconds, argv, PROGRAM))
     if path:
-        outputs.write_files({path: partial(report.write_json, report=made)})
+        places.write_files({path: partial(report.write_json, report=made)})
         say(f"saved {path}")
     return made
 
@@ -112,7 +114,7 @@ def run_one(options: SparsifyOptions, argv: Sequence[str] = (), before: dict | N
 def sparsified(model, options: SparsifyOptions, prompts) -> dict:
     """Makes `model` sparse in place; prompts: LongTensors [length] where the recipe needs text. Returns how well the
     learnable inputs of each decoder layer learned."""
-    from llm_pruner.calibrate import TOKENS, batches_of
+    from llm_pruner.calibration.activations import TOKENS, batches_of
     from llm_pruner.sparsity.calibration import sparsify_activations
     from llm_pruner.sparsity.learn import Learning
     from llm_pruner.sparsity.weights import sparsify_weights
@@ -207,12 +209,12 @@ def _score(scored: dict, side: str, model, tokenizer, windows, tasks, options: S
             scored[name] |= {side: known[name][side]} if side in known.get(name, {}) else {}
         return
     if windows is not None:
-        from llm_pruner.evaluate.perplexity import perplexity
+        from llm_pruner.evaluation.perplexity import perplexity
 
         value = scored["perplexity"][side] = perplexity(model, windows, options.batch_size, f"perplexity {side}")
         say(f"perplexity {side}: {value:.2f}")
     if tasks:
-        from llm_pruner.evaluate.zero_shot import table, zero_shot
+        from llm_pruner.evaluation.zero_shot import table, zero_shot
 
         scored["zero_shot"][side] = zero_shot(
             model, tokenizer, tasks, num_fewshot=options.num_fewshot, batch_size=options.batch_size,

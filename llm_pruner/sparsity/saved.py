@@ -4,9 +4,9 @@ weights, and these as they were. transformers without this package warns and loa
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from llm_pruner.config.recipe import Recipe
 from llm_pruner.sparsity.decode import speed_up
 from llm_pruner.sparsity.linear import make_sparse
-from llm_pruner.sparsity.recipe import Recipe
 from llm_pruner.sparsity.register import METHOD
 from llm_pruner.sparsity.targets import targeted
 

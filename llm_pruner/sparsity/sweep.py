@@ -8,13 +8,15 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from llm_pruner import __version__, loading, outputs, report, schema
+from llm_pruner import __version__, validation
+from llm_pruner.config.options import fields_of, read_yaml, typed
+from llm_pruner.config.sparsify import SparsifyOptions, parts, validate
 from llm_pruner.console import aligned, say
 from llm_pruner.errors import PrunerError, RunError, UsageError, is_out_of_memory, redact
 from llm_pruner.files import read_json, set_aside
-from llm_pruner.flags import fields_of, read_yaml, typed
-from llm_pruner.scores import fingerprint, text_digest
-from llm_pruner.sparsity.options import SparsifyOptions, parts, validate
+from llm_pruner.importance.score_cache import fingerprint, text_digest
+from llm_pruner.model import loading
+from llm_pruner.output import places, report
 from llm_pruner.sparsity.run import PROGRAM, run_one
 
 # What is the sweep's, not its patterns'; and what the dense model's scores depend on.
@@ -24,8 +26,8 @@ SCORED = (
 )  # fmt: skip
 TEXTS = ("calibration_data", "eval_data", "tasks")
 RUN = {  # what the table needs of a run's report
-    "label": schema.text, "kept": schema.maybe(schema.number(0, 1)),
-    **dict.fromkeys(("perplexity", "zero_shot", "seconds"), schema.mapping),
+    "label": validation.text, "kept": validation.maybe(validation.number(0, 1)),
+    **dict.fromkeys(("perplexity", "zero_shot", "seconds"), validation.mapping),
 }  # fmt: skip
 TABLE, TABLE_TEXT = "sweep.json", "sweep.md"
 
@@ -55,7 +57,7 @@ def sweep(options: SparsifyOptions, argv: Sequence[str] = ()) -> dict:
                     failures.append(redact(f"{name}, {pattern}: {' '.join(str(error).split())}"))
                     say(f"failed: {error}")
                     continue
-                outputs.write_files({path: partial(report.write_json, report=made)})
+                places.write_files({path: partial(report.write_json, report=made)})
             else:
                 say(f"{name}, {pattern}: {path} is there and its inputs are what they were; skipped")
             known[scored] = {side: made[side] for side in ("perplexity", "zero_shot")}
@@ -73,7 +75,7 @@ def sweep(options: SparsifyOptions, argv: Sequence[str] = ()) -> dict:
             "command": report.command(argv, PROGRAM),
         }
     )
-    outputs.write_files(
+    places.write_files(
         {
             folder / TABLE: partial(report.write_json, report=summary),
             folder / TABLE_TEXT: lambda path: path.write_text(markdown(rows), encoding="utf-8"),
@@ -116,7 +118,7 @@ def _cells(made: dict | None, side: str, asked: bool) -> list[str]:
     missing = "failed" if made is None else "not finite" if side in made["perplexity"] else "-"
     cells = [missing if value is None else f"{value:,.2f}"]
     if asked:
-        from llm_pruner.evaluate.zero_shot import mean_accuracy
+        from llm_pruner.evaluation.zero_shot import mean_accuracy
 
         mean = mean_accuracy((made or {}).get("zero_shot", {}).get(side) or {})
         cells.append("-" if mean is None else f"{100 * mean:.1f}")
@@ -126,7 +128,7 @@ def _cells(made: dict | None, side: str, asked: bool) -> list[str]:
 def _folder(options: SparsifyOptions) -> Path:
     folder = Path(options.folder).expanduser()
     models = {f"model {model}": Path(loading.resolve(model)) for model in options.model}
-    outputs.check_apart("folder", folder, {name: path for name, path in models.items() if path.is_dir()})
+    places.check_apart("folder", folder, {name: path for name, path in models.items() if path.is_dir()})
     if folder.is_file():
         raise UsageError(f"--folder {folder} is a file; name a folder")
     try:
@@ -139,11 +141,11 @@ def _folder(options: SparsifyOptions) -> Path:
 def _check_free(folder: Path, names: Sequence[str], options: SparsifyOptions, models: Mapping[str, str]) -> None:
     """UsageError where a report, or the table, would go to the place of an input; what is there and is no report of a
     sweep, because it is damaged or somebody else's, is set aside."""
-    inputs = outputs.inputs_of(options, {name: loading.resolve(model) for name, model in models.items()})
+    inputs = places.inputs_of(options, {name: loading.resolve(model) for name, model in models.items()})
     for name in (*names, TABLE_TEXT, TABLE):
         path = folder / name
-        outputs.check_file("folder", path, inputs)
-        ours = (folder / TABLE).exists() if name == TABLE_TEXT else outputs.is_report(path)
+        places.check_file("folder", path, inputs)
+        ours = (folder / TABLE).exists() if name == TABLE_TEXT else places.is_report(path)
         if path.exists() and not ours:
             say(f"note: {path} is no report of a sweep; set aside as {set_aside(path).name}")
 
@@ -197,11 +199,11 @@ def _key(options: SparsifyOptions, model: str) -> str:
 
 def _done(path: Path, key: str) -> dict | None:
     """The run's report where it is there, whole, and was made of the same inputs."""
-    if not outputs.is_report(path):
+    if not places.is_report(path):
         return None
     made = read_json(path, "report")
     try:
-        schema.check(made, RUN, str(path), required=tuple(RUN))
+        validation.check(made, RUN, str(path), required=tuple(RUN))
     except UsageError as error:
         say(f"note: {error}; measured again")
         return None

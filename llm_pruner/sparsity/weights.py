@@ -6,12 +6,12 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from llm_pruner.sparsity import recipe as names
+from llm_pruner.calibration.layerwise import computing, not_finite, walk
+from llm_pruner.config import recipe as names
+from llm_pruner.config.recipe import Recipe
 from llm_pruner.sparsity.calibration import check, layers_of, watched
 from llm_pruner.sparsity.patterns import kept_n_of_m, kept_share
-from llm_pruner.sparsity.recipe import Recipe
 from llm_pruner.sparsity.targets import targeted
-from llm_pruner.walk import computing, not_finite, walk
 
 
 @computing("the calibration of sparse weights")

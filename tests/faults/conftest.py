@@ -17,10 +17,11 @@ from tests.faults.stock import FAMILIES, REPOSITORY, Stock
 from tests.forks import IMPORTED, Forks
 
 HEAVY = (
-    *IMPORTED, "datasets", "peft", "llm_pruner.best", "llm_pruner.chain", "llm_pruner.evaluate.run",
-    "llm_pruner.page.html",
-    "llm_pruner.recover.adapters", "llm_pruner.recover.run", "llm_pruner.recover.train", "llm_pruner.sparsity.sweep",
-    "llm_pruner.pipeline.run", "transformers.models.auto.tokenization_auto", "tests.faults.warm", "llm_pruner.cli",
+    *IMPORTED, "datasets", "peft", "llm_pruner.reconstruction.method", "llm_pruner.cli.chain",
+    "llm_pruner.evaluation.run",
+    "llm_pruner.output.page.html",
+    "llm_pruner.recovery.adapters", "llm_pruner.recovery.run", "llm_pruner.recovery.train", "llm_pruner.sparsity.sweep",
+    "llm_pruner.cli.pipeline", "transformers.models.auto.tokenization_auto", "tests.faults.warm", "llm_pruner.cli.main",
     *[f"transformers.models.{name}.modeling_{name}" for name in FAMILIES if name != "gemma3_text"],
     "transformers.models.gemma3.modeling_gemma3",
 )  # fmt: skip

@@ -1,0 +1,177 @@
+"""From calibration tokens to statistics of what the output projections read, one layer at a time.
+
+Added up in float32 per batch and float64 across batches, on the device the layer lives on.
+"""
+
+import contextlib
+import logging
+from collections.abc import Callable, Collection, Iterable, Sequence
+
+import torch
+
+from llm_pruner.calibration.layerwise import not_finite, walk
+from llm_pruner.errors import RunError, is_out_of_memory
+from llm_pruner.importance import ABSOLUTE, CONTRIBUTION, MOMENTS
+from llm_pruner.model.groups import HEADS, MLP, Group, reader
+
+log = logging.getLogger(__name__)
+
+TOKENS = {"cuda": 16_384, "cpu": 4_096}  # per batch
+Changed = Callable[[int, "dict[str, Inputs]"], contextlib.AbstractContextManager]
+
+
+class Inputs:
+    """Running statistics of the input X [tokens, n] of one projection, per column: float32 [n] tensors.
+
+    mean, variance (of the population) and norm (‖X_j‖₂) are over all tokens; absolute is the mean over prompts of
+    each prompt's mean |X_j|. contribution, per head [heads], is the mean over prompts of each prompt's mean
+    ‖X_h W_hᵀ‖₁: the L1 norm of what the head adds to the residual stream.
+    """
+
+    def __init__(self, needs: Collection[str], weight: torch.Tensor | None = None, heads: int = 0) -> None:
+        """weight: [hidden_size, n], and heads, where the contribution is needed."""
+        self.needs, self.weight, self.heads = needs, weight, heads
+        self.tokens = self.prompts = 0
+        self._mean = self._squares = self._absolute = self._contribution = 0.0
+
+    def add(self, x: torch.Tensor) -> None:
+        """x: [prompts, tokens, n], one prompt per row."""
+        prompts, length, columns = x.shape
+        count, x = prompts * length, x.detach().float()
+        if MOMENTS in self.needs:
+            # Chan's update: the mean's square is never subtracted from the sum of squares
+            rows = x.view(count, columns)
+            mean = rows.mean(0)
+            squares = (rows - mean).square_().sum(0)
+            mean, total = _wide(mean), self.tokens + count
+            delta = mean - self._mean
+            self._squares = self._squares + _wide(squares) + delta.square() * (self.tokens * count / total)
+            self._mean = self._mean + delta * (count / total)
+        if ABSOLUTE in self.needs:
+            self._absolute = self._absolute + _wide(x.abs().mean(1).sum(0))
+        if CONTRIBUTION in self.needs:
+            width = columns // self.heads
+            norms = [
+                (x[..., h * width : (h + 1) * width] @ self.weight[:, h * width : (h + 1) * width].float().T)
+                .abs_().sum(2).mean(1).sum()
+                for h in range(self.heads)
+            ]  # fmt: skip
+            self._contribution = self._contribution + _wide(torch.stack(norms))
+        self.tokens, self.prompts = self.tokens + count, self.prompts + prompts
+
+    @property
+    def mean(self) -> torch.Tensor:
+        return self._mean.float()
+
+    @property
+    def variance(self) -> torch.Tensor:
+        return (self._squares / self.tokens).float()
+
+    @property
+    def norm(self) -> torch.Tensor:
+        return (self._squares + self._mean.square() * self.tokens).sqrt().float()
+
+    @property
+    def absolute(self) -> torch.Tensor:
+        return (self._absolute / self.prompts).float()
+
+    @property
+    def contribution(self) -> torch.Tensor:
+        return (self._contribution / self.prompts).float()
+
+    def finite(self) -> bool:
+        """Whether every sum is finite."""
+        sums = (self._squares, self._mean, self._absolute, self._contribution)
+        return all(torch.isfinite(torch.as_tensor(value)).all() for value in sums)
+
+
+def _wide(sums: torch.Tensor) -> torch.Tensor:
+    """In float64, which Apple's GPUs do not have."""
+    return (sums.cpu() if sums.device.type == "mps" else sums).double()
+
+
+def batches_of(prompts: Sequence[torch.Tensor], tokens: int) -> list[torch.Tensor]:
+    """Neighbours of one length stacked: LongTensors [prompts, length] of at most `tokens` tokens, or one prompt.
+
+    prompts: LongTensors [length].
+    """
+    batches: list[list[torch.Tensor]] = []
+    for prompt in prompts:
+        last = batches[-1] if batches else None
+        if last and len(last[0]) == len(prompt) and (len(last) + 1) * len(prompt) <= tokens:
+            last.append(prompt)
+        else:
+            batches.append([prompt])
+    return [torch.stack(batch) for batch in batches]
+
+
+def with_batches(model, prompts: Sequence[torch.Tensor], function: Callable):
+    """`function(batches)`, again with smaller ones as long as memory runs out. RunError when one prompt is too much."""
+    tokens = TOKENS.get(model.device.type, TOKENS["cpu"])
+    while True:
+        try:
+            return function(batches_of(prompts, tokens))
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            longest = max(map(len, prompts))
+            if tokens < longest:
+                raise RunError(
+                    f"{len(prompts)} calibration prompts of up to {longest} tokens do not fit in memory; "
+                    "use a smaller --nsamples or --calibration_seq_len"
+                ) from error
+        tokens //= 2
+        log.warning("out of memory; going on with batches of %d tokens", tokens)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def collect(
+    model,
+    batches: Sequence[torch.Tensor],
+    groups: Iterable[Group],
+    needs: Collection[str],
+    changed: Changed | None = None,
+) -> dict[str, Inputs]:
+    """{name of the weight of each layer's o_proj and down_proj: statistics of what it reads}.
+
+    batches: LongTensors [prompts, length]. needs: of importance.ACTIVATIONS. changed: called with a layer's
+    number and statistics when it is measured; while what it returns lasts, the layer is changed, and the layers
+    behind are measured on what it then gives. RunError, naming layer and projection, for what is not finite.
+    """
+    layers: dict[int, list[Group]] = {}
+    for group in groups:
+        if group.kind in (HEADS, MLP):
+            layers.setdefault(group.layer, []).append(group)
+    found: dict[str, Inputs] = {}
+    for layer in walk(model, batches):
+        measured: dict[str, Inputs] = {}
+        with contextlib.ExitStack() as hooks:
+            for group in layers[layer.index]:
+                name = reader(group).parameter
+                module = model.get_submodule(name.removesuffix(".weight"))
+                measured[name] = _inputs(group, module.weight, needs)
+                hooks.callback(module.register_forward_pre_hook(_adding_to(measured[name])).remove)
+            layer.run()
+        for name, inputs in measured.items():
+            if not inputs.finite():
+                what = f"layer {layer.index}: what {name} reads is NaN or Inf on the calibration data"
+                raise not_finite(what, model.get_parameter(name).dtype)
+        found.update(measured)
+        if changed:
+            with changed(layer.index, measured):
+                layer.run()
+    return found
+
+
+def _inputs(group: Group, weight: torch.Tensor, needs: Collection[str]) -> Inputs:
+    if group.kind == MLP:
+        return Inputs(set(needs) - {CONTRIBUTION})
+    return Inputs(needs, weight.detach().T if reader(group).axis == 0 else weight.detach(), group.units)
+
+
+def _adding_to(inputs: Inputs):
+    def hook(_, arguments):
+        inputs.add(arguments[0])
+
+    return hook

@@ -1,0 +1,250 @@
+"""prune → recover → evaluate, each in a process of its own, each only if its output is not there already.
+
+Beside the outputs the folder keeps what each stage was run with (<stage>.yaml), what it said (<stage>.log) and
+pipeline.json: from which inputs every output was made.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import llm_pruner
+from llm_pruner import validation
+from llm_pruner.config.pipeline import (
+    DECIDED,
+    EVALUATION,
+    PRUNED,
+    RECOVERED,
+    STAGES,
+    PipelineOptions,
+    stage_options,
+    validate,
+)
+from llm_pruner.console import aligned, say
+from llm_pruner.errors import PlanError, RunError, UsageError, VerificationError
+from llm_pruner.files import (
+    fingerprint,
+    read_json,
+    read_state,
+    set_aside,
+    write_state,
+    write_text,
+)
+from llm_pruner.importance import score_cache as scores
+from llm_pruner.model import loading
+from llm_pruner.output import manifest, report
+from llm_pruner.output.places import check_apart, inputs_of
+
+STATE = "pipeline.json"
+OUTPUT = {"prune": PRUNED, "recover": RECOVERED, "evaluate": EVALUATION}
+STATE_FIELDS = {"stages": validation.mapping, "files": validation.list_of(validation.text)}
+OWN = ("summary.json", "report.html", *(f"{stage}.{kind}" for stage in STAGES for kind in ("yaml", "log")))
+TEXTS = ("data", "calibration_data", "eval_data", "scores", "plan", "tasks")
+FAILURES = {1: RunError, 2: UsageError, 3: PlanError, 4: VerificationError}
+
+
+def run(options: PipelineOptions, argv: Sequence[str] = ()) -> dict:
+    """Does what is not done yet and returns the summary. Every failure is a PrunerError with its stage's exit code."""
+    validate(options)
+    source = loading.resolve(options.model)
+    loading.check_family(source)
+    folder = _folder(options, source)
+    stages = []
+    for stage in STAGES:
+        asked = stage_options(options, stage)
+        if asked is None:
+            continue
+        values = asked[0]
+        key = _key(stage, values, folder, options, source)
+        if _is_done(folder, stage, key):
+            say(f"{stage}: {folder / OUTPUT[stage]} is there and its inputs are what they were; skipped")
+            stages.append({"stage": stage, "skipped": True, "seconds": 0.0})
+            continue
+        _mark(folder, stage, None)
+        started = time.monotonic()
+        _run_stage(stage, values, folder, options)
+        _mark(folder, stage, key)
+        stages.append({"stage": stage, "skipped": False, "seconds": round(time.monotonic() - started, 1)})
+    return _summary(folder, stages, options, argv)
+
+
+def _folder(options: PipelineOptions, source: str) -> Path:
+    """The pipeline's folder. UsageError where it cannot be written, or would write over what is not its own."""
+    folder = Path(options.folder).expanduser()
+    check_apart("folder", folder, {"model": Path(source)})
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise UsageError(f"--folder {folder} is a file; name a folder")
+    if folder.is_dir() and any(folder.iterdir()) and not any(folder.glob(f"{STATE}*")):
+        raise UsageError(f"--folder {folder} holds something else than a pipeline; name another")
+    inputs = inputs_of(options, {"model": source})
+    for stage in STAGES:
+        if asked := stage_options(options, stage):
+            read = inputs_of(asked[1], {})
+            inputs |= {f"{stage}: {name}": path for name, path in read.items() if name in TEXTS}
+    for name in (*OUTPUT.values(), *OWN):
+        check_apart("folder", folder / name, inputs, replaced=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        state = _state(folder)
+        known = (folder / STATE).is_file()
+        for other in [name for name in OWN if os.path.lexists(folder / name) and name not in state["files"]]:
+            if known:
+                raise UsageError(f"--folder {folder} holds {other}, which no pipeline wrote there; move it away")
+            set_aside(folder / other)  # nobody knows any more whose it is
+        write_state(folder / STATE, state)
+    except OSError as error:
+        raise UsageError(f"--folder {folder} cannot be written: {error.strerror}") from error
+    return folder
+
+
+def _key(stage: str, values: dict, folder: Path, options: PipelineOptions, source: str) -> str:
+    """What the stage's output follows from: options, and the content of models and files that it reads."""
+    parts = {name: value for name, value in values.items() if name not in DECIDED}
+    for name in TEXTS:
+        if name in parts:
+            given = parts[name] if isinstance(parts[name], list) else [parts[name]]
+            parts[name] = [scores.text_digest(one) for one in given]
+    models = {
+        "prune": [],
+        "recover": [PRUNED],
+        "evaluate": [PRUNED, RECOVERED][: 2 if options.recover is not None else 1],
+    }
+    parts["inputs"] = [options.model, scores.fingerprint(source, loading.fetch(source))]
+    parts["inputs"] += [scores.fingerprint(str(folder / name), folder / name) for name in models[stage]]
+    parts["version"] = llm_pruner.__version__
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _state(folder: Path) -> dict:
+    """stages: {stage: key of its output and, of a single file, its digest}. files: those in OWN that were written."""
+    return {"stages": {}, "files": []} | read_state(folder / STATE, STATE_FIELDS)
+
+
+def _is_done(folder: Path, stage: str, key: str) -> bool:
+    """Whether the stage's output is there, whole, and made from the same inputs."""
+    known = _state(folder)["stages"].get(stage) or {}
+    if known.get("key") != key:
+        return False
+    output = folder / OUTPUT[stage]
+    if stage == "evaluate":
+        return output.is_file() and fingerprint(output) == known.get("digest")
+    return output.is_dir() and manifest.is_whole_checkpoint(output)
+
+
+def _mark(folder: Path, stage: str, key: str | None) -> None:
+    """Keeps that the stage is done, or (None) is not."""
+    state, output = _state(folder), folder / OUTPUT[stage]
+    digest = fingerprint(output) if key and output.is_file() else None
+    state["stages"][stage] = {"key": key, "digest": digest}
+    write_state(folder / STATE, state)
+
+
+def _keep_own(folder: Path, name: str, content: str) -> None:
+    """Writes one of the pipeline's own files."""
+    write_text(_own(folder, name), content)
+
+
+def _own(folder: Path, name: str) -> Path:
+    """Where one of the pipeline's own files goes, which is then known as such."""
+    state = _state(folder)
+    if name not in state["files"]:
+        write_state(folder / STATE, state | {"files": [*state["files"], name]})
+    return folder / name
+
+
+def _run_stage(stage: str, values: dict, folder: Path, options: PipelineOptions) -> None:
+    """The stage's own command, its output on the screen and in its log. The error of its exit code."""
+    import yaml
+
+    config, log = folder / f"{stage}.yaml", folder / f"{stage}.log"
+    _keep_own(folder, config.name, yaml.safe_dump(values, sort_keys=False))
+    _keep_own(folder, log.name, "")
+    start = shlex.split(options.launcher) if options.launcher and stage == "recover" else [sys.executable]
+    command = [
+        *start,
+        "-m",
+        "llm_pruner",
+        stage,
+        "--config",
+        str(config),
+        *(["--traceback"] if options.traceback else []),
+    ]
+    say(f"{stage}: {shlex.join(command)}")
+    last = ""
+    with open(log, "w", encoding="utf-8") as file:
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8", errors="replace"
+        )
+        try:
+            for line in process.stdout:
+                print(line, end="", flush=True)
+                with contextlib.suppress(OSError):  # a full disk ends the log, not the stage
+                    file.write(line)
+                    file.flush()
+                if line.strip():
+                    last = line.strip().rsplit("\r", 1)[-1]
+            code = process.wait()
+        except BaseException as stop:
+            if not isinstance(stop, KeyboardInterrupt):  # Ctrl-C has reached the stage too: let it end as it does
+                process.terminate()
+            try:
+                process.wait(timeout=30)
+            except (subprocess.TimeoutExpired, KeyboardInterrupt):
+                process.kill()
+            raise
+    if code in (130, -signal.SIGINT):
+        raise KeyboardInterrupt
+    if code:
+        why = last.partition(" error: ")[2] or last
+        raise FAILURES.get(code, RunError)(f"{stage} failed ({why}); its log is {log}, the same command goes on there")
+
+
+def _summary(folder: Path, stages: list[dict], options: PipelineOptions, argv: Sequence[str]) -> dict:
+    """summary.json, report.html and a table on the screen, from the stages' own reports."""
+    from llm_pruner.output.page import html
+
+    def read(path: Path) -> dict | None:
+        return read_json(path, "report") if path.is_file() else None
+
+    asked = [one["stage"] for one in stages]
+    reports = {stage: read(folder / OUTPUT[stage] / "report.json") for stage in asked if stage != "evaluate"}
+    evaluation = read(folder / EVALUATION) if "evaluate" in asked else None
+    rows = [["", "parameters", "perplexity before", "perplexity after", "seconds"]]
+    for one in stages:
+        own = reports.get(one["stage"])
+        cells = ["", "", ""]
+        if own:
+            cells = [
+                f"{own['parameters']['after']:,}",
+                *(_number(own["perplexity"].get(k)) for k in ("before", "after")),
+            ]
+        rows.append([one["stage"], *cells, "skipped" if one["skipped"] else f"{one['seconds']:,.0f}"])
+    summary = {
+        "model": options.model,
+        "stages": stages,
+        "parameters": {stage: own["parameters"]["after"] for stage, own in reports.items()},
+        "perplexity": {stage: own["perplexity"] for stage, own in reports.items()},
+        "recovered_share": (reports.get("recover") or {}).get("recovered_share"),
+        "zero_shot": {one["name"]: one["zero_shot"] for one in (evaluation or {"models": []})["models"]},
+        "speed": (evaluation or {}).get("ratios") or {},
+        "versions": report.versions(),
+        "command": report.command(argv, "python -m llm_pruner pipeline"),
+    }
+    say(f"\n{aligned(rows)}")
+    _keep_own(folder, "summary.json", json.dumps(report.finite(summary), indent=2, allow_nan=False) + "\n")
+    page, made = _own(folder, "report.html"), [own for own in reports.values() if own]
+    drawn = report.draw(page, lambda: html.page(made, evaluation), options.traceback)
+    say(f"saved {folder / 'summary.json'}{f' and {page}' * drawn}")
+    return summary
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:,.2f}"

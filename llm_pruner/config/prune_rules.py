@@ -1,0 +1,173 @@
+"""Which options go together: defaults < YAML < flags, and nothing that contradicts itself. Imports nothing heavy."""
+
+from typing import Any
+
+from llm_pruner.config.options import check_values, read_yaml, typed
+from llm_pruner.config.prune import BUDGETS, FIELDS, Options
+from llm_pruner.errors import UsageError
+from llm_pruner.importance import get
+from llm_pruner.shape.budget import parse_bytes, parse_parameters
+from llm_pruner.shape.widths import check_ratio, parse_prune
+
+SHAPES = (*BUDGETS, "target", "plan")  # the ways to say how much, of which a run has one
+STRUCTURE = ("structure", "remove_heads", "uniform")
+SCORING = ("importance", "criterion", "metrics", "taylor", "compensate", "mask_only", "scores", "plan", *STRUCTURE)
+OF_BEST = ("per_layer", "search_minutes", "epochs", "work_dir")
+PARAMETERS = ("param_ratio", "target_params", "target_memory")  # the budgets that a search can meet
+UNUSED = {  # what else says the same as each of them, or says nothing beside it
+    **dict.fromkeys(BUDGETS, ()),
+    "target": ("prune", "round_to", *STRUCTURE),
+    "plan": (
+        "prune",
+        "round_to",
+        "method",
+        "importance",
+        "criterion",
+        "metrics",
+        "taylor",
+        "scores",
+        "seed",
+        *STRUCTURE,
+        *OF_BEST,
+    ),
+}
+
+
+def resolve(flags: dict[str, Any], yaml_file: str | None = None) -> Options:
+    """Defaults, then the YAML, then `flags` (only those given). UsageError for anything that cannot be meant.
+
+    A flag that says the shape replaces all that the YAML says about it.
+    """
+    values = read_yaml(yaml_file, FIELDS) if yaml_file else {}
+    if _own_ratios(flags.get("prune")):
+        values = {name: value for name, value in values.items() if name not in (*BUDGETS, *STRUCTURE)}
+    if "iteration" in flags or str(flags.get("structure")).endswith("MM"):
+        values.pop("prune", None)
+    if "importance" in flags:
+        values = {name: value for name, value in values.items() if name not in ("metrics", "taylor")}
+    if "method" in flags:
+        values = {name: value for name, value in values.items() if name not in (*SCORING, "save_plan")}
+    elif set(SCORING) & set(flags):
+        values = {name: value for name, value in values.items() if name not in ("method", *OF_BEST)}
+    for shape, unused in UNUSED.items():
+        if shape in flags:
+            values = {name: value for name, value in values.items() if name not in (*SHAPES, *unused)}
+    if "structure" in flags:
+        values = {name: value for name, value in values.items() if name not in STRUCTURE}
+    values |= flags
+    options = Options(**{name: typed(FIELDS[name], value) for name, value in values.items()})
+    for shape, unused in UNUSED.items():
+        if shape in values and (clash := [name for name in unused if name in values]):
+            raise UsageError(f"{shape} already says what {clash[0]} would; leave one of them out")
+    validate(options)
+    return options
+
+
+def wants_best(options: Options) -> bool | None:
+    """Whether `--method best` is asked for, by its name or by options that only it has; None where nothing is said
+    for or against it."""
+    if options.method:
+        return True
+    if asked_of(options, (*SCORING, "save_plan", "iteration")):
+        return False
+    return True if asked_of(options, OF_BEST) else None
+
+
+def asked_of(options: Options, names: tuple[str, ...]) -> list[str]:
+    """Those of `names` that are not at their default."""
+    return [name for name in names if getattr(options, name) != FIELDS[name].default]
+
+
+def validate(options: Options) -> None:
+    """UsageError for values out of range and for options that contradict each other."""
+    if not options.model:
+        raise UsageError("no model: give --model FOLDER, --model HUB_ID or --model demo")
+    validate_pruning(options)
+    if options.no_save and options.save_model:
+        raise UsageError("no_save and save_model contradict each other")
+    if options.recover and (options.no_save or options.dry_run):
+        raise UsageError(
+            f"recover trains the saved checkpoint; leave out {'no_save' if options.no_save else 'dry_run'}"
+        )
+    if options.device_map and options.device != "auto":
+        raise UsageError("device and device_map both say where the model goes; give one of them")
+
+
+def validate_pruning(options: Options) -> None:
+    """`validate`, as far as it is about shape and units."""
+    check_values(options)
+    for name in ("pruning_ratio", "param_ratio"):
+        if getattr(options, name) is not None:
+            check_ratio(getattr(options, name), name)
+    shapes = [name for name in SHAPES if getattr(options, name) is not None]
+    if len(shapes) > 1:
+        raise UsageError(f"{' and '.join(shapes)} both say the shape; give one of them")
+    if not shapes and "=" not in (options.prune or ""):
+        raise UsageError(
+            "how much? give --pruning_ratio R with 0 <= R < 1, --param_ratio R, --target_params N, "
+            "--target_memory SIZE, --iteration N, --target NAME=WIDTH or --plan FILE"
+        )
+    if options.prune is not None:
+        parse_prune(options.prune, options.pruning_ratio if shapes in ([], ["pruning_ratio"]) else 0.0)
+        if shapes and _own_ratios(options.prune):
+            raise UsageError(
+                f"{shapes[0]} {getattr(options, shapes[0])} is not used: prune gives every kind its own ratio"
+            )
+        if "=" in options.prune and (options.structure or shapes not in ([], ["pruning_ratio"])):
+            raise UsageError("prune with ratios goes with --pruning_ratio only; name the kinds without ratios")
+    if options.target_params is not None:
+        parse_parameters(options.target_params)
+    if options.target_memory is not None:
+        parse_bytes(options.target_memory)
+    _validate_best(options)
+    _validate_units(options, shapes)
+
+
+def _own_ratios(prune: str | None) -> bool:
+    return bool(prune) and all("=" in part for part in prune.split(","))
+
+
+def _validate_best(options: Options) -> None:
+    if wants_best(options) is False and (unused := asked_of(options, OF_BEST)):
+        raise UsageError(f"{unused[0]} belongs to --method best; leave it out, or what names another method")
+    if options.per_layer and not any(getattr(options, name) is not None for name in PARAMETERS):
+        raise UsageError(f"per_layer shares a budget out: give one of {', '.join(PARAMETERS)}")
+    if options.per_layer and "hidden" in (options.prune or ""):
+        raise UsageError(
+            "per_layer shares a budget out among layers, and hidden belongs to all: leave it out of --prune"
+        )
+    if not options.method:
+        return
+    if clash := asked_of(options, SCORING):
+        raise UsageError(f"method {options.method} and {clash[0]} both say how units are chosen; leave one of them out")
+    if options.save_plan:
+        raise UsageError("save_plan lists units; method best makes new weights, which no plan holds")
+
+
+def _validate_units(options: Options, shapes: list[str]) -> None:
+    criterion = get(options.importance or "magnitude")
+    structure = options.structure or ""
+    if structure and not set(shapes) & set(BUDGETS):
+        raise UsageError(f"structure {structure} shares a budget out: give one of {', '.join(BUDGETS)}")
+    if structure.endswith("MM") != (options.remove_heads is not None):
+        raise UsageError("remove_heads says how many heads UL-MM and AL-MM remove; give it with those, and only those")
+    if options.uniform and not structure.startswith("AL"):
+        raise UsageError("uniform rounds an adaptive structure; give --structure AL-AM or AL-MM")
+    if options.round_to > 1 and (structure or shapes not in ([], ["pruning_ratio"])):
+        raise UsageError("round_to goes with width ratios; a budget of parameters or a structure sets widths itself")
+    literal = options.iteration is not None and not structure.startswith("AL")
+    if options.prune and (structure.endswith("MM") or literal):
+        what = "iteration" if literal else f"structure {structure}"
+        raise UsageError(f"{what} takes both heads and neurons; use --param_ratio to --prune some of them")
+    if structure.startswith("UL") and "kv_heads" in (options.prune or ""):
+        raise UsageError(f"structure {structure} takes query heads from every kv group; leave kv_heads out of --prune")
+    for name in ("metrics", "taylor"):
+        if getattr(options, name) is not None and name not in criterion.options:
+            raise UsageError(f"{name} says nothing about importance {criterion.name}; leave it out")
+    undefined = sorted({part.partition("=")[0].strip() for part in (options.prune or "").split(",")} - {""})
+    if undefined := [kind for kind in undefined if kind not in criterion.kinds]:
+        raise UsageError(
+            f"importance {criterion.name} does not score {undefined[0]}; known: {', '.join(criterion.kinds)}"
+        )
+    if structure and "hidden" in (options.prune or ""):
+        raise UsageError(f"structure {structure} is about heads and neurons; leave hidden out of --prune")

@@ -1,0 +1,133 @@
+"""The options of `python -m llm_pruner recover`. Imports nothing heavy."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from llm_pruner.config.options import MOST_SEED, check_values, option, resolved
+from llm_pruner.errors import UsageError
+
+MODEL, METHOD, DATA, TRAINING, OUTPUT, EVALUATION = (
+    "models", "method", "training data", "training", "output", "evaluation",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RecoverOptions:
+    """Every option of `recover`, by its flag's name."""
+
+    model: str | None = option(None, MODEL, "the pruned checkpoint: local folder or hub id")
+    teacher: str | None = option(
+        None, MODEL, "distil: the dense model to learn from; default: the one that the checkpoint's report.json names"
+    )
+    revision: str | None = option(None, MODEL, "branch, tag or commit of a hub model")
+    device: str = option(
+        "auto",
+        MODEL,
+        "auto takes a GPU if there is one; under `accelerate launch` it says",
+        choices=("auto", "cpu", "cuda"),
+    )
+    mixed_precision: str = option(
+        "auto", MODEL, "compute in bfloat16 over float32 weights; auto does on a GPU or CPU (AMX) that has it",
+        choices=("auto", "no", "bf16", "fp16"),
+    )  # fmt: skip
+    method: str | None = option(
+        None, METHOD, "distil: the dense model's logits are the target; lora: the text is, and adapters learn it; "
+        "default: distil where there is a teacher", choices=("lora", "distil"),
+    )  # fmt: skip
+    train_weights: str | None = option(
+        None, METHOD, "what learns: all weights, or adapters that are merged at the end; default: full by distil",
+        choices=("full", "lora"),
+    )  # fmt: skip
+    lora_r: int = option(32, METHOD, "rank of the adapters", "R", least=1)
+    lora_alpha: float = option(64.0, METHOD, "their scale is alpha / r", least=0)
+    lora_dropout: float = option(0.0, METHOD, "dropout in front of them", "P", least=0)
+    lora_targets: str | None = option(
+        None, METHOD, "projections that get one, such as q_proj,v_proj; default: all in the decoder layers", "NAME,…"
+    )
+    temperature: float = option(1.0, METHOD, "distil: of both distributions", "T", least=0.01)
+    ce_weight: float = option(0.0, METHOD, "distil: weight of the text's own loss beside the teacher's", "W", least=0)
+    hidden_weight: float = option(
+        0.0, METHOD, "distil: weight of the distance between both models' hidden states", "W", least=0
+    )
+    data: str | None = option(
+        None, DATA, "wikitext2, c4, alpaca, demo, a file: text, or JSON records; default: what the checkpoint "
+        "was calibrated on", "NAME|FILE",
+    )  # fmt: skip
+    max_seq_len: int | None = option(
+        None, DATA, "tokens per window of training and of evaluation, at most max_position_embeddings; default: 512 of "
+        "training, and what the checkpoint was scored with", "N", least=2,
+    )  # fmt: skip
+    nsamples: int | None = option(None, DATA, "at most so many windows or records of the data", "N", least=1)
+    epochs: float | None = option(None, TRAINING, "passes over the data; default 2, if the time allows", "N", least=0)
+    steps: int | None = option(None, TRAINING, "optimiser steps, instead of epochs", "N", least=1)
+    max_minutes: float | None = option(
+        None,
+        TRAINING,
+        "stop training then, the learning rate decayed; default: 2 on a CPU, none on a GPU",
+        "M",
+        least=0,
+    )
+    learning_rate: float | None = option(
+        None, TRAINING, "peak; default: by method and hidden_size, see the README", "LR", least=0
+    )
+    warmup: float = option(0.1, TRAINING, "share of the run in which the rate rises; it falls as a cosine", least=0)
+    weight_decay: float = option(0.0, TRAINING, "AdamW's", least=0)
+    batch_size: int | None = option(
+        None,
+        TRAINING,
+        "windows per device and forward pass; default: 1024 tokens (lora 2048) on a CPU, 8192 on a GPU",
+        "N",
+        least=1,
+    )
+    gradient_accumulation_steps: int = option(1, TRAINING, "forward passes per optimiser step", "N", least=1)
+    gradient_checkpointing: bool = option(False, TRAINING, "less memory, more time")
+    seed: int = option(0, TRAINING, "seed of everything random", "N", least=0, most=MOST_SEED)
+    save_model: str | None = option(None, OUTPUT, "folder for the checkpoint; default <model>-recovered", "DIR")
+    overwrite: bool = option(False, OUTPUT, "replace the checkpoint that is in the output folder")
+    work_dir: str | None = option(
+        None, OUTPUT, "unfinished training is kept there, and goes on there; default <save_model>.unfinished", "DIR"
+    )
+    save_minutes: float | None = option(
+        None, OUTPUT, "how often it is kept; default: an eighth of max_minutes, at most 10", "M", least=0
+    )
+    eval_data: str | None = option(
+        None,
+        EVALUATION,
+        "wikitext2, demo, a text file, or none; default: what the checkpoint was scored on",
+        "NAME|FILE",
+    )
+    config: str | None = option(None, "options file", "YAML with any of the other options; flags win over it", "FILE")
+    traceback: bool = option(False, OUTPUT, "show where an error came from")
+
+    def asdict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def resolve(flags: dict[str, Any], yaml_file: str | None = None) -> RecoverOptions:
+    """Defaults < YAML < flags. UsageError for anything that cannot be meant."""
+    options = resolved(RecoverOptions, flags, yaml_file)
+    validate(options)
+    return options
+
+
+def validate(options: RecoverOptions) -> None:
+    """UsageError for values out of range and for options that contradict each other."""
+    check_values(options)
+    if not options.model:
+        raise UsageError("no model: give --model FOLDER, the pruned checkpoint")
+    if options.method == "lora":
+        if options.teacher:
+            raise UsageError("teacher belongs to --method distil; leave it out, or what names lora")
+        if options.train_weights == "full":
+            raise UsageError("method lora trains adapters; train_weights full goes with --method distil")
+        for name, plain in (("temperature", 1.0), ("ce_weight", 0.0), ("hidden_weight", 0.0)):
+            if getattr(options, name) != plain:
+                raise UsageError(f"{name} belongs to --method distil; leave it out")
+    if options.epochs is not None and options.steps is not None:
+        raise UsageError("epochs and steps both say how long; give one of them (and --max_minutes)")
+    for name in ("epochs", "max_minutes", "learning_rate", "lora_alpha"):
+        if getattr(options, name) == 0:
+            raise UsageError(f"{name}: 0 would train nothing; it must be above 0")
+    for name in ("lora_dropout", "warmup"):
+        if not getattr(options, name) < 1:
+            raise UsageError(f"{name}: {getattr(options, name)} must be a number with 0 <= {name} < 1")

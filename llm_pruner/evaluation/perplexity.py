@@ -1,0 +1,97 @@
+"""Perplexity over windows, by the model's own logits, of which as few are held at a time as its class allows."""
+
+import logging
+import math
+import sys
+
+import torch
+import torch.nn.functional as F
+from tqdm.auto import tqdm
+
+from llm_pruner.calibration.layerwise import cause_of_nan
+from llm_pruner.errors import RunError, UsageError, is_out_of_memory
+from llm_pruner.evaluation.head import body_of, hidden_states, logits_of
+
+log = logging.getLogger(__name__)
+
+LOGITS = 2**25  # float32 logits held at a time: 128 MiB
+TOKENS = {"cuda": 16_384, "cpu": 4_096}  # tokens per forward pass to start with
+
+
+@torch.no_grad()
+def perplexity(model, windows: torch.Tensor, batch_size: int | None = None, label: str = "perplexity") -> float:
+    """exp of the mean over windows of the window's mean next-token loss; infinity where that is too large a number.
+
+    windows: LongTensor [n, length]. batch_size: windows per forward pass; by default what should fit, halved
+    as long as memory runs out. UsageError for windows without a next token. RunError when not even one window fits,
+    and, naming what is the first to be so, when the loss is not a number.
+    """
+    length = windows.shape[1]
+    if length < 2 or not len(windows):
+        raise UsageError(
+            f"{len(windows)} windows of {length} tokens have no next token to predict; windows of at least 2 are "
+            "needed: --max_seq_len, and max_position_embeddings in config.json"
+        )
+    batch = batch_size or max(1, TOKENS.get(model.device.type, 4_096) // length)
+    scorer, total, done = None, 0.0, 0
+    interval = 0.2 if sys.stderr.isatty() else 10  # a log file wants few lines
+    bar = tqdm(total=len(windows), desc=label, unit="window", delay=2, leave=False, mininterval=interval)
+    with bar as progress:
+        while done < len(windows):
+            some = windows[done : done + batch]
+            try:
+                scorer = scorer or Scorer(model, windows[0])
+                loss = scorer.summed_loss(some)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if batch == 1:
+                    raise RunError(
+                        f"a window of {length} tokens does not fit in memory; use a smaller --max_seq_len"
+                    ) from error
+                batch //= 2
+                log.warning("out of memory; going on with %d windows per batch", batch)
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()
+                continue
+            if math.isnan(loss):
+                raise cause_of_nan(model, some, f"{label} is not a number")
+            total += loss
+            progress.update(len(some))
+            done += batch
+    mean = total / (len(windows) * (length - 1))
+    return math.exp(mean) if mean < 700 else math.inf
+
+
+class Scorer:
+    """Sums the next-token losses of windows: of hidden states, in chunks of positions, where the model's class lets its
+    logits be made so, else of whole logits, a window at a time."""
+
+    def __init__(self, model, window: torch.Tensor) -> None:
+        """window: LongTensor [length], for the trial; see `body_of`."""
+        self.model = model
+        self.body, vocabulary = body_of(model, window)
+        self.step = max(1, LOGITS // vocabulary)
+
+    def summed_loss(self, windows: torch.Tensor) -> float:
+        """Σ of the next-token losses of `windows` [n, length], in nats."""
+        if self.body is None:
+            return sum(self._whole(window) for window in windows)
+        output = self.body(input_ids=windows.to(self.model.device), use_cache=False)
+        hidden = hidden_states(output)[:, :-1]
+        hidden, ids = hidden.reshape(1, -1, hidden.shape[-1]), windows[:, :-1].reshape(1, -1).to(self.model.device)
+        targets = windows[:, 1:].reshape(-1)
+        total = 0.0
+        for start in range(0, hidden.shape[1], self.step):
+            own = slice(start, start + self.step)
+            total += _loss(logits_of(self.model, self.body, output, ids[:, own], hidden[:, own])[0], targets[own])
+        return total
+
+    def _whole(self, window: torch.Tensor) -> float:
+        logits = self.model(input_ids=window[None].to(self.model.device), use_cache=False).logits[0, :-1]
+        return sum(map(_loss, logits.split(self.step), window[1:].split(self.step)))
+
+
+def _loss(logits: torch.Tensor, targets: torch.Tensor) -> float:
+    """Σ of the losses of `targets` [n], from [n, vocabulary]."""
+    return F.cross_entropy(logits.float(), targets.to(logits.device), reduction="sum").double().item()

@@ -1,0 +1,175 @@
+"""Evaluation, in a straight line: texts, tasks → each model: perplexity, zero-shot → all of them: speed → report."""
+
+import gc
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from llm_pruner.calibration import data
+from llm_pruner.config.evaluate import EvaluateOptions, validate
+from llm_pruner.console import quiet, say
+from llm_pruner.errors import RunError, redact
+from llm_pruner.model import loading
+from llm_pruner.model.families import FAMILIES
+from llm_pruner.model.per_layer import PREFIX
+from llm_pruner.model.tokenizers import load_tokenizer
+from llm_pruner.output import places, report
+
+PROGRAM = "python -m llm_pruner evaluate"
+WIDTHS = ("hidden_size", "num_attention_heads", "num_key_value_heads", "intermediate_size")
+
+
+def run(options: EvaluateOptions, argv: Sequence[str] = ()) -> dict:
+    """Does what `options` say and returns the report. Every failure is a PrunerError with its exit code."""
+    validate(options)
+    stopwatch = report.Stopwatch()
+    sources, dense = _sources(options)
+    path = places.report_file(options, places.inputs_of(options, sources), page=True) if options.report else None
+    texts = _texts(options)
+    tasks = []
+    if options.tasks:
+        from llm_pruner.evaluation.tasks import check_tasks
+
+        tasks = check_tasks(options.tasks)
+    configs = {name: loading.load_config(source, any_family=True) for name, source in sources.items()}
+    quiet()
+    if options.speed:
+        from llm_pruner.evaluation import speed
+
+        speed.check_lengths(configs, options.prompt_len, options.new_tokens)
+    device = None if options.device_map else loading.pick_device(options.device)
+    loaded: dict = {}
+
+    def load(name: str):
+        if name not in loaded:
+            say(f"loading {name}")
+            folder = loading.fetch(sources[name])
+            loaded[name] = loading.load_model(folder, configs[name], options.dtype, device, options.device_map)
+        return loaded[name]
+
+    models = []
+    for name, source in sources.items():
+        with stopwatch("load"):
+            model = load(name)
+            tokenizer = load_tokenizer(loading.fetch(source, weights=False), needed=bool(texts or tasks))
+        found = _described(name, source, model)
+        with stopwatch("perplexity"):
+            found["perplexity"] = {text: _scored(model, tokenizer, text, options, name) for text in texts}
+        if tasks:
+            from llm_pruner.evaluation.zero_shot import zero_shot
+
+            with stopwatch("zero-shot"):
+                found["zero_shot"] = zero_shot(
+                    model, tokenizer, tasks, num_fewshot=options.num_fewshot, batch_size=options.batch_size,
+                    apply_chat_template=options.apply_chat_template, limit=options.limit, seed=options.seed,
+                )  # fmt: skip
+        models.append(found)
+        if not options.speed:  # models are compared in turns, so all of them have to be there at once
+            loaded.clear()
+            del model
+            gc.collect()
+    ratios = {}
+    if options.speed:
+        with stopwatch("speed"):
+            measured = speed.measure(
+                {name: load(name) for name in sources}, options.speed_batch_size, options.prompt_len,
+                options.new_tokens, options.repeats, options.seed,
+            )  # fmt: skip
+        for found in models:
+            found["speed"] = {key: measured[found["name"]][key] for key in ("modes", "peak_memory")}
+        ratios = speed.ratios(measured, dense)
+    made = {
+        "step": "evaluate",
+        "models": models,
+        "dense": dense,
+        "ratios": ratios,
+        "conditions": _conditions(options, device),
+        **report.conditions(options, stopwatch.seconds, argv, PROGRAM),
+    }
+    made = report.finite(made)
+    from llm_pruner.evaluation.tables import tables
+
+    say(tables(made))
+    if path:
+        from llm_pruner.output.page import html
+
+        page = path.with_suffix(".html")
+        places.write_files({path: partial(report.write_json, report=made)})
+        drawn = report.draw(page, lambda: html.page([], made), options.traceback)
+        say(f"saved {path}{f' and {page}' * drawn}")
+    return made
+
+
+def _sources(options: EvaluateOptions) -> tuple[dict[str, str], str]:
+    """({name on the screen: where to load from}, the name of the dense model), which comes first."""
+    given = ([options.dense] if options.dense else []) + list(options.model)
+    given = list(dict.fromkeys(given))
+    short = [one if one == "demo" else Path(one).name or one for one in given]
+    names = [name if short.count(name) == 1 else one for name, one in zip(short, given)]
+    sources = {redact(name): loading.resolve(one) for name, one in zip(names, given)}
+    return sources, next(iter(sources))
+
+
+def _texts(options: EvaluateOptions) -> list[str]:
+    given = options.eval_data or ("demo" if "demo" in (*options.model, options.dense) else "wikitext2",)
+    if given == ("none",):
+        return []
+    for name in given:
+        data.check_name(name)
+    return list(dict.fromkeys(given))
+
+
+def _described(name: str, source: str, model) -> dict:
+    parameters, size = report.size_of(model)
+    return {
+        "name": name,
+        "path": redact(source),
+        "model_type": model.config.model_type,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "parameters": parameters,
+        "bytes": size,
+        "layers": model.config.get_text_config().num_hidden_layers,
+        "widths": widths(model.config.get_text_config()),
+        "perplexity": {},
+        "zero_shot": {},
+        "speed": None,
+    }
+
+
+def widths(config) -> dict:
+    """{name: width, or one for each layer where they differ}, of what the configuration names."""
+    family = FAMILIES.get(config.model_type.removeprefix(PREFIX))
+    fields = {name: name for name in WIDTHS} | ({"intermediate_size": family.intermediate_size} if family else {})
+    overrides = getattr(config, "per_layer_widths", None)
+    found = {}
+    for name, field in fields.items():
+        stock = getattr(config, field, None)
+        if name == "intermediate_size" and stock is None and family:
+            stock = 4 * config.hidden_size
+        layers = [own.get(field, stock) for own in overrides or ()]
+        width = layers if len(set(layers)) > 1 else layers[0] if layers else stock
+        if width is not None:
+            found[name] = width
+    return found
+
+
+def _scored(model, tokenizer, text: str, options: EvaluateOptions, name: str) -> dict:
+    from llm_pruner.evaluation.perplexity import perplexity
+
+    if tokenizer is None:
+        raise RunError(f"{name} has no tokenizer, so no text can be scored; use --eval_data none")
+    windows = data.evaluation_windows(text, tokenizer, model.config, options.max_seq_len)
+    value = perplexity(model, windows, options.batch_size, f"perplexity of {name}")
+    return {"value": value, "windows": len(windows), "max_seq_len": windows.shape[1]}
+
+
+def _conditions(options: EvaluateOptions, device) -> dict:
+    import torch
+
+    found = {"device": str(device or options.device_map), "threads": torch.get_num_threads()}
+    if torch.cuda.is_available():
+        found["card"] = torch.cuda.get_device_name()
+    if options.speed:
+        names = ("speed_batch_size", "prompt_len", "new_tokens", "repeats")
+        found |= {name: getattr(options, name) for name in names}
+    return found

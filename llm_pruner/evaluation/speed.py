@@ -1,0 +1,265 @@
+"""How fast causal language models prefill and decode, measured in turns, and what memory they need for it."""
+
+import ctypes
+import inspect
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+import torch
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache, StaticLayer
+
+from llm_pruner.calibration.layerwise import computing
+from llm_pruner.errors import UsageError
+
+QUANTITIES = ("prefill_tokens_per_second", "decode_tokens_per_second", "time_to_first_token_seconds")
+
+
+@computing("a run over prompts", "use a smaller --speed_batch_size, --prompt_len or --new_tokens")
+@torch.inference_mode()
+def measure(
+    models: Mapping[str, PreTrainedModel], batch_size: int = 1, prompt_len: int = 128, new_tokens: int = 64,
+    repeats: int = 5, seed: int = 0,
+) -> dict[str, dict]:  # fmt: skip
+    """Speed and peak memory of each model, where it lives and in eval mode, as plain data by the models' names:
+
+        {"parameters": number, "bytes": of the parameters, "peak_memory": bytes or None, "modes": {mode: {
+            "prefill_tokens_per_second": [one per round], "decode_tokens_per_second": […],
+            "time_to_first_token_seconds": […]}}}
+
+    The modes are "eager" and, on a GPU, "cuda_graph": prefill and decode step each captured once and replayed; where
+    that cannot be done it holds only a "reason". All models get the same random prompts, decode greedily and go on
+    past an end of text. Prefill is one forward pass over the prompts into an empty static cache, with logits for the
+    last position; choosing a token completes the time to the first one; decode is the other new_tokens - 1 steps, all
+    sequences counted. In a round the models run one after the other, in the next one another is first, so that drift
+    of the machine hits all alike. A layer with a sliding window holds the whole sequence, the window is in the mask.
+
+    peak_memory: the model's parameters and buffers and what an eager run takes besides, of the GPU or else of the
+    process's resident memory; None where it cannot be known (only Linux tells).
+
+    UsageError when a model has no max_position_embeddings for so many tokens, or new_tokens is less than 2.
+    """
+    check_lengths({name: model.config for name, model in models.items()}, prompt_len, new_tokens)
+    vocabulary = min(model.get_input_embeddings().weight.shape[0] for model in models.values())
+    prompts = torch.randint(vocabulary, (batch_size, prompt_len), generator=torch.Generator().manual_seed(seed))
+    measured, runs = {}, {}
+    for name, model in models.items():
+        generate(eager(model, prompts[:, :1], 2), 2)  # imports and kernels are no part of the peak
+        steps = eager(model, prompts, new_tokens)
+        peak = _peak_memory(model, partial(generate, steps, new_tokens))
+        found = {"eager": steps} | ({"cuda_graph": _graphs(model, steps, new_tokens)} if _gpus(model) else {})
+        runs[name] = {mode: own for mode, own in found.items() if isinstance(own, Steps)}
+        parameters = [(p.numel(), p.element_size()) for p in model.parameters()]
+        measured[name] = {
+            "parameters": sum(n for n, _ in parameters),
+            "bytes": sum(n * size for n, size in parameters),
+            "peak_memory": peak,
+            "modes": {
+                mode: {quantity: [] for quantity in QUANTITIES} if mode in runs[name] else {"reason": own}
+                for mode, own in found.items()
+            },
+        }
+    for name, model in models.items():
+        if _gpus(model):
+            generate(runs[name]["eager"], new_tokens)  # each capture made the allocator give its memory back
+    order = [name for turn in range(repeats) for name in turn_of(list(models), turn)]
+    interval = 0.2 if sys.stderr.isatty() else 10  # a log file wants few lines
+    for name in tqdm(order, desc="speed", unit="run", delay=2, leave=False, mininterval=interval):
+        for mode, steps in runs[name].items():
+            prefill, choice, decode = generate(steps, new_tokens)[1]
+            values = (batch_size * prompt_len / prefill, batch_size * (new_tokens - 1) / decode, prefill + choice)
+            for quantity, value in zip(QUANTITIES, values, strict=True):
+                measured[name]["modes"][mode][quantity].append(value)
+    return measured
+
+
+def ratios(measured: Mapping[str, dict], dense: str) -> dict[str, dict]:
+    """How many times as fast as the model `dense` the others are: {name: {mode: {"prefill" | "decode": summary}}}.
+
+    The summaries are of the ratios of tokens per second in the same round. A mode that one of the two lacks is left
+    out. KeyError when there is no such model.
+    """
+    result = {name: {} for name in measured if name != dense}
+    for name, modes in result.items():
+        for mode, base in measured[dense]["modes"].items():
+            own = measured[name]["modes"].get(mode, {"reason": "not measured"})
+            if "reason" not in own and "reason" not in base:
+                modes[mode] = {
+                    phase: summary([a / b for a, b in zip(own[quantity], base[quantity], strict=True)])
+                    for phase, quantity in zip(("prefill", "decode"), QUANTITIES)
+                }
+    return result
+
+
+def summary(values: Sequence[float]) -> dict[str, float]:
+    """Median, lowest and highest of `values`; StatisticsError when there are none."""
+    return {"median": median(values), "low": min(values), "high": max(values)}
+
+
+def turn_of(names: list[str], turn: int) -> list[str]:
+    """The order of round `turn`: each goes first, second … as often as the others."""
+    start = turn % len(names)
+    return names[start:] + names[:start]
+
+
+class Steps(NamedTuple):
+    """One way to run a model on given prompts."""
+
+    reset: Callable[[], object]  # empties the cache
+    prefill: Callable[[], torch.Tensor]  # → logits of the last position, [batch, 1, vocabulary]
+    decode: Callable[[], object]  # feeds `token`, puts the next one there
+    token: torch.Tensor  # [batch, 1]
+    now: Callable[[], float]  # seconds, when the model's GPUs have done all that they were given
+
+
+class _Layer(StaticLayer):
+    """A static layer that knows without asking the device that it is empty, so that a prefill needs no mask, not even
+    in a capture, where transformers may not ask. Also for sliding windows: transformers' own layer for them counts
+    what it holds in Python, which a replayed graph does not run."""
+
+    empty = True
+
+    def update(self, *args, **kwargs):
+        self.empty = False
+        return super().update(*args, **kwargs)
+
+    def get_seq_length(self):
+        return 0 if self.empty else super().get_seq_length()
+
+    def reset(self) -> None:
+        super().reset()
+        self.empty = True
+
+
+def eager(model: PreTrainedModel, prompts: torch.Tensor, new_tokens: int) -> Steps:
+    """The model as it is, with a static cache for `prompts` [batch, length] and `new_tokens`.
+
+    A layer's part of the cache is made for the first keys that it gives, so kv heads may differ between layers.
+    """
+    prompts = prompts.to(model.device)
+    cache = Cache(layers=[_Layer(prompts.shape[1] + new_tokens) for _ in range(model.config.num_hidden_layers)])
+    token, gpus = torch.zeros_like(prompts[:, :1]), _gpus(model)
+    keep = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+
+    def forward(input_ids: torch.Tensor) -> torch.Tensor:
+        return model(input_ids=input_ids, past_key_values=cache, use_cache=True, **keep).logits[:, -1:]
+
+    def now() -> float:
+        for device in gpus:
+            torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    return Steps(
+        reset=cache.reset,
+        prefill=lambda: forward(prompts),
+        decode=lambda: token.copy_(forward(token).argmax(-1)),
+        token=token,
+        now=now,
+    )
+
+
+def captured(steps: Steps) -> Steps:
+    """Eager `steps`, on one GPU, as two CUDA graphs that work on the same cache and token.
+
+    What changes from step to step (the token, how much the cache holds, and with it positions and mask) lies on the
+    device and is updated there by the graph itself: nothing comes from the host. Raises what a failed capture raises.
+    """
+    device = steps.token.device
+    prefill, decode = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):  # around the captures too: one that fails leaves its stream the current one
+        for _ in range(3):  # libraries set themselves up, which cannot be captured
+            steps.reset()
+            steps.prefill()
+            steps.decode()
+        steps.reset()
+        with torch.cuda.graph(prefill, stream=stream):
+            logits = steps.prefill()
+        with torch.cuda.graph(decode, stream=stream):
+            steps.decode()
+    torch.cuda.current_stream(device).wait_stream(stream)
+
+    def replayed() -> torch.Tensor:
+        prefill.replay()
+        return logits
+
+    return steps._replace(prefill=replayed, decode=decode.replay)
+
+
+def _graphs(model: PreTrainedModel, steps: Steps, new_tokens: int) -> Steps | str:
+    """`steps` as graphs that have run once, or why they cannot be had."""
+    if len(_gpus(model)) > 1:
+        return "the model is spread over several GPUs"  # whose streams one capture does not see
+    try:
+        graphs = captured(steps)
+        generate(graphs, new_tokens)
+    except Exception as error:  # what a model does in a capture is up to the model; eager it has run
+        cause = error.__context__ or error  # a capture that failed fails again when it ends, and says less
+        steps.now()
+        return f"{type(cause).__name__}: {str(cause).strip()}".partition("\n")[0]
+    return graphs
+
+
+def generate(steps: Steps, new_tokens: int) -> tuple[torch.Tensor, tuple[float, float, float]]:
+    """The tokens [batch, new_tokens], and the seconds for the prefill, for choosing the first and for the others."""
+    steps.reset()
+    start = steps.now()
+    logits = steps.prefill()
+    filled = steps.now()
+    steps.token.copy_(logits.argmax(-1))
+    chosen = steps.now()
+    tokens = [steps.token.clone()]
+    for _ in range(new_tokens - 1):
+        steps.decode()
+        tokens.append(steps.token.clone())
+    done = steps.now()
+    return torch.cat(tokens, dim=1), (filled - start, chosen - filled, done - chosen)
+
+
+def check_lengths(configs: Mapping[str, object], prompt_len: int, new_tokens: int) -> None:
+    """UsageError when a model has no max_position_embeddings for so many tokens, or new_tokens is less than 2."""
+    if new_tokens < 2:
+        raise UsageError(f"new_tokens must be at least 2, not {new_tokens}: the first one comes from the prefill")
+    for name, config in configs.items():
+        limit, total = getattr(config, "max_position_embeddings", None), prompt_len + new_tokens
+        if limit is not None and total > limit:
+            raise UsageError(
+                f"{name}: prompt_len {prompt_len} + new_tokens {new_tokens} = {total} tokens are more than its "
+                f"max_position_embeddings, {limit}; ask for fewer"
+            )
+
+
+def _gpus(model: PreTrainedModel) -> list[torch.device]:
+    return sorted({p.device for p in model.parameters() if p.device.type == "cuda"}, key=str)
+
+
+def _peak_memory(model: PreTrainedModel, run: Callable[[], object]) -> int | None:
+    """Bytes of `model` and of what `run` takes besides; what else is in memory does not count. None if unknown."""
+    own = sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers()))
+    if devices := _gpus(model):
+        for device in devices:
+            torch.cuda.reset_peak_memory_stats(device)
+        before = sum(map(torch.cuda.memory_allocated, devices))
+        run()
+        return own + sum(map(torch.cuda.max_memory_allocated, devices)) - before
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # memory that an earlier run freed and malloc kept would not be seen to grow
+        Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again
+        before = _resident("VmRSS")
+    except (OSError, AttributeError, TypeError):  # not Linux, not allowed, another C library, Windows
+        run()
+        return None
+    run()
+    return own + _resident("VmHWM") - before
+
+
+def _resident(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))

@@ -1,0 +1,125 @@
+"""Scores on disk: a second run at another ratio needs no forward pass."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llm_pruner.errors import RunError, UsageError, shown
+from llm_pruner.files import check_regular, write_whole
+from llm_pruner.model.checkpoint_files import FLOATS
+
+if TYPE_CHECKING:
+    import torch
+
+FORMAT = "llm_pruner.scores/1"
+MEAN = "mean/"
+BLOCK, BLOCKS = 65_536, 512  # so many blocks of so many bytes, spread over a weight file, tell it from others
+
+
+def save(path: Path, key: Mapping, scores: "Mapping[str, torch.Tensor]", means: "Mapping[str, torch.Tensor]") -> None:
+    """Writes scores by group, and mean inputs by the weight that reads them, with what they were made from."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    tensors = {**scores, **{MEAN + name: mean.cpu() for name, mean in means.items()}}
+    values = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    try:
+        write_whole(path, lambda partial: save_file(values, partial, {FORMAT: json.dumps(key)}))
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"the scores cannot be written to {path}: {error}") from error
+
+
+def load(
+    path: Path, key: Mapping, lengths: Mapping[str, int], inputs: Mapping[str, int]
+) -> "tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]":
+    """(scores, means) that `save` wrote.
+
+    Args:
+        path: The file.
+        key: What scores of this run would be made from.
+        lengths: How many scores each group has.
+        inputs: How many inputs each weight has whose mean inputs may be there.
+
+    Raises:
+        UsageError: It was made from something else, with what differs, or does not hold such scores.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    where = f"--scores {path}"
+    check_regular(path, "--scores")
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = json.loads((file.metadata() or {})[FORMAT])
+            if not isinstance(found, dict):
+                raise ValueError(FORMAT)
+            _check_key(found, key, where)
+            expected = {**lengths, **{MEAN + name: length for name, length in inputs.items()}}
+            tensors = {name: _tensor(file, name, expected, where) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, KeyError, ValueError, RecursionError) as error:
+        raise UsageError(f"{where} is there and holds no scores of this program") from error
+    means = {name.removeprefix(MEAN): t for name, t in tensors.items() if name.startswith(MEAN)}
+    return {name: t for name, t in tensors.items() if not name.startswith(MEAN)}, means
+
+
+def _check_key(found: Mapping, key: Mapping, where: str) -> None:
+    key = json.loads(json.dumps(key))
+    for name in {**found, **key}:
+        if found.get(name) != key.get(name):
+            raise UsageError(
+                f"{where} was made with {name} {_plain(found.get(name))}, this run has {_plain(key.get(name))}; "
+                "name another file, or delete it"
+            )
+
+
+def _plain(value) -> str:
+    return shown(value)[1:-1] if isinstance(value, str) else shown(value)
+
+
+def _tensor(file, name: str, expected: Mapping[str, int], where: str) -> "torch.Tensor":
+    """A tensor of the file. UsageError unless it is one finite number for each of what it is about."""
+    told, damaged = file.get_slice(name), "the file is damaged: delete it, or name another"
+    if name not in expected:
+        raise UsageError(f"{where}: {shown(name)} is no group and no weight of this model; {damaged}")
+    if told.get_dtype() not in FLOATS or told.get_shape() != [expected[name]]:
+        raise UsageError(
+            f"{where}: {name} must be {expected[name]} floating-point numbers, it is {told.get_dtype()} "
+            f"{tuple(told.get_shape())}; {damaged}"
+        )
+    values = file.get_tensor(name).float()
+    if not values.isfinite().all():
+        raise UsageError(f"{where}: {name} holds NaN or infinity; {damaged}")
+    return values
+
+
+def fingerprint(source: str, folder: str | Path) -> str:
+    """What tells a checkpoint from others: a hub id with its commit, which is the name of the `folder` it is in; of
+    a local folder its config, and of each weight file size and blocks of it: all, up to 32 MiB."""
+    if not os.path.isdir(source):
+        return f"{source}@{Path(folder).name}"
+    digest = hashlib.sha256()
+    for path in sorted(Path(folder).glob("*")):
+        if path.name == "config.json":
+            digest.update(path.read_bytes())
+        elif path.suffix in (".safetensors", ".bin") and path.is_file():
+            size = path.stat().st_size
+            digest.update(f"{path.name} {size}".encode())
+            with open(path, "rb") as file:
+                for start in range(0, size, max(BLOCK, size // BLOCKS)):
+                    file.seek(start)
+                    digest.update(file.read(BLOCK))
+    return digest.hexdigest()[:16]
+
+
+def text_digest(name: str) -> str:
+    """A data set's name as it is; a file's content, shortened."""
+    path = Path(name).expanduser()
+    if not path.is_file():
+        return name
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(2**20):
+            digest.update(piece)
+    return digest.hexdigest()[:16]

@@ -1,0 +1,52 @@
+"""Fewer layers: what is left of a configuration, a model or a name when whole decoder layers go."""
+
+import copy
+import re
+from collections.abc import Sequence
+
+from llm_pruner.model.families import Layers, Widths
+
+PER_LAYER = ("layer_types",)  # fields of a configuration with one entry for each layer
+
+
+def shallow_config(config, layers: Sequence[int]):
+    """A copy of `config` for a model of these `layers` only; its lists of one entry per layer are cut alike."""
+    shallow = copy.deepcopy(config)
+    for name in PER_LAYER:
+        if getattr(config, name, None):
+            setattr(shallow, name, [getattr(config, name)[layer] for layer in layers])
+    shallow.num_hidden_layers = len(layers)
+    return shallow
+
+
+def make_shallow(model, layers: Sequence[int]) -> None:
+    """Takes all but `layers` out of the model."""
+    from llm_pruner.calibration.layerwise import decoder_layers
+
+    modules = decoder_layers(model)
+    stay = [modules[layer] for layer in layers]
+    model.config = model.base_model.config = shallow_config(model.config, layers)
+    del modules[len(layers) :]
+    for index, module in enumerate(stay):
+        modules[index] = module
+        for part in module.modules():
+            if isinstance(getattr(part, "layer_idx", None), int):
+                part.layer_idx = index
+
+
+def renumbered(name: str, layers: Sequence[int]) -> str | None:
+    """The name of a parameter or a group when only `layers` are left; None for one in a layer that goes."""
+    found = re.match(r"((?:.*?\.)?)(\d+)(\..*)", name)
+    if not found:
+        return name
+    layer = int(found[2])
+    return f"{found[1]}{layers.index(layer)}{found[3]}" if layer in layers else None
+
+
+def spread(after: Layers, layers: Sequence[int], before: Widths, number: int) -> Layers:
+    """The widths of all `number` layers of the dense model, of which only `layers` stay and have those of `after`."""
+    gone = Widths(**{**before.asdict(), "hidden_size": after[0].hidden_size})
+    widths = [gone] * number
+    for layer, own in zip(layers, after, strict=True):
+        widths[layer] = own
+    return tuple(widths)

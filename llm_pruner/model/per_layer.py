@@ -1,0 +1,112 @@
+"""Layers of different widths: the config that holds them, and transformers told of the classes that build them.
+
+The classes live in modeling_pruned.py, which every such checkpoint carries, so that it loads with
+`trust_remote_code=True` where this package is not installed. Where it is imported, it loads as any other.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+
+from llm_pruner.errors import PlanError
+from llm_pruner.model.after_import import after_import
+from llm_pruner.model.families import FAMILIES, family_of, widths_of
+
+PREFIX = "pruned_"  # of the model_type; an unaware transformers must not take the checkpoint for a stock one
+AUTO_CONFIG = "transformers.models.auto.configuration_auto"
+HEAD_FIELDS = ("num_attention_heads", "num_key_value_heads")
+
+
+def per_layer_config(config, layers: Sequence[Mapping[str, int]], biases: Sequence[str] = ()):
+    """`config` with widths of its own for each decoder layer: {config field: width}, one mapping per layer.
+
+    The fields are num_attention_heads, num_key_value_heads and the family's intermediate_size; what a mapping
+    leaves out is as in `config`. `biases` names modules of a decoder layer, such as "mlp.down_proj", that get a
+    bias in every layer where the stock class has none. `config` is not changed.
+
+    PlanError when the family is not supported or its layers cannot have these widths.
+    """
+    family = family_of(config.model_type)
+    if len(layers) != config.num_hidden_layers:
+        raise PlanError(f"widths of {len(layers)} layers for a model that has {config.num_hidden_layers}")
+    before = widths_of(config)
+    stock = {name: getattr(before, name) for name in HEAD_FIELDS} | {family.intermediate_size: before.intermediate_size}
+    overrides = [_overrides(config.model_type, index, widths, stock) for index, widths in enumerate(layers)]
+
+    config_class, model_class = classes(config.model_type)
+    values = config.to_dict()
+    values.pop("model_type")
+    if not family.derived_head_dim:
+        values["head_dim"] = before.head_dim  # or a class that derives it would do so from each layer's own heads
+    values["per_layer_widths"] = overrides
+    values["projection_biases"] = list(dict.fromkeys(biases))
+    values["architectures"] = [model_class.__name__]
+    values["auto_map"] = {  # saving a model writes the file and this; here for who saves the config alone
+        cls._auto_class: f"{cls.__module__.split('.')[-1]}.{cls.__name__}" for cls in (config_class, model_class)
+    }
+    result = config_class.from_dict(values)
+    result._attn_implementation = config._attn_implementation  # not part of to_dict
+    return result
+
+
+def _overrides(model_type: str, index: int, widths: Mapping[str, int], stock: Mapping[str, int]) -> dict[str, int]:
+    """The widths of layer `index` that differ from `stock`. PlanError when no layer can have them."""
+    for field, width in widths.items():
+        if field not in stock:
+            raise PlanError(f"layer {index}: {field!r} cannot differ between layers, only {', '.join(stock)}")
+        if type(width) is not int or width < 1:
+            raise PlanError(f"layer {index}: {field} must be a whole number of at least 1, not {width!r}")
+    overrides = {field: width for field, width in widths.items() if width != stock[field]}
+    if FAMILIES[model_type].derived_head_dim and any(field in overrides for field in HEAD_FIELDS):
+        raise PlanError(
+            f"layer {index}: {model_type} derives head_dim from hidden_size / num_attention_heads, "
+            f"so all layers have the same heads; {family_of(model_type).intermediate_size} can differ"
+        )
+    heads, kv_heads = ({**stock, **overrides}[field] for field in HEAD_FIELDS)
+    if heads % kv_heads:
+        raise PlanError(
+            f"layer {index}: every kv group needs the same number of query heads ({heads} heads, {kv_heads} kv heads)"
+        )
+    return overrides
+
+
+@cache
+def classes(model_type: str) -> tuple[type, type]:
+    """The (config, causal LM) classes with per-layer widths for a stock `model_type`, known to the Auto classes."""
+    from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
+
+    from llm_pruner.model import modeling_pruned
+
+    stock_config = CONFIG_MAPPING[model_type]
+    config_class = getattr(modeling_pruned, f"Pruned{stock_config.__name__}")
+    model_class = getattr(modeling_pruned, f"Pruned{MODEL_FOR_CAUSAL_LM_MAPPING[stock_config].__name__}")
+    AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+    AutoModelForCausalLM.register(config_class, model_class, exist_ok=True)
+    return config_class, model_class
+
+
+def register() -> None:
+    """Makes AutoConfig and AutoModelForCausalLM load per-layer checkpoints without `trust_remote_code`.
+
+    Imports nothing: what transformers does not have yet is registered when somebody imports it. Repeatable.
+    """
+    after_import(AUTO_CONFIG, _register_configs)
+
+
+def _register_configs(auto_config) -> None:
+    for model_type in FAMILIES:
+        auto_config.AutoConfig.register(PREFIX + model_type, _deferred(model_type), exist_ok=True)
+
+
+def _deferred(model_type: str) -> type:
+    """Stands in for a config class until a config is made: to import one now, in the middle of transformers'
+    own imports, would be slow and could go round in a circle."""
+
+    class Deferred:
+        def __new__(cls, **values):
+            return classes(model_type)[0](**values)
+
+        @staticmethod
+        def from_dict(values, **kwargs):
+            return classes(model_type)[0].from_dict(values, **kwargs)
+
+    return Deferred

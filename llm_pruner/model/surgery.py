@@ -1,0 +1,175 @@
+"""The cut: the only file that changes weights.
+
+    model + groups + plan + new config (+ biases)  →  a fresh model of the new config's class with the kept slices
+
+The new model is built by its stock class, so every attribute that depends on a width is what it will be
+after a reload. Tensors move over one by one, sliced on the device they live on; the old model is left empty.
+"""
+
+import contextlib
+import copy
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+from llm_pruner.errors import PlanError
+from llm_pruner.model.families import family_of
+from llm_pruner.model.groups import HIDDEN, Group, kept_positions, reader
+from llm_pruner.shape.plan import Plan
+
+
+@torch.no_grad()
+def cut(
+    model: nn.Module, groups: Iterable[Group], plan: Plan, config, biases: Mapping[str, torch.Tensor] | None = None
+) -> nn.Module:
+    """The pruned model. `model` gives up its tensors on the way, so that memory holds little more than one model.
+
+    biases: {parameter: float32 [new hidden_size]} to add; biases that only the new class has start at 0.
+    PlanError for a model whose weights are partly offloaded: they cannot be sliced where they live.
+    """
+    groups = list(groups)
+    parameters = dict(model.named_parameters())
+    if offloaded := [name for name, p in parameters.items() if p.device.type == "meta"]:
+        raise PlanError(f"{offloaded[0]} is offloaded; load the model on devices that hold it (--device_map)")
+    positions = kept_positions(groups, plan.kept, {name: tuple(p.shape) for name, p in parameters.items()})
+    scales = _width_corrections(model, groups, plan)
+    new = skeleton(config)
+    owners = dict(new.named_modules())
+    for name in tqdm(list(parameters), desc="cut", unit="tensor", delay=2, leave=False):
+        old = parameters.pop(name)
+        tensor = old.data
+        for axis, index in positions.get(name, {}).items():
+            tensor = tensor.index_select(axis, index.to(tensor.device))
+        if name in scales:
+            factor, offset = scales[name]
+            tensor = ((tensor.float() + offset) * factor - offset).to(tensor.dtype)
+        place(new, name, tensor, old.requires_grad)
+        old.data = torch.empty(0, dtype=old.dtype, device=old.device)
+    for name, parameter in list(new.named_parameters()):
+        if parameter.device.type == "meta":
+            path, _, leaf = name.rpartition(".")
+            bias = torch.zeros(parameter.shape, dtype=owners[path].weight.dtype, device=owners[path].weight.device)
+            setattr(owners[path], leaf, nn.Parameter(bias, requires_grad=owners[path].weight.requires_grad))
+    for name, bias in (biases or {}).items():
+        parameter = new.get_parameter(name)
+        parameter.copy_(parameter.float() + bias.to(parameter.device))
+    return finish(new, model)
+
+
+def place(new: nn.Module, name: str, tensor: torch.Tensor, requires_grad: bool = True) -> None:
+    """Makes `tensor` the parameter called `name`."""
+    path, _, leaf = name.rpartition(".")
+    setattr(new.get_submodule(path), leaf, nn.Parameter(tensor, requires_grad=requires_grad))
+
+
+def empty(model: nn.Module) -> None:
+    """Takes the tensors out of the model's parameters: memory is free once nothing else shares them."""
+    for parameter in model.parameters():
+        parameter.data = torch.empty(0, dtype=parameter.dtype, device=parameter.device)
+
+
+def finish(new: nn.Module, model: nn.Module) -> nn.Module:
+    """`new`, which has all its tensors, made what `model` is: ties, buffers, devices, generation config, mode."""
+    device_map = getattr(model, "hf_device_map", None)
+    buffers_on = {name: buffer.device for name, buffer in model.named_buffers()}
+    new.tie_weights()
+    for name, buffer in new.named_buffers():
+        buffer.data = buffer.data.to(buffers_on.get(name, model.device))
+    if device_map and len(set(device_map.values())) > 1:
+        from accelerate import dispatch_model
+
+        new = dispatch_model(new, device_map)
+    elif device_map:
+        new.hf_device_map = device_map
+    new.generation_config = copy.deepcopy(model.generation_config)
+    return new.train(model.training)
+
+
+@torch.no_grad()
+def mask(
+    model: nn.Module, groups: Iterable[Group], plan: Plan, config, biases: Mapping[str, torch.Tensor] | None = None
+) -> nn.Module:
+    """The model with zeros where `cut` would remove: same shapes, same outputs as the cut one.
+
+    config: of the unpruned widths, with biases where there will be some. PlanError where a LayerNorm would see zeros
+    that the cut model does not have.
+    """
+    groups = list(groups)
+    parameters = dict(model.named_parameters())
+    for group in groups:
+        removed = sorted(set(range(group.units)) - set(plan.kept[group.name]))
+        for member in group.members if removed else ():
+            if member.role == "layernorm":
+                raise PlanError("a LayerNorm over zeros is not one over fewer channels; mask heads and mlp only")
+            if member.role != "rmsnorm":  # nothing comes in on the channel, and the weight's zero need not be 0
+                _zero(parameters[member.parameter], member, removed)
+    kept = {group.name: list(range(group.units)) for group in groups}
+    every = replace(plan, after=(plan.before,) * plan.num_hidden_layers, kept=kept)
+    if biases:  # of the channels that stay
+        hidden = torch.tensor(plan.kept[HIDDEN])
+        biases = {
+            name: bias.new_zeros(plan.before.hidden_size).index_copy(0, hidden.to(bias.device), bias)
+            for name, bias in biases.items()
+        }
+    return cut(model, groups, every, config, biases)
+
+
+@contextlib.contextmanager
+def silenced(parameters: Mapping[str, torch.Tensor], groups: Iterable[Group], kept: Mapping[str, list[int]]):
+    """While it lasts, the units that will go give nothing to the residual stream. groups: of heads and neurons."""
+    own = []
+    for group in groups:
+        member = reader(group)
+        removed = sorted(set(range(group.units)) - set(kept[group.name]))
+        weight = parameters[member.parameter].data
+        positions = member.positions(torch.tensor(removed, dtype=torch.long)).to(weight.device)
+        own.append((weight, member.axis, positions, weight.index_select(member.axis, positions)))
+        _zero(parameters[member.parameter], member, removed)
+    try:
+        yield
+    finally:
+        for weight, axis, positions, columns in own:
+            weight.index_copy_(axis, positions, columns)
+
+
+def _zero(parameter: torch.Tensor, member, units: list[int]) -> None:
+    positions = member.positions(torch.tensor(units, dtype=torch.long)).to(parameter.device)
+    parameter.data.index_fill_(member.axis, positions, 0)
+
+
+def skeleton(config) -> nn.Module:
+    """The model of `config` with real buffers and parameters that take no memory."""
+    from accelerate import init_empty_weights
+    from transformers import AutoModelForCausalLM
+
+    with init_empty_weights(include_buffers=False):
+        return AutoModelForCausalLM.from_config(config)
+
+
+def _width_corrections(model: nn.Module, groups: list[Group], plan: Plan) -> dict[str, tuple[float, float]]:
+    """{parameter: (factor, offset)}: what makes up for the change of width, w' + offset = (w + offset)·factor.
+
+    A norm divides by the root of the mean square, and removing silent channels raises that mean by d/d', so its
+    weight grows by √(d/d'): exact for RMSNorm, for LayerNorm only as far as the mean is small. Where the
+    embeddings are multiplied by √hidden_size, they grow alike; when they are also the lm_head, that makes
+    up for the final norm, which then stays.
+    """
+    hidden_size = plan.after[0].hidden_size
+    if hidden_size == plan.before.hidden_size:
+        return {}
+    family = family_of(model.config.model_type)
+    factor = math.sqrt(plan.before.hidden_size / hidden_size)
+    members = next(group for group in groups if group.kind == HIDDEN).members
+    norms = [m.parameter for m in members if m.role in ("rmsnorm", "layernorm")]
+    corrections = dict.fromkeys(norms, (factor, family.norm_offset))
+    if family.scaled_embedding:
+        embeddings = model.get_input_embeddings().weight
+        names = {id(p): name for name, p in model.named_parameters()}
+        corrections[names[id(embeddings)]] = (factor, 0.0)
+        if model.get_output_embeddings().weight is embeddings:
+            del corrections[norms[-1]]  # members are in the model's order: the final norm is the last
+    return corrections

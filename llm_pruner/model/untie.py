@@ -1,0 +1,30 @@
+"""An lm_head that shares no weight with the embeddings any more: free to be refitted, and paid for."""
+
+import copy
+
+from torch import nn
+
+from llm_pruner.model.surgery import finish, place, skeleton
+
+
+def is_tied(model: nn.Module) -> bool:
+    head = model.get_output_embeddings()
+    return head is not None and head.weight is model.get_input_embeddings().weight
+
+
+def untied_config(config):
+    """A copy of `config` without the tie."""
+    config = copy.deepcopy(config)
+    config.tie_word_embeddings = False
+    return config
+
+
+def untied(model: nn.Module) -> nn.Module:
+    """`model`, which is tied, with an lm_head of its own: a model that shares all its other tensors."""
+    config = untied_config(model.config)
+    config._attn_implementation = model.config._attn_implementation
+    new, names = skeleton(config), dict(model.named_parameters())
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        own = parameter is model.get_output_embeddings().weight and name not in names
+        place(new, name, parameter.data.clone() if own else parameter.data, parameter.requires_grad)
+    return finish(new, model)

@@ -1,0 +1,111 @@
+"""What stands before the first layer and behind the last, in a rebuild: embeddings, final norm, lm_head."""
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from llm_pruner.model.groups import HIDDEN, Group
+from llm_pruner.model.surgery import place
+from llm_pruner.model.untie import is_tied
+from llm_pruner.reconstruction.layers import layer_number
+from llm_pruner.reconstruction.least_squares import Moments, fit
+from llm_pruner.reconstruction.rotation import is_layer_norm, norm_bias, norm_scale, set_norm
+
+SILENT = 1e-12  # of the channels' mean variance: rounding, in place of a channel that never changes
+
+
+def outside(groups: Sequence[Group]):
+    """(names of the embeddings, name of the final norm's weight)."""
+    hidden = next(group for group in groups if group.kind == HIDDEN)
+    own = [member for member in hidden.members if layer_number(member.parameter) is None]
+    embeddings = [member.parameter for member in own if member.role == "embedding"]
+    return list(dict.fromkeys(embeddings)), [m.parameter for m in own if m.role.endswith("norm")][-1]
+
+
+@torch.no_grad()
+def set_entrance(new, model, groups: Sequence[Group], basis: torch.Tensor, factor: float) -> None:
+    """Embeddings E·P·factor: what enters the first layer is Pᵀ of what it was."""
+    for name in outside(groups)[0]:
+        old = model.get_parameter(name)
+        place(new, name, (old.float() @ basis.to(old.device) * factor).to(old.dtype))
+
+
+@torch.no_grad()
+def set_end(
+    new, model, groups: Sequence[Group], dense, pruned, held, basis, offset: float, factor: float, refit: bool = True
+) -> None:
+    """The final norm and lm_head for what the last pruned layer gives. lm_head is refitted, unless it is tied.
+
+    dense, pruned: what comes out of the last layers, one tensor for each batch. basis: of a smaller stream, or None.
+    factor: what the embeddings were multiplied by, which a tied lm_head has in it too.
+    """
+    name = outside(groups)[1].removesuffix(".weight")
+    theirs = model.get_submodule(name)
+    head = model.get_output_embeddings()
+    tied = is_tied(model)
+    dtype, device, width = theirs.weight.dtype, theirs.weight.device, pruned[0].shape[-1]
+    basis = None if basis is None else basis.to(theirs.weight.device)
+    norm = new.get_submodule(name)
+    if basis is not None:
+        place(new, f"{name}.weight", theirs.weight.data.float()[:1])
+        if getattr(theirs, "bias", None) is not None:
+            place(new, f"{name}.bias", theirs.bias.data.float()[:1])
+        aside = [hidden for hidden, out in zip(dense, held, strict=True) if not out]
+        set_norm(norm, norm_scale(aside, basis, is_layer_norm(theirs)), width, offset)
+    elif tied or not refit:
+        return
+    else:
+        norm = copy.deepcopy(theirs).float()
+    sums = [Moments(is_layer_norm(theirs)) for _ in range(2)]
+    for batch, out in enumerate(held):
+        sums[out].add(norm(pruned[batch].to(device).float()), theirs(dense[batch].to(device)))
+    scale = theirs.weight.float() + offset
+    prior = torch.eye(width, device=scale.device) if basis is None else scale[:, None] * basis
+    if sums[0].intercept:
+        shift = torch.zeros_like(scale) if theirs.bias is None else theirs.bias.float()
+        prior = torch.cat([prior, (shift if basis is not None else 0 * shift)[:, None]], 1)
+    if tied:
+        _set_diagonal(norm, *_projected(sums[0], basis / factor), offset)
+    else:
+        weight = fit(*sums, prior).weight if refit else prior
+        if sums[0].intercept and norm.bias is not None:
+            weight, shift = weight[:, :-1], weight[:, -1]
+            moved = norm_bias(weight, shift)
+            if basis is not None:
+                norm.bias.copy_(moved)
+            else:
+                place(new, f"{name}.bias", (theirs.bias.float() + moved.to(theirs.bias.device)).to(dtype))
+        elif sums[0].intercept:
+            weight = weight[:, :-1]
+        names = {id(module): path for path, module in model.named_modules()}
+        place(
+            new,
+            f"{names[id(head)]}.weight",
+            (head.weight.float() @ weight.to(head.weight.device)).to(head.weight.dtype),
+        )
+    if basis is not None:
+        norm.to(dtype)
+
+
+def _projected(moments: Moments, basis: torch.Tensor):
+    """(slope, intercept) of each channel of Pᵀy on the same channel of x; a slope of 1 where x never changes."""
+    cross = basis.T.to(moments.cross) @ moments.cross
+    inputs = moments.inputs.diagonal()
+    if not moments.intercept:
+        return _ratio(cross.diagonal(), inputs), None
+    count, sums = moments.weight, moments.inputs[-1, :-1]
+    slope = _ratio(cross[:, :-1].diagonal() - cross[:, -1] * sums / count, inputs[:-1] - sums.square() / count)
+    return slope, (cross[:, -1] - slope * sums) / count
+
+
+def _ratio(covariance: torch.Tensor, variance: torch.Tensor) -> torch.Tensor:
+    return torch.where(variance > SILENT * variance.mean(), covariance / variance, 1.0)
+
+
+def _set_diagonal(norm: nn.Module, slope: torch.Tensor, intercept, offset: float) -> None:
+    weight = slope.float() * (norm.weight + offset)
+    norm.weight.copy_(weight - offset)
+    if intercept is not None and norm.bias is not None:
+        norm.bias.copy_(intercept.float())

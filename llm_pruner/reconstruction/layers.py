@@ -1,0 +1,114 @@
+"""One decoder layer as a rebuild sees it: which projections read and write the stream, what they see and give."""
+
+import contextlib
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from llm_pruner.model.groups import HEADS, KV_HEADS, MLP, Group, reader
+
+
+@dataclass(frozen=True)
+class Part:
+    """Attention or MLP of one layer. Names are those of modules and of parameters inside the layer.
+
+    readers: the projections that read the normed stream. writer: the one that writes to it, o_proj or down_proj.
+    groups: by kind.
+    """
+
+    readers: tuple[str, ...]
+    writer: str
+    groups: Mapping[str, Group]
+
+
+def inside(parameter: str) -> str:
+    """`model.layers.3.mlp.up_proj.weight` → `mlp.up_proj.weight`."""
+    return re.sub(r"^.*?\.\d+\.", "", parameter, count=1)
+
+
+def parts_of(groups: Iterable[Group], layer: int) -> tuple[Part, Part]:
+    """(attention, MLP) of a layer."""
+    own = {group.kind: group for group in groups if group.layer == layer}
+
+    def part(*kinds: str) -> Part:
+        members = [member for kind in kinds for member in own[kind].members]
+        linear = [inside(m.parameter).removesuffix(".weight") for m in members if m.role == "linear" and not m.reads]
+        writer = inside(reader(own[kinds[0]]).parameter).removesuffix(".weight")
+        return Part(tuple(dict.fromkeys(linear)), writer, {kind: own[kind] for kind in kinds})
+
+    return part(HEADS, KV_HEADS), part(MLP)
+
+
+def layer_number(parameter: str) -> int | None:
+    """`model.layers.3.mlp.up_proj.weight` → 3; None outside the decoder layers."""
+    found = re.match(r"^.*?\.(\d+)\.", parameter)
+    return int(found[1]) if found else None
+
+
+def matrix(module: nn.Module) -> torch.Tensor:
+    """The weight as [out, in], whichever way round the module keeps it."""
+    return module.weight.T if _transposed(module) else module.weight
+
+
+def affine(module: nn.Module) -> torch.Tensor:
+    """[out, in], or [out, in + 1] with the bias last where there is one: float32."""
+    weight = matrix(module).detach().float()
+    return weight if module.bias is None else torch.cat([weight, module.bias.detach().float()[:, None]], 1)
+
+
+@torch.no_grad()
+def set_matrix(module: nn.Module, weight: torch.Tensor) -> None:
+    """Makes `weight` [out, in] the module's, of whatever widths."""
+    weight = weight.T if _transposed(module) else weight
+    module.weight = nn.Parameter(weight.contiguous(), requires_grad=module.weight.requires_grad)
+    if hasattr(module, "nf"):  # Conv1D's
+        module.nf = weight.shape[1]
+
+
+@torch.no_grad()
+def set_affine(module: nn.Module, weight: torch.Tensor) -> None:
+    """The reverse of `affine`."""
+    if module.bias is not None:
+        module.bias.copy_(weight[:, -1])
+        weight = weight[:, :-1]
+    module.weight.copy_(weight.T if _transposed(module) else weight)
+
+
+def _transposed(module: nn.Module) -> bool:
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(module, Conv1D)
+
+
+class _Enough(Exception):
+    """Everything that was wanted has been seen."""
+
+
+@torch.no_grad()
+def watch(run: Callable[[], torch.Tensor], inputs=(), outputs=(), whole: bool = False):
+    """(what the modules `inputs` are given, what the modules `outputs` give, what `run` gives): tensors in that order.
+
+    Not `whole`: `run` ends as soon as all are seen, and gives None.
+    """
+    wanted = len(inputs) + len(outputs)
+    seen: dict[tuple[str, int], torch.Tensor] = {}
+
+    def note(key, tensor):
+        seen[key] = tensor.detach()
+        if len(seen) == wanted and not whole:
+            raise _Enough
+
+    result = None
+    with contextlib.ExitStack() as hooks:
+        for place, module in enumerate(inputs):
+            hook = module.register_forward_pre_hook(lambda _, arguments, key=("in", place): note(key, arguments[0]))
+            hooks.callback(hook.remove)
+        for place, module in enumerate(outputs):
+            hook = module.register_forward_hook(lambda _, __, output, key=("out", place): note(key, output))
+            hooks.callback(hook.remove)
+        with contextlib.suppress(_Enough):
+            result = run()
+    return [seen["in", i] for i in range(len(inputs))], [seen["out", i] for i in range(len(outputs))], result

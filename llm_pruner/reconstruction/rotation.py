@@ -1,0 +1,142 @@
+"""A smaller residual stream: one rotation for the whole model, then the directions with the least energy go.
+
+With P [hidden_size, new hidden_size] the leading eigenvectors of the stream's covariance, summed over all layers with
+every token scaled to one length, the new stream is Pᵀh. A linear that writes to the stream becomes PᵀW, one that
+reads it through a norm of weight w becomes W·diag(w)·P, and the norm's own weight √(ρ·d/d′), where ρ is the share of
+the energy that stays. (SliceGPT, Ashkboos et al. 2024, https://arxiv.org/abs/2401.15024, rotates every block on its
+own and needs its own modelling code; with one rotation the result is a stock checkpoint.)
+
+A LayerNorm takes the mean away first. It does not change what is read when the stream is centred, so for it P's rows
+span centred streams of the new width, whose mean is zero by construction.
+"""
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+
+import torch
+from torch import nn
+
+from llm_pruner.calibration.layerwise import Layer, walk
+from llm_pruner.errors import PlanError
+from llm_pruner.model.groups import HIDDEN, Group
+from llm_pruner.reconstruction.layers import (
+    inside,
+    layer_number,
+    matrix,
+    parts_of,
+    set_matrix,
+    watch,
+)
+
+
+@torch.no_grad()
+def basis_of(model, batches: Sequence[torch.Tensor], hidden_size: int, centred: bool) -> torch.Tensor:
+    """P: float32 [hidden_size of the model, hidden_size], on the CPU."""
+    covariance = torch.zeros((model.config.hidden_size,) * 2, dtype=torch.float64)
+    for layer in walk(model, batches, "rotation", aside=True):
+        layer.run()
+        ends = layer.outputs if layer.index == model.config.num_hidden_layers - 1 else []
+        sums = 0.0
+        for hidden in (*layer.stream, *ends):
+            rows = hidden.to(layer.device).reshape(-1, hidden.shape[-1]).float()
+            if centred:
+                rows = rows - rows.mean(1, keepdim=True)
+            rows = rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-12)
+            product = rows.T @ rows
+            sums = sums + (product if product.device.type == "mps" else product.double())
+        covariance += sums.cpu()  # layers may be on several devices
+    vectors = torch.linalg.eigh(covariance).eigenvectors.flip(1)
+    if not centred:
+        return vectors[:, :hidden_size].float()
+    ones = torch.ones(hidden_size, 1, dtype=torch.float64)
+    across = torch.linalg.qr(torch.cat([ones, torch.eye(hidden_size, dtype=torch.float64)[:, 1:]], 1)).Q[:, 1:]
+    return (vectors[:, : hidden_size - 1] @ across.T).float()
+
+
+def norm_scale(hidden: Iterable[torch.Tensor], basis: torch.Tensor, centred: bool) -> float:
+    """√(ρ·d/d′) for a norm that is given `hidden`, ρ the mean over tokens of ‖Pᵀh‖² / ‖h‖²."""
+    shares = []
+    for tensor in hidden:
+        rows = tensor.to(basis.device).reshape(-1, tensor.shape[-1]).float()
+        if centred:
+            rows = rows - rows.mean(1, keepdim=True)
+        energy, left = rows.square().sum(1), (rows @ basis).square().sum(1)
+        shares.append(torch.where(energy > 0, left / energy, 1.0).mean())  # silent tokens lose nothing
+    return (torch.stack(shares).mean() * basis.shape[0] / basis.shape[1]).sqrt().item()
+
+
+def set_norm(norm: nn.Module, scale: float, width: int, offset: float) -> None:
+    """The norm of `width` channels that multiplies by `scale`."""
+    norm.weight = nn.Parameter(norm.weight.new_full((width,), scale - offset))
+    if getattr(norm, "bias", None) is not None:
+        norm.bias = nn.Parameter(norm.bias.new_zeros(width))
+    if hasattr(norm, "normalized_shape"):
+        norm.normalized_shape = (width,)
+
+
+def norm_bias(weight: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+    """The least b with weight·b ≈ shift, on the CPU: what a linear behind a norm has no bias for. A centred basis gives
+    `weight` a direction that is zero but for rounding, along which b must not grow."""
+    weight, shift = weight.double().cpu(), shift.double().cpu()[:, None]
+    return torch.linalg.lstsq(weight, shift, rcond=1e-4, driver="gelsd").solution[:, 0].float()
+
+
+@torch.no_grad()
+def rotate_layer(wide: nn.Module, dense: Layer, groups: Sequence[Group], basis: torch.Tensor, offset: float) -> None:
+    """`wide`, a float32 copy of the dense layer, made to run on Pᵀh. offset: norms multiply by (offset + weight).
+
+    PlanError where a norm stands between a projection and the stream: no rotation goes through it.
+    """
+    parts, basis = parts_of(groups, dense.index), basis.to(next(wide.parameters()).device)
+    readers = [name for part in parts for name in part.readers]
+    norms = norms_of(groups, dense.index)
+    modules = dict(dense.module.named_modules())
+    given, found, _ = watch(
+        partial(dense.call, 0, dense.stream[0]), [modules[name] for name in readers], [modules[name] for name in norms],
+        whole=True,
+    )  # fmt: skip
+    feeding = {}
+    for reader, tensor in zip(readers, given, strict=True):
+        equal = [(norm, out) for norm, out in zip(norms, found, strict=True) if torch.equal(out, tensor)]
+        itself = [norm for norm, out in equal if out.data_ptr() == tensor.data_ptr()]  # norms of zeros give the same
+        feeding[reader] = itself or [norm for norm, _ in equal]
+    fed = {norm for own in feeding.values() for norm in own[:1]}
+    if fed != set(norms) or not all(feeding.values()):
+        odd = next((norm for norm in norms if norm not in fed), norms[0])
+        raise PlanError(
+            f"{odd} of layer {dense.index} normalises what goes into the residual stream, and no rotation goes through "
+            "that; leave hidden out of --prune, or use --importance magnitude"
+        )
+    unfolded: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+    for reader, (name, *_) in feeding.items():
+        module, norm = wide.get_submodule(reader), wide.get_submodule(name)
+        if getattr(norm, "bias", None) is not None:
+            shift = matrix(module) @ norm.bias
+            if module.bias is None:
+                unfolded.setdefault(name, []).append((matrix(module) * (norm.weight + offset) @ basis, shift))
+            else:
+                module.bias += shift
+        set_matrix(module, matrix(module) * (norm.weight + offset) @ basis)
+    for part in parts:
+        writer = wide.get_submodule(part.writer)
+        set_matrix(writer, basis.T @ matrix(writer))
+        if writer.bias is not None:
+            writer.bias = nn.Parameter(basis.T @ writer.bias)
+    for norm in norms:
+        seen = (watch(partial(dense.call, b, x), [modules[norm]])[0][0] for b, x in enumerate(dense.stream))
+        scale = norm_scale(seen, basis, is_layer_norm(modules[norm]))
+        set_norm(wide.get_submodule(norm), scale, basis.shape[1], offset)
+        if norm in unfolded:  # as far as a bias of the norm can say it
+            own, shift = (torch.cat(tensors) for tensors in zip(*unfolded[norm], strict=True))
+            wide.get_submodule(norm).bias.copy_(norm_bias(own, shift))
+
+
+def norms_of(groups: Sequence[Group], layer: int) -> list[str]:
+    """The norms over the hidden channels in a layer, by their names there."""
+    hidden = next(group for group in groups if group.kind == HIDDEN)
+    own = [m for m in hidden.members if m.role in ("rmsnorm", "layernorm") and layer_number(m.parameter) == layer]
+    return [inside(member.parameter).removesuffix(".weight") for member in own]
+
+
+def is_layer_norm(module: nn.Module) -> bool:
+    return isinstance(module, nn.LayerNorm)

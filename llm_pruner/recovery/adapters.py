@@ -1,0 +1,60 @@
+"""LoRA (arxiv.org/abs/2106.09685) by PEFT: W + (alpha/r)·B·A on the projections of the decoder layers, then merged."""
+
+import warnings
+
+import torch
+from torch import nn
+
+from llm_pruner.calibration.layerwise import decoder_layers
+from llm_pruner.config.recover import RecoverOptions
+from llm_pruner.errors import RunError, UsageError, did_you_mean
+
+
+def check_installed() -> None:
+    """RunError when PEFT is not there."""
+    try:
+        import peft  # noqa: F401
+    except ImportError as error:
+        raise RunError('LoRA needs PEFT: pip install "llm_pruner[recover]"') from error
+
+
+def projections(model) -> dict[str, str]:
+    """Every linear layer (Conv1D too) inside the decoder layers: full name → its last part, such as q_proj."""
+    from transformers.pytorch_utils import Conv1D
+
+    inside = {id(m) for layer in decoder_layers(model) for m in layer.modules() if isinstance(m, nn.Linear | Conv1D)}
+    return {name: name.rpartition(".")[2] for name, module in model.named_modules() if id(module) in inside}
+
+
+def with_adapters(model, options: RecoverOptions):
+    """`model` as a PEFT model of which only the adapters train. UsageError for targets that it does not have."""
+    check_installed()
+    from peft import LoraConfig, get_peft_model
+    from transformers.pytorch_utils import Conv1D
+
+    found = projections(model)
+    known = sorted(set(found.values()))
+    wanted = known
+    if options.lora_targets:
+        wanted = [name.strip() for name in options.lora_targets.split(",") if name.strip()]
+        for name in wanted:
+            if name not in known:
+                raise UsageError(f"lora_targets: there is no {name!r} in this model; {did_you_mean(name, known)}")
+    transposed = {isinstance(model.get_submodule(name), Conv1D) for name, last in found.items() if last in wanted}
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=options.lora_r,
+        lora_alpha=options.lora_alpha,
+        lora_dropout=options.lora_dropout,
+        target_modules=[name for name, last in found.items() if last in wanted],
+        fan_in_fan_out=transposed == {True},
+    )
+    torch.manual_seed(options.seed)  # A is random
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return get_peft_model(model, config)
+
+
+def merged(model):
+    """The model with its adapters added to the weights, without PEFT around it."""
+    return model.merge_and_unload()

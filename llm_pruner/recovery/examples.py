@@ -1,0 +1,144 @@
+"""From texts to what the Trainer feeds: windows of running text, or records of which only the answers count."""
+
+from collections.abc import Iterable
+from itertools import islice
+
+import torch
+from torch.utils.data import Dataset
+
+from llm_pruner.calibration import data
+from llm_pruner.calibration.records import TEXT, Records
+from llm_pruner.errors import RunError, UsageError
+
+IGNORED = -100  # a label that has no loss
+PIECE = 2**16  # characters tokenised at a time
+C4_WINDOWS = 20_000  # of c4, unless told how many
+
+
+class Examples(Dataset):
+    """Pairs of LongTensors [tokens]: ids, and labels that are IGNORED where nothing is to be predicted.
+
+    The first label of each is IGNORED too: nothing comes before it.
+    """
+
+    def __init__(self, pairs: list[tuple[torch.Tensor, torch.Tensor]]):
+        self.pairs = pairs
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        ids, labels = self.pairs[index]
+        return {"input_ids": ids, "labels": labels}
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(ids) for ids, _ in self.pairs)
+
+
+def windows(ids: torch.Tensor) -> Examples:
+    """Every token of `ids` [n, length] but each window's first is predicted."""
+    labels = ids.clone()
+    labels[:, 0] = IGNORED
+    return Examples(list(zip(ids, labels)))
+
+
+def training_examples(
+    name: str, length: int, tokenizer, vocab_size: int, nsamples: int | None = None, seed: int = 0
+) -> Examples:
+    """The training data called `name`, at most `nsamples` of its windows or records, chosen by `seed`.
+
+    Running text is cut into windows of `length` tokens without overlap; records end after `length` tokens, and those
+    of whose response nothing is left are dropped. UsageError for data that is nothing or too short, RunError where a
+    data set cannot be had.
+    """
+    if tokenizer is None:
+        raise RunError("the model has no tokenizer, so there is nothing to train on")
+    wanted = None if nsamples is None else nsamples * length
+    where = f"training data {name}"
+    if name == "c4":
+        ids = _tokens(data.c4_documents("data"), tokenizer, wanted or C4_WINDOWS * length)
+    else:
+        found = data.texts(name, "training")
+        if isinstance(found, Records) and found.kind != TEXT:
+            return _records(found.answered(), length, tokenizer, vocab_size, nsamples, seed)
+        text = found.text(tokenizer) if isinstance(found, Records) else found.whole()
+        text, where = data.unless_blank(text, where)
+        pieces = _pieces(text)
+        if wanted is not None:  # some of the text from all over it
+            pieces = [pieces[i] for i in _chosen(len(pieces), None, seed, shuffled=True).tolist()]
+        ids = _tokens(pieces, tokenizer, wanted)
+    data.check_enough(len(ids), length, where, "--max_seq_len")
+    data.check_vocabulary(int(ids.max()), vocab_size)
+    return windows(ids[: len(ids) // length * length].view(-1, length)[:nsamples])
+
+
+def _chosen(count: int, nsamples: int | None, seed: int, shuffled: bool = False) -> torch.Tensor:
+    if not shuffled and (nsamples is None or nsamples >= count):
+        return torch.arange(count)
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:nsamples]
+
+
+def _pieces(text: str) -> list[str]:
+    """`text` in pieces of about PIECE characters, cut behind a line, so that a part of it can be tokenised alone."""
+    pieces, start = [], 0
+    while start < len(text):
+        end = text.find("\n", start + PIECE) + 1 or len(text)
+        pieces.append(text[start:end])
+        start = end
+    return pieces
+
+
+def _tokens(pieces: Iterable[str], tokenizer, wanted: int | None) -> torch.Tensor:
+    """LongTensor [tokens] of the first pieces, as many as have `wanted` tokens; of all where that is None."""
+    found, count, pieces = [], 0, iter(pieces)
+    while (wanted is None or count < wanted) and (some := list(islice(pieces, 16))):
+        for ids in tokenizer(some, verbose=False)["input_ids"]:
+            found.append(torch.tensor(ids, dtype=torch.long))
+            count += len(ids)
+    return torch.cat(found) if found else torch.empty(0, dtype=torch.long)
+
+
+def _records(found: Records, length: int, tokenizer, vocab_size: int, nsamples: int | None, seed: int) -> Examples:
+    whole = [found.parts(i, tokenizer) for i in _chosen(len(found.of), nsamples, seed).tolist()]
+    templated = found.templated(tokenizer)  # then it says itself how it begins and ends
+    first = tokenizer([parts[0].text for parts in whole], add_special_tokens=not templated, verbose=False)["input_ids"]
+    others = [part.text for parts in whole for part in parts[1:]]
+    rest = iter(tokenizer(others, add_special_tokens=False, verbose=False)["input_ids"] if others else ())
+    end = [] if tokenizer.eos_token_id is None or templated else [tokenizer.eos_token_id]
+    pairs = []
+    for parts, ids in zip(whole, first):
+        tokens, learned = list(ids), [False] * len(ids)
+        for part, ids in zip(parts[1:], rest):
+            tokens += ids
+            learned += [part.learned] * len(ids)
+        tokens += end if parts[-1].learned else []
+        learned += [True] * (len(tokens) - len(learned))
+        counts = torch.tensor(learned[:length])
+        counts[:1] = False
+        if counts.any():
+            ids = torch.tensor(tokens[:length])
+            pairs.append((ids, ids.where(counts, torch.tensor(IGNORED))))
+    if not pairs:
+        raise UsageError(f"no response in {found.where} begins within {length} tokens; give a larger --max_seq_len")
+    data.check_vocabulary(max(int(ids.max()) for ids, _ in pairs), vocab_size)
+    return Examples(pairs)
+
+
+def collate(examples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """A batch: LongTensors [batch, longest], padded on the right, where neither attention nor loss sees it."""
+    longest = max(len(example["input_ids"]) for example in examples)
+    shape = (len(examples), longest)
+    batch = {
+        "input_ids": torch.zeros(shape, dtype=torch.long),
+        "attention_mask": torch.zeros(shape, dtype=torch.long),
+        "labels": torch.full(shape, IGNORED),
+    }
+    for row, example in enumerate(examples):
+        length = len(example["input_ids"])
+        batch["input_ids"][row, :length] = example["input_ids"]
+        batch["attention_mask"][row, :length] = 1
+        batch["labels"][row, :length] = example["labels"]
+    if all(len(example["input_ids"]) == longest for example in examples):
+        del batch["attention_mask"]
+    return batch

@@ -1,0 +1,113 @@
+"""How far a training run is, in steps and in time: learning rate, when to log, to score, to keep and to stop.
+
+Progress is the larger of the share of the steps and the share of the minutes, so the learning rate has come down to
+nothing when either is used up. Seconds count over interruptions.
+"""
+
+import math
+import sys
+import time
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from tqdm.auto import tqdm
+from transformers import TrainerCallback
+
+from llm_pruner.recovery.unfinished import mark_kept, read_mark
+
+POINTS, SCORES = 100, 10  # how often the loss is noted, and perplexity measured, in a whole run
+
+
+class Pace(TrainerCallback):
+    """The clock of one run.
+
+    limit: seconds, or None. steps: optimiser steps of the whole run. warmup: share of it. save_seconds: between two
+    checkpoints. scores: whether there is a text to measure perplexity on. `share`, set when processes are known, makes
+    a number of the first process that of all.
+    """
+
+    def __init__(self, steps: int, limit: float | None, warmup: float, save_seconds: float, scores: bool = True):
+        self.steps, self.limit, self.warmup, self.save_seconds, self.scores = steps, limit, warmup, save_seconds, scores
+        self.share = lambda value: value
+        self.before = self.progress = self.seconds = 0.0  # before: seconds of the runs that were interrupted
+        self.logged = self.scored = self.saved = 0.0
+        self.history: list[dict] = []
+
+    def rate(self, _step: int = 0) -> float:
+        """The share of the peak learning rate at this progress: a linear rise, then a cosine to 0."""
+        done = max(self.progress, 0.5 / self.steps)
+        if done < self.warmup:
+            return done / self.warmup
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, (done - self.warmup) / (1 - self.warmup))))
+
+    def go_on(self, folder: Path) -> None:
+        """Continues where the checkpoint in `folder` was kept; before the Trainer makes its schedule."""
+        kept = read_mark(folder)
+        self.history, self.before = kept["history"], kept["seconds"]
+        self.seconds = self.before
+        self._move(kept["step"])
+        self.logged = self.scored = self.progress
+
+    def on_save(self, args, state, control, **_):
+        PartialState().wait_for_everyone()  # each process writes files of its own
+        if state.is_world_process_zero:
+            kept = {"step": state.global_step, "seconds": self.seconds, "history": self.history}
+            mark_kept(Path(args.output_dir, f"checkpoint-{state.global_step}"), kept)
+
+    def _move(self, step: int) -> None:
+        shares = [step / self.steps, self.seconds / self.limit if self.limit else 0.0]
+        self.progress = min(1.0, max(shares))
+
+    def on_train_begin(self, args, state, control, **_):
+        self.started = time.monotonic()
+        self.saved = self.seconds
+        interval = 0.2 if sys.stderr.isatty() else 10
+        self.bar = tqdm(total=100, desc="train", unit="%", delay=2, leave=False, mininterval=interval,
+                        disable=not state.is_world_process_zero)  # fmt: skip
+
+    def on_step_end(self, args, state, control, **_):
+        self.seconds = self.share(self.before + time.monotonic() - self.started)
+        self._move(state.global_step)
+        over = self.progress >= 1
+        control.should_log = over or self.progress - self.logged >= 1 / POINTS
+        control.should_evaluate = self.scores and (over or self.progress - self.scored >= 1 / SCORES)
+        control.should_save = over or self.seconds - self.saved >= self.save_seconds
+        control.should_log |= control.should_save  # what is kept knows its time
+        control.should_training_stop = over
+        if control.should_log:
+            self.logged = self.progress
+        if control.should_evaluate:
+            self.scored = self.progress
+        if control.should_save:
+            self.saved = self.seconds
+        self.bar.update(round(100 * self.progress) - self.bar.n)
+
+    def on_epoch_end(self, args, state, control, **_):
+        control.should_log = control.should_save = control.should_evaluate = False
+
+    def on_log(self, args, state, control, logs=None, **_):
+        logs = logs or {}
+        point = {"step": state.global_step, "seconds": round(self.seconds, 3)}
+        if "loss" in logs:
+            self._note(point | {"loss": logs["loss"], "learning_rate": logs["learning_rate"]})
+        if "eval_loss" in logs:
+            self._note(point | {"perplexity": math.exp(min(logs["eval_loss"], 700))})
+            self.bar.set_postfix_str(f"perplexity {self.history[-1]['perplexity']:.2f}")
+
+    def _note(self, point: dict) -> None:
+        kind = "loss" if "loss" in point else "perplexity"
+        if not any(kind in one and one["step"] == point["step"] for one in self.history):
+            self.history.append(point)
+
+    def on_train_end(self, args, state, control, **_):
+        self.bar.close()
+
+
+def shared(accelerator):
+    """A function that makes a number of the first process that of all."""
+    if accelerator.num_processes == 1:
+        return lambda value: value
+    from accelerate.utils import broadcast
+
+    return lambda value: broadcast(torch.tensor(value, dtype=torch.float32, device=accelerator.device)).item()

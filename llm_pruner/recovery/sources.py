@@ -1,0 +1,163 @@
+"""What a recovery starts from: the pruned checkpoint, what its report.json says, and so the teacher and the texts."""
+
+import os
+from dataclasses import dataclass, replace
+
+from llm_pruner.calibration import data
+from llm_pruner.config.recover import RecoverOptions
+from llm_pruner.console import say
+from llm_pruner.errors import PrunerError, UsageError, shown
+from llm_pruner.files import fingerprint
+from llm_pruner.model import loading
+from llm_pruner.model.checkpoint_files import weight_files
+from llm_pruner.model.tokenizers import load_tokenizer
+from llm_pruner.output import lineage
+
+TRAINING_LENGTH, EVALUATION_LENGTH = 512, 4096  # tokens per window where nothing else says
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Folders and configurations of the student and, for distillation, the teacher; `options` with what was found."""
+
+    student: str
+    config: object
+    teacher: str | None
+    teacher_config: object | None
+    report: dict | None  # the student's report.json
+    options: RecoverOptions
+    eval_data: str | None
+    eval_length: int
+
+    @property
+    def layers(self) -> list[int]:
+        """The teacher's layer that each of the student's layers was; the same ones where that is not known."""
+        count = self.config.num_hidden_layers
+        most = self.teacher_config.num_hidden_layers if self.teacher_config else count
+        kept = lineage.layers_of(self.report, count)
+        return kept if kept and max(kept) < most != count else list(range(count))
+
+
+def find(options: RecoverOptions) -> Sources:
+    """Resolves names and defaults. UsageError, RunError or PlanError as loading them would give."""
+    student = loading.resolve(options.model)
+    config = loading.load_config(student, options.revision, any_family=True)
+    loading.check_dense(
+        options.model, getattr(config, "quantization_config", None), "recover the model that it was made from"
+    )
+    folder = loading.fetch(student, options.revision, weights=False)
+    report = lineage.report_of(folder)
+    options = _with_teacher(options, report)
+    teacher = teacher_config = None
+    if options.method == "distil":
+        teacher = loading.resolve(options.teacher)
+        teacher_config = loading.load_config(teacher, any_family=True)
+        if teacher_config.vocab_size != config.vocab_size:
+            raise UsageError(
+                f"teacher {options.teacher} knows {teacher_config.vocab_size} tokens, {options.model} "
+                f"{config.vocab_size}; distillation compares logits, so give the model that was pruned"
+            )
+        teacher_folder = loading.fetch(teacher, weights=False)
+        _check_teacher(options, student, folder, teacher, teacher_folder)
+        _announce(options, report, lineage.report_of(teacher_folder))
+    longest = getattr(config, "max_position_embeddings", None) or EVALUATION_LENGTH
+    scored = (report or {}).get("evaluation") or {}
+    used = [((report or {}).get(phase) or {}).get("data") for phase in ("training", "calibration")]
+    usual = "demo" if "demo" in (options.model, options.teacher, lineage.base_of(report)) else "wikitext2"
+    eval_data = options.eval_data or scored.get("data") or usual
+    eval_length = options.max_seq_len or scored.get("max_seq_len") or EVALUATION_LENGTH
+    known = next(filter(None, used), usual)
+    options = replace(
+        options,
+        data=options.data or known,
+        max_seq_len=min(options.max_seq_len or min(eval_length, TRAINING_LENGTH), longest),
+        eval_data=eval_data,
+    )
+    data.check_name(options.data, data.CALIBRATION, "training")
+    if eval_data != "none":
+        data.check_name(eval_data)
+    return Sources(
+        student, config, teacher, teacher_config, report, options,
+        None if eval_data == "none" else eval_data, min(eval_length, longest),
+    )  # fmt: skip
+
+
+def _check_teacher(options: RecoverOptions, student: str, folder: str, teacher: str, teacher_folder: str) -> None:
+    """UsageError when the teacher is the student itself, or means other things by its tokens.
+
+    Args:
+        options: For the names.
+        student: What `options.model` resolves to; `folder` is where its small files are.
+        teacher: What `options.teacher` resolves to, and likewise.
+    """
+    local = os.path.isdir(student) and os.path.isdir(teacher)
+    if student == teacher and not options.revision or local and _same_weights(student, teacher):
+        raise UsageError(
+            f"teacher {options.teacher} holds the same weights as {options.model}, so there is nothing to learn; "
+            "give the dense model that was pruned"
+        )
+    try:
+        own, other = (load_tokenizer(one) for one in (folder, teacher_folder))
+    except PrunerError as error:
+        say(f"note: whether {options.teacher} and {options.model} have the same tokens is not known: {error}")
+        return
+    if own is None or other is None:  # a folder of weights alone; the student's is asked for later
+        return
+    theirs = {number: token for token, number in other.get_vocab().items()}
+    special = set(own.all_special_tokens)
+    for token, number in sorted(own.get_vocab().items(), key=lambda item: item[1]):
+        if theirs.get(number) != token and not (number not in theirs and token in special):
+            raise UsageError(
+                f"teacher {options.teacher} has other tokens than {options.model}: token {number} is "
+                f"{shown(theirs[number]) if number in theirs else 'none'} in the one, {shown(token)} in the other; "
+                "give the dense model that was pruned"
+            )
+
+
+def _same_weights(one: str, other: str) -> bool:
+    if os.path.samefile(one, other):
+        return True
+    try:
+        files = [weight_files(folder)[1] for folder in (one, other)]
+        sizes = [[path.stat().st_size for path in own] for own in files]
+        return sizes[0] == sizes[1] and [fingerprint(path) for path in files[0]] == [fingerprint(p) for p in files[1]]
+    except (PrunerError, OSError):  # loading them says why
+        return False
+
+
+def _announce(options: RecoverOptions, report: dict | None, teachers: dict | None) -> None:
+    """Says whom the student learns from, which models between them are skipped, and if the teacher is not dense.
+
+    Args:
+        options: For the names.
+        report: The student's.
+        teachers: The teacher's own, if it has one.
+    """
+    base, chain = lineage.base_of(report), lineage.steps(report)
+    between = [step["model"] for step in chain[1:]] if options.teacher == base else []
+    skipped = f"; what was made of it on the way is skipped: {', '.join(between)}" if between else ""
+    say(f"learning from {options.teacher}{skipped}")
+    if teachers and (first := lineage.base_of(teachers)) != options.teacher:
+        say(f"note: {options.teacher} is no dense model, it was made from {first or 'another one'}")
+
+
+def _with_teacher(options: RecoverOptions, report: dict | None) -> RecoverOptions:
+    """The method and what it needs: distillation where a teacher is known, else LoRA."""
+    base = lineage.base_of(report)
+    if options.method == "lora":
+        return replace(options, train_weights="lora")
+    if options.method is None and not options.teacher and not _is_at_hand(base):
+        say(f"note: method lora, because no dense model to learn from is at hand (report.json names {base})")
+        return replace(options, method="lora", train_weights="lora")
+    if not (options.teacher or base):
+        raise UsageError(f"distil learns from the dense model, and {options.model} has no report.json; give --teacher")
+    return replace(
+        options, method="distil", teacher=options.teacher or base, train_weights=options.train_weights or "full"
+    )
+
+
+def _is_at_hand(name: str | None) -> bool:
+    try:
+        return bool(name) and bool(loading.load_config(loading.resolve(name), any_family=True))
+    except PrunerError:
+        return False

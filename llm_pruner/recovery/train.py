@@ -1,0 +1,133 @@
+"""The training itself: transformers' Trainer with a teacher, on a clock.
+
+The same for one CPU, one GPU, or what `accelerate launch` starts (DDP, FSDP, DeepSpeed by its configuration).
+"""
+
+from pathlib import Path
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
+
+from llm_pruner.config.recover import RecoverOptions
+from llm_pruner.recovery.examples import IGNORED, Examples, collate
+from llm_pruner.recovery.losses import fit_maps, hidden_loss, logits_loss, matched, text_loss
+from llm_pruner.recovery.pace import Pace, shared
+from llm_pruner.recovery.unfinished import last_kept
+
+# transformers renamed it between the versions that are supported
+CHECKPOINTING = next(
+    name
+    for name in ("activation_checkpointing", "gradient_checkpointing")
+    if name in TrainingArguments.__dataclass_fields__
+)
+FITTED = 8  # batches that the maps between streams of different widths are fitted on
+
+
+class Recovery(Trainer):
+    """A Trainer whose loss is the text's, or the distance to a teacher's logits and hidden states."""
+
+    def __init__(self, *arguments, pace: Pace, options: RecoverOptions, teacher=None, layers=(), **named):
+        super().__init__(*arguments, **named)
+        self.model_accepts_loss_kwargs = True  # so the Trainer counts the predicted tokens of a whole step
+        self.pace, self.options, self.teacher, self.layers, self.maps = pace, options, teacher, layers, None
+
+    def create_scheduler(self, num_training_steps: int, optimizer=None):
+        if self.lr_scheduler is None:
+            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, self.pace.rate)
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Sum over the predicted tokens, divided by how many there are in the whole optimiser step.
+
+        While the model is being scored it is the text's loss, whatever the training's is.
+        """
+        labels = inputs["labels"][:, 1:]
+        counted = labels != IGNORED
+        read = {name: value for name, value in inputs.items() if name != "labels"}
+        taught = self.teacher is not None and model.training
+        near = taught and self.options.hidden_weight > 0
+        outputs = model(**read, use_cache=False, output_hidden_states=near)
+        logits = outputs.logits[:, :-1][counted]
+        loss = self._taught(read, counted, logits, outputs, labels, near) if taught else None
+        if loss is None:
+            loss = text_loss(logits, labels[counted])
+        if num_items_in_batch is None:
+            loss = loss.mean()
+        else:  # the processes' gradients are averaged
+            loss = loss.sum() / num_items_in_batch * self.accelerator.num_processes
+        return (loss, outputs) if return_outputs else loss
+
+    def _taught(self, read, counted, logits, outputs, labels, near: bool) -> torch.Tensor:
+        options = self.options
+        with torch.no_grad(), self.accelerator.autocast():
+            wanted = self.teacher(**read, use_cache=False, output_hidden_states=near)
+        loss = logits_loss(logits, wanted.logits[:, :-1][counted], options.temperature)
+        if options.ce_weight:
+            loss = loss + options.ce_weight * text_loss(logits, labels[counted])
+        if near:
+            streams = matched(wanted.hidden_states, self.layers)
+            distance = hidden_loss(outputs.hidden_states[1:], streams, self.maps)
+            loss = loss + options.hidden_weight * distance[:, :-1][counted]
+        return loss
+
+
+def train(
+    model, teacher, examples: Examples, scored: Examples | None, layers: list[int], options: RecoverOptions,
+    folder: Path, precision: str,
+) -> tuple[Recovery, Pace]:  # fmt: skip
+    """Trains `model` and returns its Trainer, with the unmerged result, and the clock.
+
+    options: with nothing left to default. teacher: a frozen model, or None. scored: windows whose perplexity is noted
+    over time. folder: where unfinished work is kept. precision: no, bf16 or fp16.
+    """
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=options.batch_size,
+        per_device_eval_batch_size=options.batch_size,
+        gradient_accumulation_steps=options.gradient_accumulation_steps,
+        **{CHECKPOINTING: options.gradient_checkpointing},
+        max_steps=-1 if options.steps is None else options.steps,
+        num_train_epochs=options.epochs or 1.0,
+        learning_rate=options.learning_rate,
+        weight_decay=options.weight_decay,
+        bf16=precision == "bf16",
+        fp16=precision == "fp16",
+        seed=options.seed,
+        data_seed=options.seed,
+        use_cpu=options.device == "cpu",
+        logging_strategy="no",
+        save_strategy="no",
+        eval_on_start=scored is not None,
+        prediction_loss_only=True,
+        disable_tqdm=True,
+        report_to="none",
+        remove_unused_columns=False,
+        ddp_find_unused_parameters=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # several GPUs are for a launcher, not for DataParallel
+    per_step = options.batch_size * options.gradient_accumulation_steps * arguments.world_size
+    steps = options.steps or max(1, round(options.epochs * len(examples) / per_step))
+    limit = options.max_minutes * 60 if options.max_minutes else None
+    pace = Pace(steps, limit, options.warmup, options.save_minutes * 60, scored is not None)
+    arguments.max_steps = steps
+    kept = last_kept(folder)
+    if kept:
+        pace.go_on(kept)
+        arguments.eval_on_start = False
+    trainer = Recovery(
+        model=model, args=arguments, train_dataset=examples, eval_dataset=scored, data_collator=collate,
+        pace=pace, options=options, teacher=teacher, layers=layers, callbacks=[pace],
+    )  # fmt: skip
+    for theirs in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(theirs)
+    pace.share = shared(trainer.accelerator)
+    if teacher is not None:
+        teacher.to(trainer.accelerator.device)
+        if options.hidden_weight:
+            batches = [examples[i]["input_ids"][None] for i in range(min(FITTED * options.batch_size, len(examples)))]
+            trainer.maps = fit_maps(model, teacher, batches, layers)
+    trainer.train(resume_from_checkpoint=str(kept) if kept else None)
+    return trainer, pace

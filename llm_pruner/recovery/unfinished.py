@@ -1,0 +1,145 @@
+"""Where a recovery saves, and where it keeps what is unfinished, so that the same one goes on there after a kill.
+
+The work folder holds recovery.json, which says what is being recovered how, and the Trainer's checkpoints. Each of
+them is complete once it has its mark, pace.json, with a list of its files: one that is damaged is set aside, and the
+one before it is taken. Nothing else in the folder is ever removed.
+"""
+
+import hashlib
+import json
+import os
+import re
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from llm_pruner import validation
+from llm_pruner.config.recover import RecoverOptions
+from llm_pruner.console import is_main, say
+from llm_pruner.errors import UsageError
+from llm_pruner.files import read_state, set_aside, write_state
+from llm_pruner.importance import score_cache as scores
+from llm_pruner.model import loading
+from llm_pruner.output import manifest
+from llm_pruner.output.places import check_folder, check_work_folder, inputs_of
+from llm_pruner.recovery.sources import Sources
+
+KEY, MARK = "recovery.json", "pace.json"
+STATE = {"key": validation.text, "resumed_at": validation.list_of(validation.whole())}
+PACE = {
+    "step": validation.whole(), "seconds": validation.number(0), "history": validation.list_of(validation.mapping),
+    "files": validation.mapping,
+}  # fmt: skip
+ELSEWHERE = ("save_model", "overwrite", "work_dir", "save_minutes", "traceback", "config")  # they change no result
+KEPT = 2  # checkpoints, so that there is an older one when the last is damaged
+OF_TRAINER = (  # what it writes into a checkpoint that a kill left without its mark
+    "*config.json", "model*.safetensors*", "adapter_model*.safetensors*", "pytorch_model*", "modeling_pruned.py",
+    "optimizer*", "scheduler*", "scaler*", "rng_state*.pth", "trainer_state.json", "training_args.bin", "README.md",
+    "*.partial",
+)  # fmt: skip
+
+
+def outputs(options: RecoverOptions, found: Sources) -> tuple[Path, Path]:
+    """(where the checkpoint goes, where unfinished work is kept). UsageError when that cannot be."""
+    source = found.student
+    name = options.save_model or f"{options.model.rstrip('/')}-recovered"
+    if not options.save_model and not os.path.isdir(source):
+        name = f"recovered/{Path(source).name}"
+    target = Path(name).expanduser()
+    inputs = inputs_of(found.options, {"model": source, "teacher": found.teacher, "eval_data": found.eval_data})
+    check_folder(target, inputs, options.overwrite)
+    folder = Path(options.work_dir).expanduser() if options.work_dir else target.with_name(target.name + ".unfinished")
+    check_work_folder(folder, inputs | {"the output folder": target})
+    if folder.is_dir() and any(folder.iterdir()) and not any(folder.glob(f"{KEY}*")):
+        raise UsageError(f"--work_dir {folder} holds something else than an unfinished recovery; choose another place")
+    return target, folder
+
+
+def key_of(found: Sources, options: RecoverOptions, folder: str) -> str:
+    """What a recovery is made from, as one hash: only the same one goes on from where it was."""
+    parts = {name: value for name, value in options.asdict().items() if name not in ELSEWHERE}
+    parts["student"] = scores.fingerprint(found.student, folder)
+    if found.teacher:
+        parts["teacher"] = scores.fingerprint(found.teacher, loading.fetch(found.teacher))
+    for name in ("data", "eval_data"):
+        parts[name] = scores.text_digest(parts[name])
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def go_on(folder: Path, key: str) -> list[int]:
+    """The steps that the run in `folder` has gone on from so far. If it was another run, its work is removed."""
+    state = read_state(folder / KEY, STATE)
+    resumed = state.get("resumed_at", [])
+    if state.get("key") != key:
+        if state:
+            say(f"note: {folder} is of a recovery with other inputs or options; starting anew")
+        resumed = []
+        if is_main():
+            clear(folder)
+    last = last_kept(folder)
+    if last:
+        resumed.append(int(last.name.rpartition("-")[2]))
+        say(f"going on from step {resumed[-1]}, kept in {folder}")
+    if is_main():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_state(folder / KEY, {"key": key, "resumed_at": resumed})
+    return resumed
+
+
+def mark_kept(checkpoint: Path, state: dict[str, Any]) -> None:
+    """Makes what the Trainer has written to `checkpoint` one that a run can go on from, and removes old ones."""
+    write_state(checkpoint / MARK, state | {"files": manifest.listed(checkpoint, but=(MARK,))})
+    for old in sorted(_checkpoints(checkpoint.parent), key=_step)[:-KEPT]:
+        _remove(old)
+
+
+def last_kept(folder: Path) -> Path | None:
+    """The newest checkpoint in `folder` that is complete and as it was written; damaged ones are set aside."""
+    for checkpoint in sorted(_checkpoints(folder), key=_step, reverse=True):
+        if not os.path.lexists(checkpoint / MARK):
+            continue  # a kill came before it was complete
+        mark = read_mark(checkpoint)
+        if mark and manifest.is_whole(checkpoint, mark["files"]):
+            return checkpoint
+        if is_main():
+            set_aside(checkpoint)
+        say(f"note: {checkpoint} is damaged and set aside; going on from an older one, or from the start")
+    return None
+
+
+def read_mark(checkpoint: Path) -> dict[str, Any]:
+    """What `mark_kept` kept; {} where that is damaged."""
+    return read_state(checkpoint / MARK, PACE)
+
+
+def clear(folder: Path) -> None:
+    """Removes what recoveries have written to the work folder, and itself when nothing else is in it."""
+    if not folder.is_dir():
+        return
+    for path in list(folder.iterdir()):
+        if re.fullmatch(rf"{re.escape(KEY)}(\.damaged(-\d+)?)?|\.[0-9a-f]{{12}}\.\d+\.partial", path.name):
+            if not path.is_dir():
+                path.unlink()
+        elif re.fullmatch(r"checkpoint-\d+(\.damaged(-\d+)?)?", path.name) and path.is_dir():
+            _remove(path)
+    if left := list(manifest.entries(folder)):
+        say(f"note: {folder} stays, because {left[0]} in it is not a recovery's")
+    else:
+        folder.rmdir()
+
+
+def _remove(checkpoint: Path) -> None:
+    """Removes the files of a checkpoint: those that it lists or, where it is incomplete, a Trainer's by their names."""
+    known = read_mark(checkpoint).get("files") if (checkpoint / MARK).is_file() else None
+    names = list(manifest.entries(checkpoint))
+    if known is None:
+        known = {name for name in names if any(fnmatch(name, pattern) for pattern in (*OF_TRAINER, f"{MARK}*"))}
+    manifest.remove(checkpoint, {}, but=tuple(name for name in names if name in known or name.startswith(MARK)))
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])

@@ -26,7 +26,8 @@ from llm_pruner.model import loading
 from llm_pruner.output.report import Stopwatch
 from llm_pruner.pruning import plan_for
 from llm_pruner.reconstruction.method import prune_best
-from llm_pruner.reconstruction.reconstruct import Recipe, rebuild, split
+from llm_pruner.reconstruction.reconstruct import Recipe, rebuild
+from llm_pruner.reconstruction.tokens import split
 from llm_pruner.shape.draft import shape_of
 
 WIDTHS = (0.25, 0.5)

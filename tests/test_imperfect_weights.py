@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from llm_pruner import importance
-from llm_pruner.calibration.layerwise import computing
+from llm_pruner.errors import computing
 from llm_pruner.config import recipe as names
 from llm_pruner.config.prune import Options
 from llm_pruner.config.recipe import Recipe

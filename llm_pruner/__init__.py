@@ -2,10 +2,9 @@
 
 from importlib import import_module
 
+from llm_pruner._version import __version__
 from llm_pruner.model.per_layer import register as _register_per_layer
 from llm_pruner.sparsity.register import register as _register_sparse
-
-__version__ = "0.1.0"
 
 _HOME = {
     "Options": "llm_pruner.config.prune",
@@ -33,7 +32,7 @@ _HOME = {
     "PrunerError": "llm_pruner.errors",
 }
 
-__all__ = sorted(_HOME)
+__all__ = sorted([*_HOME, "__version__"])
 
 
 def __getattr__(name: str):

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from llm_pruner.cli.main import parse
+from llm_pruner.cli.requests import resolve, validate_pruning, wants_reconstruction
 from llm_pruner.config.options import read_yaml
 from llm_pruner.config.prune import FIELDS, Options
-from llm_pruner.cli.requests import resolve, validate_pruning, wants_reconstruction
 from llm_pruner.errors import UsageError
 from llm_pruner.model.loading import pick_device
 from llm_pruner.shape.budget import goal_of, parse_bytes

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from llm_pruner.importance.evidence import ordered
 
 from llm_pruner import Options
-from llm_pruner.importance.evidence import ordered
 from llm_pruner.importance.selection import choose
 from llm_pruner.model.axes import Widths
 from llm_pruner.model.groups import units_of

@@ -83,6 +83,6 @@ SPARSIFY = Command(
     ),
     SparsifyOptions,
     sparsify.resolve,
-    "llm_pruner.sparsity.run:run",
+    "llm_pruner.cli.sparsify:run",
 )
 COMMANDS = {"prune": PRUNE, "recover": RECOVER, "evaluate": EVALUATE, "pipeline": PIPELINE, "sparsify": SPARSIFY}

@@ -16,8 +16,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import llm_pruner
 from llm_pruner import validation
+from llm_pruner._version import __version__
 from llm_pruner.config.pipeline import (
     DECIDED,
     EVALUATION,
@@ -120,7 +120,7 @@ def _key(stage: str, values: dict, folder: Path, options: PipelineOptions, sourc
     }
     parts["inputs"] = [options.model, checkpoint_digest(source, loading.fetch(source))]
     parts["inputs"] += [checkpoint_digest(str(folder / name), folder / name) for name in models[stage]]
-    parts["version"] = llm_pruner.__version__
+    parts["version"] = __version__
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 

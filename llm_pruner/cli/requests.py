@@ -69,8 +69,7 @@ def resolve(flags: dict[str, Any], yaml_file: str | None = None) -> Options:
 
 
 def wants_reconstruction(options: Options) -> bool | None:
-    """Whether `--method reconstruct` is asked for, by its name or by options that only it has; None where nothing is said
-    for or against it."""
+    """Whether a reconstruction is asked for, by its name or by options that only it has; None where nothing is said."""
     if options.method:
         return True
     if asked_of(options, (*SCORING, "save_plan", "iteration")):

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from llm_pruner import __version__
+from llm_pruner._version import __version__
 from llm_pruner.errors import is_out_of_disk, redact
 from llm_pruner.files import sync_all, write_text, write_whole
 from llm_pruner.importance.selection import unit_scores

@@ -8,7 +8,8 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from llm_pruner import __version__, validation
+from llm_pruner import validation
+from llm_pruner._version import __version__
 from llm_pruner.config.options import fields_of, read_yaml, typed
 from llm_pruner.config.sparsify import SparsifyOptions, parts, validate
 from llm_pruner.console import aligned, say

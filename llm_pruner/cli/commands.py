@@ -4,11 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from llm_pruner.cli import requests
-from llm_pruner.config import evaluate, pipeline, recover, sparsify
+from llm_pruner.cli import requests, stages
+from llm_pruner.config import evaluate, recover, sparsify
 from llm_pruner.config.evaluate import EvaluateOptions
 from llm_pruner.config.pipeline import PipelineOptions
-from llm_pruner.config.prune import Options
+from llm_pruner.config.prune import PruneOptions
 from llm_pruner.config.recover import RecoverOptions
 from llm_pruner.config.sparsify import SparsifyOptions
 
@@ -38,7 +38,7 @@ PRUNE = Command(
         "--model ./my-model --target hidden_size=2048,intermediate_size=10825",
         "--config configs/magnitude.yaml --model ./my-model",
     ),
-    Options,
+    PruneOptions,
     requests.resolve,
     "llm_pruner.cli.chain:run",
 )
@@ -70,7 +70,7 @@ PIPELINE = Command(
     "Prune, recover and evaluate as one YAML says; what is done already is skipped.",
     ("--config configs/pipeline_amp.yaml --model meta-llama/Llama-3.1-8B --folder runs/amp",),
     PipelineOptions,
-    pipeline.resolve,
+    stages.resolve,
     "llm_pruner.cli.pipeline:run",
 )
 SPARSIFY = Command(

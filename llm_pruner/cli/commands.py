@@ -29,7 +29,7 @@ class Command:
 
 
 PRUNE = Command(
-    "prune_llm.py",
+    "llm-pruner prune",
     "Structured pruning of a Hugging Face language model: prune, save a stock checkpoint, score it.",
     (
         "--model demo --pruning_ratio 0.5",
@@ -43,7 +43,7 @@ PRUNE = Command(
     "llm_pruner.cli.chain:run",
 )
 RECOVER = Command(
-    "python -m llm_pruner recover",
+    "llm-pruner recover",
     "Train a pruned checkpoint a little: distillation from the dense model, or LoRA.",
     (
         "--model pruned/demo-r0.50",
@@ -55,7 +55,7 @@ RECOVER = Command(
     "llm_pruner.recovery.run:run",
 )
 EVALUATE = Command(
-    "python -m llm_pruner evaluate",
+    "llm-pruner evaluate",
     "Perplexity, zero-shot tasks and speed of several checkpoints side by side.",
     (
         "--model ./my-model pruned/mine --eval_data test.txt --speed --report evaluation.json",
@@ -66,7 +66,7 @@ EVALUATE = Command(
     "llm_pruner.evaluation.run:run",
 )
 PIPELINE = Command(
-    "python -m llm_pruner pipeline",
+    "llm-pruner pipeline",
     "Prune, recover and evaluate as one YAML says; what is done already is skipped.",
     ("--config configs/pipeline_amp.yaml --model meta-llama/Llama-3.1-8B --folder runs/amp",),
     PipelineOptions,
@@ -74,7 +74,7 @@ PIPELINE = Command(
     "llm_pruner.cli.pipeline:run",
 )
 SPARSIFY = Command(
-    "python -m llm_pruner sparsify",
+    "llm-pruner sparsify",
     "Sparse activations, or weights, of a dense model: N:M or by a ratio, scored and saved.",
     (
         "--config configs/sparse/act_8_16.yaml --model ./my-model --eval_data test.txt",

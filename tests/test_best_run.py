@@ -14,7 +14,7 @@ QUICK = {"calibration_data": "demo", "nsamples": 16, "calibration_seq_len": 64, 
 
 
 def run(folder, **asked) -> dict:
-    report = llm_pruner.run(llm_pruner.Options(model="demo", save_model=str(folder), **QUICK, **asked))
+    report = llm_pruner.run(llm_pruner.PruneOptions(model="demo", save_model=str(folder), **QUICK, **asked))
     assert json.loads((folder / "report.json").read_text()) == json.loads(json.dumps(report))
     return report
 
@@ -48,5 +48,5 @@ def test_a_rebuild_that_broke_is_no_loss(kl, tmp_path, monkeypatch, capsys):
 
 
 def test_what_does_not_go_with_it_is_named(capsys):
-    llm_pruner.run(llm_pruner.Options(model="demo", pruning_ratio=0.5, mask_only=True, dry_run=True))
+    llm_pruner.run(llm_pruner.PruneOptions(model="demo", pruning_ratio=0.5, mask_only=True, dry_run=True))
     assert "note: pruning by magnitude: mask_only does not go with the best method" in capsys.readouterr().out

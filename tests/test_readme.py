@@ -149,7 +149,7 @@ def test_speed_is_what_was_measured():
     ],
 )
 def test_options_made_in_python_are_checked_too(options):
-    wrong = llm_pruner.Options(model="demo", no_save=True, **options)
+    wrong = llm_pruner.PruneOptions(model="demo", no_save=True, **options)
     with pytest.raises(llm_pruner.PrunerError):
         llm_pruner.run(wrong)
 

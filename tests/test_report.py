@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from llm_pruner.calibration.weights import Weights
-from llm_pruner.importance import evidence
 from llm_pruner.model.axes import HEADS, HIDDEN, MLP
 from llm_pruner.model.groups import FIELD
 from llm_pruner.output import report

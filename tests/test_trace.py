@@ -26,10 +26,10 @@ def test_groups_of_every_family(case):
         f"layers.{i}.{kind}" for i in range(2) for kind in (HEADS, KV_HEADS, MLP)
     ]
     units = {
-        HIDDEN: widths.hidden_size,
-        HEADS: widths.num_attention_heads,
-        KV_HEADS: widths.num_key_value_heads,
-        MLP: widths.intermediate_size,
+        HIDDEN: widths[HIDDEN],
+        HEADS: widths[HEADS],
+        KV_HEADS: widths[KV_HEADS],
+        MLP: widths[MLP],
     }
     assert all(group.units == units[group.axis] for group in groups)
 

@@ -35,7 +35,7 @@ from llm_pruner.model.axes import HIDDEN, MLP
 from llm_pruner.model.tokenizers import has_tokenizer, load_tokenizer
 from llm_pruner.output import checkpoint, lineage, report
 from llm_pruner.output.places import check_disk, check_outputs
-from llm_pruner.shape.draft import Draft, draft, groups_to_score
+from llm_pruner.shape.draft import Draft, Searched, draft, groups_to_score
 from llm_pruner.shape.plan import Plan
 
 OWN_CLASS = (
@@ -312,7 +312,7 @@ def _key(options: PruneOptions, decision: Decision, calibration: Calibration | N
 def _dry_plan(options: PruneOptions, decision: Decision, known: Known) -> Plan | None:
     """The plan of a dry run; None where a model has to be loaded for it."""
     if not isinstance(decision.method, ScoreAndCut):
-        if not decision.draft.removes_layers:
+        if isinstance(decision.draft.shape, Searched):
             say("note: this shape is where a search would start; without --dry_run others of this size are compared")
         return decision.plan
     to_score = decision.to_score if decision.plan is None or options.save_plan else []

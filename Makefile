@@ -4,7 +4,7 @@ BIN := .venv/bin
 # One torch thread for each of two test processes.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-.PHONY: demo test test-faults test-shared test-gpu lint benchmarks clean
+.PHONY: demo test test-faults test-shared test-gpu lint docs benchmarks clean
 
 demo: .venv/.installed
 	$(BIN)/python prune_llm.py --model demo --pruning_ratio 0.5 --overwrite
@@ -27,6 +27,11 @@ test-gpu: .venv/.installed
 lint: .venv/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# The documentation, into build/site. A broken link or a public name without its page ends the build.
+docs: .venv/.installed
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[docs]"
+	$(BIN)/python -m mkdocs build --strict
 
 benchmarks: .venv/.installed
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[benchmarks]"

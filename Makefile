@@ -31,7 +31,7 @@ lint: .venv/.installed
 # The documentation, into build/site. A broken link or a public name without its page ends the build.
 docs: .venv/.installed
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[docs]"
-	$(BIN)/python -m mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build -q --strict
 
 benchmarks: .venv/.installed
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[benchmarks]"

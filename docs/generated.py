@@ -27,7 +27,7 @@ def _command(name: str) -> str:
     for flag, field in fields_of(command.options).items():
         groups.setdefault(field.metadata["group"], []).append(_flag(flag, field))
     parts = [f"## llm-pruner {name} {{: #{name} }}", command.description]
-    parts += ["\n".join(["```", *(f"llm-pruner {name} {example}" for example in command.examples), "```"])]
+    parts += ["\n".join(["```bash", *(f"llm-pruner {name} {example}" for example in command.examples), "```"])]
     for group, rows in groups.items():
         heading = f"### {group[0].upper()}{group[1:]} {{: #{name}-{re.sub('[^a-z]+', '-', group.lower()).strip('-')} }}"
         parts += [heading, "\n".join(["| flag | default | meaning |", "|---|---|---|", *rows])]
@@ -40,8 +40,8 @@ def _flag(name: str, field: Field) -> str:
         value = f" {told['metavar'] or name.upper()}" + " …" * (kind_of(field) is tuple)
     default = "" if field.default in (None, False) else _default(field.default)
     choices = told["choices"] or (available() if name == "importance" else ())
-    meaning = told["help"] + (f" ({', '.join(f'`{choice}`' for choice in choices)})" if choices else "")
-    return f"| {_code(f'--{name}{value}')} | {default} | {_escaped(meaning)} |"
+    listed = f" ({', '.join(f'`{choice}`' for choice in choices)})" if choices else ""
+    return f"| {_code(f'--{name}{value}')} | {default} | {_escaped(told['help'])}{listed} |"
 
 
 def _default(value: object) -> str:

@@ -390,4 +390,6 @@ def test_promises_are_what_the_fault_suite_counted():
     assert faults["all"]["inputs"] == faults["all"]["refused"] + faults["all"]["harmless"]
     assert not faults["failures"]
     assert not faults["errors"]
-    assert all(cut["neither_old_nor_new"] == 0 for cut in faults["power_cuts"].values())
+    cuts = faults["power_cuts"].values()
+    assert f"| {sum(cut['points'] for cut in cuts):,} points of {len(cuts)} saves | 0 |" in promises
+    assert all(cut["neither_old_nor_new"] == 0 for cut in cuts)

@@ -14,6 +14,7 @@ import time
 from functools import partial
 
 import torch
+from llm_pruner.reconstruction.method import prune_best
 from measure import RESULTS, HostMemory, conditions, keep
 from quality import MODEL, NSAMPLES, RATIOS, prompts, windows
 from train_models import CONFIGS, MODELS
@@ -25,8 +26,8 @@ from llm_pruner.importance import BEST
 from llm_pruner.model import loading
 from llm_pruner.output.report import Stopwatch
 from llm_pruner.pruning import plan_for
-from llm_pruner.reconstruction.method import prune_best
-from llm_pruner.reconstruction.reconstruct import Recipe, rebuild, split
+from llm_pruner.reconstruction.reconstruct import Recipe, rebuild
+from llm_pruner.reconstruction.tokens import split
 from llm_pruner.shape.draft import shape_of
 
 WIDTHS = (0.25, 0.5)

@@ -27,7 +27,8 @@ from llm_pruner.calibration.activations import batches_of, collect
 from llm_pruner.evaluation.perplexity import perplexity
 from llm_pruner.importance import MOMENTS
 from llm_pruner.model import loading
-from llm_pruner.model.groups import MLP, reader
+from llm_pruner.model.axes import MLP
+from llm_pruner.model.groups import output_projection
 from llm_pruner.model.tokenizers import load_tokenizer
 from llm_pruner.model.trace import trace_groups
 
@@ -115,8 +116,8 @@ def neurons() -> list[dict]:
     inputs = collect(model, batches_of(prompts(0), 4096), groups, (MOMENTS,))
     found = []
     for group in groups:
-        if group.kind == MLP:
-            name = reader(group).parameter
+        if group.axis == MLP:
+            name = output_projection(group).parameter
             norms = model.get_parameter(name).detach().float().norm(dim=0)
             rms = inputs[name].norm / inputs[name].tokens ** 0.5
             ranks = torch.stack([norms.argsort().argsort(), (norms * rms).argsort().argsort()]).double()

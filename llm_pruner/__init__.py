@@ -2,19 +2,24 @@
 
 from importlib import import_module
 
+from llm_pruner._version import __version__
 from llm_pruner.model.per_layer import register as _register_per_layer
 from llm_pruner.sparsity.register import register as _register_sparse
-
-__version__ = "0.1.0"
 
 _HOME = {
     "Options": "llm_pruner.config.prune",
     "run": "llm_pruner.cli.chain",
-    "prune_model": "llm_pruner.pruning",
+    "prune": "llm_pruner.pruning",
+    "Ratio": "llm_pruner.shape.request",
+    "Target": "llm_pruner.shape.request",
+    "Budget": "llm_pruner.shape.request",
+    "Replay": "llm_pruner.shape.request",
+    "ScoreAndCut": "llm_pruner.methods",
+    "Reconstruct": "llm_pruner.methods",
     "trace_groups": "llm_pruner.model.trace",
     "Group": "llm_pruner.model.groups",
     "Member": "llm_pruner.model.groups",
-    "Widths": "llm_pruner.model.families",
+    "Widths": "llm_pruner.model.axes",
     "FAMILIES": "llm_pruner.model.families",
     "Plan": "llm_pruner.shape.plan",
     "cut": "llm_pruner.model.surgery",
@@ -27,7 +32,7 @@ _HOME = {
     "PrunerError": "llm_pruner.errors",
 }
 
-__all__ = sorted(_HOME)
+__all__ = sorted([*_HOME, "__version__"])
 
 
 def __getattr__(name: str):

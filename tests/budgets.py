@@ -3,10 +3,10 @@
 import itertools
 
 from llm_pruner.model.families import widths_of
+from llm_pruner.model.skeleton import meta_model
 from llm_pruner.model.trace import trace_groups
 from llm_pruner.reconstruction.costs import Costs
 from llm_pruner.shape.budget import Budget, Ledger
-from llm_pruner.shape.plan import meta_model
 from tests import tiny
 
 

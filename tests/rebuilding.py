@@ -1,13 +1,15 @@
 """Small rebuilds: a tiny model, some hundred random tokens, and a shape."""
 
 import torch
+from llm_pruner.reconstruction.method import Best, prune_best
 
 from llm_pruner.config.prune import Options
 from llm_pruner.importance import evidence
-from llm_pruner.model.families import Widths, family_of, widths_of
+from llm_pruner.model.axes import Widths
+from llm_pruner.model.families import family_of, widths_of
 from llm_pruner.model.trace import trace_groups
-from llm_pruner.reconstruction.method import Best, prune_best
-from llm_pruner.reconstruction.reconstruct import Rebuilt, Recipe, Tokens, rebuild
+from llm_pruner.reconstruction.reconstruct import Rebuilt, Recipe, rebuild
+from llm_pruner.reconstruction.tokens import Tokens
 from llm_pruner.shape.draft import shape_of
 from llm_pruner.shape.plan import make_plan
 from llm_pruner.shape.widths import widths_by_ratio

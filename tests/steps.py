@@ -3,7 +3,7 @@
 from llm_pruner.calibration.weights import Weights
 from llm_pruner.config.prune import Options
 from llm_pruner.importance import READ, evidence
-from llm_pruner.model.groups import HIDDEN
+from llm_pruner.model.axes import HIDDEN
 from llm_pruner.pruning import choose_units, decide_widths, prune_model
 from llm_pruner.shape.draft import groups_to_score, shape_of
 from tests import tiny

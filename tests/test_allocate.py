@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from llm_pruner.model.groups import HEADS, MLP
+from llm_pruner.model.axes import HEADS, MLP
 from llm_pruner.shape.allocate import adaptive_groups, allocate, standardised
 from llm_pruner.shape.budget import Ledger
 from tests.toys import assert_close, heads_and_neurons, hundred, ledger_of, toy

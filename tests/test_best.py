@@ -13,7 +13,7 @@ from llm_pruner.errors import RunError
 from llm_pruner.model.families import widths_of
 from llm_pruner.pruning import prune_model
 from llm_pruner.reconstruction import method as module
-from llm_pruner.reconstruction.reconstruct import Tokens, split
+from llm_pruner.reconstruction.tokens import Tokens, split
 from tests import tiny
 from tests.rebuilding import best_of, divergence, fitted_and_held, prompts, ratios_of
 

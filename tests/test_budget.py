@@ -5,8 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from llm_pruner.errors import PlanError
-from llm_pruner.model.families import Widths
-from llm_pruner.model.groups import HEADS, HIDDEN, KV_HEADS, MLP
+from llm_pruner.model.axes import HEADS, HIDDEN, KV_HEADS, MLP, Widths
 from llm_pruner.shape.budget import (
     TOLERANCE,
     Budget,

@@ -7,7 +7,7 @@ import pytest
 import llm_pruner
 from llm_pruner import Options
 from llm_pruner.cli.chain import recovery_options
-from llm_pruner.config.prune_rules import resolve
+from llm_pruner.cli.requests import resolve
 from llm_pruner.errors import UsageError
 from llm_pruner.evaluation import zero_shot
 from llm_pruner.output import checkpoint

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from llm_pruner.cli.main import parse
+from llm_pruner.cli.requests import resolve, validate_pruning, wants_reconstruction
 from llm_pruner.config.options import read_yaml
 from llm_pruner.config.prune import FIELDS, Options
-from llm_pruner.config.prune_rules import resolve, validate_pruning, wants_best
 from llm_pruner.errors import UsageError
 from llm_pruner.model.loading import pick_device
 from llm_pruner.shape.budget import goal_of, parse_bytes
@@ -185,7 +185,7 @@ def test_a_method_on_the_command_line_replaces_that_of_the_yaml(tmp_path):
 )
 def test_when_the_best_method_is_wanted(options, wanted):
     """None: where it can be had."""
-    assert wants_best(Options(**options)) is wanted
+    assert wants_reconstruction(Options(**options)) is wanted
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ import torch
 
 from llm_pruner.calibration.layerwise import walk
 from llm_pruner.errors import PlanError
-from llm_pruner.model.families import Widths, widths_of
-from llm_pruner.model.groups import HEADS, KV_HEADS, MLP
+from llm_pruner.model.axes import HEADS, KV_HEADS, MLP, Widths
+from llm_pruner.model.families import widths_of
 from llm_pruner.model.trace import trace_groups
 from llm_pruner.reconstruction.costs import RIDGE, Costs, measure_costs, measure_layers
 from llm_pruner.reconstruction.search import layers_by_costs
@@ -99,7 +99,7 @@ def test_every_family_and_group_has_costs(case):
             for member in group.members:
                 if member.reads:
                     gone = member.positions(torch.arange(group.units // 2))
-                    parameters[member.parameter].data.index_fill_(member.axis, gone, 0.0)
+                    parameters[member.parameter].data.index_fill_(member.dim, gone, 0.0)
     costs = measure_costs(model, groups, [tiny.tokens(8, 16)], before)
     shapes = set(itertools.product(range(1, before.num_key_value_heads + 1), range(1, before.heads_per_group + 1)))
     half = next(cost for kept, cost in costs.neurons[1] if kept <= before.intermediate_size // 2 + 4)

@@ -12,14 +12,8 @@ from llm_pruner.calibration.gradients import Products, weight_gradient_products
 from llm_pruner.calibration.weights import Weights
 from llm_pruner.importance import ABSOLUTE, CONTRIBUTION, MOMENTS, Evidence
 from llm_pruner.importance.selection import unit_scores
-from llm_pruner.model.groups import (
-    HEADS,
-    HIDDEN,
-    KV_HEADS,
-    MLP,
-    Group,
-    Member,
-)
+from llm_pruner.model.axes import HEADS, HIDDEN, KV_HEADS, MLP
+from llm_pruner.model.groups import Group, Member
 from llm_pruner.model.trace import trace_groups
 from tests import tiny
 from tests.toys import WEIGHT, assert_close, measured
@@ -31,7 +25,7 @@ THREE_NEURONS = Group("m", MLP, 0, 3, (Member("w", 1, "linear", reads=True),))
 def score(name: str, group: Group, weight: torch.Tensor = WEIGHT, **evidence) -> torch.Tensor:
     """One score per unit."""
     columns = group.units * group.members[0].width
-    weight = weight.narrow(group.members[0].axis, 0, columns)
+    weight = weight.narrow(group.members[0].dim, 0, columns)
     evidence = Evidence(Weights({"w": weight}), {"w": measured(columns)}, **evidence)
     return unit_scores(importance.score([group], importance.get(name), evidence)[group.name], group.units)
 
@@ -178,7 +172,7 @@ def test_taylor_of_a_tied_channel_counts_the_shared_tensor_once(taylor):
     model = tiny.model("llama_tied", dtype=torch.float64)
     prompts = [tiny.tokens(rows=2, length=9, seed=3), tiny.tokens(rows=1, length=5, seed=4)]
     evidence = Evidence(products=weight_gradient_products(model, prompts), taylor=taylor)
-    hidden = next(group for group in trace_groups(model) if group.kind == HIDDEN)
+    hidden = next(group for group in trace_groups(model) if group.axis == HIDDEN)
     found = importance.score([hidden], importance.get("taylor"), evidence)["hidden"].double()
     losses = []
     for batch in prompts:

@@ -12,7 +12,7 @@ from llm_pruner.model.families import widths_of
 from llm_pruner.pruning import prune_model
 from llm_pruner.reconstruction import method as module
 from llm_pruner.reconstruction.baseline import baseline
-from llm_pruner.reconstruction.reconstruct import split
+from llm_pruner.reconstruction.tokens import split
 from tests import tiny
 from tests.rebuilding import best_of, calibration, divergence, fitted_and_held, planned, prompts, ratios_of
 

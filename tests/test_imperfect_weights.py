@@ -9,11 +9,10 @@ import pytest
 import torch
 
 from llm_pruner import importance
-from llm_pruner.calibration.layerwise import computing
 from llm_pruner.config import recipe as names
 from llm_pruner.config.prune import Options
 from llm_pruner.config.recipe import Recipe
-from llm_pruner.errors import RunError, UsageError
+from llm_pruner.errors import RunError, UsageError, computing
 from llm_pruner.pruning import prune_model
 from llm_pruner.reconstruction import baseline as guard
 from llm_pruner.reconstruction.embeddings_and_head import _projected

@@ -8,7 +8,8 @@ import torch
 from llm_pruner import importance
 from llm_pruner.calibration.weights import Weights
 from llm_pruner.errors import RunError, UsageError
-from llm_pruner.model.groups import HEADS, KV_HEADS, Group, Member, attention_units
+from llm_pruner.model.axes import HEADS, KV_HEADS
+from llm_pruner.model.groups import Group, Member, attention_units
 from llm_pruner.model.trace import trace_groups
 from tests import tiny
 from tests.steps import planned
@@ -123,7 +124,7 @@ def test_permuting_the_neurons_permutes_the_scores(case):
     with torch.no_grad():
         for member in group.members:
             parameter = parameters[member.parameter]
-            parameter.copy_(parameter.index_select(member.axis, order))
+            parameter.copy_(parameter.index_select(member.dim, order))
     torch.testing.assert_close(scores_of([group], parameters)[group.name], before[order])
 
 

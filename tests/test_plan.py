@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from llm_pruner.errors import PlanError, UsageError
-from llm_pruner.importance.selection import check_replay, choose
-from llm_pruner.model.families import Widths
+from llm_pruner.importance.selection import choose
+from llm_pruner.model.axes import Widths
 from llm_pruner.model.groups import Group
 from llm_pruner.model.surgery import cut
 from llm_pruner.model.trace import trace_groups
-from llm_pruner.shape.plan import Plan, make_plan
+from llm_pruner.shape.plan import Plan, check_replay, make_plan
 from tests import tiny
 from tests.steps import planned, pruned
 

@@ -9,10 +9,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from llm_pruner.model.families import widths_of
+from llm_pruner.model.skeleton import meta_model
 from llm_pruner.model.surgery import cut
 from llm_pruner.output.checkpoint import write
 from llm_pruner.reconstruction.reconstruct import rebuild
-from llm_pruner.shape.plan import meta_model
 from tests import tiny
 from tests.rebuilding import BRIEF, PLAIN, calibration, planned
 

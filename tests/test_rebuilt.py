@@ -6,12 +6,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from llm_pruner.calibration.layerwise import decoder_layers, walk
+from llm_pruner.calibration.layerwise import walk
 from llm_pruner.errors import UsageError
 from llm_pruner.model.depth import shallow_config
 from llm_pruner.model.families import widths_of
+from llm_pruner.model.layers import decoder_layers
 from llm_pruner.output.checkpoint import write
-from llm_pruner.reconstruction.reconstruct import HELD, rebuild, split
+from llm_pruner.reconstruction.reconstruct import rebuild
+from llm_pruner.reconstruction.tokens import HELD, split
 from tests import tiny
 from tests.rebuilding import BRIEF, PLAIN, REFIT, calibration, divergence, planned, rebuilt
 

@@ -7,7 +7,8 @@ import torch
 
 from llm_pruner.calibration.weights import Weights
 from llm_pruner.importance import evidence
-from llm_pruner.model.groups import FIELD, HEADS, HIDDEN, MLP
+from llm_pruner.model.axes import HEADS, HIDDEN, MLP
+from llm_pruner.model.groups import FIELD
 from llm_pruner.output import report
 from llm_pruner.output.page import html
 from llm_pruner.shape.draft import groups_to_score, shape_of

@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 
 from llm_pruner.errors import PlanError
-from llm_pruner.model.families import Widths, holds
-from llm_pruner.model.groups import HEADS, HIDDEN, KV_HEADS, MLP
+from llm_pruner.model.axes import HEADS, HIDDEN, KV_HEADS, MLP, Widths
+from llm_pruner.model.families import holds
 from llm_pruner.reconstruction import search as module
 from llm_pruner.reconstruction.search import (
     PATIENCE,

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from llm_pruner.importance.evidence import ordered
 
 from llm_pruner import Options
-from llm_pruner.importance.evidence import ordered
 from llm_pruner.importance.selection import choose
-from llm_pruner.model.families import Widths
+from llm_pruner.model.axes import Widths
 from llm_pruner.model.groups import units_of
 from tests.toys import ledger_of
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from llm_pruner import Options, prune_model
-from llm_pruner.config.prune_rules import validate
+from llm_pruner.cli.requests import validate
 from llm_pruner.errors import PlanError, UsageError
 from llm_pruner.shape.allocate import uniform
 from tests import tiny

@@ -6,12 +6,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from llm_pruner.model.groups import HEADS, HIDDEN, KV_HEADS, MLP
+from llm_pruner.model.axes import HEADS, HIDDEN, KV_HEADS, MLP
 from llm_pruner.model.untie import is_tied, untied
 from llm_pruner.output.checkpoint import write
 from llm_pruner.reconstruction import method as module
-from llm_pruner.reconstruction.reconstruct import split
 from llm_pruner.reconstruction.search import candidates
+from llm_pruner.reconstruction.tokens import split
 from tests import tiny
 from tests.budgets import budget_of, ledger_of, made_up, missed
 from tests.rebuilding import best_of, divergence, fitted_and_held, prompts

@@ -8,9 +8,11 @@ from hypothesis import strategies as st
 from transformers import AutoConfig
 
 from llm_pruner.errors import PlanError, UsageError
-from llm_pruner.model.families import Widths, resize, widths_of
+from llm_pruner.model.axes import Widths
+from llm_pruner.model.families import resize, widths_of
+from llm_pruner.model.skeleton import meta_model
 from llm_pruner.model.trace import trace_groups
-from llm_pruner.shape.plan import make_plan, meta_model
+from llm_pruner.shape.plan import make_plan
 from llm_pruner.shape.widths import parse_prune, parse_target, ratio_of_one_step, widths_by_ratio, widths_by_target
 from tests import tiny
 

@@ -8,9 +8,9 @@ from transformers import AutoConfig
 from llm_pruner.calibration.activations import Inputs
 from llm_pruner.importance import ABSOLUTE, CONTRIBUTION, MOMENTS
 from llm_pruner.model.families import widths_of
+from llm_pruner.model.skeleton import meta_model
 from llm_pruner.model.trace import trace_groups
 from llm_pruner.shape.budget import Ledger
-from llm_pruner.shape.plan import meta_model
 
 # What the output projection reads: a prompt of one token and a prompt of three.
 #   column   values       mean  variance  ‖X_j‖

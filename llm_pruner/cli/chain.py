@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from llm_pruner.cli import prune
+from llm_pruner.cli.requests import validate
 from llm_pruner.config import recover as recovery
 from llm_pruner.config.prune import Options
-from llm_pruner.config.prune_rules import validate
 from llm_pruner.config.recover import RecoverOptions
 from llm_pruner.errors import UsageError
 from llm_pruner.model import loading

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from llm_pruner.config import evaluate, pipeline, prune_rules, recover, sparsify
+from llm_pruner.cli import requests
+from llm_pruner.config import evaluate, pipeline, recover, sparsify
 from llm_pruner.config.evaluate import EvaluateOptions
 from llm_pruner.config.pipeline import PipelineOptions
 from llm_pruner.config.prune import Options
@@ -38,7 +39,7 @@ PRUNE = Command(
         "--config configs/magnitude.yaml --model ./my-model",
     ),
     Options,
-    prune_rules.resolve,
+    requests.resolve,
     "llm_pruner.cli.chain:run",
 )
 RECOVER = Command(
@@ -82,6 +83,6 @@ SPARSIFY = Command(
     ),
     SparsifyOptions,
     sparsify.resolve,
-    "llm_pruner.sparsity.run:run",
+    "llm_pruner.cli.sparsify:run",
 )
 COMMANDS = {"prune": PRUNE, "recover": RECOVER, "evaluate": EVALUATE, "pipeline": PIPELINE, "sparsify": SPARSIFY}

@@ -19,7 +19,7 @@ from llm_pruner.errors import (
     redact,
     shortened,
 )
-from llm_pruner.importance import available
+from llm_pruner.importance import CRITERIA
 from llm_pruner.output import places
 
 
@@ -66,7 +66,7 @@ def build_parser(command: Command = PRUNE) -> argparse.ArgumentParser:
         group = sections.setdefault(f.metadata["group"], parser.add_argument_group(f.metadata["group"]))
         help_text = f.metadata["help"].replace("%", "%%")
         if name == "importance":
-            help_text += f": {', '.join(available())}"
+            help_text += f": {', '.join(CRITERIA.names())}"
         if kind_of(f) is bool:
             group.add_argument(f"--{name}", action="store_true", help=help_text)
             continue

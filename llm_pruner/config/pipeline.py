@@ -3,7 +3,8 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from llm_pruner.config import evaluate, prune_rules, recover
+from llm_pruner.cli import requests
+from llm_pruner.config import evaluate, recover
 from llm_pruner.config.evaluate import EvaluateOptions
 from llm_pruner.config.options import (
     MOST_SEED,
@@ -93,7 +94,7 @@ def stage_options(options: PipelineOptions, stage: str):
     last = RECOVERED if options.recover is not None else PRUNED
     if stage == "prune":
         values |= {"save_model": f"{folder}/{PRUNED}", "overwrite": True}
-        if section.get("method") == "best":
+        if section.get("method") == "reconstruct":
             values["work_dir"] = f"{folder}/{PRUNED}.unfinished"
     elif stage == "recover":
         values = {"model": f"{folder}/{PRUNED}", "save_model": f"{folder}/{RECOVERED}", "overwrite": True}
@@ -108,7 +109,7 @@ def stage_options(options: PipelineOptions, stage: str):
         if value is not None and name in KNOWN[stage]:
             values[name] = value
     values |= section
-    resolver = {"prune": prune_rules.resolve, "recover": recover.resolve, "evaluate": evaluate.resolve}[stage]
+    resolver = {"prune": requests.resolve, "recover": recover.resolve, "evaluate": evaluate.resolve}[stage]
     try:
         return values, resolver(dict(values))
     except UsageError as error:

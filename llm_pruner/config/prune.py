@@ -60,7 +60,7 @@ class Options:
     method: str | None = option(
         None, UNITS, "best: search the shape and rebuild the model in it, on calibration text; default: best where "
         "there is such text and no other method is named, else --importance magnitude",
-        choices=("best",),
+        
     )  # fmt: skip
     per_layer: bool = option(False, UNITS, "best: widths of its own for every layer, by what its units cost")
     search_minutes: float = option(

@@ -164,7 +164,7 @@ def _is_plan(path: Path) -> bool:
         found = read_json(path, "--save_plan")
     except PrunerError:
         return False
-    return isinstance(found, dict) and {"format", "model_type", "kept"} <= set(found)
+    return isinstance(found, dict) and {"model_type", "kept"} <= set(found)
 
 
 def write_files(contents: Mapping[Path, Callable[[Path], None]]) -> None:

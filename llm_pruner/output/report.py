@@ -12,11 +12,10 @@ from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from llm_pruner import __version__
+from llm_pruner._version import __version__
 from llm_pruner.errors import is_out_of_disk, redact
 from llm_pruner.files import sync_all, write_text, write_whole
 from llm_pruner.importance.selection import unit_scores
-from llm_pruner.model.groups import FIELD
 from llm_pruner.output import lineage, manifest
 from llm_pruner.output.card import card
 from llm_pruner.output.page import html
@@ -104,10 +103,11 @@ def build(
         "perplexity": finite(perplexity),
         "evaluation": evaluation,
         "calibration": {name: redact(v) if isinstance(v, str) else v for name, v in calibration.items()},
-        "widths": {"before": plan.before.asdict(), "after": plan.widths_after()},
+        "widths": {"before": plan.before.by_field(), "after": plan.widths_after()},
         "layers": {"before": plan.num_layers_before or len(plan.after), "after": len(plan.after), "kept": plan.layers},
         "removed": {name: round(share, 6) for name, share in plan.removed().items()},
         "importance": plan.importance,
+        "order": plan.order,
         "compensate": plan.compensate,
         "masked": options.mask_only,
         **lineage.told(origin, redact(options.model), evaluation),
@@ -125,7 +125,7 @@ def spread(scores: Mapping, groups: Iterable) -> dict[str, list[list[float]]]:
         if group.name in scores:
             values = unit_scores(scores[group.name].double(), group.units)
             quantiles = values.quantile(torch.tensor(QUANTILES, dtype=values.dtype, device=values.device))
-            found.setdefault(FIELD[group.kind], []).append([float(f"{value:.6g}") for value in quantiles.tolist()])
+            found.setdefault(group.axis.field, []).append([float(f"{value:.6g}") for value in quantiles.tolist()])
     return found
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from llm_pruner.errors import shown
 from llm_pruner.validation import (
     Rule,
+    each,
     either,
     fields,
     filled,
@@ -22,18 +23,6 @@ from llm_pruner.validation import (
 LAYERS = 10_000  # at most, of a model
 STEPS = ("prune", "recover", "sparsify")  # that make a checkpoint
 SHAPE = ("hidden_size", "num_attention_heads", "num_key_value_heads", "intermediate_size")
-
-
-def each(rule: Rule) -> Rule:
-    """A mapping whose every value is as the rule says."""
-
-    def found(value: Any) -> str | None:
-        if not isinstance(value, dict):
-            return "a mapping"
-        wrong = next(((name, legal) for name, one in value.items() if (legal := rule(one))), None)
-        return wrong and f"a mapping whose {shown(wrong[0])} is {wrong[1]}, not {shown(value[wrong[0]])}"
-
-    return found
 
 
 def sides(rule: Rule, required: bool = True) -> Rule:

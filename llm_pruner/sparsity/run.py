@@ -9,7 +9,7 @@ from pathlib import Path
 
 from llm_pruner.calibration import data
 from llm_pruner.config import recipe as names
-from llm_pruner.config.sparsify import SparsifyOptions, validate
+from llm_pruner.config.sparsify import SparsifyOptions
 from llm_pruner.console import quiet, say
 from llm_pruner.errors import RunError, redact
 from llm_pruner.model import loading
@@ -21,18 +21,6 @@ from llm_pruner.output import checkpoint, lineage, places, report
 PROGRAM = "python -m llm_pruner sparsify"
 LEARNED = 1024  # tokens of a batch, each a step of the optimiser
 WATCHED = 4096  # tokens that the share of what is kept is counted on
-
-
-def run(options: SparsifyOptions, argv: Sequence[str] = ()) -> dict:
-    """Does what `options` say and returns the report. Every failure is a PrunerError with its exit code."""
-    validate(options)
-    if options.patterns:
-        from llm_pruner.sparsity.sweep import sweep
-
-        return sweep(options, argv)
-    if options.calibration_data and not options.recipe.needs_text:
-        say(f"note: {options.recipe.label} measures nothing, so there is nothing to calibrate")
-    return run_one(options, argv)
 
 
 def run_one(options: SparsifyOptions, argv: Sequence[str] = (), before: dict | None = None) -> dict:

@@ -10,7 +10,7 @@ from pathlib import Path
 import llm_pruner
 from llm_pruner.cli.commands import COMMANDS
 from llm_pruner.config.options import fields_of, kind_of
-from llm_pruner.importance import available
+from llm_pruner.importance import CRITERIA
 from llm_pruner.output.report_schema import REQUIRED, RULES
 
 PLOT = "benchmarks/results/quality.png"  # lies outside the documentation, beside the figures that it shows
@@ -39,7 +39,7 @@ def _flag(name: str, field: Field) -> str:
     if kind_of(field) is not bool:
         value = f" {told['metavar'] or name.upper()}" + " …" * (kind_of(field) is tuple)
     default = "" if field.default in (None, False) else _default(field.default)
-    choices = told["choices"] or (available() if name == "importance" else ())
+    choices = told["choices"] or (CRITERIA.names() if name == "importance" else ())
     listed = f" ({', '.join(f'`{choice}`' for choice in choices)})" if choices else ""
     return f"| {_code(f'--{name}{value}')} | {default} | {_escaped(told['help'])}{listed} |"
 

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import re
 import shlex
+import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -130,8 +131,14 @@ def test_every_flag_is_in_the_reference(name):
 
 def test_every_public_name_is_in_the_reference():
     assert sorted(re.findall(r"^::: llm_pruner\.(\w+)$", read("docs/reference/python.md"), re.MULTILINE)) == sorted(
-        llm_pruner.__all__
+        set(llm_pruner.__all__) - {"__version__"}
     )
+
+
+def test_rooms_are_in_the_order_that_the_linter_checks():
+    layers = tomllib.loads(read("pyproject.toml"))["tool"]["importlinter"]["contracts"][0]["layers"]
+    rooms = re.findall(r"^\| `(\w+)/?`", PAGES["docs/architecture.md"], re.MULTILINE)
+    assert rooms == [room for room in reversed(layers) if room != "_version"]
 
 
 def test_names_in_the_python_examples_are_public():

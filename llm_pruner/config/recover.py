@@ -49,6 +49,9 @@ class RecoverOptions:
     hidden_weight: float = option(
         0.0, METHOD, "distil: weight of the distance between both models' hidden states", "W", least=0
     )
+    losses: str | None = option(
+        None, METHOD, "distil: weights of registered losses, such as those of other packages", "NAME=W,…"
+    )
     data: str | None = option(
         None, DATA, "wikitext2, c4, alpaca, demo, a file: text, or JSON records; default: what the checkpoint "
         "was calibrated on", "NAME|FILE",

@@ -17,9 +17,13 @@ from llm_pruner.model.families import family_of
 from llm_pruner.model.per_layer import PREFIX
 from llm_pruner.model.tokenizers import load_tokenizer
 from llm_pruner.output import checkpoint, lineage, places, report
+from llm_pruner.sparsity.columns import by_columns
+from llm_pruner.sparsity.learn import Learning
+from llm_pruner.sparsity.linear import sparse_layers
+from llm_pruner.sparsity.sparsify import sparsify
+from llm_pruner.sparsity.targets import targeted
 
 PROGRAM = "python -m llm_pruner sparsify"
-LEARNED = 1024  # tokens of a batch, each a step of the optimiser
 WATCHED = 4096  # tokens that the share of what is kept is counted on
 
 
@@ -68,7 +72,7 @@ def run_one(options: SparsifyOptions, argv: Sequence[str] = (), before: dict | N
         _score(scored, "before", model, tokenizer, windows, tasks, options, before)
     size = report.size_of(model)
     with stopwatch("sparsify"):
-        learned = sparsified(model, options, prompts)
+        learned = sparsify(model, recipe, prompts, Learning(epochs=options.epochs, seed=options.seed))
         if target and recipe.sparse == names.ACTIVATIONS:
             _as_loaded(model)
     kept = measured_share(model, recipe, windows if windows is not None else prompts)
@@ -99,29 +103,9 @@ def run_one(options: SparsifyOptions, argv: Sequence[str] = (), before: dict | N
     return made
 
 
-def sparsified(model, options: SparsifyOptions, prompts) -> dict:
-    """Makes `model` sparse in place; prompts: LongTensors [length] where the recipe needs text. Returns how well the
-    learnable inputs of each decoder layer learned."""
-    from llm_pruner.calibration.activations import TOKENS, batches_of
-    from llm_pruner.sparsity.calibration import sparsify_activations
-    from llm_pruner.sparsity.learn import Learning
-    from llm_pruner.sparsity.weights import sparsify_weights
-
-    recipe = options.recipe
-    learnable = recipe.transform == names.LEARNABLE
-    batches = batches_of(prompts or (), LEARNED if learnable else TOKENS.get(model.device.type, TOKENS["cpu"]))
-    if recipe.sparse == names.WEIGHTS:
-        sparsify_weights(model, recipe, batches)
-        return {}
-    return sparsify_activations(model, recipe, batches, Learning(epochs=options.epochs, seed=options.seed))
-
-
 def _as_loaded(model) -> None:
     """Lays the weights out as loading the saved model does: in another layout bfloat16 rounds otherwise, and the
     perplexity would be that of a model that nobody gets."""
-    from llm_pruner.sparsity.decode import by_columns
-    from llm_pruner.sparsity.linear import sparse_layers
-
     for layer in sparse_layers(model).values():
         by_columns(layer)
 
@@ -129,9 +113,6 @@ def _as_loaded(model) -> None:
 def measured_share(model, recipe, tokens) -> float | None:
     """Of the targeted matrices, or of what they read of the first few windows of `tokens`, the share that is kept."""
     import torch
-
-    from llm_pruner.sparsity.linear import sparse_layers
-    from llm_pruner.sparsity.targets import targeted
 
     if recipe.sparse == names.WEIGHTS:
         weights = [model.get_submodule(name).weight for name in targeted(model, recipe.targets)]

@@ -7,7 +7,6 @@ import re
 from dataclasses import Field
 from pathlib import Path
 
-import llm_pruner
 from llm_pruner.cli.commands import COMMANDS
 from llm_pruner.config.options import fields_of, kind_of
 from llm_pruner.importance import CRITERIA
@@ -78,21 +77,6 @@ def filled(markdown: str) -> str:
     return re.sub(r"<!-- generated: (.+?) -->", lambda mark: GENERATED[mark[1]](), markdown)
 
 
-def documented(markdown: str) -> str:
-    """Return the page with every `::: llm_pruner.NAME` of a public name pointing to the module that defines it.
-
-    Raises:
-        KeyError: A name is not public.
-    """
-
-    def defined(line: re.Match) -> str:
-        name = line[1]
-        options = f"    options:\n      heading: llm_pruner.{name}\n      toc_label: {name}"
-        return f"::: {llm_pruner._HOME[name]}.{name}\n{options}"
-
-    return re.sub(r"^::: llm_pruner\.(\w+)$", defined, markdown, flags=re.MULTILINE)
-
-
 def on_files(files, config):
     from mkdocs.structure.files import File
 
@@ -101,4 +85,4 @@ def on_files(files, config):
 
 
 def on_page_markdown(markdown: str, page, config, files) -> str:
-    return documented(filled(markdown)).replace(f"../../{PLOT}", f"../{PLOT}")
+    return filled(markdown).replace(f"../../{PLOT}", f"../{PLOT}")

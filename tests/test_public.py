@@ -17,9 +17,9 @@ import llm_pruner
     ],
 )
 def test_options_made_in_python_are_checked_too(options):
-    wrong = llm_pruner.Options(model="demo", no_save=True, **options)
+    wrong = llm_pruner.PruneOptions(model="demo", no_save=True, **options)
     with pytest.raises(llm_pruner.PrunerError):
-        llm_pruner.run(wrong)
+        llm_pruner.prune_checkpoint(wrong)
 
 
 @pytest.mark.parametrize("name", llm_pruner.__all__)

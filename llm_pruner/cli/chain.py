@@ -7,7 +7,7 @@ from typing import Any
 from llm_pruner.cli import prune
 from llm_pruner.cli.requests import validate
 from llm_pruner.config import recover as recovery
-from llm_pruner.config.prune import Options
+from llm_pruner.config.prune import PruneOptions
 from llm_pruner.config.recover import RecoverOptions
 from llm_pruner.errors import UsageError
 from llm_pruner.model import loading
@@ -16,7 +16,7 @@ from llm_pruner.output.places import check_folder, check_outputs, inputs_of
 RECOVERED = "-recovered"
 
 
-def run(options: Options, argv: Sequence[str] = ()) -> dict:
+def run(options: PruneOptions, argv: Sequence[str] = ()) -> dict:
     """Prunes; with options.recover the report has that of the recovery as `recovered`. Errors as in both."""
     if not options.recover:
         return prune.run(options, argv)
@@ -35,7 +35,7 @@ def run(options: Options, argv: Sequence[str] = ()) -> dict:
     return made | {"recovered": recover(after, argv, "python prune_llm.py")}
 
 
-def recovery_options(options: Options, target: Path) -> RecoverOptions:
+def recovery_options(options: PruneOptions, target: Path) -> RecoverOptions:
     """What `--recover` asks for. UsageError when it is neither a method nor a YAML of recovery options."""
     how, flags = options.recover, _shared(options, target)
     if how in ("lora", "distil"):
@@ -46,7 +46,7 @@ def recovery_options(options: Options, target: Path) -> RecoverOptions:
     return recovery.resolve(flags, yaml_file)
 
 
-def _shared(options: Options, target: Path) -> dict[str, Any]:
+def _shared(options: PruneOptions, target: Path) -> dict[str, Any]:
     """What a recovery takes over from the pruning it follows."""
     flags = {
         "model": str(target),

@@ -18,16 +18,8 @@ from pathlib import Path
 
 from llm_pruner import validation
 from llm_pruner._version import __version__
-from llm_pruner.config.pipeline import (
-    DECIDED,
-    EVALUATION,
-    PRUNED,
-    RECOVERED,
-    STAGES,
-    PipelineOptions,
-    stage_options,
-    validate,
-)
+from llm_pruner.cli.stages import DECIDED, EVALUATION, PRUNED, RECOVERED, stage_options, validate
+from llm_pruner.config.pipeline import STAGES, PipelineOptions
 from llm_pruner.console import aligned, say
 from llm_pruner.errors import PlanError, RunError, UsageError, VerificationError
 from llm_pruner.files import (

@@ -21,7 +21,7 @@ from llm_pruner.cli.requests import (
     validate,
     wants_reconstruction,
 )
-from llm_pruner.config.prune import Options
+from llm_pruner.config.prune import PruneOptions
 from llm_pruner.console import quiet, say
 from llm_pruner.errors import PlanError, PrunerError, RunError, UsageError
 from llm_pruner.evaluation.perplexity import perplexity
@@ -95,7 +95,7 @@ class Measures:
     answers: dict[str, dict]
 
 
-def run(options: Options, argv: Sequence[str] = ()) -> dict:
+def run(options: PruneOptions, argv: Sequence[str] = ()) -> dict:
     """Do what the options say and return the report. Every failure is a PrunerError with its exit code."""
     validate(options)
     stopwatch = report.Stopwatch()
@@ -151,7 +151,7 @@ def run(options: Options, argv: Sequence[str] = ()) -> dict:
 
 
 def _report(
-    options: Options, decision: Decision, known: Known, pruned: Pruned, measures: Measures, prompts, stopwatch,
+    options: PruneOptions, decision: Decision, known: Known, pruned: Pruned, measures: Measures, prompts, stopwatch,
     argv: Sequence[str], origin: dict | None,
 ) -> dict:  # fmt: skip
     used = asdict(known.calibration) if known.calibration else {}
@@ -168,7 +168,7 @@ def _report(
     return built | ({"zero_shot": report.finite(measures.answers)} if measures.answers else {})
 
 
-def _texts(options: Options, decision: Decision, known: Known, config, folder: str, scored: bool):
+def _texts(options: PruneOptions, decision: Decision, known: Known, config, folder: str, scored: bool):
     """(the tokenizer or None, calibration prompts or None). scored: whether something is going to be scored."""
     calibrated, prompts = bool(known.calibration and not known.measured), decision.prompts
     tokenizer = load_tokenizer(folder, scored or calibrated and not prompts)
@@ -179,14 +179,14 @@ def _texts(options: Options, decision: Decision, known: Known, config, folder: s
     return tokenizer, prompts
 
 
-def _loaded(options: Options, decision: Decision, config, folder: str):
+def _loaded(options: PruneOptions, decision: Decision, config, folder: str):
     device = None if options.device_map else loading.pick_device(options.device)
     model = loading.load_model(folder, config, options.dtype, device, options.device_map)
     _check_against(decision.draft, model)
     return model
 
 
-def _config(options: Options, source: str):
+def _config(options: PruneOptions, source: str):
     loading.check_family(source, options.revision)
     quiet()
     config = loading.load_config(source, options.revision)
@@ -197,7 +197,7 @@ def _config(options: Options, source: str):
     return config
 
 
-def _decided(options: Options, request, config, source: str) -> Decision:
+def _decided(options: PruneOptions, request, config, source: str) -> Decision:
     """The method and the draft. Where no method is named it is a reconstruction, if there is calibration text for it
     and it can give the shape; else magnitude."""
     wanted = wants_reconstruction(options)
@@ -210,7 +210,7 @@ def _decided(options: Options, request, config, source: str) -> Decision:
     return _outlined(method, draft(request, config, method))
 
 
-def _by_default(options: Options, request, method: Reconstruct, config, source: str) -> Decision:
+def _by_default(options: PruneOptions, request, method: Reconstruct, config, source: str) -> Decision:
     prompts = None
     try:
         made = draft(request, config, method)
@@ -232,14 +232,14 @@ def _by_default(options: Options, request, method: Reconstruct, config, source: 
         return _outlined(plain, made)
 
 
-def method_of(options: Options, reconstruct: bool) -> Method:
+def method_of(options: PruneOptions, reconstruct: bool) -> Method:
     """Return the method that the options name. reconstruct: what is taken where they name none."""
     if options.method not in (None, Reconstruct.name):
         return METHODS.get(options.method)(seed=options.seed)
     if options.method or reconstruct:
         return Reconstruct(options.search_minutes, options.per_layer, options.epochs, options.work_dir, options.seed)
     return ScoreAndCut(
-        criterion_named(options), options.criterion, options.compensate or "none", options.mask_only, options.seed
+        criterion_named(options), options.order, options.compensate or "none", options.mask_only, options.seed
     )
 
 
@@ -248,7 +248,7 @@ def _outlined(method: Method, made: Draft) -> Decision:
     return Decision(method, made, *(method.outline(made) if made.after else (None, None)))
 
 
-def _calibration(options: Options, method: Method, config) -> Calibration:
+def _calibration(options: PruneOptions, method: Method, config) -> Calibration:
     """The calibration text that the options name, else the method's. UsageError for a name that is nothing."""
     longest = getattr(config, "max_position_embeddings", None) or sys.maxsize
     usual = method.calibration
@@ -258,7 +258,7 @@ def _calibration(options: Options, method: Method, config) -> Calibration:
     return Calibration(name, options.nsamples or usual.nsamples, length)
 
 
-def _known(options: Options, decision: Decision, config, source: str) -> Known:
+def _known(options: PruneOptions, decision: Decision, config, source: str) -> Known:
     """UsageError when the calibration data is nothing, or --scores has scores of something else."""
     method = decision.method
     if not isinstance(method, ScoreAndCut):
@@ -278,7 +278,7 @@ def _known(options: Options, decision: Decision, config, source: str) -> Known:
     return known
 
 
-def _with_scores(options: Options, decision: Decision, known: Known, source: str) -> Known:
+def _with_scores(options: PruneOptions, decision: Decision, known: Known, source: str) -> Known:
     path, method = Path(options.scores).expanduser(), decision.method
     model = checkpoint_digest(source, loading.fetch(source, options.revision, weights=False))
     key = _key(options, decision, known.calibration, model)
@@ -293,7 +293,7 @@ def _with_scores(options: Options, decision: Decision, known: Known, source: str
     return replace(known, key=key, measured=measured)
 
 
-def _key(options: Options, decision: Decision, calibration: Calibration | None, model: str) -> dict[str, object]:
+def _key(options: PruneOptions, decision: Decision, calibration: Calibration | None, model: str) -> dict[str, object]:
     """What scores are made from: two runs with the same key have the same scores. model: its digest."""
     scorer = decision.method.scorer
     key: dict[str, object] = {"model": model, "dtype": options.dtype, "importance": scorer.name, **scorer.options}
@@ -309,7 +309,7 @@ def _key(options: Options, decision: Decision, calibration: Calibration | None, 
     return key
 
 
-def _dry_plan(options: Options, decision: Decision, known: Known) -> Plan | None:
+def _dry_plan(options: PruneOptions, decision: Decision, known: Known) -> Plan | None:
     """The plan of a dry run; None where a model has to be loaded for it."""
     if not isinstance(decision.method, ScoreAndCut):
         if not decision.draft.removes_layers:
@@ -321,7 +321,9 @@ def _dry_plan(options: Options, decision: Decision, known: Known) -> Plan | None
     return _finished(options, decision, known, known.measured or Measured())[0]
 
 
-def _finished(options: Options, decision: Decision, known: Known, measured: Measured, model=None) -> tuple[Plan, Any]:
+def _finished(
+    options: PruneOptions, decision: Decision, known: Known, measured: Measured, model=None
+) -> tuple[Plan, Any]:
     """(plan with its kept units, new configuration), shown if it was not known before, and saved where that is wanted.
 
     A dry run that saves nothing has no scores to choose units by.
@@ -342,7 +344,7 @@ def _finished(options: Options, decision: Decision, known: Known, measured: Meas
 
 
 def _pruned(
-    options: Options, decision: Decision, known: Known, model, prompts, stopwatch, target: Path | None
+    options: PruneOptions, decision: Decision, known: Known, model, prompts, stopwatch, target: Path | None
 ) -> Pruned:
     """What the method makes of the model."""
     method, journal = decision.method, Journal(say, stopwatch)
@@ -362,7 +364,7 @@ def _pruned(
     return replace(pruned, notes={"scores": measured.scores})
 
 
-def _measured(options: Options, decision: Decision, known: Known, model, prompts, stopwatch) -> Measured:
+def _measured(options: PruneOptions, decision: Decision, known: Known, model, prompts, stopwatch) -> Measured:
     method = decision.method
     with stopwatch("score"):
         of_any_shape = known.key and not method.scorer.sequential
@@ -374,12 +376,12 @@ def _measured(options: Options, decision: Decision, known: Known, model, prompts
     return measured
 
 
-def _check_disk(target: Path | None, plan: Plan, options: Options) -> None:
+def _check_disk(target: Path | None, plan: Plan, options: PruneOptions) -> None:
     if target:
         check_disk(target, plan.bytes_before if options.mask_only else plan.bytes_after)
 
 
-def _announce(plan: Plan, new_config, decision: Decision, options: Options) -> None:
+def _announce(plan: Plan, new_config, decision: Decision, options: PruneOptions) -> None:
     """The table, and what is worth knowing about the new configuration."""
     say(plan.table(decision.draft.requested))
     if options.mask_only:
@@ -409,7 +411,7 @@ def _check_against(made: Draft, model) -> None:
         )
 
 
-def _check_eval_data(options: Options) -> str | None:
+def _check_eval_data(options: PruneOptions) -> str | None:
     """The name of the evaluation data, or None for none. UsageError for a name that is nothing."""
     name = options.eval_data or ("demo" if options.model == "demo" else "wikitext2")
     if name == "none" or options.dry_run:
@@ -418,14 +420,14 @@ def _check_eval_data(options: Options) -> str | None:
     return name
 
 
-def _tasks(options: Options) -> list[str]:
+def _tasks(options: PruneOptions) -> list[str]:
     """The usual zero-shot tasks, where they are asked for. RunError when lm_eval is not installed."""
     if not options.eval_zero_shot or options.dry_run:
         return []
     return check_tasks(["usual"])
 
 
-def _score(model, tokenizer, measures: Measures, side: str, options: Options, stopwatch) -> None:
+def _score(model, tokenizer, measures: Measures, side: str, options: PruneOptions, stopwatch) -> None:
     """Adds what the model is measured to be before or after."""
     if measures.windows is not None:
         with stopwatch(f"evaluate {side}"):
@@ -440,7 +442,7 @@ def _score(model, tokenizer, measures: Measures, side: str, options: Options, st
             say(table(measures.answers))
 
 
-def _windows(options: Options, name: str | None, config, tokenizer):
+def _windows(options: PruneOptions, name: str | None, config, tokenizer):
     """(token windows, what they are); (None, {}) without evaluation data."""
     if name is None:
         return None, {}
@@ -450,7 +452,7 @@ def _windows(options: Options, name: str | None, config, tokenizer):
     return windows, data.described(name, windows)
 
 
-def _prompts(calibration: Calibration, options: Options, config, tokenizer):
+def _prompts(calibration: Calibration, options: PruneOptions, config, tokenizer):
     if tokenizer is None:
         raise RunError(
             f"{options.model} has no tokenizer, so it cannot be calibrated; magnitude and mag_sp need no text"

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from llm_pruner.config.options import check_values, read_yaml, typed
-from llm_pruner.config.prune import BUDGETS, FIELDS, Options
+from llm_pruner.config.prune import BUDGETS, FIELDS, PruneOptions
 from llm_pruner.config.quantities import check_ratio, parse_bytes, parse_parameters
 from llm_pruner.errors import UsageError
 from llm_pruner.importance import CRITERIA, criterion_of
@@ -16,7 +16,7 @@ from llm_pruner.shape.widths import parse_prune
 
 SHAPES = (*BUDGETS, "target", "plan")  # the ways to say how much, of which a run has one
 STRUCTURE = ("structure", "remove_heads", "uniform")
-SCORING = ("importance", "criterion", "metrics", "taylor", "compensate", "mask_only", "scores", "plan", *STRUCTURE)
+SCORING = ("importance", "order", "metrics", "taylor", "compensate", "mask_only", "scores", "plan", *STRUCTURE)
 OF_BEST = ("per_layer", "search_minutes", "epochs", "work_dir")
 PARAMETERS = ("param_ratio", "target_params", "target_memory")  # the budgets that a search can meet
 UNUSED = {  # what else says the same as each of them, or says nothing beside it
@@ -27,7 +27,7 @@ UNUSED = {  # what else says the same as each of them, or says nothing beside it
         "round_to",
         "method",
         "importance",
-        "criterion",
+        "order",
         "metrics",
         "taylor",
         "scores",
@@ -38,7 +38,7 @@ UNUSED = {  # what else says the same as each of them, or says nothing beside it
 }
 
 
-def resolve(flags: dict[str, Any], yaml_file: str | None = None) -> Options:
+def resolve(flags: dict[str, Any], yaml_file: str | None = None) -> PruneOptions:
     """Defaults, then the YAML, then `flags` (only those given). UsageError for anything that cannot be meant.
 
     A flag that says the shape replaces all that the YAML says about it.
@@ -60,7 +60,7 @@ def resolve(flags: dict[str, Any], yaml_file: str | None = None) -> Options:
     if "structure" in flags:
         values = {name: value for name, value in values.items() if name not in STRUCTURE}
     values |= flags
-    options = Options(**{name: typed(FIELDS[name], value) for name, value in values.items()})
+    options = PruneOptions(**{name: typed(FIELDS[name], value) for name, value in values.items()})
     for shape, unused in UNUSED.items():
         if shape in values and (clash := [name for name in unused if name in values]):
             raise UsageError(f"{shape} already says what {clash[0]} would; leave one of them out")
@@ -68,7 +68,7 @@ def resolve(flags: dict[str, Any], yaml_file: str | None = None) -> Options:
     return options
 
 
-def wants_reconstruction(options: Options) -> bool | None:
+def wants_reconstruction(options: PruneOptions) -> bool | None:
     """Whether a reconstruction is asked for, by its name or by options that only it has; None where nothing is said."""
     if options.method:
         return True
@@ -77,12 +77,12 @@ def wants_reconstruction(options: Options) -> bool | None:
     return True if asked_of(options, OF_BEST) else None
 
 
-def asked_of(options: Options, names: tuple[str, ...]) -> list[str]:
+def asked_of(options: PruneOptions, names: tuple[str, ...]) -> list[str]:
     """Those of `names` that are not at their default."""
     return [name for name in names if getattr(options, name) != FIELDS[name].default]
 
 
-def validate(options: Options) -> None:
+def validate(options: PruneOptions) -> None:
     """UsageError for values out of range and for options that contradict each other."""
     if not options.model:
         raise UsageError("no model: give --model FOLDER, --model HUB_ID or --model demo")
@@ -97,7 +97,7 @@ def validate(options: Options) -> None:
         raise UsageError("device and device_map both say where the model goes; give one of them")
 
 
-def validate_pruning(options: Options) -> None:
+def validate_pruning(options: PruneOptions) -> None:
     """`validate`, as far as it is about shape and units."""
     check_values(options)
     for name in ("pruning_ratio", "param_ratio"):
@@ -131,7 +131,7 @@ def _own_ratios(prune: str | None) -> bool:
     return bool(prune) and all("=" in part for part in prune.split(","))
 
 
-def _validate_best(options: Options) -> None:
+def _validate_best(options: PruneOptions) -> None:
     if wants_reconstruction(options) is False and (unused := asked_of(options, OF_BEST)):
         raise UsageError(f"{unused[0]} belongs to --method reconstruct; leave it out, or what names another method")
     if options.per_layer and not any(getattr(options, name) is not None for name in PARAMETERS):
@@ -148,7 +148,7 @@ def _validate_best(options: Options) -> None:
         raise UsageError("save_plan lists units; a reconstruction makes new weights, which no plan holds")
 
 
-def _validate_units(options: Options, shapes: list[str]) -> None:
+def _validate_units(options: PruneOptions, shapes: list[str]) -> None:
     criterion = criterion_named(options)
     structure = options.structure or ""
     if structure and not set(shapes) & set(BUDGETS):
@@ -163,13 +163,13 @@ def _validate_units(options: Options, shapes: list[str]) -> None:
         raise UsageError(f"importance {criterion.name} does not score {unscored[0]}; known: {known}")
 
 
-def criterion_named(options: Options) -> Criterion:
+def criterion_named(options: PruneOptions) -> Criterion:
     """Return the criterion that the options name, with its own options. UsageError as in `criterion_of`."""
     own = {name: getattr(options, name) for name in ("metrics", "taylor")}
     return criterion_of(options.importance or "magnitude", own, {"seed": options.seed})
 
 
-def request_of(options: Options) -> Request:
+def request_of(options: PruneOptions) -> Request:
     """Return how much should go. UsageError where the options contradict each other."""
     if options.plan:
         return Replay(Plan.load(options.plan), f"--plan {options.plan}")
@@ -192,7 +192,7 @@ def request_of(options: Options) -> Request:
     )
 
 
-def replayed(options: Options, request: Request) -> Options:
+def replayed(options: PruneOptions, request: Request) -> PruneOptions:
     """Return the options with what a plan to replay says about how it was made, where they say nothing themselves."""
     if not isinstance(request, Replay):
         return options

@@ -309,7 +309,7 @@ def _changed(made: Draft, hint: str = "ask for less width") -> Draft:
 
 def groups_to_score(made: Draft) -> list[Group]:
     """Return the groups whose units have to be ranked, in the units that are ranked."""
-    if isinstance(made.shape, Replayed):
+    if isinstance(made.shape, Replayed) or made.removes_layers:  # a plan, or the method, has chosen
         return []
     if isinstance(made.shape, Adaptive):
         return adaptive_groups(made.traced.groups, made.traced.counter.before, made.axes)

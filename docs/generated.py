@@ -8,6 +8,7 @@ from dataclasses import Field
 from pathlib import Path
 
 from llm_pruner.cli.commands import COMMANDS
+from llm_pruner.cli.main import SECTIONS
 from llm_pruner.config.options import fields_of, kind_of
 from llm_pruner.importance import CRITERIA
 from llm_pruner.output.report_schema import REQUIRED, RULES
@@ -27,7 +28,7 @@ def _command(name: str) -> str:
         groups.setdefault(field.metadata["group"], []).append(_flag(flag, field))
     parts = [f"## llm-pruner {name} {{: #{name} }}", command.description]
     parts += ["\n".join(["```bash", *(f"llm-pruner {name} {example}" for example in command.examples), "```"])]
-    for group, rows in groups.items():
+    for group, rows in sorted(groups.items(), key=lambda item: SECTIONS.index(item[0])):
         heading = f"### {group[0].upper()}{group[1:]} {{: #{name}-{re.sub('[^a-z]+', '-', group.lower()).strip('-')} }}"
         parts += [heading, "\n".join(["| flag | default | meaning |", "|---|---|---|", *rows])]
     return "\n\n".join(parts)

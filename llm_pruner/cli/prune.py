@@ -7,22 +7,30 @@ config.json → groups → shape → plan        (--dry_run stops here, unless s
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from llm_pruner.calibration import data
 from llm_pruner.config.prune import Options
 from llm_pruner.config.prune_rules import SCORING, asked_of, validate, wants_best
 from llm_pruner.console import quiet, say
-from llm_pruner.errors import PlanError, PrunerError, RunError, UsageError
+from llm_pruner.errors import PlanError, PrunerError, RunError, UsageError, redact
+from llm_pruner.evaluation.scores import Measurement, compared, text_to_score, windows_of
 from llm_pruner.importance import Calibration, Criterion, evidence
 from llm_pruner.importance import score_cache as scores
 from llm_pruner.importance.evidence import Found
+from llm_pruner.importance.selection import quantiles
 from llm_pruner.model import loading
 from llm_pruner.model.groups import FIELD, HIDDEN, MLP
+from llm_pruner.model.size import Size, size_of
 from llm_pruner.model.tokenizers import has_tokenizer, load_tokenizer
-from llm_pruner.output import checkpoint, lineage, report
+from llm_pruner.output import checkpoint, lineage
+from llm_pruner.output.conditions import Stopwatch, conditions
 from llm_pruner.output.places import check_disk, check_outputs
+from llm_pruner.output.reports import Calibration as Calibrated
+from llm_pruner.output.reports import Layers, PruneReport, Reconstruction, Sides, Tried
+from llm_pruner.output.saving import save
 from llm_pruner.pruning import (
     change,
     choose_units,
@@ -39,17 +47,19 @@ OWN_CLASS = (
     "note: saved as {}, whose modelling file comes with it: load it with trust_remote_code=True, "
     "or import llm_pruner first"
 )
+PROGRAM = "python prune_llm.py"
 BIG = 10**9  # parameters from which a width off the hardware's multiples is worth a hint
 
 
-def run(options: Options, argv: Sequence[str] = ()) -> dict:
-    """Does what `options` say and returns the report. Every failure is a PrunerError with its exit code."""
+def run(options: Options, argv: Sequence[str] = ()) -> PruneReport | Plan:
+    """Prune a checkpoint and return the report, of a dry run the plan; a failure is a PrunerError with its exit code."""
     validate(options)
-    stopwatch = report.Stopwatch()
+    stopwatch = Stopwatch()
     say("options: " + ", ".join(f"{k}={v}" for k, v in options.asdict().items() if v is not None and v is not False))
     source = loading.resolve(options.model)
     target = check_outputs(options, source)
-    eval_data, tasks = _check_eval_data(options), _tasks(options)
+    eval_data = None if options.dry_run else text_to_score(options.eval_data, options.model)
+    tasks = _tasks(options)
     if options.plan:
         options = replayed(options)
     with stopwatch("plan"):
@@ -80,13 +90,12 @@ def run(options: Options, argv: Sequence[str] = ()) -> dict:
     if options.dry_run and options.method:
         if shape.budget:
             say("note: this shape is where a search would start; without --dry_run others of this size are compared")
-        return {"plan": plan}
+        return plan
     if options.dry_run and (not scored or found):
-        return {"plan": _finish_plan(plan, shape, shape.skeleton, found or Found(), options)[0]}
+        return _finish_plan(plan, shape, shape.skeleton, found or Found(), options)[0]
 
     if plan:
         _check_disk(target, plan, options)
-    tokenizer, windows, evaluation = None, None, {}
     device = None if options.device_map else loading.pick_device(options.device)
     with stopwatch("data"):
         folder = loading.fetch(source, options.revision, weights=False)
@@ -94,8 +103,7 @@ def run(options: Options, argv: Sequence[str] = ()) -> dict:
         tokenizer = load_tokenizer(folder, bool(eval_data or tasks or calibration and not found and not prompts))
         if not has_tokenizer(folder):
             say("note: the model has no tokenizer, so none is saved")
-        if eval_data:
-            windows, evaluation = _windows(options, eval_data, config, tokenizer)
+        windows, evaluation = windows_of(eval_data, options.model, tokenizer, config, options.max_seq_len)
         if calibration and not found and not prompts:
             prompts = _prompts(calibration, options, config, tokenizer)
     with stopwatch("load"):
@@ -103,13 +111,8 @@ def run(options: Options, argv: Sequence[str] = ()) -> dict:
         model = loading.load_model(folder, config, options.dtype, device, options.device_map)
         _check_against(shape, model)
         finite = checkpoint.finite_logits(model) if target else None
-    perplexities, answers = {}, {}
-    if windows is not None:
-        with stopwatch("evaluate before"):
-            perplexities["before"] = _perplexity(model, windows, options, "perplexity before")
-    if tasks:
-        with stopwatch("zero-shot before"):
-            answers["before"] = _zero_shot(model, tokenizer, tasks, options)
+    measurement = Measurement(windows, evaluation, tasks, options.batch_size, seed=options.seed)
+    before = measurement.of(model, tokenizer, "before", stopwatch)
     notes: dict = {}
     if options.method:
         from llm_pruner.reconstruction.method import prune_best
@@ -128,47 +131,59 @@ def run(options: Options, argv: Sequence[str] = ()) -> dict:
     if not options.method:
         plan, new_config = _finish_plan(plan, shape, model, found, options)
         if options.dry_run:
-            return {"plan": plan}
+            return plan
         _check_disk(target, plan, options)
         with stopwatch("cut"):
             model, new_config = change(model, shape, plan, new_config, found.means, options)
     if options.mask_only and new_config.model_type != plan.model_type:  # for its biases
         say(OWN_CLASS.format(new_config.model_type))
-    if windows is not None:
-        with stopwatch("evaluate after"):
-            perplexities["after"] = _perplexity(model, windows, options, "perplexity after")
-    if tasks:
-        from llm_pruner.evaluation.zero_shot import table
+    scores_of = compared(before, measurement.of(model, tokenizer, "after", stopwatch))
+    size, used = size_of(model), None
+    if calibration:
+        # A file may hold fewer records than were asked for.
+        count = len(prompts) if prompts else calibration.nsamples
+        used = Calibrated(redact(calibration.data), count, calibration.seq_len)
 
-        with stopwatch("zero-shot after"):
-            answers["after"] = _zero_shot(model, tokenizer, tasks, options)
-        say(table(answers))
-
-    def result() -> dict:
-        used = asdict(calibration) if calibration else {}
-        if prompts:  # a file may hold fewer records than were asked for
-            used["nsamples"] = len(prompts)
-        built = report.build(
-            options, plan, new_config, model, perplexities, evaluation, used, stopwatch.seconds, argv, origin
+    def report() -> PruneReport:
+        return PruneReport(
+            **_planned(options, plan, new_config.model_type, size),
+            evaluation=evaluation,
+            calibration=used,
+            scores=quantiles(found.scores, shape.groups) if found else {},
+            reconstruction=_reconstruction(notes),
+            **scores_of,
+            **lineage.told(origin, redact(options.model), evaluation),
+            **conditions(options, stopwatch.seconds, argv, PROGRAM) | {"seed": plan.seed},
         )
-        if found and found.scores:
-            built["scores"] = report.spread(found.scores, shape.groups)
-        if answers:
-            built["zero_shot"] = report.finite(answers)
-        return built | ({"rebuild": report.finite(notes)} if notes else {})
 
     if target is None:
-        return result()
-    with checkpoint.staged(target, options.overwrite) as staging:
-        say(f"saving {target}")
-        with stopwatch("save"):
-            checkpoint.write(model, tokenizer, staging, folder)
-        with stopwatch("verify"):
-            checkpoint.verify(model, staging, finite)
-        final = result()
-        report.write(staging, final)
-    say(f"saved {target} (reloaded in a fresh process: same logits)")
-    return final
+        return report()
+    return save(
+        model, tokenizer, target, folder, report, finite=finite, overwrite=options.overwrite, stopwatch=stopwatch
+    )
+
+
+def _planned(options: Options, plan: Plan, model_type: str, size: Size) -> dict[str, Any]:
+    """The fields of a report that a plan tells. A width that differs between layers is a list with one for each."""
+    return {
+        "model": redact(options.model),
+        "model_type": Sides(plan.model_type, model_type),
+        "parameters": Sides(plan.parameters_before, size.parameters),
+        "decoder_parameters": Sides(plan.decoder_before, plan.decoder_after),
+        "bytes": Sides(plan.bytes_before, size.bytes),
+        "widths": Sides(plan.before.asdict(), plan.widths_after()),
+        "layers": Layers(plan.num_layers_before or len(plan.after), len(plan.after), plan.layers),
+        "removed": {name: round(share, 6) for name, share in plan.removed().items()},
+        "importance": plan.importance,
+        "compensate": plan.compensate,
+        "masked": options.mask_only,
+    }
+
+
+def _reconstruction(notes: dict[str, Any]) -> Reconstruction | None:
+    """What the method notes for the report; None where it was another method."""
+    tried = {name: [Tried(**one) for one in notes[name]] for name in ("search", "finals") if name in notes}
+    return Reconstruction(**notes | tried) if notes else None
 
 
 def _method(options: Options, config, source: str):
@@ -267,21 +282,12 @@ def _check_against(shape: Shape, model) -> None:
     transformers unties an lm_head that a checkpoint stores beside the embeddings it is declared to share.
     """
     expected = shape.ledger.total(shape.ledger.all_layers(shape.ledger.before))
-    parameters = sum(p.numel() for p in model.parameters())
+    parameters = size_of(model).parameters
     if parameters != expected:
         raise RunError(
             f"the checkpoint has {parameters:,} parameters, its config.json says {expected:,}; "
             "if it holds an lm_head of its own, set tie_word_embeddings to false there"
         )
-
-
-def _check_eval_data(options: Options) -> str | None:
-    """The name of the evaluation data, or None for none. UsageError for a name that is nothing."""
-    name = options.eval_data or ("demo" if options.model == "demo" else "wikitext2")
-    if name == "none" or options.dry_run:
-        return None
-    data.check_name(name)
-    return name
 
 
 def _tasks(options: Options) -> list[str]:
@@ -291,12 +297,6 @@ def _tasks(options: Options) -> list[str]:
     from llm_pruner.evaluation.tasks import check_tasks
 
     return check_tasks(["usual"])
-
-
-def _zero_shot(model, tokenizer, tasks: list[str], options: Options) -> dict:
-    from llm_pruner.evaluation.zero_shot import zero_shot
-
-    return zero_shot(model, tokenizer, tasks, batch_size=options.batch_size, seed=options.seed)
 
 
 def _finish_plan(known: Plan | None, shape: Shape, model, found: Found, options: Options) -> tuple[Plan, object]:
@@ -316,14 +316,6 @@ def _finish_plan(known: Plan | None, shape: Shape, model, found: Found, options:
     return plan, new_config
 
 
-def _windows(options: Options, name: str, config, tokenizer):
-    """(token windows, what they are)."""
-    if tokenizer is None:
-        raise RunError(f"{options.model} has no tokenizer, so no text can be scored; use --eval_data none")
-    windows = data.evaluation_windows(name, tokenizer, config, options.max_seq_len)
-    return windows, data.described(name, windows)
-
-
 def _prompts(calibration: Calibration, options: Options, config, tokenizer):
     if tokenizer is None:
         raise RunError(
@@ -335,11 +327,3 @@ def _prompts(calibration: Calibration, options: Options, config, tokenizer):
     longest = max(map(len, prompts))
     say(f"calibration: {len(prompts)} windows of {longest} tokens at most, of {calibration.data}, seed {options.seed}")
     return prompts
-
-
-def _perplexity(model, windows, options: Options, label: str) -> float:
-    from llm_pruner.evaluation.perplexity import perplexity
-
-    value = perplexity(model, windows, options.batch_size, label)
-    say(f"{label}: {value:.2f}")
-    return value

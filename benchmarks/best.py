@@ -23,7 +23,7 @@ from llm_pruner import Options, prune_model
 from llm_pruner.evaluation.perplexity import perplexity
 from llm_pruner.importance import BEST
 from llm_pruner.model import loading
-from llm_pruner.output.report import Stopwatch
+from llm_pruner.output.conditions import Stopwatch
 from llm_pruner.pruning import plan_for
 from llm_pruner.reconstruction.method import prune_best
 from llm_pruner.reconstruction.reconstruct import Recipe, rebuild, split

@@ -6,6 +6,7 @@ python benchmarks/demo.py
 from measure import keep
 
 from llm_pruner import Options, run
+from llm_pruner.records import plain
 
 
 def main() -> None:
@@ -13,9 +14,9 @@ def main() -> None:
     keep(
         "demo",
         {
-            "parameters": report["parameters"],
-            "perplexity": {side: round(value, 2) for side, value in report["perplexity"].items()},
-            "seconds": round(sum(report["seconds"].values()), 1),
+            "parameters": plain(report.parameters),
+            "perplexity": {side: round(value, 2) for side, value in plain(report.perplexity).items()},
+            "seconds": round(sum(report.seconds.values()), 1),
         },
     )
 

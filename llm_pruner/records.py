@@ -60,13 +60,17 @@ def read(kind: type[T], value: Any, where: str) -> T:
 
 
 def plain(value: Any) -> Any:
-    """Return what JSON can hold of a value: mappings, lists, text, and numbers that are finite."""
+    """Return what JSON can hold of a value: mappings, lists, text, and numbers that are finite.
+
+    Of a dataclass that is its fields, and what its class has under the names in `CONSTANTS`.
+    """
     if dataclasses.is_dataclass(value):
-        found = {}
+        found = {name: getattr(value, name) for name in getattr(value, "CONSTANTS", ())}
         for field in dataclasses.fields(value):
-            own = plain(getattr(value, field.name))
-            if not (field.metadata.get("absent") and own in (None, {}, [])):
-                found[field.name] = field.metadata.get("none") if own is None else own
+            given = getattr(value, field.name)
+            own = field.metadata.get("none") if given is None else plain(given)
+            if not (field.metadata.get("absent") and (given is None or own in ({}, []))):
+                found[field.name] = own
         return found
     if isinstance(value, Mapping):
         return {name: plain(own) for name, own in value.items()}

@@ -11,6 +11,7 @@ from llm_pruner.config.prune_rules import resolve
 from llm_pruner.errors import UsageError
 from llm_pruner.evaluation import zero_shot
 from llm_pruner.output import checkpoint
+from llm_pruner.records import plain
 
 HALF = {"model": "demo", "pruning_ratio": 0.5, "importance": "magnitude", "eval_data": "demo"}
 
@@ -27,10 +28,10 @@ def test_prune_then_recover(tmp_path):
         ["--model", "demo", "--recover", "short.yaml"],
     )
     stored = json.loads((tmp_path / "half-recovered" / "report.json").read_text())
-    assert made["recovered"]["perplexity"] == stored["perplexity"]
+    assert plain(made.recovered.perplexity) == stored["perplexity"]
     assert stored["perplexity"]["before"] > stored["perplexity"]["after"]
     assert (stored["teacher"], stored["seed"], stored["training"]["steps"]) == ("demo", 3, 4)
-    assert stored["made_from"]["parameters"] == made["parameters"]
+    assert stored["made_from"]["parameters"] == plain(made.parameters)
     assert (tmp_path / "half" / "report.json").is_file()
     assert stored["command"] == "python prune_llm.py --model demo --recover short.yaml", "what was typed"
     with pytest.raises(UsageError, match="half is not empty"):
@@ -67,9 +68,9 @@ def test_zero_shot_before_and_after(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(zero_shot, "zero_shot", fake)
     made = llm_pruner.run(Options(**HALF, save_model=str(tmp_path / "half"), eval_zero_shot=True))
-    assert [size for size, _ in asked] == [made["parameters"]["before"], made["parameters"]["after"]]
+    assert [size for size, _ in asked] == [made.parameters.before, made.parameters.after]
     assert asked[0][1] == ["piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "boolq"]
-    assert [made["zero_shot"][side]["piqa"]["acc"] for side in ("before", "after")] == [0.9, 0.6]
+    assert [rows["piqa"]["acc"] for rows in (made.zero_shot.before, made.zero_shot.after)] == [0.9, 0.6]
     printed, card = capsys.readouterr().out, (tmp_path / "half" / "README.md").read_text()
     for text in (printed, card):
         assert "piqa" in text

@@ -52,7 +52,7 @@ BIG = 10**9  # parameters from which a width off the hardware's multiples is wor
 
 
 def run(options: Options, argv: Sequence[str] = ()) -> PruneReport | Plan:
-    """Prune a checkpoint and return the report, of a dry run the plan; a failure is a PrunerError with its exit code."""
+    """Prune a checkpoint and return the report, of a dry run the plan; a failure is a PrunerError with an exit code."""
     validate(options)
     stopwatch = Stopwatch()
     say("options: " + ", ".join(f"{k}={v}" for k, v in options.asdict().items() if v is not None and v is not False))

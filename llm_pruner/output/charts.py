@@ -11,7 +11,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from markupsafe import Markup, escape
@@ -54,9 +54,9 @@ def chart(height: float) -> Callable[[Callable[..., None]], Chart]:
         def drawn(title: str, *data: Any, **options: Any) -> Markup | None:
             if importlib.util.find_spec("matplotlib") is None:
                 return None
-            with _matplotlib(title) as figure:
+            with _matplotlib(_encodable(title)) as figure:
                 axes = figure.add_subplot()
-                draw(axes, *data, **options)
+                draw(axes, *_encodable(data), **options)
                 figure.set_size_inches(INCHES, options.get("inches", height))
                 file = io.StringIO()
                 nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
@@ -66,6 +66,15 @@ def chart(height: float) -> Callable[[Callable[..., None]], Chart]:
         return drawn
 
     return decorator
+
+
+def _encodable(data: Any) -> Any:
+    """The data without what UTF-8 does not have: names of files may, and matplotlib's fonts fail on it."""
+    if isinstance(data, str):
+        return data.encode("utf-8", errors="replace").decode()
+    if isinstance(data, Bars):
+        return replace(data, label=_encodable(data.label))
+    return [_encodable(one) for one in data] if isinstance(data, list | tuple) else data
 
 
 @contextmanager
@@ -83,7 +92,7 @@ def _matplotlib(salt: str) -> Iterator[Any]:
 def _inline(svg: str, title: str) -> Markup:
     """The SVG element alone, without what only a file of its own needs, in the colours of the page."""
     svg = svg[svg.index("<svg ") :]
-    svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", svg, flags=re.S)
+    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg, flags=re.S)
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)
     view = re.search(r'viewBox="[^"]*"', svg)
     body = svg[svg.index(">") + 1 :]
@@ -128,18 +137,16 @@ def scatter(axes: Any, points: Sequence[tuple[str, float, float, int]], x_title:
 
 @chart(2.8)
 def curve(
-    axes: Any, lines: Sequence[tuple[Sequence[tuple[float, float]], int, str]], x_title: str, y_title: str,
+    axes: Any, points: Sequence[tuple[float, float]], colour: int, style: str, x_title: str, y_title: str,
     levels: Sequence[tuple[str, float, int]] = (),
 ) -> None:  # fmt: skip
-    """Draw lines (points, colour, style of matplotlib); NaN is a gap. `levels` (name, y, colour) go all across."""
-    for points, colour, style in lines:
-        faint = {"alpha": 0.45, "linewidth": 1} if style == "faint" else {"markersize": 4}
-        axes.plot(*zip(*points), "-" if style == "faint" else style, color=SERIES[colour], **faint)
-    for name, value, colour in levels:
-        axes.axhline(value, color=SERIES[colour], linestyle="--", label=name)
-    values = [y for points, _, _ in lines for _, y in points if y == y] + [value for _, value, _ in levels]
-    _scaled(axes.yaxis, values)
+    """Draw a line in a style of matplotlib's; NaN is a gap. `levels` (name, y, colour) go all across."""
+    axes.plot(*zip(*points), style, color=SERIES[colour], markersize=4)
+    for name, value, level in levels:
+        axes.axhline(value, color=SERIES[level], linestyle="--", label=name)
+    _scaled(axes.yaxis, [y for _, y in [*points, *(level[:2] for level in levels)] if y == y])
     axes.set(xlabel=x_title, ylabel=y_title)
+    _layers(axes, x_title)
     _legend(axes)
 
 
@@ -149,28 +156,30 @@ def columns(axes: Any, before: Sequence[int], after: Sequence[int], y_title: str
     places = range(len(before))
     axes.bar(places, before, width=0.84, color=GHOST, label="before")
     axes.bar(places, after, width=0.6, color=SERIES[colour], label="after")
-    axes.grid(visible=False, axis="x")
-    axes.xaxis.get_major_locator().set_params(integer=True)
     _scaled(axes.yaxis, [0])
-    axes.set(xlabel="layer", ylabel=y_title)
+    _layers(axes, "layer")
+    axes.set(ylabel=y_title)
 
 
 @chart(2.6)
 def boxes(axes: Any, rows: Sequence[Sequence[float]], y_title: str) -> None:
     """Draw a box for each layer's seven quantiles: all (thin), 10 to 90 % (thick), 25 to 75 % (box), the median."""
-    for layer, (least, q10, q25, middle, q75, q90, most) in enumerate(rows):
-        axes.vlines(layer, least, most, color=SOFT, linewidth=0.8)
-        axes.vlines(layer, q10, q90, color=SERIES[1], linewidth=2)
-        axes.bar(layer, q75 - q25, bottom=q25, width=0.6, color=CARD, edgecolor=SERIES[1], zorder=3)
-        axes.hlines(middle, layer - 0.3, layer + 0.3, color=INK, zorder=4)
-    low, high = min(row[1] for row in rows), max(row[5] for row in rows)
-    _scaled(axes.yaxis, [low, max(row[6] for row in rows)])
-    if axes.get_yscale() == "linear":  # a few units far away must not press the others flat
-        reach = high - low or abs(high) or 1.0
-        axes.set_ylim(max(min(row[0] for row in rows), low - reach), min(max(row[6] for row in rows), high + reach))
-    axes.grid(visible=False, axis="x")
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.set(xlabel="layer" if len(rows) > 1 else "", ylabel=y_title)
+    layers, quantiles = range(len(rows)), list(zip(*rows))
+    least, low, q25, middle, q75, high, most = quantiles
+    axes.vlines(layers, least, most, color=SOFT, linewidth=0.8)
+    axes.vlines(layers, low, high, color=SERIES[1], linewidth=2)
+    spans = [top - bottom for bottom, top in zip(q25, q75)]
+    axes.bar(layers, spans, bottom=q25, width=0.6, color=CARD, edgecolor=SERIES[1], zorder=3)
+    axes.hlines(middle, [x - 0.3 for x in layers], [x + 0.3 for x in layers], color=INK, zorder=4)
+    bottom, top = min(low), max(high)
+    _scaled(axes.yaxis, [bottom, max(most)])
+    # A few units far away must not press the others flat.
+    reach = top - bottom or abs(top) or 1.0
+    linear = axes.get_yscale() == "linear"
+    lowest, highest = (bottom - reach, top + reach) if linear else (bottom * bottom / top, top * top / bottom)
+    axes.set_ylim(max(min(least), lowest), min(max(most), highest))
+    _layers(axes, "layer" if len(rows) > 1 else "")
+    axes.set(ylabel=y_title)
 
 
 @chart(3.0)
@@ -193,6 +202,17 @@ def bars(axes: Any, groups: Sequence[str], series: Sequence[Bars], x_title: str,
     _scaled(axes.xaxis, [0])
     axes.set(xlabel=x_title)
     _legend(axes, below=True)
+
+
+def _layers(axes: Any, title: str) -> None:
+    """An axis of whole numbers, or of none where there is one thing only."""
+    axes.set_xlabel(title)
+    if title == "layer":
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    elif not title:
+        axes.set_xticks([])
+    if title in ("", "layer"):
+        axes.grid(visible=False, axis="x")
 
 
 def _legend(axes: Any, below: bool = False) -> None:

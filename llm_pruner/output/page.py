@@ -27,9 +27,7 @@ from llm_pruner.output.reports import (
 START = "<!DOCTYPE html>\n<!-- llm_pruner -->\n"  # by which a page of this program is known
 TEMPLATES = Path(__file__).with_name("templates")
 INSIDE = ("num_attention_heads", "num_key_value_heads", "intermediate_size")  # widths that a layer may have of its own
-KINDS = ("every layer, full hidden size", "fewer layers", "smaller hidden size", "lm_head of its own")
 SPEEDS = {"prefill": "prefill_tokens_per_second", "decode": "decode_tokens_per_second"}
-SMOOTH = 20  # the mean that is drawn over the loss takes one of so many parts of it
 
 
 class Figure(NamedTuple):
@@ -188,9 +186,8 @@ def _search(found: Reconstruction) -> list[Figure]:
     drawn = []
     tried = [each for each in found.search or () if wording.finite(each.kl, each.expected)]
     if len(tried) > 1:
-        hidden, chosen = max(_hidden(each) for each in tried), _chosen(found)
-        points = [(KINDS[kind := _kind(each, hidden)], each.expected, each.kl, kind + 1) for each in tried]
-        points += [("chosen", each.expected, each.kl, 0) for each in tried if chosen and _shape(each) == _shape(chosen)]
+        names = {_shape(each): "measured" for each in tried} | {_shape(_chosen(found)): "chosen"}
+        points = [(name := names[_shape(each)], each.expected, each.kl, 1 + (name == "chosen")) for each in tried]
         caption = f"{len(tried)} shapes of the size that was asked for, reconstructed on a part of the text. "
         title = "KL of the measured shapes against their second-order cost"
         svg = charts.scatter(title, points, "second-order cost", "KL(dense ‖ pruned)")
@@ -198,8 +195,8 @@ def _search(found: Reconstruction) -> list[Figure]:
     errors = found.stream_errors or []
     if len(errors) > 1 and wording.finite(*errors):
         caption = "Relative squared error of the residual stream behind each layer, on held-out text."
-        lines = [(list(enumerate(errors)), 1, "o-")]
-        drawn += _figures(charts.curve("Error of the residual stream per layer", lines, "layer", "error"), caption)
+        title, points = "Error of the residual stream per layer", list(enumerate(errors))
+        drawn += _figures(charts.curve(title, points, 1, "o-", "layer", "error"), caption)
     return drawn
 
 
@@ -207,7 +204,6 @@ def _shapes(found: Reconstruction) -> list[dict[str, Any]]:
     """Every shape that was measured, on a part of the text and, the best ones, on all of it; the best first."""
     finals = {_shape(each): each for each in found.finals or ()}
     parts = {_shape(each): each for each in found.search or ()}
-    chosen = _chosen(found)
     rows = []
     for shape, each in (parts | finals).items():
         layers = each.widths if isinstance(each.widths, list) else [each.widths]
@@ -216,7 +212,7 @@ def _shapes(found: Reconstruction) -> list[dict[str, Any]]:
             "widths": [wording.span([layer[name] for layer in layers]) for name in ("hidden_size", *INSIDE)],
             "layers": "all" if each.layers is None else len(each.layers), "cost": each.expected,
             "part": parts[shape].kl if shape in parts else None, "all": finals[shape].kl if shape in finals else None,
-            "final": shape in finals, "chosen": chosen is not None and shape == _shape(chosen),
+            "final": shape in finals, "chosen": shape == _shape(_chosen(found)),
         })  # fmt: skip
     return sorted(rows, key=lambda row: (not row["final"], _rank(row["all"]), _rank(row["part"])))
 
@@ -225,21 +221,13 @@ def _rank(kl: float | None) -> float:
     return kl if kl is not None and kl == kl else float("inf")
 
 
-def _chosen(found: Reconstruction) -> Tried | None:
-    return next(iter(found.finals or found.search or ()), None)
+def _chosen(found: Reconstruction) -> Tried:
+    return (found.finals or found.search or [])[0]
 
 
 def _shape(each: Tried) -> str:
     """What tells a shape from others."""
     return repr((each.widths, each.layers, each.untied))
-
-
-def _kind(each: Tried, hidden: int) -> int:
-    return 3 if each.untied else 1 if each.layers is not None else 2 if _hidden(each) < hidden else 0
-
-
-def _hidden(each: Tried) -> int:
-    return (each.widths[0] if isinstance(each.widths, list) else each.widths)["hidden_size"]
 
 
 def _boxes(step: PruneReport) -> list[Figure]:
@@ -258,27 +246,16 @@ def _curves(step: RecoverReport) -> list[Figure]:
     drawn = []
     losses = [(point.seconds / unit, point.loss) for point in step.history if point.loss is not None]
     if sum(value == value for _, value in losses) > 1:
-        lines = [(losses, 1, "faint"), (_smooth(losses), 1, "-")]
-        caption = f"Training loss over {step.training.steps:,} steps; the strong line is the mean of its neighbours."
-        drawn += _figures(charts.curve("Training loss over time", lines, name, "loss"), caption)
+        caption = f"Training loss over {step.training.steps:,} steps."
+        drawn += _figures(charts.curve("Training loss over time", losses, 1, "-", name, "loss"), caption)
     points = [(point.seconds / unit, point.perplexity) for point in step.history if point.perplexity is not None]
     if any(value == value for _, value in points):
         levels = [("dense", step.dense_perplexity, 0), ("pruned", step.perplexity.before, 1)]
         levels = [level for level in levels if level[1] is not None and level[1] == level[1]]
         caption = "Dots: while training, on the beginning of the text. Dashed lines: on all of it."
         title = "Perplexity over the time of training"
-        drawn += _figures(charts.curve(title, [(points, 2, "o-")], name, "perplexity", levels), caption)
+        drawn += _figures(charts.curve(title, points, 2, "o-", name, "perplexity", levels), caption)
     return drawn
-
-
-def _smooth(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The mean of each point and its neighbours, as far as they are finite."""
-    reach = len(points) // (2 * SMOOTH)
-    found = []
-    for place, (x, _) in enumerate(points):
-        near = [value for _, value in points[max(0, place - reach) : place + reach + 1] if value == value]
-        found.append((x, sum(near) / len(near) if near else float("nan")))
-    return found
 
 
 def _accuracies(models: Sequence[Model]) -> list[Figure]:

@@ -3,6 +3,7 @@
 Numbers that are not finite are NaN here and null in JSON; what was not measured is None here.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -71,7 +72,6 @@ Loss = Annotated[float, maybe(FINITE)]
 Seconds = Annotated[float, FINITE]
 Count = Annotated[int, whole(1, 2**62)]
 Amount = Annotated[int, whole()]
-Texts = Annotated[dict[str, Any], mapping]
 Widths = dict[str, Annotated[int | list[int], either(WIDTH, filled(WIDTH))]]
 Quantiles = Annotated[list[float], _quantiles]
 Task = Annotated[dict[str, Any], _metrics]
@@ -136,7 +136,7 @@ class Tried:
 class Reconstruction:
     """What a reconstruction came to: KL beside a plain method's, the stream's error behind each layer, the search."""
 
-    kl: Number | None = None
+    kl: Number = math.nan
     kl_plain: dict[str, Number] | None = None
     stream_errors: list[Loss] | None = None
     fits: list[dict[str, str]] | None = optional()
@@ -180,14 +180,15 @@ class Point:
 class Report:
     """What every report tells: the versions of what made it, and the command."""
 
+    CONSTANTS: ClassVar[tuple[str, ...]] = ("step", "schema")
     step: ClassVar[str]
     schema: ClassVar[int] = SCHEMA
-    versions: Texts
+    versions: Annotated[dict[str, Any], fields({"llm_pruner": text}, ("llm_pruner",))]
     command: str
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as `from_dict` reads it."""
-        return {"step": self.step, "schema": self.schema, **records.plain(self)}
+        return records.plain(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -381,7 +382,7 @@ class EvaluateReport(Conditions):
     models: list[EvaluatedModel]
     dense: str
     ratios: dict[str, dict[str, dict[str, Ratio]]]
-    conditions: Texts
+    conditions: dict[str, Any]
 
 
 @dataclass(frozen=True)

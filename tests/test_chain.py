@@ -39,7 +39,7 @@ def test_prune_then_recover(tmp_path):
 
 
 def test_what_cannot_follow_is_found_before_anything_is_pruned(tmp_path, monkeypatch):
-    monkeypatch.setattr(llm_pruner.prune, "run", lambda *_: pytest.fail("it was pruned"))
+    monkeypatch.setattr("llm_pruner.cli.prune.run", lambda *_: pytest.fail("it was pruned"))
     (tmp_path / "bad.yaml").write_text("step: 3\n")
     for how, message in (("lorra", "neither distil, lora nor a YAML"), (str(tmp_path / "bad.yaml"), "mean 'steps'")):
         with pytest.raises(UsageError, match=message):

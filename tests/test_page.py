@@ -114,7 +114,10 @@ def test_layers_that_went_are_shown_where_they_were():
         "80 → 40", "80 → 41", "80 → gone", "80 → gone", "80 → 44", "80 → 45",
     ]  # fmt: skip
     assert "Layers removed whole: 2, 3." in found.sections["widths"]
-    assert "In every layer: hidden_size 48; num_attention_heads 8; num_key_value_heads 4; head_dim 8" in found.sections["widths"]
+    assert (
+        "In every layer: hidden_size 48; num_attention_heads 8; num_key_value_heads 4; head_dim 8"
+        in found.sections["widths"]
+    )
 
 
 def test_the_shape_that_was_chosen_stands_out():

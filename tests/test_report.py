@@ -163,11 +163,14 @@ def test_whatever_a_field_holds_is_refused_in_one_line_or_drawn(make, data):
     values = as_json(make)
     name = data.draw(st.sampled_from(sorted(values)))
     values[name] = data.draw(ANY)
+    refused = ""
     try:
         report = reports.from_dict(values, "report.json")
     except UsageError as error:
-        assert str(error).startswith("report.json")
-        assert "\n" not in str(error)
+        refused = str(error)
+    if refused:
+        assert refused.startswith("report.json")
+        assert "\n" not in refused
         return
     with patch.object(charts.importlib.util, "find_spec", lambda name: None):
         assert page([], report) if make is evaluated else page([report])

@@ -23,7 +23,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from llm_pruner.config.prune import PruneOptions
 from llm_pruner.evaluation.perplexity import perplexity
 from llm_pruner.model import loading
-from llm_pruner.output.report import Stopwatch
+from llm_pruner.output.conditions import Stopwatch
 from llm_pruner.pruning import plan_for
 from llm_pruner.reconstruction.layer import rebuild
 from llm_pruner.reconstruction.tokens import split

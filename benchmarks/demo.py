@@ -7,6 +7,7 @@ from measure import keep
 
 from llm_pruner import prune_checkpoint
 from llm_pruner.config.prune import PruneOptions
+from llm_pruner.serialisation import plain
 
 
 def main() -> None:
@@ -14,9 +15,9 @@ def main() -> None:
     keep(
         "demo",
         {
-            "parameters": report["parameters"],
-            "perplexity": {side: round(value, 2) for side, value in report["perplexity"].items()},
-            "seconds": round(sum(report["seconds"].values()), 1),
+            "parameters": plain(report.parameters),
+            "perplexity": {side: round(value, 2) for side, value in plain(report.perplexity).items()},
+            "seconds": round(sum(report.seconds.values()), 1),
         },
     )
 

@@ -44,10 +44,10 @@ def row(ratio: float, importance: str, seed: int, folder: Path) -> dict:
         "pruning_ratio": ratio,
         "importance": importance,
         "seed": seed,
-        "parameters": report["parameters"]["after"],
-        "removed": report["removed"],
-        "perplexity_before": round(report["perplexity"]["before"], 2),
-        "perplexity": round(report["perplexity"]["after"], 2),
+        "parameters": report.parameters.after,
+        "removed": report.removed,
+        "perplexity_before": round(report.perplexity.before, 2),
+        "perplexity": round(report.perplexity.after, 2),
         "generated": generate(target),
     }
 

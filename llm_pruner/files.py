@@ -1,6 +1,8 @@
 """Files: read as data and within bounds, written whole or not at all."""
 
 import atexit
+import ctypes
+import errno
 import hashlib
 import json
 import logging
@@ -19,6 +21,7 @@ log = logging.getLogger(__name__)
 
 SMALL = 64 * 2**20  # bytes that a file of settings may have: an index or a report of a model of any size has fewer
 DEPTH = 64  # levels that JSON may be nested in
+AT_CWD, NO_REPLACE, EXCHANGE = -100, 1, 2  # of Linux's renameat2
 BLOCK, BLOCKS = 65_536, 512  # so many blocks of so many bytes, spread over a file, tell it from others
 
 
@@ -59,6 +62,31 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
         partial.unlink(missing_ok=True)
         raise
     sync(path.absolute().parent)
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Swap two folders atomically, and return whether that could be done."""
+    return _renameat2(one, other, EXCHANGE)
+
+
+def rename_to_free(one: Path, other: Path) -> None:
+    """Rename `one` to `other`, where nothing is.
+
+    Raises:
+        OSError: There is something.
+    """
+    if not _renameat2(one, other, NO_REPLACE):
+        if os.path.lexists(other):
+            raise FileExistsError(errno.EEXIST, "there is one", str(other))
+        os.rename(one, other)
+
+
+def _renameat2(one: Path, other: Path, how: int) -> bool:
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError):
+        return False
+    return renameat2(AT_CWD, os.fsencode(one), AT_CWD, os.fsencode(other), how) == 0
 
 
 def partial_of(path: Path) -> Path:

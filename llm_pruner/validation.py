@@ -66,6 +66,18 @@ def list_of(rule: Rule) -> Rule:
     return check
 
 
+def each(rule: Rule) -> Rule:
+    """A mapping whose every value is as the rule says."""
+
+    def check(value: Any) -> str | None:
+        if not isinstance(value, dict):
+            return "a mapping"
+        wrong = next(((name, legal) for name, one in value.items() if (legal := rule(one))), None)
+        return wrong and f"a mapping whose {shown(wrong[0])} is {wrong[1]}, not {shown(value[wrong[0]])}"
+
+    return check
+
+
 def filled(rule: Rule) -> Rule:
     """A list of at least one value, each as the rule says."""
     return lambda value: "a list of at least one value" if value == [] else list_of(rule)(value)
@@ -124,15 +136,3 @@ def check(
     for name, rule in schema.items():
         if name in values and (legal := rule(values[name])):
             raise error(f"{where}: {name}: {shown(values[name])} must be {legal}")
-
-
-def each(rule: Rule) -> Rule:
-    """A mapping whose every value is as the rule says."""
-
-    def found(value: Any) -> str | None:
-        if not isinstance(value, dict):
-            return "a mapping"
-        wrong = next(((name, legal) for name, one in value.items() if (legal := rule(one))), None)
-        return wrong and f"a mapping whose {shown(wrong[0])} is {wrong[1]}, not {shown(value[wrong[0]])}"
-
-    return found

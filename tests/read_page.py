@@ -4,12 +4,13 @@ from html.parser import HTMLParser
 
 
 class Read(HTMLParser):
-    """sections: {id: all its text}. svgs: for each, its elements as [name, attributes, text]. Fails where tags do not
-    match."""
+    """sections: {id: all its text}. rows: the cells of each row of a table, by section. svgs: the texts in each.
+    Fails where tags do not match."""
 
     def __init__(self, text: str):
         super().__init__()
         self.open, self.tags, self.sections, self.svgs, self.said = [], [], {}, [], []
+        self.rows: dict[str, list[list[str]]] = {}
         self.feed(text)
         self.close()
         assert self.open == [], "not closed"
@@ -21,22 +22,27 @@ class Read(HTMLParser):
         if name == "section":
             self.section = dict(attributes)["id"]
             self.sections[self.section] = ""
+            self.rows[self.section] = []
         if name == "svg":
             self.svgs.append([])
-        if "svg" in self.open:
-            self.svgs[-1].append([name, dict(attributes), ""])
+        if name == "tr":
+            self.rows[self.section].append([])
+        if name in ("td", "th"):
+            self.rows[self.section][-1].append("")
 
     def handle_startendtag(self, name, attributes):
         assert "svg" in self.open, f"<{name}/> is not HTML"
-        self.handle_starttag(name, attributes)
-        self.open.pop()
+        self.tags.append((name, dict(attributes)))
 
     def handle_endtag(self, name):
         assert self.open.pop() == name
 
     def handle_data(self, data):
-        self.said.append(data)
-        if "section" in self.open:
-            self.sections[self.section] += data
-        if "svg" in self.open and self.open[-1] == "text":
-            self.svgs[-1][-1][2] += data
+        text = " ".join(data.split())
+        self.said.append(text)
+        if "svg" in self.open:
+            self.svgs[-1].append(text)
+        elif "section" in self.open:
+            self.sections[self.section] += text
+            if {"td", "th"} & set(self.open):
+                self.rows[self.section][-1][-1] += text

@@ -1,7 +1,7 @@
-"""The model card of a pruning and of a recovery."""
+"""The model card of a pruning, of a recovery and of a run that made a model sparse."""
 
 from llm_pruner.output.card import card
-from tests.reports import evaluated, pruned, recovered
+from tests.reports import TRAINING, as_json, evaluated, pruned, recovered, sparse
 
 ZERO_SHOT = {
     "before": {"piqa": {"acc": 0.75, "acc_stderr": 0.01, "samples": 1838}, "arc": {"acc": 0.2, "acc_norm": 0.25}},
@@ -26,6 +26,7 @@ def test_of_a_pruning():
         "    python prune_llm.py --model models/dense-1b --param_ratio 0.4 --save_model out/small",
     ):
         assert line in lines, text
+    assert lines[lines.index("|  | dense | pruned |") - 1] == "", "a table begins a paragraph"
     assert not [line for line in lines if line.startswith(("| layers", "| zero-shot"))]
     assert card(pruned(perplexity={}, evaluation={})).count("perplexity") == 0
     assert "| 20.00 | not finite |" in card(pruned(perplexity={"before": 20.0, "after": None}))
@@ -57,6 +58,7 @@ def test_of_a_recovery():
     lora = card(recovered(method="lora", train_weights="lora", teacher=None, recovered_share=None))
     assert "Trained by LoRA on" in lora
     assert "gap" not in lora
+    assert "into low-rank adapters" in card(recovered(train_weights="lora"))
 
 
 def test_of_a_recovery_that_knows_less():
@@ -68,6 +70,16 @@ def test_of_a_recovery_that_knows_less():
     assert "| 20.00 | 60.00 | 30.00 |" in known
 
 
+def test_of_a_sparse_model():
+    lines = card(sparse()).splitlines()
+    assert "# dense-1b, sparse" in lines
+    assert "Made sparse: weight 2:4, 50.0 % kept (seed 7), on 128 samples of c4." in lines
+    assert any("sparse weights (weight 2:4). An ordinary `llama` checkpoint" in line for line in lines)
+    activations = card(sparse(sparsity={"sparse": "activations"}, calibration={}, kept=None))
+    assert "without that import transformers warns and loads the dense model" in activations
+    assert "Made sparse: weight 2:4 (seed 7).\n" in activations
+
+
 def test_zero_shot_tables():
     text = card(pruned(zero_shot=ZERO_SHOT))
     for line in (
@@ -77,9 +89,8 @@ def test_zero_shot_tables():
         "| mean | 50.0 | 31.2 |",
     ):
         assert line in text.splitlines(), text
-    both = card(
-        recovered(made_from=pruned(zero_shot=ZERO_SHOT), zero_shot={"after": evaluated()["models"][0]["zero_shot"]})
-    )
+    after = as_json(evaluated)["models"][0]["zero_shot"]
+    both = card(recovered(made_from=pruned(zero_shot=ZERO_SHOT), zero_shot={"after": after}))
     assert "| piqa (acc) | 75.0 ± 1.0 | 50.0 ± 1.2 | 75.0 ± 1.2 |" in both
     assert "| hellaswag (acc_norm) | – | – | 50.0 ± 0.9 |" in both
     assert "words" not in [line[2:7] for line in both.splitlines()]  # no accuracy
@@ -89,3 +100,8 @@ def test_zero_shot_tables():
 def test_no_name_breaks_the_table():
     text = card(pruned(evaluation={"data": "a|b\n<script>", "max_seq_len": 128, "windows": 3}))
     assert "| perplexity (a\\|b &lt;script>, 3 windows of 128 tokens) | 20.00 | 60.00 |" in text.splitlines()
+    hostile = "a|b\n<script>{{ 7 * 7 }}"
+    for report in (pruned(importance=hostile), recovered(training=TRAINING | {"data": hostile}), sparse(label=hostile)):
+        text = card(report)
+        assert "a\\|b &lt;script>{{ 7 * 7 }}" in text
+        assert "<script" not in text

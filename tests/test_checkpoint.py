@@ -22,7 +22,7 @@ def content(folder) -> dict[str, str]:
 @pytest.mark.parametrize("before", [None, {}, {"config.json": "old", "gone": "old"}], ids=["new", "empty", "full"])
 def test_publishes_the_whole_folder_or_nothing(tmp_path, monkeypatch, atomic, before):
     if not atomic:  # a system without renameat2
-        monkeypatch.setattr(checkpoint, "_exchange", lambda *_: False)
+        monkeypatch.setattr(checkpoint, "exchange", lambda *_: False)
     target = tmp_path / "a" / "out"
     if before is not None:
         target.mkdir(parents=True)
@@ -53,7 +53,7 @@ def test_a_failed_second_rename_brings_the_old_one_back(tmp_path, monkeypatch):
     target.mkdir()
     (target / "config.json").write_text("old")
     as_ours(target)
-    monkeypatch.setattr(checkpoint, "_exchange", lambda *_: False)
+    monkeypatch.setattr(checkpoint, "exchange", lambda *_: False)
     rename, calls = os.rename, []
 
     def second_fails(source, destination):
@@ -101,14 +101,14 @@ def test_what_appears_between_the_last_look_and_the_exchange_is_kept(tmp_path, m
     target.mkdir()
     (target / "config.json").write_text("old")
     as_ours(target)
-    exchange = checkpoint._exchange
+    exchange = checkpoint.exchange
 
     def late(one, other):
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         (target / name).write_text("mine")
         return atomic and exchange(one, other)
 
-    monkeypatch.setattr(checkpoint, "_exchange", late)
+    monkeypatch.setattr(checkpoint, "exchange", late)
     with staged(target, overwrite=True) as staging:
         (staging / "config.json").write_text("new")
     beside = tmp_path / "out-1"

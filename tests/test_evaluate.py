@@ -16,6 +16,7 @@ from llm_pruner.model.per_layer import per_layer_config
 from llm_pruner.model.tokenizers import load_tokenizer
 from tests import tiny
 from tests.commands import DEMO
+from tests.reports import evaluated
 
 
 def save(folder, case: str = "llama", seed: int = 0, **changes) -> str:
@@ -47,25 +48,25 @@ def test_models_side_by_side(tmp_path, texts, capsys):
             report=str(tmp_path / "evaluation.json"), device="cpu",
         )
     )  # fmt: skip
-    assert [model["name"] for model in report["models"]] == ["one", "two"]
-    assert report["dense"] == "one"
-    for folder, model in zip((one, two), report["models"]):
+    assert [model.name for model in report.models] == ["one", "two"]
+    assert report.dense == "one"
+    for folder, model in zip((one, two), report.models):
         loaded = loading.load_model(folder, loading.load_config(folder), "auto", "cpu")
         tokenizer = load_tokenizer(folder)
         for text in texts:
             windows = token_windows(Path(text).read_text(), tokenizer, 16)
-            assert model["perplexity"][text]["value"] == pytest.approx(perplexity(loaded, windows), rel=1e-6)
-            assert model["perplexity"][text]["windows"] == len(windows)
-        assert model["parameters"] == sum(p.numel() for p in loaded.parameters())
-        assert len(model["speed"]["modes"]["eager"]["decode_tokens_per_second"]) == 3
-    assert set(report["ratios"]) == {"two"}
-    assert json.loads((tmp_path / "evaluation.json").read_text()) == report
+            assert model.perplexity[text].value == pytest.approx(perplexity(loaded, windows), rel=1e-6)
+            assert model.perplexity[text].windows == len(windows)
+        assert model.parameters == sum(p.numel() for p in loaded.parameters())
+        assert len(model.speed.modes["eager"].decode_tokens_per_second) == 3
+    assert set(report.ratios) == {"two"}
+    assert json.loads((tmp_path / "evaluation.json").read_text()) == json.loads(json.dumps(report.to_dict()))
     page = (tmp_path / "evaluation.html").read_text()
     assert "one" in page
     assert "two" in page
     printed = capsys.readouterr().out
-    for model in report["models"]:
-        assert f"{model['perplexity'][texts[0]]['value']:,.2f}" in printed
+    for model in report.models:
+        assert f"{model.perplexity[texts[0]].value:,.2f}" in printed
     with pytest.raises(UsageError, match="is there; use --overwrite"):
         run(EvaluateOptions(model=(one,), report=str(tmp_path / "evaluation.json")))
 
@@ -73,14 +74,14 @@ def test_models_side_by_side(tmp_path, texts, capsys):
 def test_the_dense_model_comes_first(tmp_path, texts):
     one, two = save(tmp_path / "one"), save(tmp_path / "two")
     report = run(EvaluateOptions(model=(one,), dense=two, eval_data=texts[:1], max_seq_len=16))
-    assert [model["name"] for model in report["models"]] == ["two", "one"]
-    assert report["dense"] == "two"
+    assert [model.name for model in report.models] == ["two", "one"]
+    assert report.dense == "two"
 
 
 def test_folders_of_one_name_are_told_apart(tmp_path, texts):
     one, two = save(tmp_path / "a" / "model"), save(tmp_path / "b" / "model")
     report = run(EvaluateOptions(model=(one, two, one), eval_data=texts[:1], max_seq_len=16))
-    assert [model["name"] for model in report["models"]] == [one, two]
+    assert [model.name for model in report.models] == [one, two]
 
 
 def test_widths_of_every_kind_of_configuration():
@@ -130,19 +131,13 @@ def test_faults_are_found_before_anything_is_loaded(tmp_path, monkeypatch, chang
 
 def test_tables():
     assert aligned([["", "a"], ["long name", "1"]]) == "           a\nlong name  1"
-    speed = {"modes": {"eager": {
+    eager = {
         "prefill_tokens_per_second": [1.0, 3.0, 2.0], "decode_tokens_per_second": [4.0],
         "time_to_first_token_seconds": [0.5],
-    }}, "peak_memory": 2**21}  # fmt: skip
-    model = {
-        "name": "m",
-        "parameters": 1234,
-        "bytes": 5,
-        "perplexity": {"t": {"value": None}},
-        "speed": speed,
-        "zero_shot": {},
-    }
+    }  # fmt: skip
+    model = {"name": "m", "parameters": 1234, "bytes": 5, "speed": {"modes": {"eager": eager}, "peak_memory": 2**21}}
+    model["perplexity"] = {"t": {"value": None, "windows": 1, "max_seq_len": 2}}
     ratio = {"eager": {"decode": {"median": 1.5, "low": 1.0, "high": 2.0}}}
-    printed = tables({"models": [model], "ratios": {"m": ratio}})
+    printed = tables(evaluated(models=[model], ratios={"m": ratio}))
     for part in ("1,234", "not finite", "2.0", "1.50 (1.00 – 2.00)", "500.0"):
         assert part in printed

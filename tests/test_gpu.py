@@ -90,8 +90,8 @@ def test_recovery_in_bfloat16(tmp_path):
     prune_checkpoint(PruneOptions(model="demo", pruning_ratio=0.5, importance="magnitude", save_model=half))
     for method in ("distil", "lora"):
         made = recover(RecoverOptions(model=half, method=method, steps=60, save_model=f"{half}-{method}"))
-        assert made["training"]["precision"] == "bf16"
-        assert made["perplexity"]["after"] < 0.7 * made["perplexity"]["before"]
+        assert made.training.precision == "bf16"
+        assert made.perplexity.after < 0.7 * made.perplexity.before
 
 
 @torch.inference_mode()

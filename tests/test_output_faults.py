@@ -123,7 +123,7 @@ def test_failure_while_saving_leaves_the_old_checkpoint(name, tmp_path, python, 
     script = (
         "import os, resource, signal, sys\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored where the tests run in the background
-        f"from llm_pruner import checkpoint\n{fault}\n"
+        f"from llm_pruner.output import checkpoint\n{fault}\n"
         "from llm_pruner.cli.main import main\nsys.exit(main(sys.argv[1:]))"
     )
     arguments = ("--model", "demo", *HALF, *UNSCORED, "--save_model", "out", "--overwrite")

@@ -13,7 +13,9 @@ from llm_pruner.config import options as flags
 from llm_pruner.config import pipeline as pipeline_options
 from llm_pruner.errors import RunError, UsageError
 from llm_pruner.output import manifest
+from llm_pruner.output.reports import Measured
 from tests.commands import REPOSITORY
+from tests.reports import as_json, evaluated, pruned, recovered
 
 STAGES = {
     "prune": {"pruning_ratio": 0.5, "importance": "magnitude"},
@@ -26,21 +28,22 @@ STAGES = {
 def ran(tmp_path, monkeypatch):
     """The stages that ran, faked: each writes the output that its command would."""
     found = []
+    reports = {"prune": pruned, "recover": recovered}
 
     def fake(stage, values, folder, options):
         found.append(stage)
         if stage == "evaluate":
-            (folder / "evaluation.json").write_text(json.dumps({"models": [], "ratios": {}, "dense": ""}))
+            (folder / "evaluation.json").write_text(json.dumps(as_json(evaluated, models=[], ratios={}, dense="")))
             return
         made = folder / {"prune": "pruned", "recover": "recovered"}[stage]
         made.mkdir(exist_ok=True)
         (made / "config.json").write_text(json.dumps(values, default=str))
-        report = {"parameters": {"after": 7}, "perplexity": {"before": 2.0, "after": 3.0}}
-        report["files"] = manifest.listed(made, but=(manifest.REPORT,))
+        files = manifest.listed(made, but=(manifest.REPORT,))
+        report = as_json(reports[stage], perplexity={"before": 2.0, "after": 3.0}, files=files)
         (made / "report.json").write_text(json.dumps(report))
 
     monkeypatch.setattr(pipeline, "_run_stage", fake)
-    monkeypatch.setattr("llm_pruner.output.page.html.page", lambda *_: "page")
+    monkeypatch.setattr(pipeline, "page", lambda *_: "page")
     return found
 
 
@@ -52,14 +55,14 @@ def asked(tmp_path, **sections) -> PipelineOptions:
 def test_a_stage_runs_only_when_something_it_reads_has_changed(tmp_path, ran):
     summary = pipeline.run(asked(tmp_path))
     assert ran == ["prune", "recover", "evaluate"]
-    assert summary["perplexity"]["recover"] == {"before": 2.0, "after": 3.0}
+    assert summary.perplexity["recover"] == Measured(2.0, 3.0)
     assert (tmp_path / "run" / "report.html").read_text() == "page"
 
     def again(**sections):
         ran.clear()
         return pipeline.run(asked(tmp_path, **sections))
 
-    assert all(stage["skipped"] for stage in again()["stages"])
+    assert all(stage.skipped for stage in again().stages)
     assert ran == []
     again(evaluate={"speed": True})
     assert ran == ["evaluate"]

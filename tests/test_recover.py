@@ -14,6 +14,7 @@ from llm_pruner.config.prune import PruneOptions
 from llm_pruner.config.recover import RecoverOptions
 from llm_pruner.errors import RunError, UsageError
 from llm_pruner.output import checkpoint
+from llm_pruner.output.reports import Measured
 from llm_pruner.recovery.adapters import merged, projections, with_adapters
 from llm_pruner.recovery.outcome import share
 from llm_pruner.recovery.pace import Pace
@@ -89,15 +90,15 @@ def test_distillation_comes_closer_to_the_teacher(tmp_path, text, case, train_we
         return (p.exp() * (p - q)).sum(-1).mean()
 
     assert divergence(after) < 0.8 * divergence(before)
-    losses = [point["loss"] for point in report["history"] if "loss" in point]
+    losses = [point.loss for point in report.history if point.loss is not None]
     assert losses[-1] < losses[0]
-    assert report["training"]["trainable_parameters"] < report["parameters"]["after"] or train_weights == "full"
+    assert report.training.trainable_parameters < report.parameters.after or train_weights == "full"
 
 
 def test_lora_learns_the_text_and_is_merged(tmp_path, text):
     student = save(tmp_path / "student")
     report = run(options(tmp_path, text, method="lora", teacher=None, steps=20, learning_rate=0.02))
-    assert report["perplexity"]["after"] < 0.7 * report["perplexity"]["before"]
+    assert report.perplexity.after < 0.7 * report.perplexity.before
     saved, before = load_file(tmp_path / "out" / "model.safetensors"), load_file(f"{student}/model.safetensors")
     changed = {name for name in before if not torch.equal(saved[name], before[name])}
     assert changed == {name for name in before if "_proj." in name}
@@ -174,12 +175,12 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path, text, monkeypatch):
     (tmp_path / "out.unfinished" / "checkpoint-9").mkdir()  # one that was not written to its end
     monkeypatch.setattr(Pace, "on_step_end", plain)
     report = run(options(tmp_path, text, save_minutes=0.0))
-    assert report["training"]["resumed_at"] == [3]
+    assert report.training.resumed_at == [3]
     found = load_file(tmp_path / "out" / "model.safetensors")
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
     def of(report, kind):
-        return [(point["step"], point[kind]) for point in report["history"] if kind in point]
+        return [(point.step, value) for point in report.history if (value := getattr(point, kind)) is not None]
 
     assert of(report, "loss") == of(whole, "loss")
     assert of(report, "perplexity") == of(whole, "perplexity")
@@ -196,7 +197,7 @@ def test_other_inputs_start_anew(tmp_path, text, monkeypatch, capsys):
     monkeypatch.setattr(Pace, "on_train_end", plain)
     report = run(options(tmp_path, text, temperature=2.0))
     assert "starting anew" in capsys.readouterr().out
-    assert report["training"]["resumed_at"] == []
+    assert report.training.resumed_at == []
 
 
 def test_mixed_precision_leaves_an_ordinary_model(tmp_path, text, monkeypatch):
@@ -206,7 +207,7 @@ def test_mixed_precision_leaves_an_ordinary_model(tmp_path, text, monkeypatch):
     save(tmp_path / "teacher", seed=1)
     save(tmp_path / "student")
     report = run(options(tmp_path, text, mixed_precision="bf16", learning_rate=0.001))
-    assert report["training"]["precision"] == "bf16"
+    assert report.training.precision == "bf16"
     reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert reloaded.dtype == torch.float32
     assert torch.equal(tiny.logits(reloaded, tiny.tokens()), seen["logits"])
@@ -218,9 +219,9 @@ def test_time_ends_training_with_the_rate_at_nothing(tmp_path, text, monkeypatch
     now = iter(range(0, 100_000, 10))
     monkeypatch.setattr("llm_pruner.recovery.pace.time.monotonic", lambda: float(next(now)))
     report = run(options(tmp_path, text, steps=None, epochs=1000.0, max_minutes=2.0))
-    rates = [point["learning_rate"] for point in report["history"] if "loss" in point]
-    assert report["training"]["steps"] == 12  # the clock moves ten seconds a step
-    assert report["training"]["minutes"] == pytest.approx(2.0)
+    rates = [point.learning_rate for point in report.history if point.loss is not None]
+    assert report.training.steps == 12  # the clock moves ten seconds a step
+    assert report.training.minutes == pytest.approx(2.0)
     assert max(rates) > 0.009
     assert rates[-1] < 0.001
 
@@ -244,39 +245,39 @@ def test_what_the_report_of_a_pruned_checkpoint_decides(tmp_path, text):
     half = PruneOptions(
         model=teacher, pruning_ratio=0.5, importance="magnitude", no_save=True, eval_data=text, max_seq_len=24
     )
-    pruned = llm_pruner.run(half) | {
+    pruned = llm_pruner.prune_checkpoint(half).to_dict() | {
         "perplexity": {"before": 1.5, "after": 99.0}, "calibration": {"data": text, "nsamples": 3, "seq_len": 8},
     }  # fmt: skip
     (tmp_path / "student" / "report.json").write_text(json.dumps(pruned))
     report = run(RecoverOptions(model=student, steps=3, device="cpu"))
-    assert (report["method"], report["teacher"], report["train_weights"]) == ("distil", teacher, "full")
-    assert (report["training"]["data"], report["training"]["max_seq_len"]) == (text, 24)
-    assert report["evaluation"]["data"] == text
-    assert report["dense_perplexity"] == 1.5
-    assert report["made_from"]["perplexity"]["after"] == 99.0
+    assert (report.method, report.teacher, report.train_weights) == ("distil", teacher, "full")
+    assert (report.training.data, report.training.max_seq_len) == (text, 24)
+    assert report.evaluation.data == text
+    assert report.dense_perplexity == 1.5
+    assert report.made_from.perplexity.after == 99.0
     assert (tmp_path / "student-recovered" / "config.json").is_file()
     again = run(RecoverOptions(model=str(tmp_path / "student-recovered"), steps=1, device="cpu"))
-    assert again["teacher"] == teacher, "a recovered checkpoint knows what was pruned in the first place"
-    assert again["dense_perplexity"] == 1.5
+    assert again.teacher == teacher, "a recovered checkpoint knows what was pruned in the first place"
+    assert again.dense_perplexity == 1.5
 
     pruned["model"] = pruned["base_model"] = "nowhere/at-all/now"
     (tmp_path / "student" / "report.json").write_text(json.dumps(pruned))
     report = run(RecoverOptions(model=student, steps=1, device="cpu", overwrite=True))
-    assert report["method"] == "lora"
+    assert report.method == "lora"
 
 
 def test_the_share_of_the_gap():
-    assert share(10.0, {"before": 40.0, "after": 20.0}) == pytest.approx(0.5)
-    assert share(10.0, {"before": 40.0, "after": 80.0}) == pytest.approx(-0.5)
-    assert share(10.0, {"before": 9.0, "after": 8.0}) is None
-    assert share(None, {"before": 9.0, "after": 8.0}) is None
+    assert share(10.0, Measured(40.0, 20.0)) == pytest.approx(0.5)
+    assert share(10.0, Measured(40.0, 80.0)) == pytest.approx(-0.5)
+    assert share(10.0, Measured(9.0, 8.0)) is None
+    assert share(None, Measured(9.0, 8.0)) is None
 
 
 def test_hidden_states_are_a_target_too(tmp_path, text):
     save(tmp_path / "teacher", seed=1)
     save(tmp_path / "student", hidden_size=32)  # another width: mapped
     report = run(options(tmp_path, text, hidden_weight=1.0, steps=10))
-    losses = [point["loss"] for point in report["history"] if "loss" in point]
+    losses = [point.loss for point in report.history if point.loss is not None]
     assert losses[-1] < losses[0]
 
 
@@ -329,8 +330,8 @@ def test_options_that_cannot_be_meant(flags, message):
 def test_the_demos_text_is_for_what_was_made_of_the_demo_model(tmp_path):
     """By magnitude nothing was calibrated, so the report names no text to train on."""
     half = str(tmp_path / "half")
-    llm_pruner.run(
+    llm_pruner.prune_checkpoint(
         PruneOptions(model="demo", pruning_ratio=0.5, importance="magnitude", save_model=half, eval_data="none")
     )
     report = run(RecoverOptions(model=half, method="lora", steps=2, device="cpu"))
-    assert (report["training"]["data"], report["evaluation"]["data"]) == ("demo", "demo")
+    assert (report.training.data, report.evaluation.data) == ("demo", "demo")

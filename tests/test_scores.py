@@ -61,7 +61,7 @@ def test_means_are_kept_for_the_bias(tmp_path, monkeypatch):
     prune(tmp_path, param_ratio=0.3, **options)
     forbid(monkeypatch)
     report = prune_checkpoint(PruneOptions(model="demo", **SMALL, param_ratio=0.5, **options))
-    assert report["compensate"] == "bias"
+    assert report.compensate == "bias"
 
 
 def test_means_that_were_not_measured(tmp_path):

@@ -47,13 +47,13 @@ def test_prune_save_reload_generate(shared, text, tmp_path, ratio, heads, parame
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     report = prune(shared, text, tmp_path, pruning_ratio=ratio)
-    assert report["parameters"] == {"before": 6_524_160, "after": parameters}
-    assert report["widths"]["after"]["num_attention_heads"] == heads
-    assert report["removed"]["num_attention_heads"] == 0.5  # of 0.25 too: a group of two heads loses one
-    dense, magnitude = report["perplexity"]["before"], report["perplexity"]["after"]
+    assert (report.parameters.before, report.parameters.after) == (6_524_160, parameters)
+    assert report.widths.after["num_attention_heads"] == heads
+    assert report.removed["num_attention_heads"] == 0.5  # of 0.25 too: a group of two heads loses one
+    dense, magnitude = report.perplexity.before, report.perplexity.after
     assert 2 * dense < magnitude
     random = prune(shared, text, tmp_path, pruning_ratio=ratio, importance="random", overwrite=True)
-    assert magnitude < random["perplexity"]["after"]
+    assert magnitude < random.perplexity.after
     folder = tmp_path / "out"
     assert json.loads((folder / "report.json").read_text())["importance"] == "random"
     assert AutoModelForCausalLM.from_pretrained(folder).dtype == torch.bfloat16
@@ -71,7 +71,7 @@ def test_prune_save_reload_generate(shared, text, tmp_path, ratio, heads, parame
 
 
 def test_each_axis_alone_hurts_less_than_all(shared, text, tmp_path):
-    everything = prune(shared, text, tmp_path, pruning_ratio=0.5)["perplexity"]["after"]
+    everything = prune(shared, text, tmp_path, pruning_ratio=0.5).perplexity.after
     for axis in ("hidden", "heads", "kv_heads", "mlp"):
-        alone = prune(shared, text, tmp_path, pruning_ratio=0.5, prune=axis, overwrite=True)["perplexity"]
-        assert alone["before"] < alone["after"] < everything, axis
+        alone = prune(shared, text, tmp_path, pruning_ratio=0.5, prune=axis, overwrite=True).perplexity
+        assert alone.before < alone.after < everything, axis

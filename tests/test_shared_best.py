@@ -26,7 +26,7 @@ def loss(shared, tmp_path_factory):
                 calibration_data=str(data / "valid.txt"), **CALIBRATION, **options,
             )
         )  # fmt: skip
-        return math.log(report["perplexity"]["after"] / report["perplexity"]["before"])
+        return math.log(report.perplexity.after / report.perplexity.before)
 
     return measure
 

@@ -19,14 +19,14 @@ def measured(shared: Path, row: str, model: str | None = None, **values) -> dict
         "calibration_data": str(wikitext / "valid.txt"), "nsamples": 32, "max_seq_len": 256, "eval_stride": 30,
         **values,
     }  # fmt: skip
-    return run(sparsify.resolve(flags, str(REPOSITORY / "configs" / "sparse" / f"{row}.yaml")))["perplexity"]
+    return run(sparsify.resolve(flags, str(REPOSITORY / "configs" / "sparse" / f"{row}.yaml"))).perplexity
 
 
 def test_the_order_of_the_published_tables(shared):
     rows = ("act_2_4", "act_8_16", "act_0.2", "act_0.5", "weight_2_4", "weight_8_16", "act_2_4_qkvo")
     found = {row: measured(shared, row) for row in rows}
-    dense = found["act_2_4"]["before"]
-    after = {row: own["after"] for row, own in found.items()}
+    dense = found["act_2_4"].before
+    after = {row: own.after for row, own in found.items()}
     assert after["act_8_16"] < after["act_2_4"]
     assert after["weight_8_16"] < after["weight_2_4"]
     assert dense < after["act_0.2"] < 1.01 * dense
@@ -45,8 +45,8 @@ def test_massive_channels_do_not_harm_what_is_scaled_and_spread(shared, tmp_path
     model = str(tmp_path / "massive")
     plain = measured(shared, "act_8_16")
     ruined, shifted = (measured(shared, row, model) for row in ("act_8_16", "act_8_16_pts"))
-    assert ruined["before"] == pytest.approx(plain["before"], rel=2e-3)  # the same function
-    assert ruined["after"] > 1.25 * plain["after"]
-    assert shifted["after"] > 10 * plain["after"]
+    assert ruined.before == pytest.approx(plain.before, rel=2e-3)  # the same function
+    assert ruined.after > 1.25 * plain.after
+    assert shifted.after > 10 * plain.after
     best = measured(shared, "act_8_16_best", model, epochs=2)
-    assert best["after"] < plain["after"]
+    assert best.after < plain.after

@@ -17,6 +17,7 @@ from llm_pruner.config.recipe import Recipe
 from llm_pruner.errors import PlanError, UsageError
 from llm_pruner.model import loading
 from llm_pruner.model.tokenizers import load_tokenizer
+from llm_pruner.output.reports import Measured
 from llm_pruner.sparsity.linear import sparse_layers
 from tests import tiny
 from tests.commands import DEMO, REPOSITORY, one_line
@@ -82,13 +83,13 @@ def test_the_sweep_has_every_row():
 def test_every_row_runs_on_a_trained_model(path):
     values = {name: tuple(v) if isinstance(v, list) else v for name, v in yaml.safe_load(path.read_text()).items()}
     made = run(options(**{**values, "epochs": 1}))
-    assert made["perplexity"]["before"] == pytest.approx(perplexity(DEMO), rel=1e-5)
-    assert made["perplexity"]["after"] > made["perplexity"]["before"] - 0.01
-    recipe = Recipe.of(made["sparsity"])
+    assert made.perplexity.before == pytest.approx(perplexity(DEMO), rel=1e-5)
+    assert made.perplexity.after > made.perplexity.before - 0.01
+    recipe = Recipe.of(made.sparsity)
     expected = recipe.n / recipe.m if recipe.m else 1 - recipe.ratio
-    assert made["kept"] == pytest.approx(expected, abs=0.06 if recipe.select == "threshold" else 0.006)
-    assert bool(made["calibration"]) == recipe.needs_text
-    assert made["label"] == recipe.label
+    assert made.kept == pytest.approx(expected, abs=0.06 if recipe.select == "threshold" else 0.006)
+    assert bool(made.calibration) == recipe.needs_text
+    assert made.label == recipe.label
 
 
 @pytest.mark.parametrize("row", ["act_8_16_best", "act_8_16_var_causal", "weight_8_16_wanda", "act_threshold_0.5"])
@@ -147,9 +148,8 @@ def test_zero_shot_where_asked(tmp_path):
         "doc_to_target: label\nmetric_list:\n  - metric: acc\n"
     )
     made = run(options(ratio=0.9, eval_data="none", tasks=(str(tmp_path / "task.yaml"),)))
-    assert set(made["zero_shot"]) == {"before", "after"}
-    assert all("acc" in rows["local"] for rows in made["zero_shot"].values())
-    assert made["perplexity"] == {}
+    assert all("acc" in rows["local"] for rows in (made.zero_shot.before, made.zero_shot.after))
+    assert made.perplexity == Measured()
 
 
 @pytest.fixture
@@ -171,13 +171,13 @@ def test_a_sweep_runs_models_and_patterns_once(sweep, tmp_path, capsys):
     }  # fmt: skip
     said = capsys.readouterr().out
     assert said.count("perplexity before") == 2  # once for each model
-    assert len({run["perplexity"]["before"] for run in made["runs"]}) == 1
+    assert len({run.perplexity.before for run in made.runs}) == 1
     table = (folder / "sweep.md").read_text()
     rows = [[cell.strip() for cell in line.strip("| \n").split("|")] for line in table.splitlines()]
-    single = run(options(n=2, m=4))["perplexity"]
+    single = run(options(n=2, m=4)).perplexity
     assert rows[0] == ["demo", "other"]
-    assert rows[2] == ["dense", *[f"{single['before']:.2f}"] * 2]
-    assert rows[3] == ["act 2:4", *[f"{single['after']:.2f}"] * 2]
+    assert rows[2] == ["dense", *[f"{single.before:.2f}"] * 2]
+    assert rows[3] == ["act 2:4", *[f"{single.after:.2f}"] * 2]
     assert rows[4][0] == "weight 0.5"
     before = {path.name: path.read_bytes() for path in folder.glob("*--*.json")}
     capsys.readouterr()
@@ -196,7 +196,7 @@ def test_a_sweep_does_again_what_is_not_what_it_was(sweep, tmp_path, capsys):
     capsys.readouterr()
     made = run(resolved)
     assert capsys.readouterr().out.count("skipped") == 0
-    assert {own["label"] for own in made["runs"]} == {"act 1:4", "weight 0.5"}
+    assert {own.label for own in made.runs} == {"act 1:4", "weight 0.5"}
 
 
 def test_a_row_that_fails_does_not_stop_a_sweep(sweep, tmp_path, command_of):
@@ -308,16 +308,16 @@ def test_the_dtype_is_what_was_asked(tmp_path, quick_reload):
 def test_a_sweep_scores_the_dense_model_as_each_pattern_asks(sweep, tmp_path):
     (tmp_path / "b.yaml").write_text("n: 2\nm: 4\nmax_seq_len: 16\n")
     made = run(sparsify.resolve({**sweep, "model": ("demo",), "eval_stride": STRIDE}, str(tmp_path / "my_sweep.yaml")))
-    long, short = (own["perplexity"] for own in made["runs"])
-    assert short == run(options(n=2, m=4, max_seq_len=16))["perplexity"]
-    assert long["before"] != short["before"]
+    long, short = (own.perplexity for own in made.runs)
+    assert short == run(options(n=2, m=4, max_seq_len=16)).perplexity
+    assert long.before != short.before
 
 
 def test_flags_win_over_a_sweeps_patterns(sweep, tmp_path):
     (tmp_path / "b.yaml").write_text("n: 2\nm: 4\nmax_seq_len: 16\n")
     flags = {**sweep, "model": ("demo",), "eval_stride": STRIDE, "max_seq_len": 32}
     made = run(sparsify.resolve(flags, str(tmp_path / "my_sweep.yaml")))
-    assert len({own["perplexity"]["after"] for own in made["runs"]}) == 1
+    assert len({own.perplexity.after for own in made.runs}) == 1
 
 
 @pytest.mark.parametrize(("line", "code"), [("save_model: x", 2), ("model: demo", 2), ("patterns: [b.yaml]", 2)])

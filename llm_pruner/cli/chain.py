@@ -1,6 +1,7 @@
 """Pruning and, with `--recover`, the recovery of what it saved: one command, two checkpoints."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ from llm_pruner.config.recover import RecoverOptions
 from llm_pruner.errors import UsageError
 from llm_pruner.model import loading
 from llm_pruner.output.places import check_folder, check_outputs, inputs_of
+from llm_pruner.output.reports import PruneReport
+from llm_pruner.shape.plan import Plan
 
 RECOVERED = "-recovered"
 
 
-def run(options: PruneOptions, argv: Sequence[str] = ()) -> dict:
-    """Prunes; with options.recover the report has that of the recovery as `recovered`. Errors as in both."""
+def run(options: PruneOptions, argv: Sequence[str] = ()) -> PruneReport | Plan:
+    """Prune; with options.recover the report has that of the recovery as `recovered`. Errors as in both."""
     if not options.recover:
         return prune.run(options, argv)
     validate(options)
@@ -32,7 +35,7 @@ def run(options: PruneOptions, argv: Sequence[str] = ()) -> dict:
     made = prune.run(options, argv)
     from llm_pruner.recovery.run import run as recover
 
-    return made | {"recovered": recover(after, argv, "python prune_llm.py")}
+    return replace(made, recovered=recover(after, argv, "llm-pruner prune"))
 
 
 def recovery_options(options: PruneOptions, target: Path) -> RecoverOptions:

@@ -26,7 +26,6 @@ from llm_pruner.errors import (
 from llm_pruner.importance import CRITERIA
 from llm_pruner.output import places
 
-
 SECTIONS = (  # of the help, in their order
     "model", "shape: how much goes", "units: which ones go", "sparsity", "method", "training data", "training",
     "shared by the stages, where a section says nothing else", "calibration", "sweep", "evaluation",

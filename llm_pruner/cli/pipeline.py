@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from llm_pruner import validation
@@ -25,16 +26,21 @@ from llm_pruner.errors import PlanError, RunError, UsageError, VerificationError
 from llm_pruner.files import (
     checkpoint_digest,
     fingerprint,
-    read_json,
     read_state,
     set_aside,
     text_digest,
     write_state,
     write_text,
+    write_whole,
 )
 from llm_pruner.model import loading
-from llm_pruner.output import manifest, report
+from llm_pruner.output import manifest, reports
+from llm_pruner.output.conditions import command as typed
+from llm_pruner.output.conditions import versions
+from llm_pruner.output.page import page
 from llm_pruner.output.places import check_apart, inputs_of
+from llm_pruner.output.reports import CheckpointReport, EvaluateReport, PipelineReport, RecoverReport, Stage
+from llm_pruner.output.saving import draw, write_json
 
 STATE = "pipeline.json"
 OUTPUT = {"prune": PRUNED, "recover": RECOVERED, "evaluate": EVALUATION}
@@ -44,8 +50,8 @@ TEXTS = ("data", "calibration_data", "eval_data", "scores", "plan", "tasks")
 FAILURES = {1: RunError, 2: UsageError, 3: PlanError, 4: VerificationError}
 
 
-def run(options: PipelineOptions, argv: Sequence[str] = ()) -> dict:
-    """Does what is not done yet and returns the summary. Every failure is a PrunerError with its stage's exit code."""
+def run(options: PipelineOptions, argv: Sequence[str] = ()) -> PipelineReport:
+    """Do what is not done yet and return the summary. Every failure is a PrunerError with its stage's exit code."""
     validate(options)
     source = loading.resolve(options.model)
     loading.check_family(source)
@@ -59,13 +65,13 @@ def run(options: PipelineOptions, argv: Sequence[str] = ()) -> dict:
         key = _key(stage, values, folder, options, source)
         if _is_done(folder, stage, key):
             say(f"{stage}: {folder / OUTPUT[stage]} is there and its inputs are what they were; skipped")
-            stages.append({"stage": stage, "skipped": True, "seconds": 0.0})
+            stages.append(Stage(stage, True, 0.0))
             continue
         _mark(folder, stage, None)
         started = time.monotonic()
         _run_stage(stage, values, folder, options)
         _mark(folder, stage, key)
-        stages.append({"stage": stage, "skipped": False, "seconds": round(time.monotonic() - started, 1)})
+        stages.append(Stage(stage, False, round(time.monotonic() - started, 1)))
     return _summary(folder, stages, options, argv)
 
 
@@ -200,44 +206,44 @@ def _run_stage(stage: str, values: dict, folder: Path, options: PipelineOptions)
         raise FAILURES.get(code, RunError)(f"{stage} failed ({why}); its log is {log}, the same command goes on there")
 
 
-def _summary(folder: Path, stages: list[dict], options: PipelineOptions, argv: Sequence[str]) -> dict:
+def _summary(folder: Path, stages: list[Stage], options: PipelineOptions, argv: Sequence[str]) -> PipelineReport:
     """summary.json, report.html and a table on the screen, from the stages' own reports."""
-    from llm_pruner.output.page import html
-
-    def read(path: Path) -> dict | None:
-        return read_json(path, "report") if path.is_file() else None
-
-    asked = [one["stage"] for one in stages]
-    reports = {stage: read(folder / OUTPUT[stage] / "report.json") for stage in asked if stage != "evaluate"}
-    evaluation = read(folder / EVALUATION) if "evaluate" in asked else None
-    rows = [["", "parameters", "perplexity before", "perplexity after", "seconds"]]
+    made: dict[str, CheckpointReport] = {}
+    evaluation = None
     for one in stages:
-        own = reports.get(one["stage"])
-        cells = ["", "", ""]
-        if own:
-            cells = [
-                f"{own['parameters']['after']:,}",
-                *(_number(own["perplexity"].get(k)) for k in ("before", "after")),
-            ]
-        rows.append([one["stage"], *cells, "skipped" if one["skipped"] else f"{one['seconds']:,.0f}"])
-    summary = {
-        "model": options.model,
-        "stages": stages,
-        "parameters": {stage: own["parameters"]["after"] for stage, own in reports.items()},
-        "perplexity": {stage: own["perplexity"] for stage, own in reports.items()},
-        "recovered_share": (reports.get("recover") or {}).get("recovered_share"),
-        "zero_shot": {one["name"]: one["zero_shot"] for one in (evaluation or {"models": []})["models"]},
-        "speed": (evaluation or {}).get("ratios") or {},
-        "versions": report.versions(),
-        "command": report.command(argv, "python -m llm_pruner pipeline"),
-    }
-    say(f"\n{aligned(rows)}")
-    _keep_own(folder, "summary.json", json.dumps(report.finite(summary), indent=2, allow_nan=False) + "\n")
-    page, made = _own(folder, "report.html"), [own for own in reports.values() if own]
-    drawn = report.draw(page, lambda: html.page(made, evaluation), options.traceback)
-    say(f"saved {folder / 'summary.json'}{f' and {page}' * drawn}")
+        path = folder / OUTPUT[one.stage]
+        found = reports.read(path if path.suffix else path / manifest.REPORT)
+        if isinstance(found, EvaluateReport):
+            evaluation = found
+        elif isinstance(found, CheckpointReport):
+            made[one.stage] = found
+    recovery = made.get("recover")
+    summary = PipelineReport(
+        model=options.model,
+        stages=stages,
+        parameters={stage: own.parameters.after for stage, own in made.items()},
+        perplexity={stage: own.perplexity for stage, own in made.items()},
+        recovered_share=recovery.recovered_share if isinstance(recovery, RecoverReport) else None,
+        zero_shot={model.name: model.zero_shot for model in evaluation.models} if evaluation else {},
+        speed=evaluation.ratios if evaluation else {},
+        versions=versions(),
+        command=typed(argv, "llm-pruner pipeline"),
+    )
+    say(f"\n{aligned(_rows(summary))}")
+    write_whole(_own(folder, "summary.json"), partial(write_json, report=summary))
+    file = _own(folder, "report.html")
+    drawn = draw(file, lambda: page([*made.values()], evaluation), options.traceback)
+    say(f"saved {folder / 'summary.json'}{f' and {file}' * drawn}")
     return summary
 
 
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:,.2f}"
+def _rows(summary: PipelineReport) -> list[list[str]]:
+    """The table: a row for each stage."""
+    rows = [["", "parameters", "perplexity before", "perplexity after", "seconds"]]
+    for one in summary.stages:
+        cells = ["", "", ""]
+        if perplexity := summary.perplexity.get(one.stage):
+            values = (perplexity.before, perplexity.after)
+            cells = [f"{summary.parameters[one.stage]:,}", *(f"{v:,.2f}" if v is not None else "" for v in values)]
+        rows.append([one.stage, *cells, "skipped" if one.skipped else f"{one.seconds:,.0f}"])
+    return rows

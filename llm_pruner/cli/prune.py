@@ -23,18 +23,24 @@ from llm_pruner.cli.requests import (
 )
 from llm_pruner.config.prune import PruneOptions
 from llm_pruner.console import quiet, say
-from llm_pruner.errors import PlanError, PrunerError, RunError, UsageError
-from llm_pruner.evaluation.perplexity import perplexity
+from llm_pruner.errors import PlanError, PrunerError, RunError, UsageError, redact
+from llm_pruner.evaluation.scores import Measurement, compared, text_to_score, windows_of
 from llm_pruner.evaluation.tasks import check_tasks
-from llm_pruner.evaluation.zero_shot import table, zero_shot
 from llm_pruner.files import checkpoint_digest, text_digest
 from llm_pruner.importance import score_cache
+from llm_pruner.importance.selection import quantiles
 from llm_pruner.methods import METHODS, Journal, Measured, Method, Pruned, Reconstruct, ScoreAndCut, settled
 from llm_pruner.model import loading
 from llm_pruner.model.axes import HIDDEN, MLP
+from llm_pruner.model.size import Size, size_of
 from llm_pruner.model.tokenizers import has_tokenizer, load_tokenizer
-from llm_pruner.output import checkpoint, lineage, report
+from llm_pruner.output import checkpoint, lineage
+from llm_pruner.output.conditions import Stopwatch, conditions
+from llm_pruner.output.exporters import exporters_called
 from llm_pruner.output.places import check_disk, check_outputs
+from llm_pruner.output.reports import Calibration as Calibrated
+from llm_pruner.output.reports import Layers, PruneReport, Reconstruction, Sides, Tried
+from llm_pruner.output.saving import save
 from llm_pruner.shape.draft import Draft, Searched, draft, groups_to_score
 from llm_pruner.shape.plan import Plan
 
@@ -42,6 +48,7 @@ OWN_CLASS = (
     "note: saved as {}, whose modelling file comes with it: load it with trust_remote_code=True, "
     "or import llm_pruner first"
 )
+PROGRAM = "llm-pruner prune"
 BIG = 10**9  # parameters from which a width off the hardware's multiples is worth a hint
 
 
@@ -84,25 +91,27 @@ class Known:
     measured: Measured | None = None
 
 
-@dataclass
-class Measures:
-    """What the model was measured on, and what came of it: {"before": …, "after": …}."""
+def run(options: PruneOptions, argv: Sequence[str] = ()) -> PruneReport | Plan:
+    """Prune a checkpoint.
 
-    windows: Any
-    tasks: list[str]
-    evaluation: dict[str, Any]
-    perplexities: dict[str, float]
-    answers: dict[str, dict]
+    Args:
+        options: What to do.
+        argv: The arguments of the command as they were typed, for the report.
 
+    Returns:
+        The report; of a dry run the plan.
 
-def run(options: PruneOptions, argv: Sequence[str] = ()) -> dict:
-    """Do what the options say and return the report. Every failure is a PrunerError with its exit code."""
+    Raises:
+        PrunerError: Whatever fails, with its exit code.
+    """
     validate(options)
-    stopwatch = report.Stopwatch()
+    stopwatch = Stopwatch()
     say("options: " + ", ".join(f"{k}={v}" for k, v in options.asdict().items() if v is not None and v is not False))
     source = loading.resolve(options.model)
     target = check_outputs(options, source)
-    eval_data, tasks = _check_eval_data(options), _tasks(options)
+    eval_data = None if options.dry_run else text_to_score(options.eval_data, options.model)
+    exporters = exporters_called(options.export)
+    tasks = check_tasks(["usual"]) if options.eval_zero_shot and not options.dry_run else []
     with stopwatch("plan"):
         request = request_of(options)
         asked = replayed(options, request)
@@ -112,7 +121,7 @@ def run(options: PruneOptions, argv: Sequence[str] = ()) -> dict:
         _announce(decision.plan, decision.config, decision, asked)
     known = _known(asked, decision, config, source)
     if asked.dry_run and (plan := _dry_plan(asked, decision, known)):
-        return {"plan": plan}
+        return plan
 
     if decision.plan:
         _check_disk(target, decision.plan, asked)
@@ -120,52 +129,73 @@ def run(options: PruneOptions, argv: Sequence[str] = ()) -> dict:
         folder = loading.fetch(source, asked.revision, weights=False)
         origin = lineage.report_of(folder)
         tokenizer, prompts = _texts(asked, decision, known, config, folder, bool(eval_data or tasks))
-        windows, evaluation = _windows(asked, eval_data, config, tokenizer)
+        windows, evaluation = windows_of(eval_data, asked.model, tokenizer, config, asked.max_seq_len)
     with stopwatch("load"):
         folder = loading.fetch(source, asked.revision)
         model = _loaded(asked, decision, config, folder)
         finite = checkpoint.finite_logits(model) if target else None
-    measures = Measures(windows, tasks, evaluation, {}, {})
-    _score(model, tokenizer, measures, "before", asked, stopwatch)
+    measurement = Measurement(windows, evaluation, tasks, asked.batch_size, seed=asked.seed)
+    before = measurement.of(model, tokenizer, "before", stopwatch)
     pruned = _pruned(asked, decision, known, model, prompts, stopwatch, target)
     if asked.dry_run:
-        return {"plan": pruned.plan}
+        return pruned.plan
     del model
-    _score(pruned.model, tokenizer, measures, "after", asked, stopwatch)
+    scored = compared(before, measurement.of(pruned.model, tokenizer, "after", stopwatch))
+    told = scored | lineage.told(origin, redact(asked.model), evaluation) | {"evaluation": evaluation}
 
-    def result() -> dict:
-        return _report(asked, decision, known, pruned, measures, prompts, stopwatch, argv, origin)
+    def report() -> PruneReport:
+        made = _told(asked, decision, known, pruned, prompts)
+        under = conditions(asked, stopwatch.seconds, argv, PROGRAM) | {"seed": pruned.plan.seed}
+        return PruneReport(**made, **told, **under)
 
     if target is None:
-        return result()
-    with checkpoint.staged(target, asked.overwrite) as staging:
-        say(f"saving {target}")
-        with stopwatch("save"):
-            checkpoint.write(pruned.model, tokenizer, staging, folder)
-        with stopwatch("verify"):
-            checkpoint.verify(pruned.model, staging, finite)
-        final = result()
-        report.write(staging, final)
-    say(f"saved {target} (reloaded in a fresh process: same logits)")
-    return final
-
-
-def _report(
-    options: PruneOptions, decision: Decision, known: Known, pruned: Pruned, measures: Measures, prompts, stopwatch,
-    argv: Sequence[str], origin: dict | None,
-) -> dict:  # fmt: skip
-    used = asdict(known.calibration) if known.calibration else {}
-    if prompts:  # a file may hold fewer records than were asked for
-        used["nsamples"] = len(prompts)
-    built = report.build(
-        options, pruned.plan, pruned.config, pruned.model, measures.perplexities, measures.evaluation, used,
-        stopwatch.seconds, argv, origin,
+        return report()
+    return save(
+        pruned.model, tokenizer, target, folder, report, finite=finite, overwrite=asked.overwrite, stopwatch=stopwatch,
+        export=exporters,
     )  # fmt: skip
-    if isinstance(decision.method, ScoreAndCut) and (scores := pruned.notes.get("scores")):
-        built["scores"] = report.spread(scores, decision.draft.traced.groups)
-    elif pruned.notes and not isinstance(decision.method, ScoreAndCut):
-        built["reconstruction"] = report.finite(pruned.notes)
-    return built | ({"zero_shot": report.finite(measures.answers)} if measures.answers else {})
+
+
+def _told(options: PruneOptions, decision: Decision, known: Known, pruned: Pruned, prompts) -> dict[str, Any]:
+    """The fields of a report that the pruning itself tells."""
+    used, calibration, scores = None, known.calibration, {}
+    if calibration:
+        # A file may hold fewer records than were asked for.
+        count = len(prompts) if prompts else calibration.nsamples
+        used = Calibrated(redact(calibration.data), count, calibration.seq_len)
+    notes = dict(pruned.notes)
+    if isinstance(decision.method, ScoreAndCut):
+        scores = quantiles(notes.pop("scores", {}), decision.draft.traced.groups)
+    return {
+        **_planned(options, pruned.plan, pruned.config.model_type, size_of(pruned.model)),
+        "calibration": used,
+        "scores": scores,
+        "reconstruction": _reconstruction(notes),
+    }
+
+
+def _planned(options: PruneOptions, plan: Plan, model_type: str, size: Size) -> dict[str, Any]:
+    """The fields of a report that a plan tells. A width that differs between layers is a list with one for each."""
+    return {
+        "model": redact(options.model),
+        "model_type": Sides(plan.model_type, model_type),
+        "parameters": Sides(plan.parameters_before, size.parameters),
+        "decoder_parameters": Sides(plan.decoder_before, plan.decoder_after),
+        "bytes": Sides(plan.bytes_before, size.bytes),
+        "widths": Sides(plan.before.by_field(), plan.widths_after()),
+        "layers": Layers(plan.num_layers_before or len(plan.after), len(plan.after), plan.layers),
+        "removed": {name: round(share, 6) for name, share in plan.removed().items()},
+        "importance": plan.importance,
+        "order": plan.order,
+        "compensate": plan.compensate,
+        "masked": options.mask_only,
+    }
+
+
+def _reconstruction(notes: dict[str, Any]) -> Reconstruction | None:
+    """What the method notes for the report; None where it was another method."""
+    tried = {name: [Tried(**one) for one in notes[name]] for name in ("search", "finals") if name in notes}
+    return Reconstruction(**notes | tried) if notes else None
 
 
 def _texts(options: PruneOptions, decision: Decision, known: Known, config, folder: str, scored: bool):
@@ -409,47 +439,6 @@ def _check_against(made: Draft, model) -> None:
             f"the checkpoint has {parameters:,} parameters, its config.json says {expected:,}; "
             "if it holds an lm_head of its own, set tie_word_embeddings to false there"
         )
-
-
-def _check_eval_data(options: PruneOptions) -> str | None:
-    """The name of the evaluation data, or None for none. UsageError for a name that is nothing."""
-    name = options.eval_data or ("demo" if options.model == "demo" else "wikitext2")
-    if name == "none" or options.dry_run:
-        return None
-    data.check_name(name)
-    return name
-
-
-def _tasks(options: PruneOptions) -> list[str]:
-    """The usual zero-shot tasks, where they are asked for. RunError when lm_eval is not installed."""
-    if not options.eval_zero_shot or options.dry_run:
-        return []
-    return check_tasks(["usual"])
-
-
-def _score(model, tokenizer, measures: Measures, side: str, options: PruneOptions, stopwatch) -> None:
-    """Adds what the model is measured to be before or after."""
-    if measures.windows is not None:
-        with stopwatch(f"evaluate {side}"):
-            measures.perplexities[side] = perplexity(model, measures.windows, options.batch_size, f"perplexity {side}")
-            say(f"perplexity {side}: {measures.perplexities[side]:.2f}")
-    if measures.tasks:
-        with stopwatch(f"zero-shot {side}"):
-            measures.answers[side] = zero_shot(
-                model, tokenizer, measures.tasks, batch_size=options.batch_size, seed=options.seed
-            )
-        if side == "after":
-            say(table(measures.answers))
-
-
-def _windows(options: PruneOptions, name: str | None, config, tokenizer):
-    """(token windows, what they are); (None, {}) without evaluation data."""
-    if name is None:
-        return None, {}
-    if tokenizer is None:
-        raise RunError(f"{options.model} has no tokenizer, so no text can be scored; use --eval_data none")
-    windows = data.evaluation_windows(name, tokenizer, config, options.max_seq_len)
-    return windows, data.described(name, windows)
 
 
 def _prompts(calibration: Calibration, options: PruneOptions, config, tokenizer):

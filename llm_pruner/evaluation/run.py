@@ -2,6 +2,7 @@
 
 import gc
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,16 +14,29 @@ from llm_pruner.model import loading
 from llm_pruner.model.axes import MLP, PRUNABLE
 from llm_pruner.model.families import FAMILIES
 from llm_pruner.model.per_layer import PREFIX
+from llm_pruner.model.size import size_of
 from llm_pruner.model.tokenizers import load_tokenizer
-from llm_pruner.output import places, report
+from llm_pruner.output import places
+from llm_pruner.output.conditions import Stopwatch, conditions
+from llm_pruner.output.page import page
+from llm_pruner.output.reports import EvaluatedModel, EvaluateReport, Mode, Ratio, Speed, TextScore
+from llm_pruner.output.saving import draw, write_json
 
-PROGRAM = "python -m llm_pruner evaluate"
+PROGRAM = "llm-pruner evaluate"
 
 
-def run(options: EvaluateOptions, argv: Sequence[str] = ()) -> dict:
-    """Does what `options` say and returns the report. Every failure is a PrunerError with its exit code."""
+def run(options: EvaluateOptions, argv: Sequence[str] = ()) -> EvaluateReport:
+    """Measure perplexity, zero-shot tasks and speed of several checkpoints.
+
+    Args:
+        options: The command's.
+        argv: The arguments as they were typed.
+
+    Raises:
+        PrunerError: With the exit code of what failed.
+    """
     validate(options)
-    stopwatch = report.Stopwatch()
+    stopwatch = Stopwatch()
     sources, dense = _sources(options)
     path = places.report_file(options, places.inputs_of(options, sources), page=True) if options.report else None
     texts = _texts(options)
@@ -52,17 +66,18 @@ def run(options: EvaluateOptions, argv: Sequence[str] = ()) -> dict:
         with stopwatch("load"):
             model = load(name)
             tokenizer = load_tokenizer(loading.fetch(source, weights=False), needed=bool(texts or tasks))
-        found = _described(name, source, model)
         with stopwatch("perplexity"):
-            found["perplexity"] = {text: _scored(model, tokenizer, text, options, name) for text in texts}
+            scores = {text: _scored(model, tokenizer, text, options, name) for text in texts}
+        found = replace(_described(name, source, model), perplexity=scores)
         if tasks:
             from llm_pruner.evaluation.zero_shot import zero_shot
 
             with stopwatch("zero-shot"):
-                found["zero_shot"] = zero_shot(
+                answers = zero_shot(
                     model, tokenizer, tasks, num_fewshot=options.num_fewshot, batch_size=options.batch_size,
                     apply_chat_template=options.apply_chat_template, limit=options.limit, seed=options.seed,
                 )  # fmt: skip
+            found = replace(found, zero_shot=answers)
         models.append(found)
         if not options.speed:  # models are compared in turns, so all of them have to be there at once
             loaded.clear()
@@ -75,28 +90,23 @@ def run(options: EvaluateOptions, argv: Sequence[str] = ()) -> dict:
                 {name: load(name) for name in sources}, options.speed_batch_size, options.prompt_len,
                 options.new_tokens, options.repeats, options.seed,
             )  # fmt: skip
-        for found in models:
-            found["speed"] = {key: measured[found["name"]][key] for key in ("modes", "peak_memory")}
+        models = [replace(found, speed=_speed(measured[found.name])) for found in models]
         ratios = speed.ratios(measured, dense)
-    made = {
-        "step": "evaluate",
-        "models": models,
-        "dense": dense,
-        "ratios": ratios,
-        "conditions": _conditions(options, device),
-        **report.conditions(options, stopwatch.seconds, argv, PROGRAM),
-    }
-    made = report.finite(made)
+    made = EvaluateReport(
+        models=models,
+        dense=dense,
+        ratios=_ratios(ratios),
+        conditions=_conditions(options, device),
+        **conditions(options, stopwatch.seconds, argv, PROGRAM),
+    )
     from llm_pruner.evaluation.tables import tables
 
     say(tables(made))
     if path:
-        from llm_pruner.output.page import html
-
-        page = path.with_suffix(".html")
-        places.write_files({path: partial(report.write_json, report=made)})
-        drawn = report.draw(page, lambda: html.page([], made), options.traceback)
-        say(f"saved {path}{f' and {page}' * drawn}")
+        beside = path.with_suffix(".html")
+        places.write_files({path: partial(write_json, report=made)})
+        drawn = draw(beside, lambda: page([], made), options.traceback)
+        say(f"saved {path}{f' and {beside}' * drawn}")
     return made
 
 
@@ -119,20 +129,26 @@ def _texts(options: EvaluateOptions) -> list[str]:
     return list(dict.fromkeys(given))
 
 
-def _described(name: str, source: str, model) -> dict:
-    parameters, size = report.size_of(model)
+def _described(name: str, source: str, model) -> EvaluatedModel:
+    return EvaluatedModel(
+        name=name,
+        path=redact(source),
+        model_type=model.config.model_type,
+        dtype=str(model.dtype).removeprefix("torch."),
+        **size_of(model)._asdict(),
+        layers=model.config.get_text_config().num_hidden_layers,
+        widths=widths(model.config.get_text_config()),
+    )
+
+
+def _speed(measured: dict) -> Speed:
+    return Speed({name: Mode(**mode) for name, mode in measured["modes"].items()}, measured["peak_memory"])
+
+
+def _ratios(found: dict) -> dict[str, dict[str, dict[str, Ratio]]]:
     return {
-        "name": name,
-        "path": redact(source),
-        "model_type": model.config.model_type,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "parameters": parameters,
-        "bytes": size,
-        "layers": model.config.get_text_config().num_hidden_layers,
-        "widths": widths(model.config.get_text_config()),
-        "perplexity": {},
-        "zero_shot": {},
-        "speed": None,
+        name: {mode: {what: Ratio(**own) for what, own in phases.items()} for mode, phases in modes.items()}
+        for name, modes in found.items()
     }
 
 
@@ -151,14 +167,14 @@ def widths(config) -> dict[str, int | list[int]]:
     return found
 
 
-def _scored(model, tokenizer, text: str, options: EvaluateOptions, name: str) -> dict:
+def _scored(model, tokenizer, text: str, options: EvaluateOptions, name: str) -> TextScore:
     from llm_pruner.evaluation.perplexity import perplexity
 
     if tokenizer is None:
         raise RunError(f"{name} has no tokenizer, so no text can be scored; use --eval_data none")
     windows = data.evaluation_windows(text, tokenizer, model.config, options.max_seq_len)
     value = perplexity(model, windows, options.batch_size, f"perplexity of {name}")
-    return {"value": value, "windows": len(windows), "max_seq_len": windows.shape[1]}
+    return TextScore(value, len(windows), windows.shape[1])
 
 
 def _conditions(options: EvaluateOptions, device) -> dict:

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, StaticLayer
 
 from llm_pruner.errors import UsageError, computing
+from llm_pruner.model.size import size_of
 
 QUANTITIES = ("prefill_tokens_per_second", "decode_tokens_per_second", "time_to_first_token_seconds")
 
@@ -54,10 +55,8 @@ def measure(
         peak = _peak_memory(model, partial(generate, steps, new_tokens))
         found = {"eager": steps} | ({"cuda_graph": _graphs(model, steps, new_tokens)} if _gpus(model) else {})
         runs[name] = {mode: own for mode, own in found.items() if isinstance(own, Steps)}
-        parameters = [(p.numel(), p.element_size()) for p in model.parameters()]
         measured[name] = {
-            "parameters": sum(n for n, _ in parameters),
-            "bytes": sum(n * size for n, size in parameters),
+            **size_of(model)._asdict(),
             "peak_memory": peak,
             "modes": {
                 mode: {quantity: [] for quantity in QUANTITIES} if mode in runs[name] else {"reason": own}

@@ -24,6 +24,7 @@ import yaml
 from llm_pruner.console import aligned
 from llm_pruner.errors import PrunerError, RunError, UsageError, is_out_of_memory
 from llm_pruner.evaluation.tasks import LOCAL, check_tasks, is_file, known_tasks, read_task
+from llm_pruner.output.tasks import is_accuracy, main_metric, metrics_of, tasks_of, value_of
 
 log = logging.getLogger(__name__)
 
@@ -80,18 +81,15 @@ def zero_shot(
 def table(results: Mapping[str, dict[str, dict]]) -> str:
     """Rows: tasks and the mean of the accuracies, of those that every model has. Columns: models, by their names.
 
-    The metric is acc_norm, else acc, else the task's first; accuracies are in percent.
+    The metric is acc_norm, else acc, else another accuracy, else the task's first; accuracies are in percent.
     """
-    metrics = {}
-    for rows in results.values():
-        for task, row in rows.items():
-            metrics.setdefault(task, _main_metric(row))
-    lines, accuracies = [["", *results]], []
-    for task, metric in metrics.items():
-        values = [rows.get(task, {}).get(metric) for rows in results.values()]
-        scale, digits = (100, 1) if _is_accuracy(metric) else (1, 2)
+    lines, accuracies, models = [["", *results]], [], list(results.values())
+    for task in tasks_of(models):
+        metric = main_metric(models, task) or metrics_of(models, task)[0]
+        values = [value_of(scores, task, metric)[0] for scores in models]
+        scale, digits = (100, 1) if is_accuracy(metric) else (1, 2)
         lines.append([f"{task} ({metric})", *("-" if v is None else f"{v * scale:,.{digits}f}" for v in values)])
-        if _is_accuracy(metric) and None not in values:
+        if is_accuracy(metric) and None not in values:
             accuracies.append(values)
     if accuracies:
         lines.append(["mean", *(f"{100 * sum(column) / len(column):.1f}" for column in zip(*accuracies))])
@@ -99,20 +97,9 @@ def table(results: Mapping[str, dict[str, dict]]) -> str:
 
 
 def mean_accuracy(rows: Mapping[str, dict]) -> float | None:
-    """Of one model, over the tasks that have one; None where none has."""
-    metrics = {task: _main_metric(row) for task, row in rows.items()}
-    values = [rows[task][metric] for task, metric in metrics.items() if _is_accuracy(metric)]
+    """Return the mean over the tasks of one model that have an accuracy; None where none has."""
+    values = [rows[task][metric] for task in rows if (metric := main_metric([rows], task))]
     return sum(values) / len(values) if values else None
-
-
-def _main_metric(row: Mapping[str, float]) -> str:
-    names = [name for name in row if name != "samples" and not name.partition(",")[0].endswith("_stderr")]
-    return next((name for name in ("acc_norm", "acc") if name in names), names[0])
-
-
-def _is_accuracy(metric: str) -> bool:
-    name = metric.partition(",")[0]
-    return "acc" in name or name in ("exact_match", "em", "f1")
 
 
 @functools.cache

@@ -9,6 +9,8 @@ from llm_pruner.model.groups import Group, units_after, units_of
 if TYPE_CHECKING:
     import torch
 
+QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
+
 
 def scored_groups(groups: Iterable[Group], before: Widths, after: Layers) -> list[Group]:
     """The groups whose units have to be ranked to get from `before` to `after`, in the units that are ranked."""
@@ -22,6 +24,24 @@ def _ranked(group: Group, before: Widths, after: Layers) -> bool:
     if group.axis == KV_HEADS and not is_grouped(before):
         return False  # they go with their query head
     return layer[group.axis] != group.units
+
+
+def quantiles(scores: "Mapping[str, torch.Tensor]", groups: Iterable[Group]) -> dict[str, list[list[float]]]:
+    """Tell how scores are spread: {name of the width: QUANTILES of its units' scores, a list per layer}.
+
+    Args:
+        scores: By group, of all or some of `groups`.
+        groups: Of the model.
+    """
+    import torch
+
+    found: dict[str, list[list[float]]] = {}
+    for group in groups:
+        if group.name in scores:
+            values = unit_scores(scores[group.name].double(), group.units)
+            levels = values.quantile(torch.tensor(QUANTILES, dtype=values.dtype, device=values.device))
+            found.setdefault(group.axis.field, []).append([float(f"{value:.6g}") for value in levels.tolist()])
+    return found
 
 
 def unit_scores(scores: "torch.Tensor", units: int) -> "torch.Tensor":

@@ -5,8 +5,6 @@ finished is never thrown away: where its place is taken meanwhile, it goes besid
 """
 
 import contextlib
-import ctypes
-import errno
 import hashlib
 import logging
 import os
@@ -20,7 +18,7 @@ import threading
 from pathlib import Path
 
 from llm_pruner.errors import RunError, VerificationError
-from llm_pruner.files import spelled, sync, sync_all
+from llm_pruner.files import exchange, rename_to_free, spelled, sync, sync_all
 from llm_pruner.model.checkpoint_files import tidy
 from llm_pruner.model.tokenizers import carry_over
 from llm_pruner.output import manifest
@@ -30,7 +28,6 @@ log = logging.getLogger(__name__)
 
 ASIDE = "-old"
 STOPS = (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM))
-AT_CWD, NO_REPLACE, EXCHANGE = -100, 1, 2  # of Linux's renameat2
 
 
 @contextlib.contextmanager
@@ -248,7 +245,7 @@ def _publish(staging: Path, target: Path, overwrite: bool) -> None:
         _settled(target)
         return
     old = staging
-    if not _exchange(staging, target):
+    if not exchange(staging, target):
         old = staging.with_name(staging.name + ASIDE)
         os.rename(target, old)
         try:
@@ -280,32 +277,11 @@ def _discard(old: Path, target: Path) -> None:
     for name in left:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(OSError):
-            _rename_to_free(old / name, target / name)
+            rename_to_free(old / name, target / name)
     if left and (left := manifest.remove(old, {})):
         beside = _beside(target)
         os.rename(old, beside)
         log.warning("%s was put into %s during the run; it is in %s now", left[0], target, beside)
-
-
-def _rename_to_free(one: Path, other: Path) -> None:
-    """OSError where `other` exists."""
-    if not _renameat2(one, other, NO_REPLACE):
-        if os.path.lexists(other):
-            raise FileExistsError(errno.EEXIST, "there is one", str(other))
-        os.rename(one, other)
-
-
-def _exchange(one: Path, other: Path) -> bool:
-    """Swaps two folders atomically; False where that cannot be done."""
-    return _renameat2(one, other, EXCHANGE)
-
-
-def _renameat2(one: Path, other: Path, how: int) -> bool:
-    try:
-        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
-    except (AttributeError, OSError):
-        return False
-    return renameat2(AT_CWD, os.fsencode(one), AT_CWD, os.fsencode(other), how) == 0
 
 
 def _open_permissions(folder: Path) -> None:

@@ -9,39 +9,58 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 
-from llm_pruner.calibration import data
 from llm_pruner.config.recover import RecoverOptions, validate
 from llm_pruner.console import is_main, quiet, say
 from llm_pruner.errors import RunError, UsageError
+from llm_pruner.evaluation.scores import Measurement, Scores, compared, windows_of
 from llm_pruner.model import loading
+from llm_pruner.model.size import size_of
 from llm_pruner.model.tokenizers import load_tokenizer
-from llm_pruner.output import checkpoint, report
+from llm_pruner.output import checkpoint
+from llm_pruner.output.conditions import Stopwatch, conditions
+from llm_pruner.output.exporters import exporters_called
 from llm_pruner.output.places import check_disk
+from llm_pruner.output.reports import RecoverReport
+from llm_pruner.output.saving import save
 from llm_pruner.recovery import sources
+from llm_pruner.recovery.adapters import check_installed, with_adapters
+from llm_pruner.recovery.examples import training_examples, windows
+from llm_pruner.recovery.losses import weights_of
 from llm_pruner.recovery.outcome import outcome
 from llm_pruner.recovery.sources import Sources
+from llm_pruner.recovery.train import train
 from llm_pruner.recovery.unfinished import clear, go_on, key_of, outputs
 
-PROGRAM = "python -m llm_pruner recover"
+PROGRAM = "llm-pruner recover"
 TOKENS = {"full": 1024, "lora": 2048, "cuda": 8192}  # of a batch by default: on a CPU by what learns, on a GPU
 CPU_MINUTES, CPU_WINDOWS = 2.0, 4096  # by default, of training and of its text
 SCORED = 4_096  # tokens that perplexity over time is measured on
 RATES = {"full": 0.0064, "lora": 0.0192}  # peak learning rate × √hidden_size: AMP's 3e-4 for LoRA at 4096
 
 
-def run(options: RecoverOptions, argv: Sequence[str] = (), program: str = PROGRAM) -> dict:
-    """Does what `options` say and returns the report. Every failure is a PrunerError with its exit code.
+def run(options: RecoverOptions, argv: Sequence[str] = (), program: str = PROGRAM) -> RecoverReport | None:
+    """Recover a checkpoint by training, and save it.
 
-    `program` with `argv` is the command as it was typed.
+    Args:
+        options: The command's.
+        argv: The arguments as they were typed, behind `program`.
+        program: The command as it was typed.
+
+    Returns:
+        The report; None in all processes of a launcher but the first.
+
+    Raises:
+        PrunerError: With the exit code of what failed.
     """
     validate(options)
-    stopwatch = report.Stopwatch()
+    stopwatch = Stopwatch()
     found = sources.find(options)
     options = found.options
     target, folder = outputs(options, found)
+    exporters = exporters_called(options.export)
+    if options.method == "distil":
+        weights_of(options)  # names losses that are not there
     if options.train_weights == "lora":
-        from llm_pruner.recovery.adapters import check_installed
-
         check_installed()
     quiet()
     precision, options = _settled(options, found.config)
@@ -51,37 +70,26 @@ def run(options: RecoverOptions, argv: Sequence[str] = (), program: str = PROGRA
     import torch
     from accelerate import PartialState
 
-    from llm_pruner.recovery.examples import training_examples, windows
-
     with stopwatch("data"):
         tokenizer = load_tokenizer(loading.fetch(found.student, options.revision, weights=False))
         examples = training_examples(
             options.data, options.max_seq_len, tokenizer, found.config.vocab_size, options.nsamples, options.seed
         )
-        scored, evaluation = None, {}
-        if found.eval_data:
-            scored = data.evaluation_windows(found.eval_data, tokenizer, found.config, found.eval_length)
-            evaluation = data.described(found.eval_data, scored)
+        scored, evaluation = windows_of(found.eval_data, options.model, tokenizer, found.config, found.eval_length)
+        measurement = Measurement(scored, evaluation)
     say(f"training data: {len(examples)} windows or records, {examples.tokens:,} tokens of {options.data}")
     with stopwatch("load"):
         student_folder = loading.fetch(found.student, options.revision)
         model = loading.load_model(student_folder, found.config, "auto", _device(options))
     stored, finite = model.dtype, checkpoint.finite_logits(model)
-    check_disk(target, sum(p.numel() * p.element_size() for p in model.parameters()))
-    perplexities = {}
-    if scored is not None and is_main():
-        with stopwatch("evaluate before"):
-            perplexities["before"] = _perplexity(model, scored, "perplexity before")
+    check_disk(target, size_of(model).bytes)
+    before = measurement.of(model, tokenizer, "before", stopwatch) if is_main() else Scores()
     teacher = _teacher(found, options, precision, stopwatch)
     if options.train_weights == "full" or precision == "no":
         _cast(model, torch.float32)
     if options.train_weights == "lora":
-        from llm_pruner.recovery.adapters import with_adapters
-
         model = with_adapters(model, options)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-
-    from llm_pruner.recovery.train import train
 
     with PartialState(cpu=options.device == "cpu").main_process_first():
         resumed = go_on(folder, key_of(found, options, student_folder))
@@ -101,25 +109,23 @@ def run(options: RecoverOptions, argv: Sequence[str] = (), program: str = PROGRA
     }
     del trainer, teacher
     if not is_main():
-        return {}
+        return None
     _cast(model.eval(), stored)
-    if scored is not None:
-        with stopwatch("evaluate after"):
-            perplexities["after"] = _perplexity(model, scored, "perplexity after")
-    made = outcome(found, model, perplexities, evaluation, training, examples.tokens, pace.history)
-    if made["recovered_share"] is not None:
-        dense = made["dense_perplexity"]
-        say(f"recovered {made['recovered_share']:.0%} of the gap in log-perplexity to the dense model ({dense:.2f})")
-    with checkpoint.staged(target, options.overwrite) as staging:
-        say(f"saving {target}")
-        with stopwatch("save"):
-            checkpoint.write(model, tokenizer, staging, student_folder)
-        with stopwatch("verify"):
-            checkpoint.verify(model, staging, finite)
-        made = report.finite(made | report.conditions(options, stopwatch.seconds, argv, program))
-        report.write(staging, made)
+    scores = compared(before, measurement.of(model, tokenizer, "after", stopwatch))
+
+    def report() -> RecoverReport:
+        told = conditions(options, stopwatch.seconds, argv, program)
+        return outcome(found, model, scores, evaluation, training, examples.tokens, pace.history, told)
+
+    made = report()
+    if made.recovered_share is not None:
+        closed, dense = made.recovered_share, made.dense_perplexity
+        say(f"recovered {closed:.0%} of the gap in log-perplexity to the dense model ({dense:.2f})")
+    made = save(
+        model, tokenizer, target, student_folder, report, finite=finite, overwrite=options.overwrite,
+        stopwatch=stopwatch, export=exporters,
+    )  # fmt: skip
     clear(folder)
-    say(f"saved {target} (reloaded in a fresh process: same logits)")
     return made
 
 
@@ -190,8 +196,6 @@ def _result(trainer, found: Sources, options: RecoverOptions, folder: str):
             return None
         model = loading.load_model(folder, found.config, "float32", "cpu")
         if options.train_weights == "lora":
-            from llm_pruner.recovery.adapters import with_adapters
-
             model = with_adapters(model, options)
         missing = model.load_state_dict(state, strict=False).missing_keys
         if missing := [name for name in missing if "lm_head" not in name or not model.config.tie_word_embeddings]:
@@ -207,11 +211,3 @@ def _cast(model, dtype) -> None:
     """The parameters in `dtype`; buffers, such as the frequencies of rotary embeddings, stay as they are."""
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
-
-
-def _perplexity(model, windows, label: str) -> float:
-    from llm_pruner.evaluation.perplexity import perplexity
-
-    value = perplexity(model, windows, None, label)
-    say(f"{label}: {value:.2f}")
-    return value

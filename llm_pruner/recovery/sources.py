@@ -12,6 +12,7 @@ from llm_pruner.model import loading
 from llm_pruner.model.checkpoint_files import weight_files
 from llm_pruner.model.tokenizers import load_tokenizer
 from llm_pruner.output import lineage
+from llm_pruner.output.reports import CheckpointReport, RecoverReport
 
 TRAINING_LENGTH, EVALUATION_LENGTH = 512, 4096  # tokens per window where nothing else says
 
@@ -24,7 +25,7 @@ class Sources:
     config: object
     teacher: str | None
     teacher_config: object | None
-    report: dict | None  # the student's report.json
+    report: CheckpointReport | None  # the student's
     options: RecoverOptions
     eval_data: str | None
     eval_length: int
@@ -61,15 +62,13 @@ def find(options: RecoverOptions) -> Sources:
         _check_teacher(options, student, folder, teacher, teacher_folder)
         _announce(options, report, lineage.report_of(teacher_folder))
     longest = getattr(config, "max_position_embeddings", None) or EVALUATION_LENGTH
-    scored = (report or {}).get("evaluation") or {}
-    used = [((report or {}).get(phase) or {}).get("data") for phase in ("training", "calibration")]
+    scored = report.evaluation if report else None
     usual = "demo" if "demo" in (options.model, options.teacher, lineage.base_of(report)) else "wikitext2"
-    eval_data = options.eval_data or scored.get("data") or usual
-    eval_length = options.max_seq_len or scored.get("max_seq_len") or EVALUATION_LENGTH
-    known = next(filter(None, used), usual)
+    eval_data = options.eval_data or (scored.data if scored else usual)
+    eval_length = options.max_seq_len or (scored.max_seq_len if scored else EVALUATION_LENGTH)
     options = replace(
         options,
-        data=options.data or known,
+        data=options.data or _text_of(report) or usual,
         max_seq_len=min(options.max_seq_len or min(eval_length, TRAINING_LENGTH), longest),
         eval_data=eval_data,
     )
@@ -80,6 +79,14 @@ def find(options: RecoverOptions) -> Sources:
         student, config, teacher, teacher_config, report, options,
         None if eval_data == "none" else eval_data, min(eval_length, longest),
     )  # fmt: skip
+
+
+def _text_of(report: CheckpointReport | None) -> str | None:
+    """The text that the checkpoint was trained or calibrated on."""
+    if report is None:
+        return None
+    used = report.training if isinstance(report, RecoverReport) else report.calibration
+    return used.data if used else None
 
 
 def _check_teacher(options: RecoverOptions, student: str, folder: str, teacher: str, teacher_folder: str) -> None:
@@ -125,7 +132,7 @@ def _same_weights(one: str, other: str) -> bool:
         return False
 
 
-def _announce(options: RecoverOptions, report: dict | None, teachers: dict | None) -> None:
+def _announce(options: RecoverOptions, report: CheckpointReport | None, teachers: CheckpointReport | None) -> None:
     """Says whom the student learns from, which models between them are skipped, and if the teacher is not dense.
 
     Args:
@@ -134,14 +141,14 @@ def _announce(options: RecoverOptions, report: dict | None, teachers: dict | Non
         teachers: The teacher's own, if it has one.
     """
     base, chain = lineage.base_of(report), lineage.steps(report)
-    between = [step["model"] for step in chain[1:]] if options.teacher == base else []
+    between = [step.model for step in chain[1:]] if options.teacher == base else []
     skipped = f"; what was made of it on the way is skipped: {', '.join(between)}" if between else ""
     say(f"learning from {options.teacher}{skipped}")
     if teachers and (first := lineage.base_of(teachers)) != options.teacher:
         say(f"note: {options.teacher} is no dense model, it was made from {first or 'another one'}")
 
 
-def _with_teacher(options: RecoverOptions, report: dict | None) -> RecoverOptions:
+def _with_teacher(options: RecoverOptions, report: CheckpointReport | None) -> RecoverOptions:
     """The method and what it needs: distillation where a teacher is known, else LoRA."""
     base = lineage.base_of(report)
     if options.method == "lora":

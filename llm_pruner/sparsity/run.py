@@ -12,34 +12,41 @@ from llm_pruner.config import recipe as names
 from llm_pruner.config.sparsify import SparsifyOptions
 from llm_pruner.console import quiet, say
 from llm_pruner.errors import RunError, redact
+from llm_pruner.evaluation.scores import Measurement, Scores, compared, text_to_score, windows_of
 from llm_pruner.model import loading
 from llm_pruner.model.families import family_of
 from llm_pruner.model.per_layer import PREFIX
+from llm_pruner.model.size import size_of
 from llm_pruner.model.tokenizers import load_tokenizer
-from llm_pruner.output import checkpoint, lineage, places, report
+from llm_pruner.output import checkpoint, lineage, places
+from llm_pruner.output.conditions import Stopwatch, conditions
+from llm_pruner.output.exporters import exporters_called
+from llm_pruner.output.reports import Calibration, Sides, SparsifyReport
+from llm_pruner.output.saving import save, write_json
 from llm_pruner.sparsity.columns import by_columns
 from llm_pruner.sparsity.learn import Learning
 from llm_pruner.sparsity.linear import sparse_layers
 from llm_pruner.sparsity.sparsify import sparsify
 from llm_pruner.sparsity.targets import targeted
 
-PROGRAM = "python -m llm_pruner sparsify"
+PROGRAM = "llm-pruner sparsify"
 WATCHED = 4096  # tokens that the share of what is kept is counted on
 
 
-def run_one(options: SparsifyOptions, argv: Sequence[str] = (), before: dict | None = None) -> dict:
-    """One model, one recipe. before: {"perplexity", "zero_shot"} of the dense model where they are known."""
+def run_one(options: SparsifyOptions, argv: Sequence[str] = (), known: Scores | None = None) -> SparsifyReport:
+    """Apply one recipe to one model; `known` are the dense model's scores where they were measured before."""
     recipe, name = options.recipe, options.model[0]
-    stopwatch = report.Stopwatch()
+    stopwatch = Stopwatch()
     source = loading.resolve(name)
     target = Path(options.save_model).expanduser() if options.save_model else None
     inputs = places.inputs_of(options, {"model": source})
     if target:
         places.check_folder(target, inputs, options.overwrite)
     path = places.report_file(options, inputs) if options.report else None
+    exporters_called(options.export)
     if path and target:
         places.check_apart("report", path, {"the output folder": target})
-    eval_data = _eval_data(options)
+    eval_data = text_to_score(options.eval_data, name)
     calibration = _calibration(options)
     tasks = []
     if options.tasks:
@@ -59,46 +66,47 @@ def run_one(options: SparsifyOptions, argv: Sequence[str] = (), before: dict | N
         tokenizer = load_tokenizer(folder, needed=bool(eval_data or calibration or tasks))
         if tokenizer is None and (eval_data or calibration or tasks):
             raise RunError(f"{name} has no tokenizer, so no text can be read: neither to score nor to calibrate")
-        windows = _windows(options, eval_data, tokenizer, config)
+        windows, evaluation = windows_of(eval_data, name, tokenizer, config, options.max_seq_len, options.eval_stride)
         prompts = _prompts(calibration, options, tokenizer, config)
     with stopwatch("load"):
         folder = loading.fetch(source, options.revision)
         model = loading.load_model(folder, config, options.dtype, device, options.device_map)
     finite = checkpoint.finite_logits(model) if target else None
     if target:
-        places.check_disk(target, sum(p.numel() * p.element_size() for p in model.parameters()))
-    scored = {"perplexity": {}, "zero_shot": {}}
-    with stopwatch("evaluate before"):
-        _score(scored, "before", model, tokenizer, windows, tasks, options, before)
-    size = report.size_of(model)
+        places.check_disk(target, size_of(model).bytes)
+    measurement = Measurement(
+        windows, evaluation, tasks, options.batch_size, options.num_fewshot, options.apply_chat_template,
+        options.limit, options.seed,
+    )  # fmt: skip
+    before = known or measurement.of(model, tokenizer, "before", stopwatch)
+    size = size_of(model)
     with stopwatch("sparsify"):
         learned = sparsify(model, recipe, prompts, Learning(epochs=options.epochs, seed=options.seed))
         if target and recipe.sparse == names.ACTIVATIONS:
             _as_loaded(model)
     kept = measured_share(model, recipe, windows if windows is not None else prompts)
-    with stopwatch("evaluate after"):
-        _score(scored, "after", model, tokenizer, windows, tasks, options)
-    evaluation = data.described(eval_data, windows) if eval_data else {}
-    made = {
-        "step": "sparsify",
-        "model": redact(name),
-        "label": recipe.label,
-        "sparsity": recipe.asdict(),
-        "kept": kept,
-        **scored,
-        "evaluation": evaluation,
-        "calibration": calibration,
-        "learned": learned,
-        "model_type": dict.fromkeys(("before", "after"), model.config.model_type),
-        "parameters": dict.fromkeys(("before", "after"), size[0]),
-        "bytes": dict.fromkeys(("before", "after"), size[1]),
-        **lineage.told(origin, redact(name), evaluation),
-    }
-    if target:
-        _save(target, model, tokenizer, folder, options, made, finite, stopwatch, argv)
-    made = report.finite(made | report.conditions(options, stopwatch.seconds, argv, PROGRAM))
+    scores = compared(before, measurement.of(model, tokenizer, "after", stopwatch))
+
+    def report() -> SparsifyReport:
+        return SparsifyReport(
+            model=redact(name),
+            label=recipe.label,
+            sparsity=recipe.asdict(),
+            kept=kept,
+            evaluation=evaluation,
+            calibration=calibration,
+            learned=learned,
+            model_type=Sides(model.config.model_type, model.config.model_type),
+            parameters=Sides(size.parameters, size.parameters),
+            bytes=Sides(size.bytes, size.bytes),
+            **scores,
+            **lineage.told(origin, redact(name), evaluation),
+            **conditions(options, stopwatch.seconds, argv, PROGRAM),
+        )
+
+    made = _saved(target, model, tokenizer, folder, options, report, finite, stopwatch) if target else report()
     if path:
-        places.write_files({path: partial(report.write_json, report=made)})
+        places.write_files({path: partial(write_json, report=made)})
         say(f"saved {path}")
     return made
 
@@ -137,76 +145,36 @@ def measured_share(model, recipe, tokens) -> float | None:
     return counts[0] / counts[1]
 
 
-def _eval_data(options: SparsifyOptions) -> str | None:
-    name = options.eval_data or ("demo" if options.model[0] == "demo" else "wikitext2")
-    if name == "none":
-        return None
-    data.check_name(name)
-    return name
-
-
-def _calibration(options: SparsifyOptions) -> dict:
-    """data, nsamples and seq_len of the calibration text; nothing where the recipe needs none."""
+def _calibration(options: SparsifyOptions) -> Calibration | None:
+    """The calibration text; None where the recipe needs none."""
     if not options.recipe.needs_text:
-        return {}
+        return None
     name = options.calibration_data or ("demo" if options.model[0] == "demo" else "wikitext2")
     data.check_name(name, data.CALIBRATION, "calibration")
-    return {"data": redact(name), "nsamples": options.nsamples, "seq_len": options.calibration_seq_len}
+    return Calibration(redact(name), options.nsamples, options.calibration_seq_len)
 
 
-def _windows(options: SparsifyOptions, eval_data: str | None, tokenizer, config):
-    if eval_data is None:
-        return None
-    return data.evaluation_windows(eval_data, tokenizer, config, options.max_seq_len)[:: options.eval_stride]
-
-
-def _prompts(calibration: dict, options: SparsifyOptions, tokenizer, config):
-    if not calibration:
+def _prompts(calibration: Calibration | None, options: SparsifyOptions, tokenizer, config):
+    if calibration is None:
         return None
     config = config.get_text_config()
     longest = getattr(config, "max_position_embeddings", None) or options.calibration_seq_len
     return data.calibration_prompts(
-        options.calibration_data or calibration["data"], options.nsamples, min(options.calibration_seq_len, longest),
+        options.calibration_data or calibration.data, options.nsamples, min(options.calibration_seq_len, longest),
         options.seed, tokenizer, config.vocab_size,
     )  # fmt: skip
 
 
-def _score(scored: dict, side: str, model, tokenizer, windows, tasks, options: SparsifyOptions, known=None) -> None:
-    """Puts perplexity and zero-shot scores of one side into `scored`, or those that are known."""
-    if known:
-        for name in scored:
-            scored[name] |= {side: known[name][side]} if side in known.get(name, {}) else {}
-        return
-    if windows is not None:
-        from llm_pruner.evaluation.perplexity import perplexity
+def _saved(
+    target: Path, model, tokenizer, folder: str, options: SparsifyOptions, report, finite, stopwatch
+) -> SparsifyReport:
+    recipe, note = options.recipe, ""
+    if recipe.sparse == names.ACTIVATIONS:
+        from llm_pruner.sparsity.saved import mark
 
-        value = scored["perplexity"][side] = perplexity(model, windows, options.batch_size, f"perplexity {side}")
-        say(f"perplexity {side}: {value:.2f}")
-    if tasks:
-        from llm_pruner.evaluation.zero_shot import table, zero_shot
-
-        scored["zero_shot"][side] = zero_shot(
-            model, tokenizer, tasks, num_fewshot=options.num_fewshot, batch_size=options.batch_size,
-            apply_chat_template=options.apply_chat_template, limit=options.limit, seed=options.seed,
-        )  # fmt: skip
-        if side == "after":
-            say(table(scored["zero_shot"]))
-
-
-def _save(
-    target: Path, model, tokenizer, folder: str, options: SparsifyOptions, made: dict, finite, stopwatch, argv
-) -> None:
-    recipe = options.recipe
-    with checkpoint.staged(target, options.overwrite) as staging:
-        say(f"saving {target}")
-        with stopwatch("save"):
-            if recipe.sparse == names.ACTIVATIONS:
-                from llm_pruner.sparsity.saved import mark
-
-                mark(model, recipe)
-            checkpoint.write(model, tokenizer, staging, folder)
-        with stopwatch("verify"):
-            checkpoint.verify(model, staging, finite)
-        report.write(staging, report.finite(made | report.conditions(options, stopwatch.seconds, argv, PROGRAM)))
-    note = "" if recipe.sparse == names.WEIGHTS else "; import llm_pruner before you load it, or it is the dense model"
-    say(f"saved {target} (reloaded in a fresh process: same logits{note})")
+        mark(model, recipe)
+        note = "; import llm_pruner before you load it, or it is the dense model"
+    return save(
+        model, tokenizer, target, folder, report, finite=finite, overwrite=options.overwrite, stopwatch=stopwatch,
+        note=note, export=exporters_called(options.export),
+    )  # fmt: skip

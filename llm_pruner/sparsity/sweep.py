@@ -3,20 +3,25 @@ not done again."""
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from llm_pruner import validation
 from llm_pruner._version import __version__
 from llm_pruner.config.options import fields_of, read_yaml, typed
 from llm_pruner.config.sparsify import SparsifyOptions, parts, validate
 from llm_pruner.console import aligned, say
 from llm_pruner.errors import PrunerError, RunError, UsageError, is_out_of_memory, redact
-from llm_pruner.files import checkpoint_digest, read_json, set_aside, text_digest
+from llm_pruner.evaluation.scores import Scores
+from llm_pruner.evaluation.zero_shot import mean_accuracy
+from llm_pruner.files import checkpoint_digest, set_aside, text_digest
 from llm_pruner.model import loading
-from llm_pruner.output import places, report
+from llm_pruner.output import places, reports
+from llm_pruner.output.conditions import command, versions
+from llm_pruner.output.reports import SparsifyReport, SweepReport, SweepRun
+from llm_pruner.output.saving import write_json
 from llm_pruner.sparsity.run import PROGRAM, run_one
 
 # What is the sweep's, not its patterns'; and what the dense model's scores depend on.
@@ -25,15 +30,15 @@ SCORED = (
     "dtype", "eval_data", "max_seq_len", "eval_stride", "tasks", "num_fewshot", "apply_chat_template", "limit", "seed",
 )  # fmt: skip
 TEXTS = ("calibration_data", "eval_data", "tasks")
-RUN = {  # what the table needs of a run's report
-    "label": validation.text, "kept": validation.maybe(validation.number(0, 1)),
-    **dict.fromkeys(("perplexity", "zero_shot", "seconds"), validation.mapping),
-}  # fmt: skip
 TABLE, TABLE_TEXT = "sweep.json", "sweep.md"
 
 
-def sweep(options: SparsifyOptions, argv: Sequence[str] = ()) -> dict:
-    """Runs every pattern on every model and returns the table's data. RunError, at the end, when a run failed."""
+def sweep(options: SparsifyOptions, argv: Sequence[str] = ()) -> SweepReport:
+    """Run every pattern on every model.
+
+    Raises:
+        RunError: At the end, when a run failed.
+    """
     folder = _folder(options)
     models = {_name(model, options.model): model for model in options.model}
     prints = {name: _fingerprint(model, options.revision) for name, model in models.items()}
@@ -41,7 +46,7 @@ def sweep(options: SparsifyOptions, argv: Sequence[str] = ()) -> dict:
     _check_free(folder, [f"{name}--{pattern}.json" for name in models for pattern in patterns], options, models)
     runs, failures = [], []
     for name, model in models.items():
-        known: dict[str, dict] = {}  # the dense model's scores, by what they were measured with
+        known: dict[str, Scores] = {}  # the dense model's scores, by what they were measured with
         for pattern, own in patterns.items():
             path = folder / f"{name}--{pattern}.json"
             one = replace(own, model=(model,))
@@ -50,34 +55,26 @@ def sweep(options: SparsifyOptions, argv: Sequence[str] = ()) -> dict:
             if made is None:
                 say(f"{name}, {pattern}")
                 try:
-                    made = run_one(one, argv, known.get(scored)) | {"key": key}
+                    made = replace(run_one(one, argv, known.get(scored)), key=key)
                 except Exception as error:
                     if not isinstance(error, PrunerError) and not is_out_of_memory(error):
                         raise
                     failures.append(redact(f"{name}, {pattern}: {' '.join(str(error).split())}"))
                     say(f"failed: {error}")
                     continue
-                places.write_files({path: partial(report.write_json, report=made)})
+                places.write_files({path: partial(write_json, report=made)})
             else:
                 say(f"{name}, {pattern}: {path} is there and its inputs are what they were; skipped")
-            known[scored] = {side: made[side] for side in ("perplexity", "zero_shot")}
-            runs.append({"model": name, "pattern": pattern, "report": path.name, "made": made})
+            known[scored] = Scores(made.perplexity.before, made.zero_shot.before)
+            runs.append(_row(name, pattern, path.name, made))
     if not runs:
         raise RunError(f"every run failed; the first: {failures[0]}")
     rows = table(runs)
     say("\n" + aligned(rows))
-    summary = report.finite(
-        {
-            "step": "sweep",
-            "runs": [{k: v for k, v in run.items() if k != "made"} | summarised(run["made"]) for run in runs],
-            "failures": failures,
-            "versions": report.versions(),
-            "command": report.command(argv, PROGRAM),
-        }
-    )
+    summary = SweepReport(runs=runs, failures=failures, versions=versions(), command=command(argv, PROGRAM))
     places.write_files(
         {
-            folder / TABLE: partial(report.write_json, report=summary),
+            folder / TABLE: partial(write_json, report=summary),
             folder / TABLE_TEXT: lambda path: path.write_text(markdown(rows), encoding="utf-8"),
         }
     )
@@ -87,20 +84,19 @@ def sweep(options: SparsifyOptions, argv: Sequence[str] = ()) -> dict:
     return summary
 
 
-def summarised(made: dict) -> dict:
-    """Of a run's report what the table is about."""
-    own = {name: made[name] for name in ("label", "kept", "perplexity", "zero_shot")}
-    return own | {"seconds": round(sum(made["seconds"].values()), 1)}
+def _row(model: str, pattern: str, file: str, made: SparsifyReport) -> SweepRun:
+    seconds = round(sum(made.seconds.values()), 1)
+    return SweepRun(model, pattern, file, made.label, made.kept, made.perplexity, made.zero_shot, seconds)
 
 
-def table(runs: Sequence[dict]) -> list[list[str]]:
+def table(runs: Sequence[SweepRun]) -> list[list[str]]:
     """A row for each pattern, for each model perplexity and, where there are tasks, the mean of their scores."""
-    models = list(dict.fromkeys(run["model"] for run in runs))
-    found = {(run["model"], run["pattern"]): run["made"] for run in runs}
-    labels = {run["pattern"]: run["made"]["label"] for run in runs}
-    asked = any(run["made"]["zero_shot"] for run in runs)
+    models = list(dict.fromkeys(run.model for run in runs))
+    found = {(run.model, run.pattern): run for run in runs}
+    labels = {run.pattern: run.label for run in runs}
+    asked = any(run.zero_shot.before or run.zero_shot.after for run in runs)
     rows = [["", *(title for model in models for title in (model, *[f"{model}, tasks"] * asked))]]
-    first = {model: next(run["made"] for run in runs if run["model"] == model) for model in models}
+    first = {model: next(run for run in runs if run.model == model) for model in models}
     rows.append(["dense", *(cell for model in models for cell in _cells(first[model], "before", asked))])
     for pattern, label in labels.items():
         cells = [_cells(found.get((model, pattern)), "after", asked) for model in models]
@@ -113,14 +109,12 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def _cells(made: dict | None, side: str, asked: bool) -> list[str]:
-    value = (made or {}).get("perplexity", {}).get(side)
-    missing = "failed" if made is None else "not finite" if side in made["perplexity"] else "-"
-    cells = [missing if value is None else f"{value:,.2f}"]
+def _cells(run: SweepRun | None, side: str, asked: bool) -> list[str]:
+    value = getattr(run.perplexity, side) if run else None
+    missing = "failed" if run is None else "-" if value is None else "not finite"
+    cells = [f"{value:,.2f}" if value is not None and math.isfinite(value) else missing]
     if asked:
-        from llm_pruner.evaluation.zero_shot import mean_accuracy
-
-        mean = mean_accuracy((made or {}).get("zero_shot", {}).get(side) or {})
+        mean = mean_accuracy((getattr(run.zero_shot, side) if run else None) or {})
         cells.append("-" if mean is None else f"{100 * mean:.1f}")
     return cells
 
@@ -197,14 +191,13 @@ def _key(options: SparsifyOptions, model: str) -> str:
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
 
-def _done(path: Path, key: str) -> dict | None:
+def _done(path: Path, key: str) -> SparsifyReport | None:
     """The run's report where it is there, whole, and was made of the same inputs."""
     if not places.is_report(path):
         return None
-    made = read_json(path, "report")
     try:
-        validation.check(made, RUN, str(path), required=tuple(RUN))
+        made = reports.read(path)
     except UsageError as error:
         say(f"note: {error}; measured again")
         return None
-    return made if made.get("key") == key else None
+    return made if isinstance(made, SparsifyReport) and made.key == key else None

@@ -1,0 +1,96 @@
+"""Perplexity and zero-shot scores of a model before and after a change: prune, recover and sparsify measure alike."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llm_pruner.calibration import data
+from llm_pruner.console import say
+from llm_pruner.errors import RunError
+from llm_pruner.evaluation import zero_shot
+from llm_pruner.output.conditions import Stopwatch
+from llm_pruner.output.reports import Evaluation, Measured
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Of one model; None where that was not measured."""
+
+    perplexity: float | None = None
+    zero_shot: dict[str, dict[str, Any]] | None = None
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What is measured of each model, and how.
+
+    `windows` is a LongTensor [number, tokens] of the text that `evaluation` tells of, None for no perplexity; the other
+    fields are options of `zero_shot`.
+    """
+
+    windows: Any = None
+    evaluation: Evaluation | None = None
+    tasks: Sequence[str] = ()
+    batch_size: int | None = None
+    num_fewshot: int | None = None
+    apply_chat_template: bool = False
+    limit: int | None = None
+    seed: int = 0
+
+    def of(self, model: Any, tokenizer: Any, side: str, stopwatch: Stopwatch) -> Scores:
+        """Score a model; `side` is "before" or "after", for the console and the stopwatch."""
+        from llm_pruner.evaluation.perplexity import perplexity
+
+        value = answers = None
+        if self.windows is not None:
+            with stopwatch(f"evaluate {side}"):
+                value = perplexity(model, self.windows, self.batch_size, f"perplexity {side}")
+            say(f"perplexity {side}: {value:.2f}")
+        if self.tasks:
+            with stopwatch(f"zero-shot {side}"):
+                answers = zero_shot.zero_shot(
+                    model, tokenizer, self.tasks, num_fewshot=self.num_fewshot, batch_size=self.batch_size,
+                    apply_chat_template=self.apply_chat_template, limit=self.limit, seed=self.seed,
+                )  # fmt: skip
+        return Scores(value, answers)
+
+
+def compared(before: Scores, after: Scores) -> dict[str, Measured]:
+    """Return the fields `perplexity` and `zero_shot` of a report, and show the zero-shot table where there is one."""
+    answers = {"before": before.zero_shot, "after": after.zero_shot}
+    if any(answers.values()):
+        say(zero_shot.table({side: own for side, own in answers.items() if own}))
+    return {
+        "perplexity": Measured(before.perplexity, after.perplexity),
+        "zero_shot": Measured(before.zero_shot, after.zero_shot),
+    }
+
+
+def text_to_score(name: str | None, model: str) -> str | None:
+    """Return the name of the evaluation data, the usual one where none is given; None for `none`.
+
+    Raises:
+        UsageError: There is no such data.
+    """
+    name = name or ("demo" if model == "demo" else "wikitext2")
+    if name == "none":
+        return None
+    data.check_name(name)
+    return name
+
+
+def windows_of(
+    name: str | None, model: str, tokenizer: Any, config: Any, length: int | None, stride: int = 1
+) -> tuple[Any, Evaluation | None]:
+    """Return the token windows of a text, every `stride`-th of them, and what a report tells of them.
+
+    Raises:
+        RunError: The model has no tokenizer.
+        UsageError: The text is too short.
+    """
+    if name is None:
+        return None, None
+    if tokenizer is None:
+        raise RunError(f"{model} has no tokenizer, so no text can be scored; use --eval_data none")
+    windows = data.evaluation_windows(name, tokenizer, config, length)[::stride]
+    return windows, Evaluation(**data.described(name, windows))

@@ -1,0 +1,103 @@
+"""The one way in which a run saves: staged, written, verified, reported, published."""
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from llm_pruner.console import say
+from llm_pruner.errors import is_out_of_disk
+from llm_pruner.files import sync_all, write_text, write_whole
+from llm_pruner.output import checkpoint, manifest
+from llm_pruner.output.card import card
+from llm_pruner.output.conditions import Stopwatch
+from llm_pruner.output.exporters import Exporter
+from llm_pruner.output.page import page
+from llm_pruner.output.reports import CheckpointReport, Report
+
+log = logging.getLogger(__name__)
+Made = TypeVar("Made", bound=CheckpointReport)
+
+
+def save(
+    model: Any, tokenizer: Any, target: Path, source: str, report: Callable[[], Made], *,
+    finite: Any = None, overwrite: bool = False, stopwatch: Stopwatch, note: str = "",
+    export: Mapping[str, Exporter] | None = None,
+) -> Made:  # fmt: skip
+    """Save a checkpoint with its report, page and card, and return the report.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer, or None.
+        target: The checkpoint's folder.
+        source: The folder of the model that it was made from, for the tokenizer's files.
+        report: Returns the report, once everything in it is known: the seconds of saving too.
+        finite: Where the logits have to be finite, see `checkpoint.verify`.
+        overwrite: Whether a checkpoint of this program may be replaced.
+        stopwatch: Of the run.
+        note: About loading the checkpoint, for the last line.
+        export: {name: exporter}, of other formats that are written into folders of these names.
+
+    Raises:
+        RunError: Writing fails, or the place is taken.
+        VerificationError: The checkpoint does not reload to the same logits.
+    """
+    with checkpoint.staged(target, overwrite) as staging:
+        say(f"saving {target}")
+        with stopwatch("save"):
+            checkpoint.write(model, tokenizer, staging, source)
+        for name, exporter in (export or {}).items():
+            (staging / name).mkdir()
+            with stopwatch("export"):
+                exporter(model, tokenizer, staging / name)
+        with stopwatch("verify"):
+            checkpoint.verify(model, staging, finite)
+        made = write_report(staging, report())
+    say(f"saved {target} (reloaded in a fresh process: same logits{note})")
+    return made
+
+
+def write_report(folder: Path, report: Made) -> Made:
+    """Write report.json, report.html and the model card of a checkpoint; the report returned lists its files."""
+    traceback = bool(report.options.get("traceback"))
+    draw(folder / "README.md", lambda: card(report), traceback)
+    draw(folder / "report.html", lambda: page([report]), traceback)
+    report = replace(report, files=manifest.listed(folder, but=(manifest.REPORT,)))  # what another run may replace
+    sync_all(folder)  # first: once the report is on the disk, so is all that it lists
+    write_whole(folder / manifest.REPORT, lambda path: write_json(path, report))
+    return report
+
+
+def write_json(path: Path, report: Report) -> None:
+    """Write a report as JSON. A value of an odd type is no reason to lose what the report is about."""
+    path.write_text(json.dumps(report.to_dict(), indent=2, allow_nan=False, default=str) + "\n", encoding="utf-8")
+
+
+def draw(path: Path, content: Callable[[], str], traceback: bool = False) -> bool:
+    """Write a page or a card; one that cannot be drawn costs a warning, not the work of hours.
+
+    Args:
+        path: The file.
+        content: Returns its content.
+        traceback: Whether to show where it failed.
+
+    Returns:
+        Whether the file is there.
+
+    Raises:
+        OSError: The disk is full.
+    """
+    try:
+        write_text(path, content())
+        return True
+    except Exception as error:
+        if is_out_of_disk(error):
+            raise
+        reason = (str(error).splitlines() or [""])[0]
+        log.warning(
+            "%s could not be drawn (%s); everything else is there", path.name,
+            f"{type(error).__name__}{', ' * bool(reason)}{reason}", exc_info=traceback,
+        )  # fmt: skip
+        return False

@@ -4,17 +4,23 @@ A page marks the place with `<!-- generated: NAME -->`; NAME is a key of GENERAT
 """
 
 import re
-from dataclasses import Field
+from dataclasses import Field, fields
 from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Union, get_args, get_origin
 
 from llm_pruner.cli.commands import COMMANDS
 from llm_pruner.cli.main import SECTIONS
 from llm_pruner.config.options import fields_of, kind_of
 from llm_pruner.importance import CRITERIA
-from llm_pruner.output.report_schema import REQUIRED, RULES
+from llm_pruner.output.reports import PruneReport, RecoverReport, SparsifyReport
 
 PLOT = "benchmarks/results/quality.png"  # lies outside the documentation, beside the figures that it shows
 REPOSITORY = Path(__file__).parents[1]
+WORDS = {
+    "str": "text", "int": "whole number", "float": "number", "bool": "true or false", "dict": "mapping",
+    "Any": "any value",
+}  # fmt: skip
 
 
 def command_line() -> str:
@@ -58,12 +64,28 @@ def _escaped(text: str) -> str:
 
 
 def report_fields() -> str:
-    """Return a table of the fields of report.json, with the values that are legal and the steps that must have them."""
-    rows = ["| field | value | always in the report of |", "|---|---|---|"]
-    for name, rule in RULES.items():
-        steps = ", ".join(step for step, required in REQUIRED.items() if name in required)
-        rows.append(f"| `{name}` | {_escaped(rule(object()))} | {steps} |")
-    return "\n".join(rows)
+    """Return a table of the fields of report.json, with their types and the steps whose reports have them."""
+    steps: dict[tuple[str, str], list[str]] = {}
+    for report in (PruneReport, RecoverReport, SparsifyReport):
+        for own in fields(report):
+            steps.setdefault((own.name, _named(own.type)), []).append(report.step)
+    rows = [f"| `{name}` | {kind} | {', '.join(found)} |" for (name, kind), found in steps.items()]
+    return "\n".join(["| field | value | in the report of |", "|---|---|---|", *rows])
+
+
+def _named(kind) -> str:
+    """Return an annotation in words: rules left out, None as null."""
+    if isinstance(kind, str):
+        return re.sub(r"Annotated\[(.*?), .*\]", r"\1", kind).replace(" | None", " or null")
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return _named(arguments[0])
+    if origin in (Union, UnionType):
+        return " or ".join("null" if one is NoneType else _named(one) for one in arguments)
+    name = (origin or kind).__name__
+    name = WORDS.get(name, name)
+    inner = [_named(one) for one in arguments]
+    return f"{name} of {' to '.join(inner)}" if inner else name
 
 
 GENERATED = {"command line": command_line, "report fields": report_fields}

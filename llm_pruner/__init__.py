@@ -8,8 +8,8 @@ from llm_pruner.model.per_layer import register as _register_per_layer
 from llm_pruner.sparsity.register import register as _register_sparse
 
 if TYPE_CHECKING:
-    from llm_pruner.cli.chain import run as prune_checkpoint
-    from llm_pruner.cli.sparsify import run as sparsify_checkpoint
+    from llm_pruner.cli.chain import prune_checkpoint
+    from llm_pruner.cli.sparsify import sparsify_checkpoint
     from llm_pruner.config.evaluate import EvaluateOptions
     from llm_pruner.config.prune import PruneOptions
     from llm_pruner.config.recipe import Recipe
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from llm_pruner.config.sparsify import SparsifyOptions
     from llm_pruner.errors import PrunerError
     from llm_pruner.evaluation.perplexity import perplexity
-    from llm_pruner.evaluation.run import run as evaluate
+    from llm_pruner.evaluation.run import evaluate
     from llm_pruner.importance import CRITERIA, Criterion
     from llm_pruner.methods import METHODS, Method, Reconstruct, ScoreAndCut
     from llm_pruner.model.axes import Axis, Widths
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from llm_pruner.model.trace import trace_groups
     from llm_pruner.pruning import prune
     from llm_pruner.recovery.losses import LOSSES
-    from llm_pruner.recovery.run import run as recover
+    from llm_pruner.recovery.run import recover
     from llm_pruner.shape.plan import Plan
     from llm_pruner.shape.request import Budget, Ratio, Replay, Target
     from llm_pruner.sparsity.decode import speed_up
@@ -58,14 +58,14 @@ _HOME = {
     "SparsifyOptions": "config.sparsify:SparsifyOptions",
     "Target": "shape.request:Target",
     "Widths": "model.axes:Widths",
-    "evaluate": "evaluation.run:run",
+    "evaluate": "evaluation.run:evaluate",
     "perplexity": "evaluation.perplexity:perplexity",
     "prune": "pruning:prune",
-    "prune_checkpoint": "cli.chain:run",
-    "recover": "recovery.run:run",
+    "prune_checkpoint": "cli.chain:prune_checkpoint",
+    "recover": "recovery.run:recover",
     "semi_structured": "sparsity.semi:semi_structured",
     "sparsify": "sparsity.sparsify:sparsify",
-    "sparsify_checkpoint": "cli.sparsify:run",
+    "sparsify_checkpoint": "cli.sparsify:sparsify_checkpoint",
     "speed_up": "sparsity.decode:speed_up",
     "trace_groups": "model.trace:trace_groups",
 }

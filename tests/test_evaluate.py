@@ -9,7 +9,7 @@ from llm_pruner.config import evaluate as evaluate_options
 from llm_pruner.config.evaluate import EvaluateOptions
 from llm_pruner.console import aligned
 from llm_pruner.errors import RunError, UsageError
-from llm_pruner.evaluation.run import run, widths
+from llm_pruner.evaluation.run import evaluate, widths
 from llm_pruner.evaluation.tables import tables
 from llm_pruner.model import loading
 from llm_pruner.model.per_layer import per_layer_config
@@ -42,7 +42,7 @@ def test_models_side_by_side(tmp_path, texts, capsys):
     from llm_pruner.evaluation.perplexity import perplexity
 
     one, two = save(tmp_path / "one"), save(tmp_path / "two", "gpt2", 1)
-    report = run(
+    report = evaluate(
         EvaluateOptions(
             model=(one, two), eval_data=texts, max_seq_len=16, speed=True, prompt_len=8, new_tokens=4, repeats=3,
             report=str(tmp_path / "evaluation.json"), device="cpu",
@@ -68,19 +68,19 @@ def test_models_side_by_side(tmp_path, texts, capsys):
     for model in report.models:
         assert f"{model.perplexity[texts[0]].value:,.2f}" in printed
     with pytest.raises(UsageError, match="is there; use --overwrite"):
-        run(EvaluateOptions(model=(one,), report=str(tmp_path / "evaluation.json")))
+        evaluate(EvaluateOptions(model=(one,), report=str(tmp_path / "evaluation.json")))
 
 
 def test_the_dense_model_comes_first(tmp_path, texts):
     one, two = save(tmp_path / "one"), save(tmp_path / "two")
-    report = run(EvaluateOptions(model=(one,), dense=two, eval_data=texts[:1], max_seq_len=16))
+    report = evaluate(EvaluateOptions(model=(one,), dense=two, eval_data=texts[:1], max_seq_len=16))
     assert [model.name for model in report.models] == ["two", "one"]
     assert report.dense == "two"
 
 
 def test_folders_of_one_name_are_told_apart(tmp_path, texts):
     one, two = save(tmp_path / "a" / "model"), save(tmp_path / "b" / "model")
-    report = run(EvaluateOptions(model=(one, two, one), eval_data=texts[:1], max_seq_len=16))
+    report = evaluate(EvaluateOptions(model=(one, two, one), eval_data=texts[:1], max_seq_len=16))
     assert [model.name for model in report.models] == [one, two]
 
 
@@ -126,7 +126,7 @@ def test_faults_are_found_before_anything_is_loaded(tmp_path, monkeypatch, chang
     monkeypatch.setattr(loading, "load_model", lambda *_: pytest.fail("something was loaded"))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(error, match=message):
-        run(EvaluateOptions(**{"model": ("demo",), **changes}))
+        evaluate(EvaluateOptions(**{"model": ("demo",), **changes}))
 
 
 def test_tables():

@@ -84,7 +84,7 @@ def test_recovery_in_bfloat16(tmp_path):
     from llm_pruner import prune_checkpoint
     from llm_pruner.config.prune import PruneOptions
     from llm_pruner.config.recover import RecoverOptions
-    from llm_pruner.recovery.run import run as recover
+    from llm_pruner.recovery.run import recover
 
     half = str(tmp_path / "half")
     prune_checkpoint(PruneOptions(model="demo", pruning_ratio=0.5, importance="magnitude", save_model=half))

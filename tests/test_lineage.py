@@ -19,7 +19,7 @@ from llm_pruner.output.card import card
 from llm_pruner.output.models import models_of, steps_of
 from llm_pruner.output.page import page
 from llm_pruner.output.reports import Evaluation, PruneReport, RecoverReport
-from llm_pruner.recovery.run import run as recover
+from llm_pruner.recovery.run import recover
 from tests import tiny
 from tests.commands import DEMO
 from tests.reports import SIX, TRAINING, WORDS, as_json, pruned, quantiles, recovered, searched, sparse

@@ -18,7 +18,7 @@ from llm_pruner.output.reports import Measured
 from llm_pruner.recovery.adapters import merged, projections, with_adapters
 from llm_pruner.recovery.outcome import share
 from llm_pruner.recovery.pace import Pace
-from llm_pruner.recovery.run import run
+from llm_pruner.recovery.run import recover
 from llm_pruner.recovery.unfinished import last_kept
 from tests import tiny
 from tests.commands import DEMO
@@ -70,7 +70,7 @@ def test_distillation_comes_closer_to_the_teacher(tmp_path, text, case, train_we
     from safetensors.torch import save_file
 
     save_file(noisy, f"{student}/model.safetensors", metadata={"format": "pt"})
-    report = run(
+    report = recover(
         options(
             tmp_path, text, train_weights=train_weights, steps=16, lora_dropout=0.0, batch_size=8, learning_rate=rate
         )
@@ -97,7 +97,7 @@ def test_distillation_comes_closer_to_the_teacher(tmp_path, text, case, train_we
 
 def test_lora_learns_the_text_and_is_merged(tmp_path, text):
     student = save(tmp_path / "student")
-    report = run(options(tmp_path, text, method="lora", teacher=None, steps=20, learning_rate=0.02))
+    report = recover(options(tmp_path, text, method="lora", teacher=None, steps=20, learning_rate=0.02))
     assert report.perplexity.after < 0.7 * report.perplexity.before
     saved, before = load_file(tmp_path / "out" / "model.safetensors"), load_file(f"{student}/model.safetensors")
     changed = {name for name in before if not torch.equal(saved[name], before[name])}
@@ -138,7 +138,7 @@ def test_a_step_is_the_same_however_it_is_accumulated(tmp_path, text):
     found = []
     for batch, parts in ((4, 1), (2, 2), (1, 4)):
         shutil.rmtree(tmp_path / "out", ignore_errors=True)
-        run(
+        recover(
             options(
                 tmp_path, str(tmp_path / "records.json"), method="distil", ce_weight=1.0, steps=1, batch_size=batch,
                 gradient_accumulation_steps=parts, max_seq_len=256, eval_data=text, weight_decay=0.0,
@@ -155,7 +155,7 @@ def test_a_step_is_the_same_however_it_is_accumulated(tmp_path, text):
 def test_an_interrupted_run_goes_on_where_it_was(tmp_path, text, monkeypatch):
     save(tmp_path / "teacher", seed=1)
     save(tmp_path / "student")
-    whole = run(options(tmp_path, text))
+    whole = recover(options(tmp_path, text))
     expected = load_file(tmp_path / "out" / "model.safetensors")
     assert not (tmp_path / "out.unfinished").exists()
 
@@ -169,12 +169,12 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path, text, monkeypatch):
 
     monkeypatch.setattr(Pace, "on_step_end", killed)
     with pytest.raises(KeyboardInterrupt):
-        run(options(tmp_path, text, save_minutes=0.0))
+        recover(options(tmp_path, text, save_minutes=0.0))
     assert not (tmp_path / "out").exists()
     assert last_kept(tmp_path / "out.unfinished").name == "checkpoint-3"
     (tmp_path / "out.unfinished" / "checkpoint-9").mkdir()  # one that was not written to its end
     monkeypatch.setattr(Pace, "on_step_end", plain)
-    report = run(options(tmp_path, text, save_minutes=0.0))
+    report = recover(options(tmp_path, text, save_minutes=0.0))
     assert report.training.resumed_at == [3]
     found = load_file(tmp_path / "out" / "model.safetensors")
     assert all(torch.equal(found[name], expected[name]) for name in expected)
@@ -193,9 +193,9 @@ def test_other_inputs_start_anew(tmp_path, text, monkeypatch, capsys):
     plain = Pace.on_train_end
     monkeypatch.setattr(Pace, "on_train_end", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        run(options(tmp_path, text))
+        recover(options(tmp_path, text))
     monkeypatch.setattr(Pace, "on_train_end", plain)
-    report = run(options(tmp_path, text, temperature=2.0))
+    report = recover(options(tmp_path, text, temperature=2.0))
     assert "starting anew" in capsys.readouterr().out
     assert report.training.resumed_at == []
 
@@ -206,7 +206,7 @@ def test_mixed_precision_leaves_an_ordinary_model(tmp_path, text, monkeypatch):
     monkeypatch.setattr(checkpoint, "verify", lambda model, *_: seen.update(logits=tiny.logits(model, tiny.tokens())))
     save(tmp_path / "teacher", seed=1)
     save(tmp_path / "student")
-    report = run(options(tmp_path, text, mixed_precision="bf16", learning_rate=0.001))
+    report = recover(options(tmp_path, text, mixed_precision="bf16", learning_rate=0.001))
     assert report.training.precision == "bf16"
     reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert reloaded.dtype == torch.float32
@@ -218,7 +218,7 @@ def test_time_ends_training_with_the_rate_at_nothing(tmp_path, text, monkeypatch
     save(tmp_path / "student")
     now = iter(range(0, 100_000, 10))
     monkeypatch.setattr("llm_pruner.recovery.pace.time.monotonic", lambda: float(next(now)))
-    report = run(options(tmp_path, text, steps=None, epochs=1000.0, max_minutes=2.0))
+    report = recover(options(tmp_path, text, steps=None, epochs=1000.0, max_minutes=2.0))
     rates = [point.learning_rate for point in report.history if point.loss is not None]
     assert report.training.steps == 12  # the clock moves ten seconds a step
     assert report.training.minutes == pytest.approx(2.0)
@@ -249,20 +249,20 @@ def test_what_the_report_of_a_pruned_checkpoint_decides(tmp_path, text):
         "perplexity": {"before": 1.5, "after": 99.0}, "calibration": {"data": text, "nsamples": 3, "seq_len": 8},
     }  # fmt: skip
     (tmp_path / "student" / "report.json").write_text(json.dumps(pruned))
-    report = run(RecoverOptions(model=student, steps=3, device="cpu"))
+    report = recover(RecoverOptions(model=student, steps=3, device="cpu"))
     assert (report.method, report.teacher, report.train_weights) == ("distil", teacher, "full")
     assert (report.training.data, report.training.max_seq_len) == (text, 24)
     assert report.evaluation.data == text
     assert report.dense_perplexity == 1.5
     assert report.made_from.perplexity.after == 99.0
     assert (tmp_path / "student-recovered" / "config.json").is_file()
-    again = run(RecoverOptions(model=str(tmp_path / "student-recovered"), steps=1, device="cpu"))
+    again = recover(RecoverOptions(model=str(tmp_path / "student-recovered"), steps=1, device="cpu"))
     assert again.teacher == teacher, "a recovered checkpoint knows what was pruned in the first place"
     assert again.dense_perplexity == 1.5
 
     pruned["model"] = pruned["base_model"] = "nowhere/at-all/now"
     (tmp_path / "student" / "report.json").write_text(json.dumps(pruned))
-    report = run(RecoverOptions(model=student, steps=1, device="cpu", overwrite=True))
+    report = recover(RecoverOptions(model=student, steps=1, device="cpu", overwrite=True))
     assert report.method == "lora"
 
 
@@ -276,7 +276,7 @@ def test_the_share_of_the_gap():
 def test_hidden_states_are_a_target_too(tmp_path, text):
     save(tmp_path / "teacher", seed=1)
     save(tmp_path / "student", hidden_size=32)  # another width: mapped
-    report = run(options(tmp_path, text, hidden_weight=1.0, steps=10))
+    report = recover(options(tmp_path, text, hidden_weight=1.0, steps=10))
     losses = [point.loss for point in report.history if point.loss is not None]
     assert losses[-1] < losses[0]
 
@@ -303,7 +303,7 @@ def test_faults(tmp_path, text, monkeypatch, changes, error, message):
     tiny.model("llama", vocab_size=99).save_pretrained(tmp_path / "other")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(error, match=message):
-        run(options(tmp_path, text, **changes))
+        recover(options(tmp_path, text, **changes))
     assert not (tmp_path / "out").exists()
 
 
@@ -333,5 +333,5 @@ def test_the_demos_text_is_for_what_was_made_of_the_demo_model(tmp_path):
     llm_pruner.prune_checkpoint(
         PruneOptions(model="demo", pruning_ratio=0.5, importance="magnitude", save_model=half, eval_data="none")
     )
-    report = run(RecoverOptions(model=half, method="lora", steps=2, device="cpu"))
+    report = recover(RecoverOptions(model=half, method="lora", steps=2, device="cpu"))
     assert (report.training.data, report.evaluation.data) == ("demo", "demo")

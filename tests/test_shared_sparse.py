@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_pruner.cli.sparsify import run
+from llm_pruner.cli.sparsify import sparsify_checkpoint
 from llm_pruner.config import sparsify
 from tests.commands import REPOSITORY
 
@@ -19,7 +19,9 @@ def measured(shared: Path, row: str, model: str | None = None, **values) -> dict
         "calibration_data": str(wikitext / "valid.txt"), "nsamples": 32, "max_seq_len": 256, "eval_stride": 30,
         **values,
     }  # fmt: skip
-    return run(sparsify.resolve(flags, str(REPOSITORY / "configs" / "sparse" / f"{row}.yaml"))).perplexity
+    return sparsify_checkpoint(
+        sparsify.resolve(flags, str(REPOSITORY / "configs" / "sparse" / f"{row}.yaml"))
+    ).perplexity
 
 
 def test_the_order_of_the_published_tables(shared):

@@ -210,7 +210,7 @@ def test_bfloat16_of_real_width_is_saved_and_verified(tmp_path, quick_reload):
     """Where a weight lies in memory decides how bfloat16 rounds, and that which input survives."""
     from transformers import AutoModelForCausalLM, LlamaConfig
 
-    from llm_pruner.cli.sparsify import run
+    from llm_pruner.cli.sparsify import sparsify_checkpoint
     from llm_pruner.config.sparsify import resolve
 
     torch.manual_seed(0)
@@ -220,5 +220,5 @@ def test_bfloat16_of_real_width_is_saved_and_verified(tmp_path, quick_reload):
     )  # fmt: skip
     AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(tmp_path / "dense")
     save = {"eval_data": "none", "save_model": str(tmp_path / "sparse")}
-    run(resolve({"model": (str(tmp_path / "dense"),), "n": 8, "m": 16, **save}))
+    sparsify_checkpoint(resolve({"model": (str(tmp_path / "dense"),), "n": 8, "m": 16, **save}))
     assert (tmp_path / "sparse" / "model.safetensors").is_file()

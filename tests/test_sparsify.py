@@ -11,7 +11,7 @@ import yaml
 
 from llm_pruner.cli import main as cli
 from llm_pruner.cli.commands import COMMANDS
-from llm_pruner.cli.sparsify import run
+from llm_pruner.cli.sparsify import sparsify_checkpoint
 from llm_pruner.config import sparsify
 from llm_pruner.config.recipe import Recipe
 from llm_pruner.errors import PlanError, UsageError
@@ -82,7 +82,7 @@ def test_the_sweep_has_every_row():
 @pytest.mark.parametrize("path", ROWS, ids=lambda path: path.stem)
 def test_every_row_runs_on_a_trained_model(path):
     values = {name: tuple(v) if isinstance(v, list) else v for name, v in yaml.safe_load(path.read_text()).items()}
-    made = run(options(**{**values, "epochs": 1}))
+    made = sparsify_checkpoint(options(**{**values, "epochs": 1}))
     assert made.perplexity.before == pytest.approx(perplexity(DEMO), rel=1e-5)
     assert made.perplexity.after > made.perplexity.before - 0.01
     recipe = Recipe.of(made.sparsity)
@@ -128,7 +128,7 @@ def test_what_is_saved_scores_as_it_was_measured(row, command_of, tmp_path):
 
 
 def test_evaluate_sets_a_sparse_checkpoint_beside_the_dense_one(command_of, tmp_path, quick_reload):
-    run(options(n=2, m=4, save_model=str(tmp_path / "sparse")))
+    sparsify_checkpoint(options(n=2, m=4, save_model=str(tmp_path / "sparse")))
     done = command_of(
         "evaluate", "--model", "demo", "sparse", "--eval_data", "demo", "--max_seq_len", 64, "--report", "e.json",
         "--speed", "--prompt_len", 8, "--new_tokens", 4, "--repeats", 2,
@@ -147,7 +147,7 @@ def test_zero_shot_where_asked(tmp_path):
         "test_split: train\noutput_type: multiple_choice\ndoc_to_text: text\ndoc_to_choice: choices\n"
         "doc_to_target: label\nmetric_list:\n  - metric: acc\n"
     )
-    made = run(options(ratio=0.9, eval_data="none", tasks=(str(tmp_path / "task.yaml"),)))
+    made = sparsify_checkpoint(options(ratio=0.9, eval_data="none", tasks=(str(tmp_path / "task.yaml"),)))
     assert all("acc" in rows["local"] for rows in (made.zero_shot.before, made.zero_shot.after))
     assert made.perplexity == Measured()
 
@@ -164,7 +164,7 @@ def sweep(tmp_path) -> dict:
 
 def test_a_sweep_runs_models_and_patterns_once(sweep, tmp_path, capsys):
     resolved = sparsify.resolve({**sweep, "eval_stride": STRIDE}, str(tmp_path / "my_sweep.yaml"))
-    made = run(resolved)
+    made = sparsify_checkpoint(resolved)
     folder = tmp_path / "runs"
     assert {path.name for path in folder.iterdir()} == {
         "demo--a.json", "demo--b.json", "other--a.json", "other--b.json", "sweep.json", "sweep.md",
@@ -174,27 +174,27 @@ def test_a_sweep_runs_models_and_patterns_once(sweep, tmp_path, capsys):
     assert len({run.perplexity.before for run in made.runs}) == 1
     table = (folder / "sweep.md").read_text()
     rows = [[cell.strip() for cell in line.strip("| \n").split("|")] for line in table.splitlines()]
-    single = run(options(n=2, m=4)).perplexity
+    single = sparsify_checkpoint(options(n=2, m=4)).perplexity
     assert rows[0] == ["demo", "other"]
     assert rows[2] == ["dense", *[f"{single.before:.2f}"] * 2]
     assert rows[3] == ["act 2:4", *[f"{single.after:.2f}"] * 2]
     assert rows[4][0] == "weight 0.5"
     before = {path.name: path.read_bytes() for path in folder.glob("*--*.json")}
     capsys.readouterr()
-    run(resolved)
+    sparsify_checkpoint(resolved)
     assert capsys.readouterr().out.count("skipped") == 4
     assert before == {path.name: path.read_bytes() for path in folder.glob("*--*.json")}
 
 
 def test_a_sweep_does_again_what_is_not_what_it_was(sweep, tmp_path, capsys):
     resolved = sparsify.resolve({**sweep, "eval_stride": STRIDE}, str(tmp_path / "my_sweep.yaml"))
-    run(resolved)
+    sparsify_checkpoint(resolved)
     (tmp_path / "a.yaml").write_text("n: 1\nm: 4\n")  # another pattern
     (tmp_path / "runs" / "demo--b.json").write_text('{"half a')  # killed while it was written, by an older program
     config = json.loads((tmp_path / "other" / "config.json").read_text())
     (tmp_path / "other" / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 1e-5}))  # another model
     capsys.readouterr()
-    made = run(resolved)
+    made = sparsify_checkpoint(resolved)
     assert capsys.readouterr().out.count("skipped") == 0
     assert {own.label for own in made.runs} == {"act 1:4", "weight 0.5"}
 
@@ -280,7 +280,9 @@ def test_targets_by_commas_and_expressions_with_commas():
 def test_fused_projections_are_named(tmp_path):
     tiny.model("phi3").save_pretrained(tmp_path / "phi3")
     with pytest.raises(PlanError, match="qkv_proj computes k, q, v"):
-        run(options(model=(str(tmp_path / "phi3"),), ratio=0.5, targets=("q",), eval_data="none", save_model="x"))
+        sparsify_checkpoint(
+            options(model=(str(tmp_path / "phi3"),), ratio=0.5, targets=("q",), eval_data="none", save_model="x")
+        )
 
 
 def test_a_family_that_is_not_known(tmp_path, command_of):
@@ -292,13 +294,17 @@ def test_a_family_that_is_not_known(tmp_path, command_of):
 
 def test_the_same_seed_gives_the_same_bytes(tmp_path, quick_reload):
     for name in ("one", "two"):
-        run(options(n=8, m=16, transform="learnable", scaling=True, spread=True, save_model=str(tmp_path / name)))
+        sparsify_checkpoint(
+            options(n=8, m=16, transform="learnable", scaling=True, spread=True, save_model=str(tmp_path / name))
+        )
     one, two = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two"))
     assert one == two
 
 
 def test_the_dtype_is_what_was_asked(tmp_path, quick_reload):
-    run(options(n=2, m=4, scaling=True, dtype="bfloat16", save_model=str(tmp_path / "sparse"), eval_data="none"))
+    sparsify_checkpoint(
+        options(n=2, m=4, scaling=True, dtype="bfloat16", save_model=str(tmp_path / "sparse"), eval_data="none")
+    )
     config = loading.load_config(str(tmp_path / "sparse"), any_family=True)
     model = loading.load_model(str(tmp_path / "sparse"), config, "auto", "cpu")
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
@@ -307,16 +313,18 @@ def test_the_dtype_is_what_was_asked(tmp_path, quick_reload):
 
 def test_a_sweep_scores_the_dense_model_as_each_pattern_asks(sweep, tmp_path):
     (tmp_path / "b.yaml").write_text("n: 2\nm: 4\nmax_seq_len: 16\n")
-    made = run(sparsify.resolve({**sweep, "model": ("demo",), "eval_stride": STRIDE}, str(tmp_path / "my_sweep.yaml")))
+    made = sparsify_checkpoint(
+        sparsify.resolve({**sweep, "model": ("demo",), "eval_stride": STRIDE}, str(tmp_path / "my_sweep.yaml"))
+    )
     long, short = (own.perplexity for own in made.runs)
-    assert short == run(options(n=2, m=4, max_seq_len=16)).perplexity
+    assert short == sparsify_checkpoint(options(n=2, m=4, max_seq_len=16)).perplexity
     assert long.before != short.before
 
 
 def test_flags_win_over_a_sweeps_patterns(sweep, tmp_path):
     (tmp_path / "b.yaml").write_text("n: 2\nm: 4\nmax_seq_len: 16\n")
     flags = {**sweep, "model": ("demo",), "eval_stride": STRIDE, "max_seq_len": 32}
-    made = run(sparsify.resolve(flags, str(tmp_path / "my_sweep.yaml")))
+    made = sparsify_checkpoint(sparsify.resolve(flags, str(tmp_path / "my_sweep.yaml")))
     assert len({own.perplexity.after for own in made.runs}) == 1
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from llm_pruner.cli import prune
 from llm_pruner.cli.requests import validate
+from llm_pruner.cli.stages import Stage, in_order
 from llm_pruner.config import recover as recovery
 from llm_pruner.config.prune import PruneOptions
 from llm_pruner.config.recover import RecoverOptions
@@ -14,13 +15,26 @@ from llm_pruner.errors import UsageError
 from llm_pruner.model import loading
 from llm_pruner.output.places import check_folder, check_outputs, inputs_of
 from llm_pruner.output.reports import PruneReport
+from llm_pruner.recovery.adapters import check_installed
+from llm_pruner.recovery.run import recover
 from llm_pruner.shape.plan import Plan
 
 RECOVERED = "-recovered"
 
 
-def run(options: PruneOptions, argv: Sequence[str] = ()) -> PruneReport | Plan:
-    """Prune; with options.recover the report has that of the recovery as `recovered`. Errors as in both."""
+def prune_checkpoint(options: PruneOptions, argv: Sequence[str] = ()) -> PruneReport | Plan:
+    """Prune a checkpoint; with `recover`, as a pipeline of two stages, train the result too.
+
+    Args:
+        options: What to do.
+        argv: The arguments of the command as they were typed, for the report.
+
+    Returns:
+        The report, with that of the recovery as `recovered`; of a dry run the plan.
+
+    Raises:
+        PrunerError: Whatever fails, with its exit code.
+    """
     if not options.recover:
         return prune.run(options, argv)
     validate(options)
@@ -28,14 +42,15 @@ def run(options: PruneOptions, argv: Sequence[str] = ()) -> PruneReport | Plan:
     target = check_outputs(options, source)
     after = recovery_options(options, target)
     check_folder(Path(after.save_model), inputs_of(options, {"model": source}), after.overwrite)
-    if after.train_weights == "lora" or after.method == "lora":
-        from llm_pruner.recovery.adapters import check_installed
-
+    if "lora" in (after.train_weights, after.method):
         check_installed()
-    made = prune.run(options, argv)
-    from llm_pruner.recovery.run import run as recover
-
-    return replace(made, recovered=recover(after, argv, "llm-pruner prune"))
+    pruned, recovered = in_order(
+        [
+            Stage("prune", lambda: prune.run(options, argv)),
+            Stage("recover", lambda: recover(after, argv, prune.PROGRAM)),
+        ]
+    )
+    return replace(pruned.report, recovered=recovered.report)
 
 
 def recovery_options(options: PruneOptions, target: Path) -> RecoverOptions:

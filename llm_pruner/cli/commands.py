@@ -40,7 +40,7 @@ PRUNE = Command(
     ),
     PruneOptions,
     requests.resolve,
-    "llm_pruner.cli.chain:run",
+    "llm_pruner.cli.chain:prune_checkpoint",
 )
 RECOVER = Command(
     "llm-pruner recover",
@@ -52,7 +52,7 @@ RECOVER = Command(
     ),
     RecoverOptions,
     recover.resolve,
-    "llm_pruner.recovery.run:run",
+    "llm_pruner.recovery.run:recover",
 )
 EVALUATE = Command(
     "llm-pruner evaluate",
@@ -63,7 +63,7 @@ EVALUATE = Command(
     ),
     EvaluateOptions,
     evaluate.resolve,
-    "llm_pruner.evaluation.run:run",
+    "llm_pruner.evaluation.run:evaluate",
 )
 PIPELINE = Command(
     "llm-pruner pipeline",
@@ -83,6 +83,6 @@ SPARSIFY = Command(
     ),
     SparsifyOptions,
     sparsify.resolve,
-    "llm_pruner.cli.sparsify:run",
+    "llm_pruner.cli.sparsify:sparsify_checkpoint",
 )
 COMMANDS = {"prune": PRUNE, "recover": RECOVER, "evaluate": EVALUATE, "pipeline": PIPELINE, "sparsify": SPARSIFY}

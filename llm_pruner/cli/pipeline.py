@@ -12,14 +12,13 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 from llm_pruner import validation
 from llm_pruner._version import __version__
-from llm_pruner.cli.stages import DECIDED, EVALUATION, PRUNED, RECOVERED, stage_options, validate
+from llm_pruner.cli.stages import DECIDED, EVALUATION, PRUNED, RECOVERED, Stage, in_order, stage_options, validate
 from llm_pruner.config.pipeline import STAGES, PipelineOptions
 from llm_pruner.console import aligned, say
 from llm_pruner.errors import PlanError, RunError, UsageError, VerificationError
@@ -39,7 +38,8 @@ from llm_pruner.output.conditions import command as typed
 from llm_pruner.output.conditions import versions
 from llm_pruner.output.page import page
 from llm_pruner.output.places import check_apart, inputs_of
-from llm_pruner.output.reports import CheckpointReport, EvaluateReport, PipelineReport, RecoverReport, Stage
+from llm_pruner.output.reports import CheckpointReport, EvaluateReport, PipelineReport, RecoverReport
+from llm_pruner.output.reports import Stage as Ran
 from llm_pruner.output.saving import draw, write_json
 
 STATE = "pipeline.json"
@@ -56,23 +56,27 @@ def run(options: PipelineOptions, argv: Sequence[str] = ()) -> PipelineReport:
     source = loading.resolve(options.model)
     loading.check_family(source)
     folder = _folder(options, source)
-    stages = []
-    for stage in STAGES:
-        asked = stage_options(options, stage)
-        if asked is None:
-            continue
-        values = asked[0]
-        key = _key(stage, values, folder, options, source)
-        if _is_done(folder, stage, key):
-            say(f"{stage}: {folder / OUTPUT[stage]} is there and its inputs are what they were; skipped")
-            stages.append(Stage(stage, True, 0.0))
-            continue
-        _mark(folder, stage, None)
-        started = time.monotonic()
-        _run_stage(stage, values, folder, options)
-        _mark(folder, stage, key)
-        stages.append(Stage(stage, False, round(time.monotonic() - started, 1)))
-    return _summary(folder, stages, options, argv)
+    asked = {stage: values[0] for stage in STAGES if (values := stage_options(options, stage))}
+    done = in_order([_stage(name, values, folder, options, source) for name, values in asked.items()])
+    return _summary(folder, [Ran(one.name, one.skipped, one.seconds) for one in done], options, argv)
+
+
+def _stage(name: str, values: dict, folder: Path, options: PipelineOptions, source: str) -> Stage:
+    """A stage, done where its output is there, whole, and made from the same inputs."""
+
+    def is_done() -> bool:
+        done = _is_done(folder, name, _key(name, values, folder, options, source))
+        if done:
+            say(f"{name}: {folder / OUTPUT[name]} is there and its inputs are what they were; skipped")
+        return done
+
+    def run() -> None:
+        key = _key(name, values, folder, options, source)
+        _mark(folder, name, None)
+        _run_stage(name, values, folder, options)
+        _mark(folder, name, key)
+
+    return Stage(name, run, is_done)
 
 
 def _folder(options: PipelineOptions, source: str) -> Path:
@@ -206,7 +210,7 @@ def _run_stage(stage: str, values: dict, folder: Path, options: PipelineOptions)
         raise FAILURES.get(code, RunError)(f"{stage} failed ({why}); its log is {log}, the same command goes on there")
 
 
-def _summary(folder: Path, stages: list[Stage], options: PipelineOptions, argv: Sequence[str]) -> PipelineReport:
+def _summary(folder: Path, stages: list[Ran], options: PipelineOptions, argv: Sequence[str]) -> PipelineReport:
     """summary.json, report.html and a table on the screen, from the stages' own reports."""
     made: dict[str, CheckpointReport] = {}
     evaluation = None

@@ -8,7 +8,7 @@ from llm_pruner.sparsity.run import run_one
 from llm_pruner.sparsity.sweep import sweep
 
 
-def run(options: SparsifyOptions, argv: Sequence[str] = ()):
+def sparsify_checkpoint(options: SparsifyOptions, argv: Sequence[str] = ()):
     """Do what the options say and return the report. Every failure is a PrunerError with its exit code."""
     validate(options)
     if options.patterns:

@@ -1,5 +1,8 @@
-"""The stages of a pipeline, as their own commands would read them. Imports nothing heavy."""
+"""The stages of a pipeline: run in order, and read as their own commands would read them. Imports nothing heavy."""
 
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from llm_pruner.cli import requests
@@ -17,6 +20,44 @@ DECIDED = (  # by the pipeline
     "revision", "config",
 )  # fmt: skip
 PRUNED, RECOVERED, EVALUATION = "pruned", "recovered", "evaluation.json"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a pipeline.
+
+    Attributes:
+        name: prune, recover or evaluate.
+        run: Does it, and returns its report if it has one at hand.
+        is_done: Whether its output is there already, made from the same inputs.
+    """
+
+    name: str
+    run: Callable[[], Any]
+    is_done: Callable[[], bool] = lambda: False
+
+
+@dataclass(frozen=True)
+class Done:
+    """What came of a stage. seconds: 0 where it was skipped."""
+
+    name: str
+    skipped: bool
+    seconds: float = 0.0
+    report: Any = None
+
+
+def in_order(stages: Sequence[Stage]) -> list[Done]:
+    """Run the stages one after the other, those that are done not again."""
+    done = []
+    for stage in stages:
+        if stage.is_done():
+            done.append(Done(stage.name, skipped=True))
+            continue
+        started = time.monotonic()
+        report = stage.run()
+        done.append(Done(stage.name, False, round(time.monotonic() - started, 1), report))
+    return done
 
 
 def resolve(flags: dict[str, Any], yaml_file: str | None = None) -> PipelineOptions:

@@ -2,14 +2,20 @@
 
 import gc
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from llm_pruner.calibration import data
 from llm_pruner.config.evaluate import EvaluateOptions, validate
 from llm_pruner.console import quiet, say
 from llm_pruner.errors import RunError, redact
+from llm_pruner.evaluation import speed
+from llm_pruner.evaluation.perplexity import perplexity
+from llm_pruner.evaluation.tables import tables
+from llm_pruner.evaluation.tasks import check_tasks
+from llm_pruner.evaluation.zero_shot import zero_shot
 from llm_pruner.model import loading
 from llm_pruner.model.axes import MLP, PRUNABLE
 from llm_pruner.model.families import FAMILIES
@@ -25,82 +31,52 @@ from llm_pruner.output.saving import draw, write_json
 PROGRAM = "llm-pruner evaluate"
 
 
-def run(options: EvaluateOptions, argv: Sequence[str] = ()) -> EvaluateReport:
+def evaluate(options: EvaluateOptions, argv: Sequence[str] = ()) -> EvaluateReport:
     """Measure perplexity, zero-shot tasks and speed of several checkpoints.
 
     Args:
-        options: The command's.
-        argv: The arguments as they were typed.
+        options: What to measure, and on which checkpoints.
+        argv: The arguments of the command as they were typed, for the report.
+
+    Returns:
+        The report.
 
     Raises:
-        PrunerError: With the exit code of what failed.
+        PrunerError: Whatever fails, with its exit code.
     """
     validate(options)
     stopwatch = Stopwatch()
     sources, dense = _sources(options)
     path = places.report_file(options, places.inputs_of(options, sources), page=True) if options.report else None
     texts = _texts(options)
-    tasks = []
-    if options.tasks:
-        from llm_pruner.evaluation.tasks import check_tasks
-
-        tasks = check_tasks(options.tasks)
+    tasks = check_tasks(options.tasks) if options.tasks else []
     configs = {name: loading.load_config(source, any_family=True) for name, source in sources.items()}
     quiet()
     if options.speed:
-        from llm_pruner.evaluation import speed
-
         speed.check_lengths(configs, options.prompt_len, options.new_tokens)
     device = None if options.device_map else loading.pick_device(options.device)
-    loaded: dict = {}
-
-    def load(name: str):
-        if name not in loaded:
-            say(f"loading {name}")
-            folder = loading.fetch(sources[name])
-            loaded[name] = loading.load_model(folder, configs[name], options.dtype, device, options.device_map)
-        return loaded[name]
-
-    models = []
-    for name, source in sources.items():
-        with stopwatch("load"):
-            model = load(name)
-            tokenizer = load_tokenizer(loading.fetch(source, weights=False), needed=bool(texts or tasks))
-        with stopwatch("perplexity"):
-            scores = {text: _scored(model, tokenizer, text, options, name) for text in texts}
-        found = replace(_described(name, source, model), perplexity=scores)
-        if tasks:
-            from llm_pruner.evaluation.zero_shot import zero_shot
-
-            with stopwatch("zero-shot"):
-                answers = zero_shot(
-                    model, tokenizer, tasks, num_fewshot=options.num_fewshot, batch_size=options.batch_size,
-                    apply_chat_template=options.apply_chat_template, limit=options.limit, seed=options.seed,
-                )  # fmt: skip
-            found = replace(found, zero_shot=answers)
-        models.append(found)
+    models = _Models(options, sources, configs, device)
+    found = []
+    for name in sources:
+        found.append(_measured(models, name, texts, tasks, options, stopwatch))
         if not options.speed:  # models are compared in turns, so all of them have to be there at once
-            loaded.clear()
-            del model
-            gc.collect()
-    ratios = {}
+            models.forget()
+    ratios: dict[str, Any] = {}
     if options.speed:
         with stopwatch("speed"):
             measured = speed.measure(
-                {name: load(name) for name in sources}, options.speed_batch_size, options.prompt_len,
+                {name: models.load(name) for name in sources}, options.speed_batch_size, options.prompt_len,
                 options.new_tokens, options.repeats, options.seed,
             )  # fmt: skip
-        models = [replace(found, speed=_speed(measured[found.name])) for found in models]
+        found = [replace(own, speed=_speed(measured[own.name])) for own in found]
         ratios = speed.ratios(measured, dense)
     made = EvaluateReport(
-        models=models,
+        models=found,
         dense=dense,
         ratios=_ratios(ratios),
         conditions=_conditions(options, device),
         **conditions(options, stopwatch.seconds, argv, PROGRAM),
     )
-    from llm_pruner.evaluation.tables import tables
-
     say(tables(made))
     if path:
         beside = path.with_suffix(".html")
@@ -108,6 +84,53 @@ def run(options: EvaluateOptions, argv: Sequence[str] = ()) -> EvaluateReport:
         drawn = draw(beside, lambda: page([], made), options.traceback)
         say(f"saved {path}{f' and {beside}' * drawn}")
     return made
+
+
+@dataclass
+class _Models:
+    """The models, each loaded when it is first needed."""
+
+    options: EvaluateOptions
+    sources: dict[str, str]
+    configs: dict[str, Any]
+    device: Any
+    loaded: dict[str, Any] = field(default_factory=dict)
+
+    def load(self, name: str) -> Any:
+        """Return a model."""
+        if name not in self.loaded:
+            say(f"loading {name}")
+            folder, options = loading.fetch(self.sources[name]), self.options
+            self.loaded[name] = loading.load_model(
+                folder, self.configs[name], options.dtype, self.device, options.device_map
+            )
+        return self.loaded[name]
+
+    def forget(self) -> None:
+        """Free the memory."""
+        self.loaded.clear()
+        gc.collect()
+
+
+def _measured(
+    models: _Models, name: str, texts: list[str], tasks: list[str], options: EvaluateOptions, stopwatch: Stopwatch
+) -> EvaluatedModel:
+    """Everything but the speed of a model."""
+    source = models.sources[name]
+    with stopwatch("load"):
+        model = models.load(name)
+        tokenizer = load_tokenizer(loading.fetch(source, weights=False), needed=bool(texts or tasks))
+    with stopwatch("perplexity"):
+        scores = {text: _scored(model, tokenizer, text, options, name) for text in texts}
+    found = replace(_described(name, source, model), perplexity=scores)
+    if not tasks:
+        return found
+    with stopwatch("zero-shot"):
+        answers = zero_shot(
+            model, tokenizer, tasks, num_fewshot=options.num_fewshot, batch_size=options.batch_size,
+            apply_chat_template=options.apply_chat_template, limit=options.limit, seed=options.seed,
+        )  # fmt: skip
+    return replace(found, zero_shot=answers)
 
 
 def _sources(options: EvaluateOptions) -> tuple[dict[str, str], str]:
@@ -168,8 +191,6 @@ def widths(config) -> dict[str, int | list[int]]:
 
 
 def _scored(model, tokenizer, text: str, options: EvaluateOptions, name: str) -> TextScore:
-    from llm_pruner.evaluation.perplexity import perplexity
-
     if tokenizer is None:
         raise RunError(f"{name} has no tokenizer, so no text can be scored; use --eval_data none")
     windows = data.evaluation_windows(text, tokenizer, model.config, options.max_seq_len)

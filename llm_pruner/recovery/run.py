@@ -7,7 +7,13 @@ pruned checkpoint → teacher, texts → perplexity → training (kept in --work
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import DistributedType
 
 from llm_pruner.config.recover import RecoverOptions, validate
 from llm_pruner.console import is_main, quiet, say
@@ -23,7 +29,7 @@ from llm_pruner.output.places import check_disk
 from llm_pruner.output.reports import RecoverReport
 from llm_pruner.output.saving import save
 from llm_pruner.recovery import sources
-from llm_pruner.recovery.adapters import check_installed, with_adapters
+from llm_pruner.recovery.adapters import check_installed, merged, with_adapters
 from llm_pruner.recovery.examples import training_examples, windows
 from llm_pruner.recovery.losses import weights_of
 from llm_pruner.recovery.outcome import outcome
@@ -38,101 +44,116 @@ SCORED = 4_096  # tokens that perplexity over time is measured on
 RATES = {"full": 0.0064, "lora": 0.0192}  # peak learning rate × √hidden_size: AMP's 3e-4 for LoRA at 4096
 
 
-def run(options: RecoverOptions, argv: Sequence[str] = (), program: str = PROGRAM) -> RecoverReport | None:
+def recover(options: RecoverOptions, argv: Sequence[str] = (), program: str = PROGRAM) -> RecoverReport | None:
     """Recover a checkpoint by training, and save it.
 
     Args:
-        options: The command's.
-        argv: The arguments as they were typed, behind `program`.
-        program: The command as it was typed.
+        options: What to train, and how.
+        argv: The arguments of the command as they were typed, behind `program`.
+        program: The command, for the report.
 
     Returns:
         The report; None in all processes of a launcher but the first.
 
     Raises:
-        PrunerError: With the exit code of what failed.
+        PrunerError: Whatever fails, with its exit code.
     """
     validate(options)
     stopwatch = Stopwatch()
-    found = sources.find(options)
-    options = found.options
-    target, folder = outputs(options, found)
+    sources_ = sources.find(options)
+    target, folder = outputs(options, sources_)
     exporters = exporters_called(options.export)
-    if options.method == "distil":
-        weights_of(options)  # names losses that are not there
-    if options.train_weights == "lora":
-        check_installed()
+    _check_method(sources_.options)
     quiet()
-    precision, options = _settled(options, found.config)
-    found = replace(found, options=options)
-    say("options: " + ", ".join(f"{k}={v}" for k, v in options.asdict().items() if v is not None and v is not False))
-
-    import torch
-    from accelerate import PartialState
-
+    precision, asked = _settled(sources_.options, sources_.config)
+    found = replace(sources_, options=asked)
+    say("options: " + ", ".join(f"{k}={v}" for k, v in asked.asdict().items() if v is not None and v is not False))
     with stopwatch("data"):
-        tokenizer = load_tokenizer(loading.fetch(found.student, options.revision, weights=False))
+        tokenizer = load_tokenizer(loading.fetch(found.student, asked.revision, weights=False))
         examples = training_examples(
-            options.data, options.max_seq_len, tokenizer, found.config.vocab_size, options.nsamples, options.seed
+            asked.data, asked.max_seq_len, tokenizer, found.config.vocab_size, asked.nsamples, asked.seed
         )
-        scored, evaluation = windows_of(found.eval_data, options.model, tokenizer, found.config, found.eval_length)
+        scored, evaluation = windows_of(found.eval_data, asked.model, tokenizer, found.config, found.eval_length)
         measurement = Measurement(scored, evaluation)
-    say(f"training data: {len(examples)} windows or records, {examples.tokens:,} tokens of {options.data}")
+    say(f"training data: {len(examples)} windows or records, {examples.tokens:,} tokens of {asked.data}")
     with stopwatch("load"):
-        student_folder = loading.fetch(found.student, options.revision)
-        model = loading.load_model(student_folder, found.config, "auto", _device(options))
-    stored, finite = model.dtype, checkpoint.finite_logits(model)
-    check_disk(target, size_of(model).bytes)
-    before = measurement.of(model, tokenizer, "before", stopwatch) if is_main() else Scores()
-    teacher = _teacher(found, options, precision, stopwatch)
-    if options.train_weights == "full" or precision == "no":
-        _cast(model, torch.float32)
-    if options.train_weights == "lora":
-        model = with_adapters(model, options)
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-
-    with PartialState(cpu=options.device == "cpu").main_process_first():
-        resumed = go_on(folder, key_of(found, options, student_folder))
-    few = windows(scored[: max(1, SCORED // scored.shape[1])]) if scored is not None else None
-    with stopwatch("train"):
-        trainer, pace = train(model, teacher, examples, few, found.layers, options, folder, precision)
-    with stopwatch("merge"):
-        model = _result(trainer, found, options, student_folder)
-    training = {
-        "windows": len(examples),
-        "steps": trainer.state.global_step,
-        "minutes": pace.seconds / 60,
-        "processes": trainer.args.world_size,
-        "precision": precision,
-        "trainable_parameters": trainable,
-        "resumed_at": resumed,
-    }
-    del trainer, teacher
+        student_folder = loading.fetch(found.student, asked.revision)
+        student = loading.load_model(student_folder, found.config, "auto", _device(asked))
+    stored, finite = student.dtype, checkpoint.finite_logits(student)
+    check_disk(target, size_of(student).bytes)
+    before = measurement.of(student, tokenizer, "before", stopwatch) if is_main() else Scores()
+    trained = _trained(found, student, student_folder, examples, scored, folder, precision, stopwatch)
+    del student
     if not is_main():
         return None
-    _cast(model.eval(), stored)
-    scores = compared(before, measurement.of(model, tokenizer, "after", stopwatch))
+    _cast(trained.model.eval(), stored)
+    scores = compared(before, measurement.of(trained.model, tokenizer, "after", stopwatch))
 
     def report() -> RecoverReport:
-        told = conditions(options, stopwatch.seconds, argv, program)
-        return outcome(found, model, scores, evaluation, training, examples.tokens, pace.history, told)
+        told = conditions(asked, stopwatch.seconds, argv, program)
+        return outcome(
+            found, trained.model, scores, evaluation, trained.training, examples.tokens, trained.history, told
+        )
 
     made = report()
     if made.recovered_share is not None:
         closed, dense = made.recovered_share, made.dense_perplexity
         say(f"recovered {closed:.0%} of the gap in log-perplexity to the dense model ({dense:.2f})")
     made = save(
-        model, tokenizer, target, student_folder, report, finite=finite, overwrite=options.overwrite,
+        trained.model, tokenizer, target, student_folder, report, finite=finite, overwrite=asked.overwrite,
         stopwatch=stopwatch, export=exporters,
     )  # fmt: skip
     clear(folder)
     return made
 
 
+def _check_method(options: RecoverOptions) -> None:
+    """UsageError for losses that are not there, RunError without PEFT where adapters are to learn."""
+    if options.method == "distil":
+        weights_of(options)
+    if options.train_weights == "lora":
+        check_installed()
+
+
+@dataclass
+class _Trained:
+    """The trained model, and what a report tells of the training."""
+
+    model: Any
+    training: dict[str, Any]
+    history: list[Any]
+
+
+def _trained(
+    found: Sources, student, student_folder: str, examples, scored, folder: Path, precision: str, stopwatch: Stopwatch
+) -> _Trained:
+    options = found.options
+    teacher = _teacher(found, options, precision, stopwatch)
+    if options.train_weights == "full" or precision == "no":
+        _cast(student, torch.float32)
+    model = with_adapters(student, options) if options.train_weights == "lora" else student
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    with PartialState(cpu=options.device == "cpu").main_process_first():
+        resumed = go_on(folder, key_of(found, options, student_folder))
+    few = windows(scored[: max(1, SCORED // scored.shape[1])]) if scored is not None else None
+    with stopwatch("train"):
+        trainer, schedule = train(model, teacher, examples, few, found.layers, options, folder, precision)
+    with stopwatch("merge"):
+        result = _result(trainer, found, options, student_folder)
+    training = {
+        "windows": len(examples),
+        "steps": trainer.state.global_step,
+        "minutes": schedule.seconds / 60,
+        "processes": trainer.args.world_size,
+        "precision": precision,
+        "trainable_parameters": trainable,
+        "resumed_at": resumed,
+    }
+    return _Trained(result, training, schedule.history)
+
+
 def _settled(options: RecoverOptions, config) -> tuple[str, RecoverOptions]:
     """(precision, the options with every default decided)."""
-    import torch
-
     cpu = options.device == "cpu" or not torch.cuda.is_available()
     if options.device == "cuda" and cpu:
         raise UsageError("--device cuda: there is no GPU that torch can use")
@@ -161,14 +182,10 @@ def _settled(options: RecoverOptions, config) -> tuple[str, RecoverOptions]:
 
 def _has_amx() -> bool:
     """Whether this CPU multiplies bfloat16 matrices in hardware, which makes it several times as fast as float32."""
-    import torch
-
     return getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
 
 
 def _device(options: RecoverOptions):
-    import torch
-
     if options.device == "cpu":
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
@@ -187,8 +204,6 @@ def _teacher(found: Sources, options: RecoverOptions, precision: str, stopwatch)
 
 def _result(trainer, found: Sources, options: RecoverOptions, folder: str):
     """The trained model as an ordinary one, on every process that holds all of it."""
-    from accelerate.utils import DistributedType
-
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # nor its autocast
     if trainer.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
         state = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # all processes take part
@@ -201,8 +216,6 @@ def _result(trainer, found: Sources, options: RecoverOptions, folder: str):
         if missing := [name for name in missing if "lm_head" not in name or not model.config.tie_word_embeddings]:
             raise RunError(f"the processes gathered no {missing[0]}; nothing was published")
     if options.train_weights == "lora":
-        from llm_pruner.recovery.adapters import merged
-
         model = merged(model)
     return model
 

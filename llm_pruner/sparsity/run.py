@@ -4,8 +4,10 @@ model → texts → perplexity → calibration text → sparse → perplexity �
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from llm_pruner.calibration import data
 from llm_pruner.config import recipe as names
@@ -13,6 +15,7 @@ from llm_pruner.config.sparsify import SparsifyOptions
 from llm_pruner.console import quiet, say
 from llm_pruner.errors import RunError, redact
 from llm_pruner.evaluation.scores import Measurement, Scores, compared, text_to_score, windows_of
+from llm_pruner.evaluation.tasks import check_tasks
 from llm_pruner.model import loading
 from llm_pruner.model.families import family_of
 from llm_pruner.model.per_layer import PREFIX
@@ -26,6 +29,7 @@ from llm_pruner.output.saving import save, write_json
 from llm_pruner.sparsity.columns import by_columns
 from llm_pruner.sparsity.learn import Learning
 from llm_pruner.sparsity.linear import sparse_layers
+from llm_pruner.sparsity.saved import mark
 from llm_pruner.sparsity.sparsify import sparsify
 from llm_pruner.sparsity.targets import targeted
 
@@ -33,35 +37,32 @@ PROGRAM = "llm-pruner sparsify"
 WATCHED = 4096  # tokens that the share of what is kept is counted on
 
 
+@dataclass(frozen=True)
+class _Places:
+    """Where a run reads and writes."""
+
+    source: str
+    target: Path | None
+    report: Path | None
+
+
 def run_one(options: SparsifyOptions, argv: Sequence[str] = (), known: Scores | None = None) -> SparsifyReport:
     """Apply one recipe to one model; `known` are the dense model's scores where they were measured before."""
     recipe, name = options.recipe, options.model[0]
     stopwatch = Stopwatch()
-    source = loading.resolve(name)
-    target = Path(options.save_model).expanduser() if options.save_model else None
-    inputs = places.inputs_of(options, {"model": source})
-    if target:
-        places.check_folder(target, inputs, options.overwrite)
-    path = places.report_file(options, inputs) if options.report else None
+    where = _places(options)
     exporters_called(options.export)
-    if path and target:
-        places.check_apart("report", path, {"the output folder": target})
     eval_data = text_to_score(options.eval_data, name)
     calibration = _calibration(options)
-    tasks = []
-    if options.tasks:
-        from llm_pruner.evaluation.tasks import check_tasks
-
-        tasks = check_tasks(options.tasks)
-    config = loading.load_config(source, options.revision, any_family=True)
+    tasks = check_tasks(options.tasks) if options.tasks else []
+    config = loading.load_config(where.source, options.revision, any_family=True)
     loading.check_dense(name, getattr(config, "quantization_config", None), "start from the dense model")
     family_of(config.model_type.removeprefix(PREFIX))
     quiet()
     say(f"sparse {recipe.sparse}: {recipe.label}")
-
     device = None if options.device_map else loading.pick_device(options.device)
     with stopwatch("data"):
-        folder = loading.fetch(source, options.revision, weights=False)
+        folder = loading.fetch(where.source, options.revision, weights=False)
         origin = lineage.report_of(folder)
         tokenizer = load_tokenizer(folder, needed=bool(eval_data or calibration or tasks))
         if tokenizer is None and (eval_data or calibration or tasks):
@@ -69,46 +70,60 @@ def run_one(options: SparsifyOptions, argv: Sequence[str] = (), known: Scores | 
         windows, evaluation = windows_of(eval_data, name, tokenizer, config, options.max_seq_len, options.eval_stride)
         prompts = _prompts(calibration, options, tokenizer, config)
     with stopwatch("load"):
-        folder = loading.fetch(source, options.revision)
+        folder = loading.fetch(where.source, options.revision)
         model = loading.load_model(folder, config, options.dtype, device, options.device_map)
-    finite = checkpoint.finite_logits(model) if target else None
-    if target:
-        places.check_disk(target, size_of(model).bytes)
+    finite = checkpoint.finite_logits(model) if where.target else None
+    if where.target:
+        places.check_disk(where.target, size_of(model).bytes)
     measurement = Measurement(
         windows, evaluation, tasks, options.batch_size, options.num_fewshot, options.apply_chat_template,
         options.limit, options.seed,
     )  # fmt: skip
     before = known or measurement.of(model, tokenizer, "before", stopwatch)
-    size = size_of(model)
+    told = _shape(model) | {"evaluation": evaluation, "calibration": calibration}
     with stopwatch("sparsify"):
         learned = sparsify(model, recipe, prompts, Learning(epochs=options.epochs, seed=options.seed))
-        if target and recipe.sparse == names.ACTIVATIONS:
+        if where.target and recipe.sparse == names.ACTIVATIONS:
             _as_loaded(model)
-    kept = measured_share(model, recipe, windows if windows is not None else prompts)
+    told["kept"] = measured_share(model, recipe, windows if windows is not None else prompts)
     scores = compared(before, measurement.of(model, tokenizer, "after", stopwatch))
+    told |= scores | lineage.told(origin, redact(name), evaluation) | {"learned": learned}
 
     def report() -> SparsifyReport:
-        return SparsifyReport(
-            model=redact(name),
-            label=recipe.label,
-            sparsity=recipe.asdict(),
-            kept=kept,
-            evaluation=evaluation,
-            calibration=calibration,
-            learned=learned,
-            model_type=Sides(model.config.model_type, model.config.model_type),
-            parameters=Sides(size.parameters, size.parameters),
-            bytes=Sides(size.bytes, size.bytes),
-            **scores,
-            **lineage.told(origin, redact(name), evaluation),
-            **conditions(options, stopwatch.seconds, argv, PROGRAM),
-        )
+        under = conditions(options, stopwatch.seconds, argv, PROGRAM)
+        return SparsifyReport(model=redact(name), label=recipe.label, sparsity=recipe.asdict(), **told, **under)
 
-    made = _saved(target, model, tokenizer, folder, options, report, finite, stopwatch) if target else report()
-    if path:
-        places.write_files({path: partial(write_json, report=made)})
-        say(f"saved {path}")
+    if where.target:
+        made = _saved(where.target, model, tokenizer, folder, options, report, finite, stopwatch)
+    else:
+        made = report()
+    if where.report:
+        places.write_files({where.report: partial(write_json, report=made)})
+        say(f"saved {where.report}")
     return made
+
+
+def _places(options: SparsifyOptions) -> _Places:
+    """UsageError where an output cannot be written."""
+    source = loading.resolve(options.model[0])
+    target = Path(options.save_model).expanduser() if options.save_model else None
+    inputs = places.inputs_of(options, {"model": source})
+    if target:
+        places.check_folder(target, inputs, options.overwrite)
+    path = places.report_file(options, inputs) if options.report else None
+    if path and target:
+        places.check_apart("report", path, {"the output folder": target})
+    return _Places(source, target, path)
+
+
+def _shape(model) -> dict[str, Any]:
+    """The fields of a report about the model's size, which stays."""
+    size, model_type = size_of(model), model.config.model_type
+    return {
+        "model_type": Sides(model_type, model_type),
+        "parameters": Sides(size.parameters, size.parameters),
+        "bytes": Sides(size.bytes, size.bytes),
+    }
 
 
 def _as_loaded(model) -> None:
@@ -170,8 +185,6 @@ def _saved(
 ) -> SparsifyReport:
     recipe, note = options.recipe, ""
     if recipe.sparse == names.ACTIVATIONS:
-        from llm_pruner.sparsity.saved import mark
-
         mark(model, recipe)
         note = "; import llm_pruner before you load it, or it is the dense model"
     return save(

@@ -73,7 +73,7 @@ def redact(text: str) -> str:
     return re.sub(r"(https?://)[^/\s@]+@", r"\1***@", text)
 
 
-SMALLER = "use a smaller --nsamples or --calibration_seq_len, --dtype bfloat16, or another --device"
+SMALLER = "use a smaller `nsamples` or `calibration_seq_len`, `dtype=bfloat16`, or another `device`"
 
 
 @contextlib.contextmanager
@@ -88,6 +88,6 @@ def computing(what: str, smaller: str = SMALLER):
         if type(error).__name__ == "LinAlgError":
             raise RunError(
                 f"{what}: the numbers are too large, or too far apart, for its equations to be solved; "
-                "try --dtype float32, or --importance magnitude, which has none"
+                "try `dtype=float32`, or `importance=magnitude`, which has none"
             ) from error
         raise

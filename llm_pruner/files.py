@@ -133,7 +133,7 @@ def read_text(path: Path, what: str, most: int = SMALL, error: type[PrunerError]
 
     Args:
         path: The file.
-        what: What it is, for the message: "--plan", "config.json of the model".
+        what: What it is, for the message: "`plan`", "config.json of the model".
         most: So many bytes it may have.
         error: The exception to raise.
 

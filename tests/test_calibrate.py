@@ -125,7 +125,7 @@ def test_a_prompt_that_does_not_fit():
     def function(_):
         raise MemoryError
 
-    with pytest.raises(RunError, match="8 calibration prompts of up to 16 tokens do not fit.*--calibration_seq_len"):
+    with pytest.raises(RunError, match="8 calibration prompts of up to 16 tokens do not fit.*`calibration_seq_len`"):
         with_batches(tiny.model("llama"), prompts(), function)
 
 

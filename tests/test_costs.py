@@ -176,7 +176,7 @@ def test_only_the_kinds_that_may_go_do():
 @pytest.mark.parametrize(("kinds", "share"), [((MLP,), 0.9), ((HEADS,), 0.9), ((KV_HEADS,), 0.08)])
 def test_a_budget_that_no_layers_meet(kinds, share):
     counter, _ = counter_of("llama")
-    with pytest.raises(PlanError, match="single layers cannot meet the budget; ask for less, or --prune more kinds"):
+    with pytest.raises(PlanError, match="single layers cannot meet the budget; ask for less, or `prune` more axes"):
         layers_by_costs(counter, kinds, budget_of(counter, share, False), made_up(counter))
 
 

@@ -69,5 +69,5 @@ def test_wikitext2_without_a_hub(monkeypatch):
         raise ConnectionError("no route")
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    with pytest.raises(RunError, match="--eval_data FILE"):
+    with pytest.raises(RunError, match="`eval_data=FILE`"):
         data.load_text("wikitext2")

@@ -263,7 +263,7 @@ def test_scores_too_large_to_be_squared_still_have_an_order():
 def test_numbers_too_large_for_any_solution(options, where):
     model = tiny.model("llama", intermediate_size=320)
     scaled("mlp", factor=1e10)(model)
-    with pytest.raises(RunError, match=f"{where}: the numbers are too large, .* try --dtype float32, or --importance"):
+    with pytest.raises(RunError, match=f"{where}: the numbers are too large, .* try `dtype=float32`, or `importance"):
         best_of(model, **options)
 
 
@@ -292,7 +292,7 @@ def test_a_layer_that_overflows_is_named_with_what_helps(options):
 @pytest.mark.parametrize("recipe", ["learnable", "spread", "weights"])
 def test_sparsity_names_it_too(recipe):
     sparsify = sparsify_weights if recipe == "weights" else sparsify_activations
-    with pytest.raises(RunError, match=r"layer 1: mlp\.up_proj gives NaN or Inf .* try --dtype bfloat16 or float32"):
+    with pytest.raises(RunError, match=r"layer 1: mlp\.up_proj gives NaN or Inf .* try `dtype=bfloat16` or float32"):
         sparsify(overflowing(), SPARSE[recipe], calibration().batches)
 
 
@@ -325,7 +325,7 @@ def test_a_rebuild_is_not_lost_with_what_it_is_compared_with(monkeypatch):
 
 def test_what_did_not_fit_is_said():
     for error in (MemoryError(), RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")):
-        expected = "the rebuild of layer 3 does not fit in memory; use a smaller --nsamples"
+        expected = "the rebuild of layer 3 does not fit in memory; use a smaller `nsamples`"
         with pytest.raises(RunError, match=expected), computing("the rebuild of layer 3"):
             raise error
     with pytest.raises(RuntimeError, match="shapes"), computing("the rebuild"):
@@ -340,7 +340,7 @@ def test_memory_that_ends_in_the_best_method(place, monkeypatch):
         raise MemoryError
 
     monkeypatch.setattr(place, no_memory)
-    with pytest.raises(RunError, match=r"layer 0 does not fit in memory; use a smaller --nsamples"):
+    with pytest.raises(RunError, match=r"layer 0 does not fit in memory; use a smaller `nsamples`"):
         best_of(
             tiny.model("llama", intermediate_size=320), param_ratio=0.3, per_layer=True, search_minutes=0.0, epochs=1
         )

@@ -209,7 +209,7 @@ def test_plans_that_contradict_themselves(tmp_path, change, message):
 
 def test_a_pipe_is_no_plan(tmp_path):
     os.mkfifo(tmp_path / "plan.json")
-    with pytest.raises(UsageError, match="--plan .* is no regular file"):
+    with pytest.raises(UsageError, match="`plan` .* is no regular file"):
         Plan.load(tmp_path / "plan.json")
 
 

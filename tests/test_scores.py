@@ -169,7 +169,7 @@ def test_scores_that_are_damaged(one_file_of_scores, tmp_path, importance, damag
     path = shutil.copy(one_file_of_scores(importance), tmp_path)
     change, message = DAMAGE[damage]
     damaged(path, lambda tensors: tensors.update({name: change(tensors[name])}))
-    with pytest.raises(UsageError, match=f"--scores .*{name} .*{message}"):
+    with pytest.raises(UsageError, match=f"`scores` .*{name} .*{message}"):
         prune(tmp_path, importance=importance, compensate="bias", param_ratio=0.3, scores=str(path))
 
 

@@ -122,7 +122,7 @@ def test_layers_that_change_least_go():
 def test_a_budget_that_nothing_meets(kinds, share):
     counter, config = counter_of("llama")
     budget = budget_of(counter, share, False)
-    with pytest.raises(PlanError, match="meets the budget; ask for less, or --prune more kinds"):
+    with pytest.raises(PlanError, match="meets the budget; ask for less, or `prune` more axes"):
         candidates(counter, config, kinds, budget, made_up(counter))
 
 

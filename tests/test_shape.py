@@ -82,7 +82,7 @@ def test_uniform_meets_the_budget_of_the_adaptive_result():
     after = uniform(counter, layers, lambda widths: True)
     assert len(set(after)) == 1
     assert abs(counter.decoder(after) - counter.decoder(layers)) <= 0.01 * counter.decoder(full)
-    with pytest.raises(PlanError, match="leave --uniform out"):
+    with pytest.raises(PlanError, match="leave `uniform` out"):
         uniform(counter, layers, lambda widths: widths[MLP] > 80)
 
 

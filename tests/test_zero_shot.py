@@ -380,7 +380,7 @@ def test_out_of_memory(demo, tokenizer, task, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
 
     monkeypatch.setattr(demo, "forward", forward)
-    with pytest.raises(RunError, match="use a smaller --batch_size"):
+    with pytest.raises(RunError, match="use a smaller `batch_size`"):
         zero_shot.zero_shot(demo, tokenizer, [task()])
 
 

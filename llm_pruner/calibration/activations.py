@@ -119,7 +119,7 @@ def with_batches(model, prompts: Sequence[torch.Tensor], function: Callable):
             if tokens < longest:
                 raise RunError(
                     f"{len(prompts)} calibration prompts of up to {longest} tokens do not fit in memory; "
-                    "use a smaller --nsamples or --calibration_seq_len"
+                    "use a smaller `nsamples` or `calibration_seq_len`"
                 ) from error
         tokens //= 2
         log.warning("out of memory; going on with batches of %d tokens", tokens)

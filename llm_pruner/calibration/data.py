@@ -152,7 +152,7 @@ def _windows(prose: Prose, nsamples: int, seq_len: int, generator, tokenizer) ->
             return [torch.tensor(_window_at(place, prose, seq_len, tokenizer)) for place in places]
         text, where = unless_blank(prose.whole(), prose.where)
         ids = _ids(tokenizer, text)
-        check_enough(len(ids), seq_len, where, "--calibration_seq_len")
+        check_enough(len(ids), seq_len, where, "`calibration_seq_len`")
         ids = torch.tensor(ids)
         offsets = torch.randint(len(ids) - seq_len + 1, (nsamples,), generator=generator).tolist()
         return [ids[offset : offset + seq_len] for offset in offsets]
@@ -176,7 +176,7 @@ def _window_at(place: int, prose: Prose, seq_len: int, tokenizer) -> list[int]:
             found = "only blanks" if blank else _tokens(len(ids))
             raise UsageError(
                 f"{prose.where} has {found} in {size:,} bytes around {place:,}, one window needs {seq_len} tokens; "
-                "give another text or a smaller --calibration_seq_len"
+                "give another text or a smaller `calibration_seq_len`"
             )
         size = min(4 * size, most)
 
@@ -219,7 +219,7 @@ def _document_windows(documents, nsamples: int, seq_len: int, generator, tokeniz
             return prompts
     raise UsageError(
         f"{len(prompts)} calibration documents have more than {seq_len} tokens, {nsamples} are needed; "
-        "use a smaller --nsamples or --calibration_seq_len"
+        "use a smaller `nsamples` or `calibration_seq_len`"
     )
 
 
@@ -291,10 +291,10 @@ def _dataset(option: str, *arguments, **options):
     try:
         return datasets.load_dataset(*arguments, **options)
     except Exception as error:
-        none = ", or --eval_data none" if option == "eval_data" else ""
+        none = ", or `eval_data=none`" if option == "eval_data" else ""
         raise RunError(
             f"{arguments[0]} cannot be had from the hub ({type(error).__name__}); "
-            f"give a text with --{option} FILE{none}"
+            f"give a text with `{option}=FILE`{none}"
         ) from error
 
 
@@ -336,7 +336,7 @@ def token_windows(
 
     text, where = unless_blank(text, where)
     ids = _ids(tokenizer, text)
-    check_enough(len(ids), length, where, "--max_seq_len")
+    check_enough(len(ids), length, where, "`max_seq_len`")
     if vocab_size is not None:
         check_vocabulary(max(ids), vocab_size)
     count = len(ids) // length

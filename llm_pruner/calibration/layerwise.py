@@ -80,7 +80,7 @@ def first_not_finite(model: nn.Module, run: Callable[[], object]) -> str | None:
 def not_finite(what: str, dtype: torch.dtype) -> RunError:
     """The error for `what` computed in `dtype`, with what helps."""
     name = str(dtype).removeprefix("torch.")
-    wider = {"float16": "try --dtype bfloat16 or float32", "bfloat16": "try --dtype float32"}
+    wider = {"float16": "try `dtype=bfloat16` or float32", "bfloat16": "try `dtype=float32`"}
     return RunError(f"{what}, computed in {name}; {wider.get(name, 'its weights or its config.json must be wrong')}")
 
 

@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import re
 import signal
 import sys
 import threading
@@ -13,6 +12,7 @@ from typing import Any
 from llm_pruner import console
 from llm_pruner._version import __version__
 from llm_pruner.cli.commands import CODES, COMMANDS, PRUNE, Command
+from llm_pruner.cli.messages import with_flags
 from llm_pruner.config.options import fields_of, kind_of, parse_flag
 from llm_pruner.errors import (
     PrunerError,
@@ -141,7 +141,7 @@ def _main(argv: list[str], command: Command) -> int:
         module, _, function = command.run.partition(":")
         getattr(import_module(module), function)(options, argv)
     except PrunerError as error:
-        return _fail(name, f"{with_flags(str(error), command)}{_saved()}", error.exit_code, show_traceback)
+        return _fail(name, f"{with_flags(str(error), command.options)}{_saved()}", error.exit_code, show_traceback)
     except KeyboardInterrupt:
         return _fail(name, f"interrupted{_saved() or '; nothing was published'}", 130, show_traceback)
     except Stopped as stop:
@@ -150,20 +150,6 @@ def _main(argv: list[str], command: Command) -> int:
     except Exception as error:
         return _fail(name, f"{_describe(error)}{_saved()}", 1, show_traceback)
     return 0
-
-
-def with_flags(message: str, command: Command) -> str:
-    """Return a message of the library with its parameters, which stand in backquotes, as the command's flags.
-
-    `nsamples` becomes --nsamples, and `dtype=bfloat16` --dtype bfloat16.
-    """
-    known = fields_of(command.options)
-
-    def flag(match: re.Match) -> str:
-        name, _, value = match[1].partition("=")
-        return f"--{name} {value}".strip() if name in known else match[0]
-
-    return re.sub(r"`([a-z_]+(?:=[^`\s]+)?)`", flag, message)
 
 
 def _heed_signals() -> None:

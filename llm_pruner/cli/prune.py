@@ -12,6 +12,7 @@ from typing import Any
 
 from llm_pruner.calibration import data
 from llm_pruner.calibration.statistics import WEIGHTS, Calibration
+from llm_pruner.cli.messages import with_flags
 from llm_pruner.cli.requests import (
     SCORING,
     asked_of,
@@ -258,7 +259,8 @@ def _by_default(options: PruneOptions, request, method: Reconstruct, config, sou
             if options.target_params or options.target_memory:
                 raise error from None
             raise
-        say(f"note: pruning by magnitude, because no reconstruction can be made here: {error}")
+        reason = with_flags(str(error), PruneOptions)
+        say(f"note: pruning by magnitude, because no reconstruction can be made here: {reason}")
         return _outlined(plain, made)
 
 

@@ -30,7 +30,7 @@ def perplexity(model, windows: torch.Tensor, batch_size: int | None = None, labe
     if length < 2 or not len(windows):
         raise UsageError(
             f"{len(windows)} windows of {length} tokens have no next token to predict; windows of at least 2 are "
-            "needed: --max_seq_len, and max_position_embeddings in config.json"
+            "needed: `max_seq_len`, and max_position_embeddings in config.json"
         )
     batch = batch_size or max(1, TOKENS.get(model.device.type, 4_096) // length)
     scorer, total, done = None, 0.0, 0
@@ -47,7 +47,7 @@ def perplexity(model, windows: torch.Tensor, batch_size: int | None = None, labe
                     raise
                 if batch == 1:
                     raise RunError(
-                        f"a window of {length} tokens does not fit in memory; use a smaller --max_seq_len"
+                        f"a window of {length} tokens does not fit in memory; use a smaller `max_seq_len`"
                     ) from error
                 batch //= 2
                 log.warning("out of memory; going on with %d windows per batch", batch)

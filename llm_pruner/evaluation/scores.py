@@ -91,6 +91,6 @@ def windows_of(
     if name is None:
         return None, None
     if tokenizer is None:
-        raise RunError(f"{model} has no tokenizer, so no text can be scored; use --eval_data none")
+        raise RunError(f"{model} has no tokenizer, so no text can be scored; use `eval_data=none`")
     windows = data.evaluation_windows(name, tokenizer, config, length)[::stride]
     return windows, Evaluation(**data.described(name, windows))

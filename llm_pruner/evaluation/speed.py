@@ -21,7 +21,7 @@ from llm_pruner.model.size import size_of
 QUANTITIES = ("prefill_tokens_per_second", "decode_tokens_per_second", "time_to_first_token_seconds")
 
 
-@computing("a run over prompts", "use a smaller --speed_batch_size, --prompt_len or --new_tokens")
+@computing("a run over prompts", "use a smaller `speed_batch_size`, `prompt_len` or `new_tokens`")
 @torch.inference_mode()
 def measure(
     models: Mapping[str, PreTrainedModel], batch_size: int = 1, prompt_len: int = 128, new_tokens: int = 64,

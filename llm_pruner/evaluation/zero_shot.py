@@ -242,7 +242,7 @@ def _one_line(task: str, what: str) -> Iterator[None]:
         error = _cause(raised)
         line = next(iter(str(error).strip().splitlines()), "") or traceback.extract_tb(error.__traceback__)[-1].line
         if is_out_of_memory(error):
-            raise RunError(f"{task}: memory does not suffice; use a smaller --batch_size") from raised
+            raise RunError(f"{task}: memory does not suffice; use a smaller `batch_size`") from raised
         if _from_hub(error):
             raise RunError(f"{task}: its data set is to come from the hub and cannot be had: {line}") from raised
         if "larger than population" in line:

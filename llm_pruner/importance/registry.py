@@ -76,12 +76,12 @@ def score(groups: Iterable[Group], criterion: Criterion, statistics: Statistics)
 
     scores = {}
     for group in tqdm(groups, desc=f"score by {criterion.name}", unit="group", delay=2, leave=False):
-        with computing(f"scoring {group.name} by {criterion.name}", "try --device cpu"):
+        with computing(f"scoring {group.name} by {criterion.name}", "try `device=cpu`"):
             values = criterion.score(group, statistics).float().cpu()
         if values.dim() != 1 or len(values) % group.units or not torch.isfinite(values).all():
             raise RunError(
                 f"{criterion.name} gives no finite score for each of the {group.units} units of {group.name}: "
-                "its weights, or what they read, are too large; another --importance may do"
+                "its weights, or what they read, are too large; another `importance` may do"
             )
         scores[group.name] = values
     return scores

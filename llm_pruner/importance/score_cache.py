@@ -46,8 +46,8 @@ def load(
     """
     from safetensors import SafetensorError, safe_open
 
-    where = f"--scores {path}"
-    check_regular(path, "--scores")
+    where = f"`scores` {path}"
+    check_regular(path, "`scores`")
     try:
         with safe_open(path, framework="pt") as file:
             found = json.loads((file.metadata() or {})[FORMAT])

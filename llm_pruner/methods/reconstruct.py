@@ -88,7 +88,7 @@ class Reconstruct:
         if draft.is_narrower and family_of(model_type).post_norms:
             raise PlanError(
                 f"{model_type} normalises what goes into its residual stream, and no rotation goes through that; "
-                "leave hidden out of --prune, or use --importance magnitude"
+                "leave hidden out of `prune`, or use `importance=magnitude`"
             )
 
     def needs_text(self, draft: Draft) -> bool:

@@ -33,10 +33,10 @@ def resolve(name: str) -> str:
         if os.path.lexists(path / ADAPTER):
             check_folder(path)
         if not os.path.exists(path / "config.json"):
-            raise RunError(f"{name} holds no config.json; --model wants the folder of a transformers checkpoint")
+            raise RunError(f"{name} holds no config.json; `model` wants the folder of a transformers checkpoint")
         return str(spelled(path))
     if path.is_file():
-        raise RunError(f"{name} is a file; --model wants the folder of a transformers checkpoint")
+        raise RunError(f"{name} is a file; `model` wants the folder of a transformers checkpoint")
     if name.startswith((".", "/", "~")) or name.count("/") != 1 and "\\" in name or name.count("/") > 1:
         raise RunError(f"there is no folder {name}")
     return name
@@ -141,10 +141,10 @@ def pick_device(name: str):
     try:
         device = torch.device(name)
         if device.type == "meta":
-            raise ValueError("it holds no weights; --dry_run needs none")
+            raise ValueError("it holds no weights; `dry_run` needs none")
         torch.empty(0, device=device)
     except Exception as error:
-        raise UsageError(f"--device {shown(name)}: {shortened(str(error).splitlines()[0])}") from error
+        raise UsageError(f"`device` {shown(name)}: {shortened(str(error).splitlines()[0])}") from error
     return device
 
 

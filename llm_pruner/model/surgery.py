@@ -36,7 +36,7 @@ def cut(
     groups = list(groups)
     parameters = dict(model.named_parameters())
     if offloaded := [name for name, p in parameters.items() if p.device.type == "meta"]:
-        raise PlanError(f"{offloaded[0]} is offloaded; load the model on devices that hold it (--device_map)")
+        raise PlanError(f"{offloaded[0]} is offloaded; load the model on devices that hold it (`device_map`)")
     positions = kept_positions(groups, kept, {name: tuple(p.shape) for name, p in parameters.items()})
     scales = _width_corrections(model, groups, kept)
     new = skeleton(config)

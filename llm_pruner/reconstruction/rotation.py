@@ -100,7 +100,7 @@ def rotate_layer(wide: nn.Module, dense: Layer, groups: Sequence[Group], basis: 
         odd = next((norm for norm in norms if norm not in fed), norms[0])
         raise PlanError(
             f"{odd} of layer {dense.index} normalises what goes into the residual stream, and no rotation goes through "
-            "that; leave hidden out of --prune, or use --importance magnitude"
+            "that; leave hidden out of `prune`, or use `importance=magnitude`"
         )
     unfolded: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
     for reader, (name, *_) in feeding.items():

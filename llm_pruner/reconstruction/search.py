@@ -110,7 +110,7 @@ def candidates(space: Space, costs: Costs) -> list[Candidate]:
     ordered = [shapes[rank] for rank in range(longest) for shapes in found if rank < len(shapes)]
     if not ordered:
         names = ", ".join(axis.name for axis in space.axes)
-        raise PlanError(f"no shape with fewer {names} meets the budget; ask for less, or --prune more axes")
+        raise PlanError(f"no shape with fewer {names} meets the budget; ask for less, or `prune` more axes")
     return ordered
 
 
@@ -235,7 +235,7 @@ def layers_by_costs(counter: ParameterCounter, axes: Sequence[Axis], goal: Goal,
         chosen = _given_back(chosen, int((saved - (full - goal.parameters)) // one), costs, before[MLP])
     if goal.missed(counter, tuple(chosen)) > (TOLERANCE if goal.whole else 0.005):
         names = ", ".join(axis.name for axis in axes)
-        raise PlanError(f"{names} of single layers cannot meet the budget; ask for less, or --prune more axes")
+        raise PlanError(f"{names} of single layers cannot meet the budget; ask for less, or `prune` more axes")
     return tuple(chosen)
 
 

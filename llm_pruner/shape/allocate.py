@@ -128,7 +128,7 @@ class _Ranking:
             spare = int((self.values[there] < math.inf).sum())
             if fewer > spare:
                 raise PlanError(
-                    f"{fewer} units of {name} would go and {spare} can; ask for less or for other --remove_heads"
+                    f"{fewer} units of {name} would go and {spare} can; ask for less or for other `remove_heads`"
                 )
         return len(self.heads) - fewer_heads, len(self.neurons) - fewer_neurons
 
@@ -157,4 +157,4 @@ def uniform(counter: ParameterCounter, layers: Layers, legal: Callable[[Widths],
         miss = abs(counter.decoder(counter.everywhere(shape)) - goal)
         if miss <= TOLERANCE * counter.decoder(counter.full) and legal(shape):
             return counter.everywhere(shape)
-    raise PlanError("no stock class holds one width for all layers with as many parameters; leave --uniform out")
+    raise PlanError("no stock class holds one width for all layers with as many parameters; leave `uniform` out")

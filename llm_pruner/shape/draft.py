@@ -204,13 +204,13 @@ def check_scored(axis: Axis, method: Shaper) -> None:
 
 def _by_target(request: Target, traced: Traced, method: Shaper) -> Draft:
     target = parse_target(request.text, traced.config)
-    counter, number, label = traced.counter, target.pop(LAYERS, None), f"--target {request.text}"
+    counter, number, label = traced.counter, target.pop(LAYERS, None), f"`target` {request.text}"
     after = counter.everywhere(widths_by_target(counter.before, target))
     if number is not None and number != counter.num_layers:
         if number > counter.num_layers:
-            raise PlanError(f"--target num_hidden_layers={number} is more than the model has ({counter.num_layers})")
+            raise PlanError(f"`target` num_hidden_layers={number} is more than the model has ({counter.num_layers})")
         if not method.removes_layers:
-            raise PlanError("whole layers go with --method reconstruct only; leave num_hidden_layers out of --target")
+            raise PlanError("whole layers go with `method=reconstruct` only; leave num_hidden_layers out of `target`")
         return Draft(traced, Fixed(after[:number]), label=label)
     return _changed(Draft(traced, Fixed(after), label=label))
 
@@ -236,7 +236,7 @@ def _by_budget(request: Budget, traced: Traced, method: Shaper) -> Draft:
     if family.derived_head_dim and HIDDEN not in axes and set(axes) - {MLP}:
         raise PlanError(
             f"{config.model_type} derives head_dim from hidden_size / num_attention_heads, so heads cannot go alone; "
-            "use --param_ratio R --prune mlp, or a width ratio for hidden and heads"
+            "use `param_ratio=R` `prune=mlp`, or a width ratio for hidden and heads"
         )
     left = request.parameters_left(traced.element_size)
     share = _share_of(request, counter, left)
@@ -283,7 +283,7 @@ def _check_share(share: float, axes: tuple[Axis, ...], counter: ParameterCounter
         least = counter.total(counter.everywhere(smallest(counter.before, axes)))
         raise PlanError(
             f"{share:.4f} times the attention and MLP parameters would have to go; ask for less (the nearest is a "
-            f"model of {least:,} parameters), or let the rest shrink too: --prune hidden,heads,mlp"
+            f"model of {least:,} parameters), or let the rest shrink too: `prune=hidden,heads,mlp`"
         )
 
 

@@ -138,8 +138,8 @@ class Plan:
     @classmethod
     def load(cls, path: str | Path) -> "Plan":
         """Read what `save` wrote. UsageError, with the field, when the file is not such a plan."""
-        where = f"--plan {path}"
-        data = read_json(Path(path).expanduser(), "--plan", unique=True)
+        where = f"`plan` {path}"
+        data = read_json(Path(path).expanduser(), "`plan`", unique=True)
         if not isinstance(data, dict) or not {"model_type", "kept"} <= set(data):
             raise UsageError(f"{where} is not a plan of this program")
         if data.pop("schema", None) != SCHEMA_VERSION:

@@ -114,17 +114,17 @@ class Budget:
                 "remove_heads says how many heads UL-MM and AL-MM remove; give it with those, and only those"
             )
         if self.uniform and not structure.startswith("AL"):
-            raise UsageError("uniform rounds an adaptive structure; give --structure AL-AM or AL-MM")
+            raise UsageError("uniform rounds an adaptive structure; give `structure=AL-AM` or AL-MM")
         literal = self.iteration is not None and not structure.startswith("AL")
         if axes and (structure.endswith("MM") or literal):
             what = "iteration" if literal else f"structure {structure}"
-            raise UsageError(f"{what} takes both heads and neurons; use --param_ratio to --prune some of them")
+            raise UsageError(f"{what} takes both heads and neurons; use `param_ratio` to `prune` some of them")
         if structure.startswith("UL") and KV_HEADS in axes:
             raise UsageError(
-                f"structure {structure} takes query heads from every kv group; leave kv_heads out of --prune"
+                f"structure {structure} takes query heads from every kv group; leave kv_heads out of `prune`"
             )
         if structure and HIDDEN in axes:
-            raise UsageError(f"structure {structure} is about heads and neurons; leave hidden out of --prune")
+            raise UsageError(f"structure {structure} is about heads and neurons; leave hidden out of `prune`")
 
     @property
     def adaptive(self) -> bool:

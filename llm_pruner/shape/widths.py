@@ -38,17 +38,17 @@ def parse_prune(text: str, ratio: float | None) -> dict[Axis, float]:
     for part in filter(None, (part.strip() for part in text.split(","))):
         name, _, own = part.partition("=")
         if name not in known:
-            raise UsageError(f"--prune {name!r}: {did_you_mean(name, known)}")
+            raise UsageError(f"`prune` {name!r}: {did_you_mean(name, known)}")
         if known[name] in ratios:
-            raise UsageError(f"--prune names {name!r} twice")
+            raise UsageError(f"`prune` names {name!r} twice")
         if own:
-            ratios[known[name]] = check_ratio(own, f"--prune {name}")
+            ratios[known[name]] = check_ratio(own, f"`prune` {name}")
         elif ratio is None:
-            raise UsageError(f"--prune {name} has no ratio: give --pruning_ratio or {name}=RATIO")
+            raise UsageError(f"`prune` {name} has no ratio: give `pruning_ratio` or {name}=RATIO")
         else:
             ratios[known[name]] = ratio
     if not ratios:
-        raise UsageError(f"--prune {text!r} names nothing; choose from {', '.join(known)}")
+        raise UsageError(f"`prune` {text!r} names nothing; choose from {', '.join(known)}")
     return ratios
 
 
@@ -70,17 +70,17 @@ def parse_target(text: str, config) -> dict[Axis, int]:
     for part in filter(None, (part.strip() for part in text.split(","))):
         name, _, value = part.partition("=")
         if name not in names:
-            raise UsageError(f"--target {name!r}: {did_you_mean(name, names)}")
+            raise UsageError(f"`target` {name!r}: {did_you_mean(name, names)}")
         if not value.isascii() or not value.isdigit() or len(value) > 18 or int(value) < 1:
-            raise UsageError(f"--target {name}: {shown(value)} is not a width; give a whole number of at least 1")
+            raise UsageError(f"`target` {name}: {shown(value)} is not a width; give a whole number of at least 1")
         if names[name] in target:
-            raise UsageError(f"--target sets {name} twice")
+            raise UsageError(f"`target` sets {name} twice")
         target[names[name]] = int(value)
     if HEAD_DIM in target:
         raise PlanError("head_dim never changes: RoPE's frequencies depend on it; set num_attention_heads instead")
     if not target:
         fields = ", ".join(axis.field for axis in PRUNABLE)
-        raise UsageError(f"--target {text!r} sets nothing; give NAME=WIDTH of {fields}")
+        raise UsageError(f"`target` {text!r} sets nothing; give NAME=WIDTH of {fields}")
     return target
 
 
@@ -138,7 +138,7 @@ def _rounded(kept: int, units: int, step: int, field: str) -> int:
     """The multiple of `step` nearest to `kept` that is not more than `units`; a step of 1 changes nothing."""
     nearest = min(math.floor(kept / step + 0.5), units // step) * step
     if nearest < 1:
-        raise PlanError(f"{field}={kept} rounds to no multiple of {step} up to {units}; use a smaller --round_to")
+        raise PlanError(f"{field}={kept} rounds to no multiple of {step} up to {units}; use a smaller `round_to`")
     return nearest
 
 
@@ -159,7 +159,7 @@ def widths_by_target(before: Widths, target: Mapping[Axis, int]) -> Widths:
     after = before.but({**target, HEADS: heads, KV_HEADS: kv_heads})
     for axis, width in after.items():
         if width > before[axis]:
-            raise PlanError(f"--target {axis.field}={width} is more than the model has ({before[axis]})")
+            raise PlanError(f"`target` {axis.field}={width} is more than the model has ({before[axis]})")
     if is_grouped(before):
         _check_heads(before, after)
     return after

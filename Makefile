@@ -4,7 +4,7 @@ BIN := .venv/bin
 # One torch thread for each of two test processes.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-.PHONY: demo test test-faults test-shared test-gpu lint benchmarks clean
+.PHONY: demo test test-all test-faults test-shared test-gpu lint docs benchmarks clean
 
 demo: .venv/.installed
 	$(BIN)/python prune_llm.py --model demo --pruning_ratio 0.5 --overwrite
@@ -12,6 +12,9 @@ demo: .venv/.installed
 # By files, whose tests share what is slow to make, and in their order: ordered by tests, slow files with few come last.
 test: .venv/.installed
 	$(PYTEST) --dist loadfile --no-loadscope-reorder -m "not shared and not gpu and not faults"
+
+# All that needs neither trained models nor a GPU.
+test-all: test test-faults
 
 # Injected faults against the contract of every command, and power cuts. LLM_PRUNER_FAULTS_EVERY=3 tries a third of them.
 test-faults: .venv/.installed
@@ -27,6 +30,11 @@ test-gpu: .venv/.installed
 lint: .venv/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# The documentation, into build/site. A broken link or a public name without its page ends the build.
+docs: .venv/.installed
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build -q --strict
 
 benchmarks: .venv/.installed
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[benchmarks]"

@@ -1,4 +1,4 @@
-"""Prune a language model: `python prune_llm.py --model X --pruning_ratio 0.5`; `--help` tells the rest."""
+"""Prune a language model: `python prune_llm.py --model X --pruning_ratio 0.5`, the same as `llm-pruner prune …`."""
 
 import sys
 

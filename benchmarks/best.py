@@ -14,20 +14,21 @@ import time
 from functools import partial
 
 import torch
+from llm_pruner.reconstruction.method import prune_best
 from measure import RESULTS, HostMemory, conditions, keep
 from quality import MODEL, NSAMPLES, RATIOS, prompts, windows
 from train_models import CONFIGS, MODELS
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from llm_pruner import Options, prune_model
+from llm_pruner.config.prune import PruneOptions
 from llm_pruner.evaluation.perplexity import perplexity
-from llm_pruner.importance import BEST
 from llm_pruner.model import loading
 from llm_pruner.output.conditions import Stopwatch
 from llm_pruner.pruning import plan_for
-from llm_pruner.reconstruction.method import prune_best
-from llm_pruner.reconstruction.reconstruct import Recipe, rebuild, split
+from llm_pruner.reconstruction.layer import rebuild
+from llm_pruner.reconstruction.tokens import split
 from llm_pruner.shape.draft import shape_of
+from tests.in_memory import prune_model
 
 WIDTHS = (0.25, 0.5)
 WHOLE = 0.3
@@ -65,7 +66,7 @@ def scored(model) -> dict:
 def pruned(folder, **asked) -> dict:
     """One run of `prune_model`, scored, with its widths and seconds."""
     started = time.perf_counter()
-    model, plan = prune_model(load(folder), Options(model=str(folder), **asked), prompts(0))
+    model, plan = prune_model(load(folder), PruneOptions(model=str(folder), **asked), prompts(0))
     seconds = round(time.perf_counter() - started, 1)
     changed = {**plan.config, "layers": plan.layers}
     return {**scored(model), "widths": plan.widths_after(), "changed": changed, "prune_seconds": seconds}
@@ -84,7 +85,7 @@ def shrunk(folder, **asked) -> dict:
 def part(recipe: Recipe) -> dict:
     """llama-6m at half, rebuilt by some of the parts only."""
     model = load(MODEL)
-    options = Options(model=str(MODEL), method="best", target=HALF)
+    options = PruneOptions(model=str(MODEL), method="reconstruct", target=HALF)
     shape = shape_of(options, model.config, BEST)
     plan, config = plan_for(model, shape, shape.after, options)
     done = rebuild(model, shape.groups, plan, config, split(prompts(0)), recipe)
@@ -94,7 +95,7 @@ def part(recipe: Recipe) -> dict:
 def cost() -> dict:
     """Seconds by phase, the KL that was reached and peak memory of a whole run with search."""
     model, stopwatch = load(MODEL), Stopwatch()
-    options = Options(model=str(MODEL), method="best", param_ratio=0.5)
+    options = PruneOptions(model=str(MODEL), method="reconstruct", param_ratio=0.5)
     shape = shape_of(options, model.config, BEST)
     HostMemory.reset_peak()
     before = HostMemory.now()
@@ -118,7 +119,7 @@ def scaling() -> dict:
             num_key_value_heads=4, vocab_size=4096, max_position_embeddings=256,
         )  # fmt: skip
         model = LlamaForCausalLM(config).eval()
-        options = Options(method="best", target=HALF, epochs=2)
+        options = PruneOptions(method="reconstruct", target=HALF, epochs=2)
         started = time.perf_counter()
         prune_model(model, options, list(torch.randint(4096, (number, 128))))
         return time.perf_counter() - started
@@ -232,8 +233,10 @@ def gpu() -> None:
     with torch.device("cuda"):
         model = LlamaForCausalLM(config).eval()
     torch.set_default_dtype(torch.float32)
-    options = Options(
-        model="random", method="best", target="num_attention_heads=16,num_key_value_heads=4,intermediate_size=7168"
+    options = PruneOptions(
+        model="random",
+        method="reconstruct",
+        target="num_attention_heads=16,num_key_value_heads=4,intermediate_size=7168",
     )
     text = list(torch.randint(config.vocab_size, (128, 2048)))
     shape, stopwatch = shape_of(options, model.config, BEST), Stopwatch()

@@ -5,12 +5,13 @@ python benchmarks/demo.py
 
 from measure import keep
 
-from llm_pruner import Options, run
+from llm_pruner import prune_checkpoint
+from llm_pruner.config.prune import PruneOptions
 from llm_pruner.records import plain
 
 
 def main() -> None:
-    report = run(Options(model="demo", pruning_ratio=0.5, no_save=True))
+    report = prune_checkpoint(PruneOptions(model="demo", pruning_ratio=0.5, no_save=True))
     keep(
         "demo",
         {

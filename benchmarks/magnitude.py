@@ -13,7 +13,8 @@ from statistics import mean
 from measure import keep
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from llm_pruner import Options, run
+from llm_pruner import prune_checkpoint
+from llm_pruner.config.prune import PruneOptions
 
 SHARED = Path(os.environ.get("LLM_PRUNER_SHARED", Path(__file__).parents[2] / "shared"))
 PROMPT = "The history of the city"
@@ -28,8 +29,8 @@ def generate(folder: Path) -> str:
 
 def row(ratio: float, importance: str, seed: int, folder: Path) -> dict:
     target = folder / f"{importance}-{ratio}-{seed}"
-    report = run(
-        Options(
+    report = prune_checkpoint(
+        PruneOptions(
             model=str(SHARED / "models" / "llama-6m"),
             pruning_ratio=ratio,
             importance=importance,

@@ -21,15 +21,17 @@ from statistics import mean
 import torch
 from measure import RESULTS, keep
 
-from llm_pruner import Options, prune_model
 from llm_pruner.calibration import data
 from llm_pruner.calibration.activations import batches_of, collect
+from llm_pruner.calibration.statistics import MOMENTS
+from llm_pruner.config.prune import PruneOptions
 from llm_pruner.evaluation.perplexity import perplexity
-from llm_pruner.importance import MOMENTS
 from llm_pruner.model import loading
-from llm_pruner.model.groups import MLP, reader
+from llm_pruner.model.axes import MLP
+from llm_pruner.model.groups import output_projection
 from llm_pruner.model.tokenizers import load_tokenizer
 from llm_pruner.model.trace import trace_groups
+from tests.in_memory import prune_model
 
 SHARED = Path(os.environ.get("LLM_PRUNER_SHARED", Path(__file__).parents[2] / "shared"))
 MODEL, TEXT = SHARED / "models" / "llama-6m", SHARED / "data" / "wikitext-2"
@@ -85,7 +87,7 @@ def one(name: str | None, ratio: float = 0.0, seed: int = 0) -> dict:
             "parameters": sum(p.numel() for p in model.parameters()),
         }
     method = METHODS[name]
-    options = Options(model=str(MODEL), param_ratio=ratio, seed=seed, **method)
+    options = PruneOptions(model=str(MODEL), param_ratio=ratio, seed=seed, **method)
     started = time.perf_counter()
     model, plan = prune_model(model, options, prompts(seed))
     seconds = time.perf_counter() - started
@@ -115,8 +117,8 @@ def neurons() -> list[dict]:
     inputs = collect(model, batches_of(prompts(0), 4096), groups, (MOMENTS,))
     found = []
     for group in groups:
-        if group.kind == MLP:
-            name = reader(group).parameter
+        if group.axis == MLP:
+            name = output_projection(group).parameter
             norms = model.get_parameter(name).detach().float().norm(dim=0)
             rms = inputs[name].norm / inputs[name].tokens ** 0.5
             ranks = torch.stack([norms.argsort().argsort(), (norms * rms).argsort().argsort()]).double()
@@ -135,7 +137,7 @@ def bias_parts() -> dict[str, float]:
     """Perplexity of FLAP WIFV at half, uniform, with both biases, with either, with none."""
     found = {}
     for name, zero in {"both": (), "down_proj": ("o_proj",), "o_proj": ("down_proj",)}.items():
-        options = Options(model=str(MODEL), param_ratio=0.5, **METHODS["FLAP WIFV"])
+        options = PruneOptions(model=str(MODEL), param_ratio=0.5, **METHODS["FLAP WIFV"])
         model, _ = prune_model(dense(), options, prompts(0))
         for parameter, bias in model.named_parameters():
             if parameter.endswith(tuple(f"{projection}.bias" for projection in zero)) and zero:

@@ -36,7 +36,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         command(
-            "prune", "--model", model, "--param_ratio", 0.5, "--method", "best", "--calibration_data",
+            "prune", "--model", model, "--param_ratio", 0.5, "--method", "reconstruct", "--calibration_data",
             wikitext / "valid.txt", "--nsamples", 128, "--calibration_seq_len", 128, *scored,
             "--save_model", folder / "half",
         )  # fmt: skip

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from llm_pruner import importance
 from llm_pruner.calibration.weights import Weights
+from llm_pruner.importance import criterion_of, score
 from llm_pruner.importance.selection import choose, scored_groups
 from llm_pruner.model.families import widths_of
 from llm_pruner.model.surgery import cut
@@ -70,7 +71,7 @@ def prune(model, device: str):
     started = time.perf_counter()
     weights = Weights(dict(model.named_parameters()))
     scored = scored_groups(groups, before, after)
-    scores = importance.score(scored, importance.get("magnitude"), importance.Evidence(weights=weights))
+    scores = score(scored, criterion_of("magnitude"), importance.Statistics(weights=weights))
     weights.check_all_finite()
     plan = replace(plan, kept=choose(groups, scores, before, after))
     synchronize(device)

@@ -10,8 +10,9 @@ from measure import keep
 from transformers import LlamaConfig
 
 from llm_pruner.model.families import widths_of
+from llm_pruner.model.skeleton import meta_model
 from llm_pruner.model.trace import trace_groups
-from llm_pruner.shape.plan import make_plan, meta_model
+from llm_pruner.shape.plan import make_plan
 from llm_pruner.shape.widths import widths_by_ratio
 
 LLAMA_8B = {

@@ -1,39 +1,87 @@
 """Structured pruning of Hugging Face language models. Everything public, imported when it is first used."""
 
 from importlib import import_module
+from typing import TYPE_CHECKING
 
+from llm_pruner._version import __version__
 from llm_pruner.model.per_layer import register as _register_per_layer
 from llm_pruner.sparsity.register import register as _register_sparse
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from llm_pruner.cli.chain import run as prune_checkpoint
+    from llm_pruner.cli.sparsify import run as sparsify_checkpoint
+    from llm_pruner.config.evaluate import EvaluateOptions
+    from llm_pruner.config.prune import PruneOptions
+    from llm_pruner.config.recipe import Recipe
+    from llm_pruner.config.recover import RecoverOptions
+    from llm_pruner.config.sparsify import SparsifyOptions
+    from llm_pruner.errors import PrunerError
+    from llm_pruner.evaluation.perplexity import perplexity
+    from llm_pruner.evaluation.run import run as evaluate
+    from llm_pruner.importance import CRITERIA, Criterion
+    from llm_pruner.methods import METHODS, Method, Reconstruct, ScoreAndCut
+    from llm_pruner.model.axes import Axis, Widths
+    from llm_pruner.model.families import FAMILIES, Family
+    from llm_pruner.model.groups import Group, Member
+    from llm_pruner.model.trace import trace_groups
+    from llm_pruner.pruning import prune
+    from llm_pruner.recovery.losses import LOSSES
+    from llm_pruner.recovery.run import run as recover
+    from llm_pruner.shape.plan import Plan
+    from llm_pruner.shape.request import Budget, Ratio, Replay, Target
+    from llm_pruner.sparsity.decode import speed_up
+    from llm_pruner.sparsity.semi import semi_structured
+    from llm_pruner.sparsity.sparsify import sparsify
 
 _HOME = {
-    "Options": "llm_pruner.config.prune",
-    "run": "llm_pruner.cli.chain",
-    "prune_model": "llm_pruner.pruning",
-    "trace_groups": "llm_pruner.model.trace",
-    "Group": "llm_pruner.model.groups",
-    "Member": "llm_pruner.model.groups",
-    "Widths": "llm_pruner.model.families",
-    "FAMILIES": "llm_pruner.model.families",
-    "Plan": "llm_pruner.shape.plan",
-    "cut": "llm_pruner.model.surgery",
-    "sparsify_activations": "llm_pruner.sparsity.calibration",
-    "sparsify_weights": "llm_pruner.sparsity.weights",
-    "Recipe": "llm_pruner.config.recipe",
-    "speed_up": "llm_pruner.sparsity.decode",
-    "semi_structured": "llm_pruner.sparsity.semi",
-    "perplexity": "llm_pruner.evaluation.perplexity",
-    "PrunerError": "llm_pruner.errors",
+    "Axis": "model.axes:Axis",
+    "Budget": "shape.request:Budget",
+    "CRITERIA": "importance:CRITERIA",
+    "Criterion": "importance:Criterion",
+    "EvaluateOptions": "config.evaluate:EvaluateOptions",
+    "FAMILIES": "model.families:FAMILIES",
+    "Family": "model.families:Family",
+    "Group": "model.groups:Group",
+    "LOSSES": "recovery.losses:LOSSES",
+    "METHODS": "methods:METHODS",
+    "Member": "model.groups:Member",
+    "Method": "methods:Method",
+    "Plan": "shape.plan:Plan",
+    "PruneOptions": "config.prune:PruneOptions",
+    "PrunerError": "errors:PrunerError",
+    "Ratio": "shape.request:Ratio",
+    "Recipe": "config.recipe:Recipe",
+    "Reconstruct": "methods:Reconstruct",
+    "RecoverOptions": "config.recover:RecoverOptions",
+    "Replay": "shape.request:Replay",
+    "ScoreAndCut": "methods:ScoreAndCut",
+    "SparsifyOptions": "config.sparsify:SparsifyOptions",
+    "Target": "shape.request:Target",
+    "Widths": "model.axes:Widths",
+    "evaluate": "evaluation.run:run",
+    "perplexity": "evaluation.perplexity:perplexity",
+    "prune": "pruning:prune",
+    "prune_checkpoint": "cli.chain:run",
+    "recover": "recovery.run:run",
+    "semi_structured": "sparsity.semi:semi_structured",
+    "sparsify": "sparsity.sparsify:sparsify",
+    "sparsify_checkpoint": "cli.sparsify:run",
+    "speed_up": "sparsity.decode:speed_up",
+    "trace_groups": "model.trace:trace_groups",
 }
 
-__all__ = sorted(_HOME)
+__all__ = sorted([*_HOME, "__version__"])
 
 
 def __getattr__(name: str):
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
+    module, _, attribute = _HOME[name].partition(":")
+    return getattr(import_module(f"{__name__}.{module}"), attribute)
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 # Checkpoints with layers of different widths or with sparse activations load like any other, once this is imported.

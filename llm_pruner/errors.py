@@ -1,5 +1,6 @@
 """What can go wrong, by exit code. Every message is one line: the value, the legal range, what to do."""
 
+import contextlib
 import errno
 import re
 
@@ -70,3 +71,23 @@ def redact(text: str) -> str:
     """`text` without access tokens: Hugging Face's (`hf_…`) and credentials inside URLs."""
     text = re.sub(r"hf_[A-Za-z0-9]{8,}", "hf_***", text)
     return re.sub(r"(https?://)[^/\s@]+@", r"\1***@", text)
+
+
+SMALLER = "use a smaller --nsamples or --calibration_seq_len, --dtype bfloat16, or another --device"
+
+
+@contextlib.contextmanager
+def computing(what: str, smaller: str = SMALLER):
+    """While this lasts, no memory left and equations without a solution are RunErrors about `what`, with what helps;
+    smaller: against the first."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise RunError(f"{what} does not fit in memory; {smaller}") from error
+        if type(error).__name__ == "LinAlgError":
+            raise RunError(
+                f"{what}: the numbers are too large, or too far apart, for its equations to be solved; "
+                "try --dtype float32, or --importance magnitude, which has none"
+            ) from error
+        raise

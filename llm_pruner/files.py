@@ -238,3 +238,34 @@ def set_aside(path: Path) -> Path:
 def write_state(path: Path, state: Mapping[str, Any], version: int = 1) -> None:
     """Keeps the state of an unfinished run, whole or not at all, for `read_state`."""
     write_json(path, {"version": version, **state})
+
+
+def checkpoint_digest(source: str, folder: str | Path) -> str:
+    """What tells a checkpoint from others: a hub id with its commit, which is the name of the `folder` it is in; of
+    a local folder its config, and of each weight file size and blocks of it: all, up to 32 MiB."""
+    if not os.path.isdir(source):
+        return f"{source}@{Path(folder).name}"
+    digest = hashlib.sha256()
+    for path in sorted(Path(folder).glob("*")):
+        if path.name == "config.json":
+            digest.update(path.read_bytes())
+        elif path.suffix in (".safetensors", ".bin") and path.is_file():
+            size = path.stat().st_size
+            digest.update(f"{path.name} {size}".encode())
+            with open(path, "rb") as file:
+                for start in range(0, size, max(BLOCK, size // BLOCKS)):
+                    file.seek(start)
+                    digest.update(file.read(BLOCK))
+    return digest.hexdigest()[:16]
+
+
+def text_digest(name: str) -> str:
+    """A data set's name as it is; a file's content, shortened."""
+    path = Path(name).expanduser()
+    if not path.is_file():
+        return name
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(2**20):
+            digest.update(piece)
+    return digest.hexdigest()[:16]

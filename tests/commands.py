@@ -38,7 +38,7 @@ def edit_tensors(folder: Path, change) -> None:
 def one_line(done, code: int) -> str:
     """The error, which is one line, after checking the exit code."""
     assert done.returncode == code, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
-    lines = [line for line in done.stderr.splitlines() if re.match(r"(prune_llm|llm_pruner \w+): error: ", line)]
+    lines = [line for line in done.stderr.splitlines() if re.match(r"llm-pruner \w+: error: ", line)]
     assert len(lines) == 1, done.stderr
     assert "Traceback" not in done.stderr
     return lines[0]

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from llm_pruner import Options, run
+from llm_pruner import prune_checkpoint
 from llm_pruner.calibration.data import calibration_prompts
+from llm_pruner.config.prune import PruneOptions
 
 LAYERS, HIDDEN, HEADS, KV_HEADS, HEAD_DIM, NEURONS = 6, 256, 8, 4, 32, 704
 WINDOWS, LENGTH, SEED = 16, 128, 0
@@ -85,7 +86,7 @@ def product(reference: Reference, folder: Path, **options) -> tuple[dict[str, Ar
         "eval_data": "none", "no_save": "save_model" not in options,
         "save_plan": str(folder / "plan.json"), "scores": str(folder / "scores.safetensors"),
     }  # fmt: skip
-    run(Options(**{**values, **options}))
+    prune_checkpoint(PruneOptions(**{**values, **options}))
     scores = {name: tensor.double().numpy() for name, tensor in load_file(folder / "scores.safetensors").items()}
     return scores, json.loads((folder / "plan.json").read_text())
 

@@ -2,20 +2,23 @@
 
 import torch
 
-from llm_pruner.config.prune import Options
-from llm_pruner.importance import evidence
-from llm_pruner.model.families import Widths, family_of, widths_of
+from llm_pruner.config.prune import PruneOptions
+from llm_pruner.methods import Journal, Pruned
+from llm_pruner.model.axes import Widths
+from llm_pruner.model.families import family_of, widths_of
 from llm_pruner.model.trace import trace_groups
-from llm_pruner.reconstruction.method import Best, prune_best
-from llm_pruner.reconstruction.reconstruct import Rebuilt, Recipe, Tokens, rebuild
-from llm_pruner.shape.draft import shape_of
+from llm_pruner.reconstruction.layer import Settings
+from llm_pruner.reconstruction.reconstruct import Reconstructed, reconstruct
+from llm_pruner.reconstruction.tokens import Tokens
+from llm_pruner.shape.draft import draft
 from llm_pruner.shape.plan import make_plan
 from llm_pruner.shape.widths import widths_by_ratio
 from tests import tiny
+from tests.in_memory import asked
 
-PLAIN = Recipe(refit=False, epochs=0)
-REFIT = Recipe(epochs=0)
-BRIEF = Recipe(epochs=1)
+PLAIN = Settings(refit=False, epochs=0)
+REFIT = Settings(epochs=0)
+BRIEF = Settings(epochs=1)
 
 
 def calibration(prompts: int = 32, length: int = 24, seed: int = 0, batches: int = 1) -> Tokens:
@@ -25,7 +28,7 @@ def calibration(prompts: int = 32, length: int = 24, seed: int = 0, batches: int
     return Tokens([*fitted, tiny.tokens(held, length, seed + 100)], [False] * batches + [True])
 
 
-def planned(model, after: Widths | tuple[Widths, ...] | dict[str, float]):
+def planned(model, after: Widths | tuple[Widths, ...] | dict):
     """(groups, plan without kept units, new config). after: of every layer, of each one, or ratios."""
     groups, before = trace_groups(model), widths_of(model.config)
     if isinstance(after, dict):
@@ -35,8 +38,9 @@ def planned(model, after: Widths | tuple[Widths, ...] | dict[str, float]):
     return groups, *make_plan(model, groups, after)
 
 
-def rebuilt(model, after, recipe: Recipe = REFIT, tokens: Tokens | None = None, folder=None) -> Rebuilt:
-    return rebuild(model, *planned(model, after), tokens or calibration(), recipe, folder)
+def rebuilt(model, after, settings: Settings = REFIT, tokens: Tokens | None = None, folder=None) -> Reconstructed:
+    groups, plan, config = planned(model, after)
+    return reconstruct(model, groups, plan.after, config, tokens or calibration(), settings, folder)
 
 
 @torch.no_grad()
@@ -47,7 +51,7 @@ def divergence(dense, pruned, batches) -> float:
     return (wanted.exp() * (wanted - found)).sum(-1).mean().item()
 
 
-def ratios_of(ratios: dict[str, float]) -> str:
+def ratios_of(ratios: dict) -> str:
     """As the value of --prune."""
     return ",".join(f"{kind}={ratio}" for kind, ratio in ratios.items())
 
@@ -62,8 +66,9 @@ def fitted_and_held(tokens: Tokens) -> tuple[list[torch.Tensor], list[torch.Tens
     return [row for batch, held in batches if not held for row in batch], [batch for batch, held in batches if held]
 
 
-def best_of(model, said: list[str] | None = None, **options) -> Best:
-    """`prune_best` on `prompts`; `said` gets what it says."""
-    options = Options(model="tiny", method="best", **{"epochs": 0, **options})
-    shape = shape_of(options, model.config, evidence.effective(options))
-    return prune_best(model, shape, options, prompts(), say=(said if said is not None else []).append)
+def best_of(model, said: list[str] | None = None, **options) -> Pruned:
+    """A reconstruction on `prompts`; `said` gets what it says."""
+    options = PruneOptions(model="tiny", method="reconstruct", **{"epochs": 0, **options})
+    _, request, method = asked(options)
+    log = (said if said is not None else []).append
+    return method.prune(model, draft(request, model.config, method), prompts(), Journal(log))

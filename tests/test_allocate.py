@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from llm_pruner.model.groups import HEADS, MLP
+from llm_pruner.model.axes import HEADS, KV_HEADS, MLP
 from llm_pruner.shape.allocate import adaptive_groups, allocate, standardised
-from llm_pruner.shape.budget import Ledger
-from tests.toys import assert_close, heads_and_neurons, hundred, ledger_of, toy
+from llm_pruner.shape.counter import ParameterCounter
+from tests.toys import assert_close, counter_of, heads_and_neurons, hundred, toy
 
 SCORES = {
     "layers.0.heads": torch.tensor([1.0, 3.0]),  # ∓0.7071
@@ -21,9 +21,9 @@ SCORES = {
 #   layer 0 head 0 (39), layer 0 neuron 0 (40)
 
 
-def allocated(ledger: Ledger, share: float, structure: str, remove_heads: int = 0, scores=SCORES):
-    groups = adaptive_groups(ledger.groups, ledger.before, (HEADS, MLP))
-    return allocate(ledger, groups, scores, share, structure, remove_heads)
+def allocated(counter: ParameterCounter, share: float, structure: str, remove_heads: int = 0, scores=SCORES):
+    groups = adaptive_groups(counter.groups, counter.before, (HEADS, MLP))
+    return allocate(counter, groups, scores, share, structure, remove_heads)
 
 
 def test_standardised():
@@ -70,7 +70,7 @@ def test_al_mm_floor_is_of_the_ratio_that_was_written():
     scores = {f"layers.{layer}.mlp": torch.arange(92.0) for layer in (0, 1)}
     scores |= {f"layers.{layer}.heads": torch.tensor([1.0, 2.0]) for layer in (0, 1)}
     layers = allocated(hundred(), 0.41, "AL-MM", 0, scores)
-    assert sum(layer.intermediate_size for layer in layers) == 2 * 92 - 82
+    assert sum(layer[MLP] for layer in layers) == 2 * 92 - 82
 
 
 def test_adaptive_unit_of_grouped_queries_is_the_kv_group():
@@ -79,7 +79,7 @@ def test_adaptive_unit_of_grouped_queries_is_the_kv_group():
     Two layers of 2·4 + 4 = 12. The best stay: 10. Groups 0 of either layer score -0.7071 and -0.1999 as above.
     At 0.25, 18 are left: 10, layer 0 neuron 2 (11), layer 1 group (15), layer 0 neuron 1, layer 1 neurons 0 and 1 (18).
     """
-    ledger = ledger_of(
+    counter = counter_of(
         hidden_size=4,
         num_attention_heads=4,
         num_key_value_heads=2,
@@ -89,9 +89,9 @@ def test_adaptive_unit_of_grouped_queries_is_the_kv_group():
     )
     scores = {name.replace("heads", "kv_heads"): values for name, values in SCORES.items()}
     scores["layers.1.kv_heads"] = torch.tensor([1.0, 9.0, 16.0, 0.0])  # a score for each query head
-    layers = allocated(ledger, 0.25, "AL-AM", scores=scores)
+    layers = allocated(counter, 0.25, "AL-AM", scores=scores)
     assert heads_and_neurons(layers) == [(2, 3), (4, 3)]
-    assert [layer.num_key_value_heads for layer in layers] == [1, 2]
+    assert [layer[KV_HEADS] for layer in layers] == [1, 2]
     # two query heads are one kv group, 4; of 24·0.25 = 6 two neurons are left to go: layer 0's first, layer 1's last
-    layers = allocated(ledger, 0.25, "AL-MM", 2, scores=scores)
-    assert [(layer.num_key_value_heads, layer.intermediate_size) for layer in layers] == [(1, 3), (2, 3)]
+    layers = allocated(counter, 0.25, "AL-MM", 2, scores=scores)
+    assert [(layer[KV_HEADS], layer[MLP]) for layer in layers] == [(1, 3), (2, 3)]

@@ -36,13 +36,13 @@ def test_streams_are_moved_before_anything_is_computed(case, asked, monkeypatch)
     expected = best_of(tiny.model(case), epochs=1, **asked)
     count = []
 
-    def put_aside(hidden):
+    def offloaded(hidden):
         assert not isinstance(hidden, Aside)
         count.append(1)
         return hidden.as_subclass(Aside)
 
     for own in (module, rebuild):
-        monkeypatch.setattr(own, "put_aside", put_aside)
+        monkeypatch.setattr(own, "offloaded", offloaded)
     found = best_of(tiny.model(case), epochs=1, **asked)
     assert count
     assert found.notes == expected.notes

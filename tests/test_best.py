@@ -8,13 +8,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from llm_pruner.config.prune import Options
+from llm_pruner.config.prune import PruneOptions
 from llm_pruner.errors import RunError
+from llm_pruner.model.axes import HEADS, KV_HEADS, MLP
 from llm_pruner.model.families import widths_of
-from llm_pruner.pruning import prune_model
 from llm_pruner.reconstruction import method as module
-from llm_pruner.reconstruction.reconstruct import Tokens, split
+from llm_pruner.reconstruction.tokens import Tokens, split
 from tests import tiny
+from tests.in_memory import prune_model
 from tests.rebuilding import best_of, divergence, fitted_and_held, prompts, ratios_of
 
 FINE = {"intermediate_size": 320}
@@ -64,7 +65,7 @@ def test_the_best_of_the_shapes_that_were_measured_is_built(case, budget):
     chosen = result.notes.get("finals", found)[0]
     layers = chosen["layers"]
     assert len(plan.after) == len(layers or (0, 1)) == len(result.notes["stream_errors"])
-    assert [widths.asdict() for widths in plan.after] == [chosen["widths"]] * len(plan.after)
+    assert [widths.by_field() for widths in plan.after] == [chosen["widths"]] * len(plan.after)
     if "param_ratio" in budget:
         assert abs(plan.decoder_after / plan.decoder_before - 0.6) < 0.005
     else:
@@ -82,7 +83,7 @@ def test_layers_have_widths_of_their_own(minutes):
             model.model.layers[1].get_submodule(name).weight *= 0.05  # the second layer gives little
     result = best_of(model, param_ratio=0.4, per_layer=True, search_minutes=minutes)
     assert ("finals" in result.notes) == bool(minutes), "compared with widths that are the same in all"
-    sizes = [widths.num_key_value_heads * widths.intermediate_size for widths in result.plan.after]
+    sizes = [widths[KV_HEADS] * widths[MLP] for widths in result.plan.after]
     assert sizes[1] < min(sizes[0], sizes[2])
     assert abs(result.plan.decoder_after / result.plan.decoder_before - 0.6) < 0.005
     assert result.model.config.model_type == "pruned_llama"
@@ -112,7 +113,7 @@ def test_a_budget_that_only_the_start_meets():
     heads = 2 * 4 * 2 * 48 * 8  # half of the query heads of both layers
     total = 2 * 20736
     result = best_of(model, param_ratio=heads / total - 0.006, prune="heads")
-    assert [widths.num_attention_heads for widths in result.plan.after] == [4, 4]
+    assert [widths[HEADS] for widths in result.plan.after] == [4, 4]
     assert "search" not in result.notes
 
 
@@ -176,6 +177,6 @@ def test_weights_that_are_not_finite_are_named():
 def test_it_is_what_prune_model_does_with_text_alone():
     """In the mode that the model was in."""
     expected = best_of(tiny.model("llama"), prune="mlp=0.3").model.state_dict()
-    new, plan = prune_model(tiny.model("llama").train(), Options(prune="mlp=0.3", epochs=0), prompts())
+    new, plan = prune_model(tiny.model("llama").train(), PruneOptions(prune="mlp=0.3", epochs=0), prompts())
     assert (plan.importance, new.training) == ("best", True)
     assert all(torch.equal(tensor, expected[name]) for name, tensor in new.state_dict().items())

@@ -8,14 +8,15 @@ import pytest
 
 import llm_pruner
 from llm_pruner.output.reports import PruneReport
-from llm_pruner.reconstruction import method as module
+from llm_pruner.methods import reconstruct as module
 
 pytestmark = pytest.mark.usefixtures("quick_reload")
 QUICK = {"calibration_data": "demo", "nsamples": 16, "calibration_seq_len": 64, "epochs": 1, "eval_data": "none"}
 
 
 def run(folder, **asked) -> PruneReport:
-    report = llm_pruner.run(llm_pruner.Options(model="demo", save_model=str(folder), **QUICK, **asked))
+    options = llm_pruner.PruneOptions(model="demo", save_model=str(folder), **QUICK, **asked)
+    report = llm_pruner.prune_checkpoint(options)
     assert json.loads((folder / "report.json").read_text()) == json.loads(json.dumps(report.to_dict()))
     return report
 
@@ -39,8 +40,8 @@ def test_a_search_is_in_the_report(tmp_path):
 @pytest.mark.parametrize("kl", [math.nan, math.inf])
 def test_a_rebuild_that_broke_is_no_loss(kl, tmp_path, monkeypatch, capsys):
     """FLAP's biases are not in the class, so this is one that brings its own, which is said; JSON holds no NaN."""
-    own = module.rebuild
-    monkeypatch.setattr(module, "rebuild", lambda *rest, **more: replace(own(*rest, **more), kl=kl, errors=[kl]))
+    own = module.reconstruct
+    monkeypatch.setattr(module, "reconstruct", lambda *rest, **more: replace(own(*rest, **more), kl=kl, errors=[kl]))
     report = run(tmp_path / "out", prune="mlp=0.5")
     stored = json.loads((tmp_path / "out" / "report.json").read_text())["reconstruction"]
     assert (stored["kl"], stored["stream_errors"]) == (None, [None])
@@ -49,5 +50,5 @@ def test_a_rebuild_that_broke_is_no_loss(kl, tmp_path, monkeypatch, capsys):
 
 
 def test_what_does_not_go_with_it_is_named(capsys):
-    llm_pruner.run(llm_pruner.Options(model="demo", pruning_ratio=0.5, mask_only=True, dry_run=True))
+    llm_pruner.prune_checkpoint(llm_pruner.PruneOptions(model="demo", pruning_ratio=0.5, mask_only=True, dry_run=True))
     assert "note: pruning by magnitude: mask_only does not go with the best method" in capsys.readouterr().out

@@ -5,19 +5,16 @@ from types import SimpleNamespace
 import pytest
 
 from llm_pruner.errors import PlanError
-from llm_pruner.model.families import Widths
-from llm_pruner.model.groups import HEADS, HIDDEN, KV_HEADS, MLP
+from llm_pruner.model.axes import HEAD_DIM, HEADS, HIDDEN, KV_HEADS, MLP, Widths
 from llm_pruner.shape.budget import (
     TOLERANCE,
-    Budget,
-    goal_of,
     share_of,
     smallest,
     widths_by_iteration,
     widths_by_parameters,
     widths_by_structure,
 )
-from tests.toys import heads_and_neurons, hundred, ledger_of, toy
+from tests.toys import counter_of, heads_and_neurons, hundred, toy
 
 # A neuron costs 3·hidden parameters, a head 4·head_dim·hidden.
 
@@ -25,7 +22,7 @@ from tests.toys import heads_and_neurons, hundred, ledger_of, toy
 @pytest.fixture(scope="module")
 def llama_2_7b():
     """Attention 4·4096² = 67,108,864 and MLP 3·4096·11008 = 135,266,304: 202,375,168 a layer; two norms: 8192."""
-    return ledger_of(
+    return counter_of(
         hidden_size=4096, intermediate_size=11008, num_attention_heads=32, num_hidden_layers=32, vocab_size=32000
     )
 
@@ -34,7 +31,7 @@ def llama_2_7b():
 def grouped():
     """A quarter of Llama-3-8B's layers. Attention 2·4096² + 2·4096·1024 = 41,943,040, MLP 3·4096·14336 = 176,160,768:
     218,103,808 a layer."""
-    return ledger_of(
+    return counter_of(
         hidden_size=4096, intermediate_size=14336, num_attention_heads=32, num_key_value_heads=8, num_hidden_layers=8
     )
 
@@ -45,12 +42,12 @@ def test_costs(llama_2_7b, grouped):
     neuron = llama_2_7b.cost(before, intermediate_size=1)
     assert (head, neuron) == (4 * 128 * 4096, 3 * 4096)
     assert head * 3 == neuron * 512
-    assert llama_2_7b.decoder(llama_2_7b.all_layers(before)) == 32 * 202_375_168
+    assert llama_2_7b.decoder(llama_2_7b.everywhere(before)) == 32 * 202_375_168
     assert llama_2_7b.of_layer_0() == 202_383_360
-    assert llama_2_7b.total(llama_2_7b.all_layers(before)) == 6_738_415_616  # the published size
+    assert llama_2_7b.total(llama_2_7b.everywhere(before)) == 6_738_415_616  # the published size
     # four query heads with their rows of q and columns of o, one key and one value head: 10·128 rows of 4096
     assert grouped.cost(grouped.before, num_attention_heads=4, num_key_value_heads=1) == 10 * 128 * 4096
-    assert grouped.decoder(grouped.all_layers(grouped.before)) == 8 * 218_103_808
+    assert grouped.decoder(grouped.everywhere(grouped.before)) == 8 * 218_103_808
 
 
 @pytest.mark.parametrize(
@@ -78,17 +75,17 @@ def test_amp_iteration_on_llama_2_7b(llama_2_7b, iteration, heads, neurons):
     ],
 )
 def test_amp_iteration_makes_up_for_rounded_heads_in_neurons(iteration, heads, neurons):
-    ledger = ledger_of(
+    counter = counter_of(
         hidden_size=24, num_attention_heads=8, num_key_value_heads=8, head_dim=4, intermediate_size=100,
         num_hidden_layers=3,
     )  # fmt: skip
-    assert widths_by_iteration(ledger, iteration) == Widths(24, 8 - heads, 8 - heads, 100 - neurons, 4)
+    assert widths_by_iteration(counter, iteration) == Widths(24, 8 - heads, 8 - heads, 100 - neurons, 4)
 
 
 def test_amp_iteration_leaves_one_head():
     """ρ' = (240 + 8)/480 = 0.51667 of two heads, then of one: the head stays, neurons make up for it."""
     assert heads_and_neurons([widths_by_iteration(toy(), 1)]) == [(1, 2)]  # 1.0333 - 1 + 2.0667 = 2.1
-    one_head = ledger_of(
+    one_head = counter_of(
         hidden_size=4,
         num_attention_heads=1,
         num_key_value_heads=1,
@@ -130,15 +127,19 @@ def test_ul_um_with_grouped_queries(grouped):
 
 
 def test_ul_um_of_one_kind(llama_2_7b):
-    assert widths_by_structure(llama_2_7b, "UL-UM", 0.5, (MLP,), 0) == Widths(4096, 32, 32, 5504, 128)
-    assert widths_by_structure(llama_2_7b, "UL-UM", 0.5, (HEADS,), 0) == Widths(4096, 16, 16, 11008, 128)
+    assert widths_by_structure(llama_2_7b, "UL-UM", 0.5, (MLP,), 0) == Widths(
+        {HIDDEN: 4096, HEADS: 32, KV_HEADS: 32, MLP: 5504, HEAD_DIM: 128}
+    )
+    assert widths_by_structure(llama_2_7b, "UL-UM", 0.5, (HEADS,), 0) == Widths(
+        {HIDDEN: 4096, HEADS: 16, KV_HEADS: 16, MLP: 11008, HEAD_DIM: 128}
+    )
 
 
 @pytest.mark.parametrize("structure", ["UL-UM", "UL-MM"])
 def test_floor_is_of_the_ratio_that_was_written(structure):
     """In binary 0.58·100 is 57.99…, 0.41·2400 is 983.99…; the whole numbers are meant."""
     if structure == "UL-UM":
-        big = ledger_of(
+        big = counter_of(
             hidden_size=8, num_attention_heads=2, num_key_value_heads=2, head_dim=3, intermediate_size=100,
             num_hidden_layers=1,
         )  # fmt: skip
@@ -171,16 +172,16 @@ def test_param_ratio_by_hand(llama_2_7b):
 @pytest.mark.parametrize("which", ["llama_2_7b", "grouped"])
 def test_param_ratio_is_met(request, which, ratio):
     """Within 1 %, by the formula for a layer's parameters; and nearer than one neuron in every layer."""
-    ledger = request.getfixturevalue(which)
-    layers, before = ledger.num_layers, ledger.before
+    counter = request.getfixturevalue(which)
+    layers, before = counter.num_layers, counter.before
     options = SimpleNamespace(target_params=None, iteration=None, param_ratio=ratio, pruning_ratio=None)
-    assert share_of(ledger, options) == ratio
+    assert share_of(counter, options) == ratio
 
     def parameters(w: Widths) -> int:
-        return layers * 4096 * (128 * 2 * (w.num_attention_heads + w.num_key_value_heads) + 3 * w.intermediate_size)
+        return layers * 4096 * (128 * 2 * (w[HEADS] + w[KV_HEADS]) + 3 * w[MLP])
 
     goal = (1 - ratio) * parameters(before)
-    after = widths_by_parameters(ledger, (HEADS, MLP), goal, whole=False, legal=lambda widths: True)
+    after = widths_by_parameters(counter, (HEADS, MLP), goal, whole=False, legal=lambda widths: True)
     assert abs(parameters(after) - goal) <= 0.01 * parameters(before)
     assert abs(parameters(after) - goal) <= layers * 3 * 4096 / 2
     assert after.num_attention_heads < 32 or ratio < 0.2
@@ -225,19 +226,19 @@ def test_ul_mm_of_less_than_a_head_in_each_layer(llama_2_7b):
 @pytest.mark.parametrize("goal", [1, 10, 1000])
 @pytest.mark.parametrize("kinds", [(MLP,), (HEADS, MLP), (HIDDEN, HEADS, KV_HEADS, MLP)])
 def test_a_size_that_cannot_be_met_comes_with_the_nearest(grouped, goal, kinds):
-    least = grouped.total(grouped.all_layers(smallest(grouped.before, kinds)))
+    least = grouped.total(grouped.everywhere(smallest(grouped.before, kinds)))
     with pytest.raises(PlanError, match=f"{goal:,} parameters are wanted, the nearest is {least:,}; ask for that"):
         widths_by_parameters(grouped, kinds, goal, whole=True, legal=lambda widths: True)
     met = widths_by_parameters(grouped, kinds, least, whole=True, legal=lambda widths: True)
-    assert grouped.total(grouped.all_layers(met)) == least
+    assert grouped.total(grouped.everywhere(met)) == least
 
 
 def test_a_size_is_missed_by_a_share_of_itself_and_a_ratio_by_a_share_of_what_there_was():
-    ledger = toy()
-    full = ledger.all_layers(ledger.before)
-    total, decoder = ledger.total(full), ledger.decoder(full)
-    assert Budget(total / 4, True).missed(ledger, full) == 3
-    assert Budget(decoder / 4, False).missed(ledger, full) == 0.75
-    Budget(total / (1 + TOLERANCE * 0.99), True).check(ledger, full, (MLP,))
+    counter = toy()
+    full = counter.everywhere(counter.before)
+    total, decoder = counter.total(full), counter.decoder(full)
+    assert Budget(total / 4, True).missed(counter, full) == 3
+    assert Budget(decoder / 4, False).missed(counter, full) == 0.75
+    Budget(total / (1 + TOLERANCE * 0.99), True).check(counter, full, (MLP,))
     with pytest.raises(PlanError, match="cannot meet the budget"):
-        Budget(total / (1 + TOLERANCE * 1.01), True).check(ledger, full, (MLP,))
+        Budget(total / (1 + TOLERANCE * 1.01), True).check(counter, full, (MLP,))

@@ -7,10 +7,12 @@ import torch
 
 from llm_pruner.calibration import activations as calibrate
 from llm_pruner.calibration.activations import collect, with_batches
-from llm_pruner.calibration.layerwise import decoder_layers, walk
+from llm_pruner.calibration.layerwise import walk
+from llm_pruner.calibration.statistics import ABSOLUTE, CONTRIBUTION, MOMENTS
 from llm_pruner.errors import RunError
-from llm_pruner.importance import ABSOLUTE, CONTRIBUTION, MOMENTS
-from llm_pruner.model.groups import HEADS, MLP, reader
+from llm_pruner.model.axes import HEADS, MLP
+from llm_pruner.model.groups import output_projection
+from llm_pruner.model.layers import decoder_layers
 from llm_pruner.model.trace import trace_groups
 from tests import tiny
 from tests.steps import prompts
@@ -39,7 +41,7 @@ def test_statistics_are_those_of_the_plain_forward(case):
     model, found = tiny.model(case), {}
     groups = trace_groups(model)
     inputs = collect(model, batches(), groups, EVERYTHING)
-    wanted = {reader(g).parameter: g for g in groups if g.kind in (HEADS, MLP)}
+    wanted = {output_projection(g).parameter: g for g in groups if g.axis in (HEADS, MLP)}
     assert set(inputs) == set(wanted)
     for name in wanted:
         module = model.get_submodule(name.removesuffix(".weight"))

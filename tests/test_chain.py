@@ -5,9 +5,9 @@ import json
 import pytest
 
 import llm_pruner
-from llm_pruner import Options
 from llm_pruner.cli.chain import recovery_options
-from llm_pruner.config.prune_rules import resolve
+from llm_pruner.cli.requests import resolve
+from llm_pruner.config.prune import PruneOptions
 from llm_pruner.errors import UsageError
 from llm_pruner.evaluation import zero_shot
 from llm_pruner.output import checkpoint
@@ -23,8 +23,10 @@ def _no_fresh_process(monkeypatch):
 
 def test_prune_then_recover(tmp_path):
     (tmp_path / "short.yaml").write_text("method: distil\nsteps: 4\nmax_seq_len: 64\n")
-    made = llm_pruner.run(
-        Options(**HALF, save_model=str(tmp_path / "half"), recover=str(tmp_path / "short.yaml"), device="cpu", seed=3),
+    made = llm_pruner.prune_checkpoint(
+        PruneOptions(
+            **HALF, save_model=str(tmp_path / "half"), recover=str(tmp_path / "short.yaml"), device="cpu", seed=3
+        ),
         ["--model", "demo", "--recover", "short.yaml"],
     )
     stored = json.loads((tmp_path / "half-recovered" / "report.json").read_text())
@@ -35,7 +37,7 @@ def test_prune_then_recover(tmp_path):
     assert (tmp_path / "half" / "report.json").is_file()
     assert stored["command"] == "python prune_llm.py --model demo --recover short.yaml", "what was typed"
     with pytest.raises(UsageError, match="half is not empty"):
-        llm_pruner.run(Options(**HALF, save_model=str(tmp_path / "half"), recover="lora"))
+        llm_pruner.prune_checkpoint(PruneOptions(**HALF, save_model=str(tmp_path / "half"), recover="lora"))
 
 
 def test_what_cannot_follow_is_found_before_anything_is_pruned(tmp_path, monkeypatch):
@@ -43,17 +45,17 @@ def test_what_cannot_follow_is_found_before_anything_is_pruned(tmp_path, monkeyp
     (tmp_path / "bad.yaml").write_text("step: 3\n")
     for how, message in (("lorra", "neither distil, lora nor a YAML"), (str(tmp_path / "bad.yaml"), "mean 'steps'")):
         with pytest.raises(UsageError, match=message):
-            llm_pruner.run(Options(**HALF, save_model=str(tmp_path / "half"), recover=how))
+            llm_pruner.prune_checkpoint(PruneOptions(**HALF, save_model=str(tmp_path / "half"), recover=how))
     (tmp_path / "half-recovered").mkdir()
     (tmp_path / "half-recovered" / "thesis.txt").write_text("years of work")
     with pytest.raises(UsageError, match="is not empty"):
-        llm_pruner.run(Options(**HALF, save_model=str(tmp_path / "half"), recover="distil"))
+        llm_pruner.prune_checkpoint(PruneOptions(**HALF, save_model=str(tmp_path / "half"), recover="distil"))
     with pytest.raises(UsageError, match="recover trains the saved checkpoint; leave out no_save"):
         resolve({**HALF, "recover": "lora", "no_save": True})
 
 
 def test_methods_by_name(tmp_path):
-    options = Options(**HALF, recover="lora", device="cpu")
+    options = PruneOptions(**HALF, recover="lora", device="cpu")
     recovery = recovery_options(options, tmp_path / "half")
     assert (recovery.method, recovery.model, recovery.device) == ("lora", str(tmp_path / "half"), "cpu")
     assert recovery.eval_data == "demo"
@@ -67,7 +69,7 @@ def test_zero_shot_before_and_after(tmp_path, monkeypatch, capsys):
         return {"piqa": {"acc": 0.9 if len(asked) == 1 else 0.6, "samples": 10}}
 
     monkeypatch.setattr(zero_shot, "zero_shot", fake)
-    made = llm_pruner.run(Options(**HALF, save_model=str(tmp_path / "half"), eval_zero_shot=True))
+    made = llm_pruner.prune_checkpoint(PruneOptions(**HALF, save_model=str(tmp_path / "half"), eval_zero_shot=True))
     assert [size for size, _ in asked] == [made.parameters.before, made.parameters.after]
     assert asked[0][1] == ["piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "boolq"]
     assert [rows["piqa"]["acc"] for rows in (made.zero_shot.before, made.zero_shot.after)] == [0.9, 0.6]

@@ -2,7 +2,8 @@
 
 from types import SimpleNamespace
 
-from llm_pruner.model.groups import HEADS, HIDDEN, MLP, Group, Member
+from llm_pruner.model.axes import HEADS, HIDDEN, MLP
+from llm_pruner.model.groups import Group, Member
 from llm_pruner.reconstruction.bias import output_biases
 from tests.toys import WEIGHT, measured
 

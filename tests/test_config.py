@@ -1,16 +1,16 @@
-"""Options: defaults < YAML < flags, and nothing that cannot be meant gets through."""
+"""PruneOptions: defaults < YAML < flags, and nothing that cannot be meant gets through."""
 
 from pathlib import Path
 
 import pytest
 
 from llm_pruner.cli.main import parse
+from llm_pruner.cli.requests import resolve, validate_pruning, wants_reconstruction
 from llm_pruner.config.options import read_yaml
-from llm_pruner.config.prune import FIELDS, Options
-from llm_pruner.config.prune_rules import resolve, validate_pruning, wants_best
+from llm_pruner.config.prune import FIELDS, PruneOptions
+from llm_pruner.config.quantities import parse_bytes
 from llm_pruner.errors import UsageError
 from llm_pruner.model.loading import pick_device
-from llm_pruner.shape.budget import goal_of, parse_bytes
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -100,17 +100,17 @@ def test_flags_leave_out_what_the_yaml_says_about_another_method():
 )
 def test_what_contradicts_the_best_method(arguments, message):
     with pytest.raises(UsageError, match=message):
-        parse(["--model", "m", "--param_ratio", "0.3", "--method", "best", *arguments])
+        parse(["--model", "m", "--param_ratio", "0.3", "--method", "reconstruct", *arguments])
 
 
 def test_a_plan_says_the_method():
     with pytest.raises(UsageError, match="plan already says what method would"):
-        parse(["--model", "m", "--plan", "plan.json", "--method", "best"])
+        parse(["--model", "m", "--plan", "plan.json", "--method", "reconstruct"])
     with pytest.raises(UsageError, match="method best and plan both say"):
-        validate_pruning(Options(plan="plan.json", method="best"))
+        validate_pruning(PruneOptions(plan="plan.json", method="reconstruct"))
 
 
-@pytest.mark.parametrize("method", [[], ["--method", "best"]])
+@pytest.mark.parametrize("method", [[], ["--method", "reconstruct"]])
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -136,7 +136,7 @@ def test_options_of_the_best_method_that_cannot_be_meant(method, arguments, mess
 )
 def test_options_of_the_best_method_beside_another(name, value):
     with pytest.raises(UsageError, match=f"{name} belongs to --method best"):
-        validate_pruning(Options(param_ratio=0.3, importance="magnitude", **{name: value}))
+        validate_pruning(PruneOptions(param_ratio=0.3, importance="magnitude", **{name: value}))
 
 
 @pytest.mark.parametrize(
@@ -150,17 +150,18 @@ def test_sizes(text, size):
 
 def test_a_method_on_the_command_line_replaces_that_of_the_yaml(tmp_path):
     best = yaml(
-        tmp_path, "method: best\nper_layer: true\nsearch_minutes: 3.0\nepochs: 2\nwork_dir: w\nparam_ratio: 0.3\n"
+        tmp_path,
+        "method: reconstruct\nper_layer: true\nsearch_minutes: 3.0\nepochs: 2\nwork_dir: w\nparam_ratio: 0.3\n",
     )
     model = ["--model", "m", "--config"]
     assert parse([*model, best]).per_layer
-    assert parse([*model, best, "--importance", "amp"]) == Options(
+    assert parse([*model, best, "--importance", "amp"]) == PruneOptions(
         model="m", importance="amp", param_ratio=0.3, config=best
     )
     flap = REPOSITORY / "configs" / "flap.yaml"
     text = {"calibration_data": "wikitext2", "nsamples": 1024, "calibration_seq_len": 128}
-    expected = Options(model="m", method="best", pruning_ratio=0.2, config=str(flap), **text)
-    assert parse([*model, str(flap), "--method", "best"]) == expected
+    expected = PruneOptions(model="m", method="reconstruct", pruning_ratio=0.2, config=str(flap), **text)
+    assert parse([*model, str(flap), "--method", "reconstruct"]) == expected
 
 
 @pytest.mark.parametrize(
@@ -185,7 +186,7 @@ def test_a_method_on_the_command_line_replaces_that_of_the_yaml(tmp_path):
 )
 def test_when_the_best_method_is_wanted(options, wanted):
     """None: where it can be had."""
-    assert wants_best(Options(**options)) is wanted
+    assert wants_reconstruction(PruneOptions(**options)) is wanted
 
 
 @pytest.mark.parametrize(
@@ -268,5 +269,5 @@ def test_every_shipped_yaml_is_complete(path):
 
 
 def test_every_option_has_a_legal_default_and_help():
-    assert Options()
+    assert PruneOptions()
     assert all(len(f.metadata["help"]) > 10 for f in FIELDS.values())

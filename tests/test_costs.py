@@ -1,20 +1,19 @@
 """What units cost in every layer, against least squares from the tokens, and the widths that follow."""
 
 import itertools
-from dataclasses import replace
 
 import pytest
 import torch
 
 from llm_pruner.calibration.layerwise import walk
 from llm_pruner.errors import PlanError
-from llm_pruner.model.families import Widths, widths_of
-from llm_pruner.model.groups import HEADS, KV_HEADS, MLP
+from llm_pruner.model.axes import HEAD_DIM, HEADS, HIDDEN, KV_HEADS, MLP, Widths, heads_per_group
+from llm_pruner.model.families import widths_of
 from llm_pruner.model.trace import trace_groups
 from llm_pruner.reconstruction.costs import RIDGE, Costs, measure_costs, measure_layers
 from llm_pruner.reconstruction.search import layers_by_costs
 from tests import tiny
-from tests.budgets import budget_of, ledger_of, made_up, missed, total
+from tests.budgets import budget_of, counter_of, made_up, missed, total
 
 BLOCK = (KV_HEADS, HEADS, MLP)
 
@@ -22,10 +21,10 @@ BLOCK = (KV_HEADS, HEADS, MLP)
 def test_costs_are_interpolated():
     heads = ({(2, 1): 10.0, (1, 1): 20.0}, {(2, 1): 0.0, (1, 1): 100.0})
     costs = Costs(heads, (((8, 0.0), (6, 1.0), (2, 5.0)), ((8, 0.0), (4, 8.0))))
-    widths = Widths(16, 2, 2, 8, 4)
-    found = [costs.of(0, replace(widths, intermediate_size=n)) for n in (9, 8, 7, 6, 5, 3, 2, 1)]
+    widths = Widths({HIDDEN: 16, HEADS: 2, KV_HEADS: 2, MLP: 8, HEAD_DIM: 4})
+    found = [costs.of(0, widths.but({MLP: n})) for n in (9, 8, 7, 6, 5, 3, 2, 1)]
     assert found == [10, 10, 10.5, 11, 12, 14, 15, 15]
-    fewer = replace(widths, num_attention_heads=1, num_key_value_heads=1, intermediate_size=6)
+    fewer = widths.but({HEADS: 1, KV_HEADS: 1, MLP: 6})
     assert costs.of(1, fewer) == 104
 
 
@@ -91,23 +90,23 @@ def test_fewer_units_cost_more(measured):
 def test_every_family_and_group_has_costs(case):
     """Silent neurons and heads are free."""
     model = tiny.model(case)
-    ledger, _ = ledger_of(case)
-    groups, before = trace_groups(model), ledger.before
+    counter, _ = counter_of(case)
+    groups, before = trace_groups(model), counter.before
     parameters = dict(model.named_parameters())
     for group in groups:
         if group.layer == 1:
             for member in group.members:
                 if member.reads:
                     gone = member.positions(torch.arange(group.units // 2))
-                    parameters[member.parameter].data.index_fill_(member.axis, gone, 0.0)
+                    parameters[member.parameter].data.index_fill_(member.dim, gone, 0.0)
     costs = measure_costs(model, groups, [tiny.tokens(8, 16)], before)
-    shapes = set(itertools.product(range(1, before.num_key_value_heads + 1), range(1, before.heads_per_group + 1)))
-    half = next(cost for kept, cost in costs.neurons[1] if kept <= before.intermediate_size // 2 + 4)
+    shapes = set(itertools.product(range(1, before[KV_HEADS] + 1), range(1, heads_per_group(before) + 1)))
+    half = next(cost for kept, cost in costs.neurons[1] if kept <= before[MLP] // 2 + 4)
     for layer in (0, 1):
         assert set(costs.heads[layer]) == shapes
-        assert costs.neurons[layer][0] == (before.intermediate_size, 0)
+        assert costs.neurons[layer][0] == (before[MLP], 0)
         assert costs.neurons[layer][-1][0] == 1
-    full = before.num_key_value_heads, before.heads_per_group
+    full = before[KV_HEADS], heads_per_group(before)
     assert half < 1e-2 * costs.neurons[1][-1][1]
     assert costs.heads[1][full[0] // 2, full[1]] < 1e-6 + 1e-2 * costs.heads[0][full[0] // 2, full[1]]
 
@@ -115,44 +114,44 @@ def test_every_family_and_group_has_costs(case):
 @pytest.mark.parametrize("case", ["llama", "mistral", "llama_multi_head"])
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.8])
 def test_layers_meet_the_budget(case, share):
-    ledger, _ = ledger_of(case, num_hidden_layers=4)
-    budget, before = budget_of(ledger, share, False), ledger.before
-    layers = layers_by_costs(ledger, BLOCK, budget, made_up(ledger, 1.0, 4.0, 0.1, 2.0))
-    assert missed(ledger, budget, layers) < 0.005 / (1 - share)
+    counter, _ = counter_of(case, num_hidden_layers=4)
+    budget, before = budget_of(counter, share, False), counter.before
+    layers = layers_by_costs(counter, BLOCK, budget, made_up(counter, 1.0, 4.0, 0.1, 2.0))
+    assert missed(counter, budget, layers) < 0.005 / (1 - share)
     for widths in layers:
-        assert widths.num_attention_heads % widths.num_key_value_heads == 0
-        assert (widths.hidden_size, widths.head_dim) == (before.hidden_size, before.head_dim)
-        assert all(1 <= width <= getattr(before, name) for name, width in widths.asdict().items())
+        assert widths[HEADS] % widths[KV_HEADS] == 0
+        assert (widths[HIDDEN], widths[HEAD_DIM]) == (before[HIDDEN], before[HEAD_DIM])
+        assert all(1 <= width <= getattr(before, name) for name, width in widths.by_field().items())
 
 
 def test_a_layer_that_costs_more_keeps_more():
-    ledger, _ = ledger_of("llama", num_hidden_layers=4)
-    layers = layers_by_costs(ledger, BLOCK, budget_of(ledger, 0.4, False), made_up(ledger, 1.0, 4.0, 0.1, 2.0))
-    sizes = [ledger.decoder(ledger.all_layers(widths)) for widths in layers]
+    counter, _ = counter_of("llama", num_hidden_layers=4)
+    layers = layers_by_costs(counter, BLOCK, budget_of(counter, 0.4, False), made_up(counter, 1.0, 4.0, 0.1, 2.0))
+    sizes = [counter.decoder(counter.everywhere(widths)) for widths in layers]
     assert sorted(range(4), key=lambda layer: sizes[layer]) == [2, 0, 3, 1]
     assert len(set(sizes)) == 4
 
 
 def test_equal_layers_share_alike():
-    ledger, _ = ledger_of("llama", num_hidden_layers=4)
-    layers = layers_by_costs(ledger, BLOCK, budget_of(ledger, 0.4, False), made_up(ledger))
-    assert len({(widths.num_key_value_heads, widths.num_attention_heads) for widths in layers}) == 1
-    neurons = [widths.intermediate_size for widths in layers]
+    counter, _ = counter_of("llama", num_hidden_layers=4)
+    layers = layers_by_costs(counter, BLOCK, budget_of(counter, 0.4, False), made_up(counter))
+    assert len({(widths[KV_HEADS], widths[HEADS]) for widths in layers}) == 1
+    neurons = [widths[MLP] for widths in layers]
     assert max(neurons) - min(neurons) <= 7, "the points of the curves are seven apart"
 
 
 @pytest.mark.parametrize("share", [0.2, 0.4, 0.6])
 def test_no_other_layers_cost_much_less(share):
     """Of all pairs of layers at that budget, in steps of a neuron."""
-    ledger, _ = ledger_of("llama", intermediate_size=29)
-    budget, before = budget_of(ledger, share, False), ledger.before
-    costs = made_up(ledger, 1.0, 3.0)
-    found = layers_by_costs(ledger, BLOCK, budget, costs)
+    counter, _ = counter_of("llama", intermediate_size=29)
+    budget, before = budget_of(counter, share, False), counter.before
+    costs = made_up(counter, 1.0, 3.0)
+    found = layers_by_costs(counter, BLOCK, budget, costs)
     every = [
-        replace(before, num_key_value_heads=kv, num_attention_heads=kv * each, intermediate_size=n)
+        before.but({KV_HEADS: kv, HEADS: kv * each, MLP: n})
         for kv, each, n in itertools.product(range(1, 5), (1, 2), range(1, 30))
     ]
-    size = {widths: ledger.decoder(ledger.all_layers(widths)) / 2 for widths in every}
+    size = {widths: counter.decoder(counter.everywhere(widths)) / 2 for widths in every}
     cheapest = {}  # of the second layer, by its size
     for widths in every:
         cheapest[size[widths]] = min(cheapest.get(size[widths], 9.0), costs.of(1, widths))
@@ -160,25 +159,25 @@ def test_no_other_layers_cost_much_less(share):
         costs.of(0, widths) + cost
         for widths in every
         for rest, cost in cheapest.items()
-        if abs(size[widths] + rest - budget.goal) <= missed(ledger, budget, found) * budget.goal
+        if abs(size[widths] + rest - budget.goal) <= missed(counter, budget, found) * budget.goal
     )
     assert total(costs, found) < 1.1 * best
 
 
 def test_only_the_kinds_that_may_go_do():
-    ledger, _ = ledger_of("llama", num_hidden_layers=4)
-    costs, before = made_up(ledger, 1.0, 4.0, 0.1, 2.0), ledger.before
-    for widths in layers_by_costs(ledger, (MLP,), budget_of(ledger, 0.2, False), costs):
-        assert replace(widths, intermediate_size=before.intermediate_size) == before
-    for widths in layers_by_costs(ledger, (HEADS, MLP), budget_of(ledger, 0.4, False), costs):
-        assert widths.num_key_value_heads == before.num_key_value_heads
+    counter, _ = counter_of("llama", num_hidden_layers=4)
+    costs, before = made_up(counter, 1.0, 4.0, 0.1, 2.0), counter.before
+    for widths in layers_by_costs(counter, (MLP,), budget_of(counter, 0.2, False), costs):
+        assert widths.but({MLP: before[MLP]}) == before
+    for widths in layers_by_costs(counter, (HEADS, MLP), budget_of(counter, 0.4, False), costs):
+        assert widths[KV_HEADS] == before[KV_HEADS]
 
 
 @pytest.mark.parametrize(("kinds", "share"), [((MLP,), 0.9), ((HEADS,), 0.9), ((KV_HEADS,), 0.08)])
 def test_a_budget_that_no_layers_meet(kinds, share):
-    ledger, _ = ledger_of("llama")
+    counter, _ = counter_of("llama")
     with pytest.raises(PlanError, match="single layers cannot meet the budget; ask for less, or --prune more kinds"):
-        layers_by_costs(ledger, kinds, budget_of(ledger, share, False), made_up(ledger))
+        layers_by_costs(counter, kinds, budget_of(counter, share, False), made_up(counter))
 
 
 @pytest.mark.parametrize("case", ["llama", "gpt2"])

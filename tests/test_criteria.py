@@ -5,21 +5,17 @@ import math
 import pytest
 import torch
 
-from llm_pruner import Options, importance, run
+from llm_pruner import prune_checkpoint
 from llm_pruner.calibration import activations as calibrate
 from llm_pruner.calibration.activations import Inputs, batches_of
 from llm_pruner.calibration.gradients import Products, weight_gradient_products
+from llm_pruner.calibration.statistics import ABSOLUTE, CONTRIBUTION, MOMENTS, Statistics
 from llm_pruner.calibration.weights import Weights
-from llm_pruner.importance import ABSOLUTE, CONTRIBUTION, MOMENTS, Evidence
+from llm_pruner.config.prune import PruneOptions
+from llm_pruner.importance import criterion_of
 from llm_pruner.importance.selection import unit_scores
-from llm_pruner.model.groups import (
-    HEADS,
-    HIDDEN,
-    KV_HEADS,
-    MLP,
-    Group,
-    Member,
-)
+from llm_pruner.model.axes import HEADS, HIDDEN, KV_HEADS, MLP
+from llm_pruner.model.groups import Group, Member
 from llm_pruner.model.trace import trace_groups
 from tests import tiny
 from tests.toys import WEIGHT, assert_close, measured
@@ -31,9 +27,9 @@ THREE_NEURONS = Group("m", MLP, 0, 3, (Member("w", 1, "linear", reads=True),))
 def score(name: str, group: Group, weight: torch.Tensor = WEIGHT, **evidence) -> torch.Tensor:
     """One score per unit."""
     columns = group.units * group.members[0].width
-    weight = weight.narrow(group.members[0].axis, 0, columns)
-    evidence = Evidence(Weights({"w": weight}), {"w": measured(columns)}, **evidence)
-    return unit_scores(importance.score([group], importance.get(name), evidence)[group.name], group.units)
+    weight = weight.narrow(group.members[0].dim, 0, columns)
+    evidence = Statistics(Weights({"w": weight}), {"w": measured(columns)}, **evidence)
+    return unit_scores(score([group], criterion_of(name), evidence)[group.name], group.units)
 
 
 # Statistics of the inputs
@@ -168,8 +164,8 @@ def test_taylor():
     )  # fmt: skip
     group = Group("h", HEADS, 0, 2, members)
     for taylor, expected in (("param_first", [7 + 8, 6 + 4]), ("vectorize", [abs(3 - 6), abs(2 + 4)])):
-        evidence = Evidence(products=found, taylor=taylor)
-        assert_close(importance.score([group], importance.get("taylor"), evidence)["h"], expected)
+        evidence = Statistics(products=found, taylor=taylor)
+        assert_close(score([group], criterion_of("taylor"), evidence)["h"], expected)
 
 
 @pytest.mark.parametrize("taylor", ["param_first", "vectorize"])
@@ -177,9 +173,9 @@ def test_taylor_of_a_tied_channel_counts_the_shared_tensor_once(taylor):
     """Channel: its column in the embeddings, q, k, v, gate and up, its row in o and down, its norm weights."""
     model = tiny.model("llama_tied", dtype=torch.float64)
     prompts = [tiny.tokens(rows=2, length=9, seed=3), tiny.tokens(rows=1, length=5, seed=4)]
-    evidence = Evidence(products=weight_gradient_products(model, prompts), taylor=taylor)
-    hidden = next(group for group in trace_groups(model) if group.kind == HIDDEN)
-    found = importance.score([hidden], importance.get("taylor"), evidence)["hidden"].double()
+    evidence = Statistics(products=weight_gradient_products(model, prompts), taylor=taylor)
+    hidden = next(group for group in trace_groups(model) if group.axis == HIDDEN)
+    found = score([hidden], criterion_of("taylor"), evidence)["hidden"].double()
     losses = []
     for batch in prompts:
         logits = model(batch).logits
@@ -204,8 +200,8 @@ def test_taylor_of_a_tied_channel_counts_the_shared_tensor_once(taylor):
 def demo_scores(path, **options) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
-    run(
-        Options(
+    prune_checkpoint(
+        PruneOptions(
             model="demo", dtype="float32", nsamples=8, calibration_seq_len=32, eval_data="none", no_save=True,
             scores=str(path), **options,
         )

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from llm_pruner.errors import PlanError
+from llm_pruner.model.axes import HEADS, KV_HEADS, MLP
 from tests import tiny
 from tests.fresh import assert_same, reload_in_a_fresh_process
 from tests.steps import planned, pruned
@@ -100,8 +101,8 @@ def test_budget_is_met(case, share):
     for options in ({}, {**adaptive, "uniform": True}, adaptive) if share < 0.7 else (adaptive,):
         _, plan, _ = planned(deep(case), None, "mag_sp", param_ratio=share, **options)
         assert plan.removed()["decoder"] == pytest.approx(share, abs=0.01)
-        assert all(min(layer.num_key_value_heads, layer.intermediate_size) >= 1 for layer in plan.after)
-        assert all(layer.num_attention_heads % layer.num_key_value_heads == 0 for layer in plan.after)
+        assert all(min(layer[KV_HEADS], layer[MLP]) >= 1 for layer in plan.after)
+        assert all(layer[HEADS] % layer[KV_HEADS] == 0 for layer in plan.after)
         if options.get("uniform") or not options:
             assert len(set(plan.after)) == 1
 

@@ -81,13 +81,13 @@ def test_the_command_on_the_gpu(command, tmp_path):
 
 
 def test_recovery_in_bfloat16(tmp_path):
-    from llm_pruner import Options
-    from llm_pruner import run as prune
+    from llm_pruner import prune_checkpoint
+    from llm_pruner.config.prune import PruneOptions
     from llm_pruner.config.recover import RecoverOptions
     from llm_pruner.recovery.run import run as recover
 
     half = str(tmp_path / "half")
-    prune(Options(model="demo", pruning_ratio=0.5, importance="magnitude", save_model=half))
+    prune_checkpoint(PruneOptions(model="demo", pruning_ratio=0.5, importance="magnitude", save_model=half))
     for method in ("distil", "lora"):
         made = recover(RecoverOptions(model=half, method=method, steps=60, save_model=f"{half}-{method}"))
         assert made.training.precision == "bf16"

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from llm_pruner.calibration.layerwise import walk
-from llm_pruner.config.prune import Options
+from llm_pruner.config.prune import PruneOptions
 from llm_pruner.model.families import widths_of
-from llm_pruner.pruning import prune_model
 from llm_pruner.reconstruction import method as module
 from llm_pruner.reconstruction.baseline import baseline
-from llm_pruner.reconstruction.reconstruct import split
+from llm_pruner.reconstruction.tokens import split
 from tests import tiny
+from tests.in_memory import prune_model
 from tests.rebuilding import best_of, calibration, divergence, fitted_and_held, planned, prompts, ratios_of
 
 HIDDEN = {"hidden": 1 / 3}
@@ -45,7 +45,7 @@ def test_the_baseline_is_the_model_that_would_be_cut(name, case, ratios):
     assert all(torch.equal(tensor, state[key]) for key, tensor in model.state_dict().items())
     assert (found, bool(means)) == (name, name == "flap")
     prompts, held = fitted_and_held(tokens)
-    options = Options(
+    options = PruneOptions(
         model="tiny", importance=name, compensate="bias" if means else "none", prune=ratios_of(ratios)
     )  # fmt: skip
     cut, done = prune_model(copy.deepcopy(model), options, prompts)
@@ -86,7 +86,7 @@ def test_a_rebuild_that_is_worse_is_not_kept(spoiled, name, ratios, kl):
     spoiled(kl)
     dense, said = tiny.model("llama"), []
     fitted, held = fitted_and_held(split(prompts()))
-    options = Options(
+    options = PruneOptions(
         model="tiny", importance=name, compensate="bias" if name == "flap" else "none", prune=ratios_of(ratios)
     )  # fmt: skip
     expected, plan = prune_model(copy.deepcopy(dense), options, fitted)

@@ -8,13 +8,11 @@ import math
 import pytest
 import torch
 
-from llm_pruner import importance
-from llm_pruner.calibration.layerwise import computing
 from llm_pruner.config import recipe as names
-from llm_pruner.config.prune import Options
+from llm_pruner.config.prune import PruneOptions
 from llm_pruner.config.recipe import Recipe
-from llm_pruner.errors import RunError, UsageError
-from llm_pruner.pruning import prune_model
+from llm_pruner.errors import RunError, UsageError, computing
+from llm_pruner.importance import CRITERIA, criterion_of
 from llm_pruner.reconstruction import baseline as guard
 from llm_pruner.reconstruction.embeddings_and_head import _projected
 from llm_pruner.reconstruction.least_squares import Moments, fit, normal_equations, token_weights
@@ -25,6 +23,7 @@ from llm_pruner.shape.allocate import standardised
 from llm_pruner.sparsity.calibration import sparsify_activations
 from llm_pruner.sparsity.weights import sparsify_weights
 from tests import tiny
+from tests.in_memory import prune_model
 from tests.rebuilding import best_of, calibration, prompts
 
 HUGE, TINY = 1e4, 1e-8
@@ -145,15 +144,15 @@ def test_every_family_without_an_mlp(case):
 @pytest.mark.parametrize("broken", ["no up_proj", "no v_proj", "no layer", "no embeddings", "a huge MLP"])
 @pytest.mark.parametrize(
     ("name", "shape"),
-    [(name, {"prune": "heads=0.5,mlp=0.3"}) for name in importance.available()]
+    [(name, {"prune": "heads=0.5,mlp=0.3"}) for name in CRITERIA.names()]
     + [
         (name, {"param_ratio": 0.3, "structure": "AL-AM"})
-        for name in importance.available()
-        if not importance.get(name).sequential
+        for name in CRITERIA.names()
+        if not criterion_of(name).sequential
     ],
 )
 def test_other_criteria(broken, name, shape):
-    options = Options(model="tiny", importance=name, compensate="bias", **shape)
+    options = PruneOptions(model="tiny", importance=name, compensate="bias", **shape)
 
     def prune(model):
         return prune_model(model, options, prompts())[0]
@@ -186,7 +185,7 @@ def test_sparsity(broken, recipe):
 
 
 def test_scores_that_decide_no_widths_are_refused():
-    options = Options(model="tiny", importance="wanda_sp", param_ratio=0.3, structure="AL-AM")
+    options = PruneOptions(model="tiny", importance="wanda_sp", param_ratio=0.3, structure="AL-AM")
     with pytest.raises(UsageError, match="structure AL-AM decides them by the scores"):
         prune_model(tiny.model("llama"), options, prompts())
 
@@ -287,7 +286,7 @@ def test_a_layer_that_overflows_is_named_with_what_helps(options):
     method = {} if "importance" in options else {"method": "best"}
     expected = "layer 1: mlp.up_proj gives NaN or Inf on the calibration data, computed in float16; try --dtype bfloat"
     with pytest.raises(RunError, match=expected):
-        prune_model(overflowing(), Options(model="tiny", **method, **options), prompts())
+        prune_model(overflowing(), PruneOptions(model="tiny", **method, **options), prompts())
 
 
 @pytest.mark.parametrize("recipe", ["learnable", "spread", "weights"])

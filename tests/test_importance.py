@@ -8,15 +8,17 @@ import torch
 from llm_pruner import importance
 from llm_pruner.calibration.weights import Weights
 from llm_pruner.errors import RunError, UsageError
-from llm_pruner.model.groups import HEADS, KV_HEADS, Group, Member, attention_units
+from llm_pruner.importance import CRITERIA, criterion_of, score
+from llm_pruner.model.axes import HEADS, KV_HEADS
+from llm_pruner.model.groups import Group, Member, attention_units
 from llm_pruner.model.trace import trace_groups
 from tests import tiny
 from tests.steps import planned
 
 
 def scores_of(groups, parameters, name="magnitude", seed=0):
-    evidence = importance.Evidence(weights=Weights(parameters), seed=seed)
-    return importance.score(groups, importance.get(name), evidence)
+    evidence = importance.Statistics(weights=Weights(parameters), seed=seed)
+    return score(groups, criterion_of(name), evidence)
 
 
 def test_magnitude_by_hand():
@@ -123,15 +125,15 @@ def test_permuting_the_neurons_permutes_the_scores(case):
     with torch.no_grad():
         for member in group.members:
             parameter = parameters[member.parameter]
-            parameter.copy_(parameter.index_select(member.axis, order))
+            parameter.copy_(parameter.index_select(member.dim, order))
     torch.testing.assert_close(scores_of([group], parameters)[group.name], before[order])
 
 
-@pytest.mark.parametrize("name", importance.available())
+@pytest.mark.parametrize("name", CRITERIA.names())
 @pytest.mark.parametrize("case", tiny.CASES)
 def test_every_criterion_on_every_family(case, name):
     """Finite, one score per unit, deterministic for a seed, and it decides a legal plan."""
-    kinds = importance.get(name).kinds
+    kinds = criterion_of(name).kinds
     ratios = tiny.axes(case)["all" if "hidden" in kinds or case not in tiny.DERIVED else "mlp"]
     _, plan, _ = planned(tiny.model(case), ratios, name, seed=3)
     again = planned(tiny.model(case), ratios, name, seed=3)[1]
@@ -156,7 +158,7 @@ def test_broken_weights_are_named(bad, name):
     weights, groups = Weights(dict(model.named_parameters())), trace_groups(model)
 
     def check():
-        importance.score(groups, importance.get("magnitude"), importance.Evidence(weights=weights))
+        score(groups, criterion_of("magnitude"), importance.Statistics(weights=weights))
         weights.check_all_finite()
 
     with pytest.raises(RunError, match=f"{name} holds 1 values that are NaN or Inf"):
@@ -180,16 +182,16 @@ def test_squared_sums_in_pieces_are_those_of_the_whole(monkeypatch):
 
 def test_a_criterion_that_gives_no_finite_score_is_an_error():
     group = trace_groups(tiny.model("llama"))[0]
-    broken = replace(importance.get("random"), name="broken", score=lambda g, _: torch.full((g.units,), float("nan")))
+    broken = replace(criterion_of("random"), name="broken", score=lambda g, _: torch.full((g.units,), float("nan")))
     with pytest.raises(RunError, match="broken gives no finite score for each of the 48 units of hidden"):
-        importance.score([group], broken, importance.Evidence())
+        score([group], broken, importance.Statistics())
 
 
 def test_registry():
-    assert {"magnitude", "amp", "flap", "wanda_sp", "mag_sp", "taylor", "random"} <= set(importance.available())
+    assert {"magnitude", "amp", "flap", "wanda_sp", "mag_sp", "taylor", "random"} <= set(CRITERIA.names())
     with pytest.raises(UsageError, match="unknown importance 'magnitud'; did you mean 'magnitude'"):
-        importance.get("magnitud")
-    importance.get("random")
+        criterion_of("magnitud")
+    criterion_of("random")
 
     def random(group, evidence): ...
 

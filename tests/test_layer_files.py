@@ -132,7 +132,7 @@ def test_a_layer_comes_back_as_it_was(tmp_path):
 
 def test_an_empty_layer_is_filled(tmp_path):
     """As it stands in a rebuild, without memory."""
-    from llm_pruner.model.surgery import skeleton
+    from llm_pruner.model.skeleton import skeleton
 
     model = tiny.model("llama")
     _, _, config = planned(model, {"mlp": 0.3})

@@ -10,7 +10,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import llm_pruner
-from llm_pruner import Options
+from llm_pruner.config.prune import PruneOptions
 from llm_pruner.config.recover import RecoverOptions
 from llm_pruner.errors import UsageError
 from llm_pruner.model import loading
@@ -295,8 +295,8 @@ def saved(folder: Path, seed: int = 0) -> str:
 
 
 def pruning(model: str, target: Path, text: str) -> PruneReport:
-    return llm_pruner.run(
-        Options(model=model, prune="mlp=0.25", importance="magnitude", eval_data=text, max_seq_len=16,
+    return llm_pruner.prune_checkpoint(
+        PruneOptions(model=model, prune="mlp=0.25", importance="magnitude", eval_data=text, max_seq_len=16,
                 save_model=str(target), device="cpu")
     )  # fmt: skip
 

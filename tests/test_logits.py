@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from llm_pruner.calibration.layerwise import decoder_layers, walk
+from llm_pruner.calibration.layerwise import walk
+from llm_pruner.model.layers import decoder_layers
 from llm_pruner.reconstruction import logits as module
 from llm_pruner.reconstruction.logits import divergence, kl, logits_of, optimise_logits
-from llm_pruner.reconstruction.reconstruct import Recipe
 from tests import tiny
 from tests.rebuilding import calibration, rebuilt
 

@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
 from llm_pruner.errors import PlanError
 from llm_pruner.model import per_layer
+from llm_pruner.model.axes import HEADS, HIDDEN
 from llm_pruner.model.families import family_of, resize, widths_of
 from llm_pruner.model.per_layer import per_layer_config
 from tests import tiny
@@ -185,7 +186,7 @@ def test_config_keeps_what_it_is_not_told_to_change():
 def test_a_layer_reads_its_own_widths_and_all_else_from_the_config(models):
     model = copy.deepcopy(models["llama"])
     layer = model.model.layers[0].self_attn.config
-    assert (layer.num_attention_heads, layer.hidden_size, model.config.num_attention_heads) == (6, 48, 8)
+    assert (layer[HEADS], layer[HIDDEN], model.config.num_attention_heads) == (6, 48, 8)
     model.config.attention_dropout = 0.25
     assert layer.attention_dropout == 0.25
     with pytest.raises(AttributeError, match="no_such_field"):

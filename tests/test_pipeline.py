@@ -8,9 +8,9 @@ import yaml
 
 from llm_pruner.cli import pipeline
 from llm_pruner.cli.commands import COMMANDS
+from llm_pruner.cli.stages import PipelineOptions, stage_options
 from llm_pruner.config import options as flags
 from llm_pruner.config import pipeline as pipeline_options
-from llm_pruner.config.pipeline import PipelineOptions, stage_options
 from llm_pruner.errors import RunError, UsageError
 from llm_pruner.output import manifest
 from llm_pruner.output.reports import Measured

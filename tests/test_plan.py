@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from llm_pruner.errors import PlanError, UsageError
-from llm_pruner.importance.selection import check_replay, choose
-from llm_pruner.model.families import Widths
+from llm_pruner.importance.selection import choose
+from llm_pruner.model.axes import HEAD_DIM, HEADS, HIDDEN, KV_HEADS, MLP, Widths
 from llm_pruner.model.groups import Group
 from llm_pruner.model.surgery import cut
 from llm_pruner.model.trace import trace_groups
-from llm_pruner.shape.plan import Plan, make_plan
+from llm_pruner.shape.plan import Plan, check_replay, make_plan
 from tests import tiny
 from tests.steps import planned, pruned
 
@@ -23,7 +23,7 @@ GROUPS = [
     Group("layers.0.kv_heads", "kv_heads", 0, 4, ()),
     Group("layers.0.mlp", "mlp", 0, 5, ()),
 ]
-BEFORE = Widths(6, 8, 4, 5, 2)
+BEFORE = Widths({HIDDEN: 6, HEADS: 8, KV_HEADS: 4, MLP: 5, HEAD_DIM: 2})
 
 
 def test_choose_by_hand():
@@ -33,7 +33,7 @@ def test_choose_by_hand():
         "layers.0.kv_heads": torch.tensor([5.0, 1.0, 6.0, 0.0]),
         "layers.0.mlp": torch.tensor([0.1, 0.5, 0.4, 0.2, 0.3]),
     }
-    kept = choose(GROUPS, scores, BEFORE, (Widths(4, 2, 2, 3, 2),))
+    kept = choose(GROUPS, scores, BEFORE, (Widths({HIDDEN: 4, HEADS: 2, KV_HEADS: 2, MLP: 3, HEAD_DIM: 2}),))
     assert kept == {
         "hidden": [1, 2, 3, 4],  # the first of equals
         "layers.0.kv_heads": [0, 2],
@@ -44,7 +44,7 @@ def test_choose_by_hand():
 
 def test_choose_keeps_heads_even_and_everything_else_whole():
     scores = {"layers.0.heads": torch.tensor([9.0, 8.0, 7.0, 6.0, 1.0, 0.0, 2.0, 3.0])}
-    kept = choose(GROUPS, scores, BEFORE, (replace(BEFORE, num_attention_heads=4),))
+    kept = choose(GROUPS, scores, BEFORE, (BEFORE.but({HEADS: 4}),))
     assert kept["layers.0.heads"] == [0, 2, 4, 7]
     assert kept["layers.0.kv_heads"] == [0, 1, 2, 3]
     assert (kept["hidden"], kept["layers.0.mlp"]) == ([0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4])

@@ -8,11 +8,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from llm_pruner.model.axes import HEADS, KV_HEADS, MLP, heads_per_group
 from llm_pruner.model.families import widths_of
+from llm_pruner.model.skeleton import meta_model
 from llm_pruner.model.surgery import cut
 from llm_pruner.output.checkpoint import write
 from llm_pruner.reconstruction.reconstruct import rebuild
-from llm_pruner.shape.plan import meta_model
 from tests import tiny
 from tests.rebuilding import BRIEF, PLAIN, calibration, planned
 
@@ -44,10 +45,10 @@ def test_shapes_are_the_plans(case, name):
     assert sum(p.numel() for p in new.parameters()) == plan.parameters_after
     for layer, widths in enumerate(plan.after):
         heads, kv_heads = found.kept[f"layers.{layer}.heads"], found.kept[f"layers.{layer}.kv_heads"]
-        assert len(found.kept[f"layers.{layer}.mlp"]) == widths.intermediate_size
-        assert (len(heads), len(kv_heads)) == (widths.num_attention_heads, widths.num_key_value_heads)
-        size = plan.before.heads_per_group
-        assert [head // size for head in heads] == [kv for kv in kv_heads for _ in range(widths.heads_per_group)]
+        assert len(found.kept[f"layers.{layer}.mlp"]) == widths[MLP]
+        assert (len(heads), len(kv_heads)) == (widths[HEADS], widths[KV_HEADS])
+        size = heads_per_group(plan.before)
+        assert [head // size for head in heads] == [kv for kv in kv_heads for _ in range(heads_per_group(widths))]
 
 
 @pytest.mark.parametrize(("case", "name"), CASES_AND_AXES)

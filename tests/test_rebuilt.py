@@ -1,17 +1,18 @@
 """What a rebuild says, keeps and leaves behind."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from llm_pruner.calibration.layerwise import decoder_layers, walk
+from llm_pruner.calibration.layerwise import walk
 from llm_pruner.errors import UsageError
+from llm_pruner.model.axes import HEADS, KV_HEADS, MLP
 from llm_pruner.model.depth import shallow_config
 from llm_pruner.model.families import widths_of
+from llm_pruner.model.layers import decoder_layers
 from llm_pruner.output.checkpoint import write
-from llm_pruner.reconstruction.reconstruct import HELD, rebuild, split
+from llm_pruner.reconstruction.reconstruct import rebuild
+from llm_pruner.reconstruction.tokens import HELD, split
 from tests import tiny
 from tests.rebuilding import BRIEF, PLAIN, REFIT, calibration, divergence, planned, rebuilt
 
@@ -52,10 +53,10 @@ def test_all_widths_and_no_refit_is_the_identity(case):
 def test_every_layer_has_its_own_widths(case, tmp_path):
     model = tiny.model(case)
     before = widths_of(model.config)
-    first, second = replace(before, intermediate_size=50), replace(before, intermediate_size=31)
+    first, second = before.but({MLP: 50}), before.but({MLP: 31})
     if case not in tiny.DERIVED:
-        first = replace(first, num_attention_heads=2, num_key_value_heads=2)
-        second = replace(second, num_attention_heads=6, num_key_value_heads=3)
+        first = first.but({HEADS: 2, KV_HEADS: 2})
+        second = second.but({HEADS: 6, KV_HEADS: 3})
     found, plain = (rebuilt(model, (first, second), recipe) for recipe in (REFIT, PLAIN))
     assert found.kl < 0.95 * plain.kl
     assert found.model.config.model_type == f"pruned_{model.config.model_type}"

@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import llm_pruner
-from llm_pruner import Options
 from llm_pruner.config import recover as recover_options
+from llm_pruner.config.prune import PruneOptions
 from llm_pruner.config.recover import RecoverOptions
 from llm_pruner.errors import RunError, UsageError
 from llm_pruner.output import checkpoint
@@ -242,10 +242,10 @@ def test_the_schedule():
 def test_what_the_report_of_a_pruned_checkpoint_decides(tmp_path, text):
     """Teacher, texts and window length; and the gap that was closed."""
     teacher, student = save(tmp_path / "teacher", seed=1), save(tmp_path / "student")
-    half = Options(
+    half = PruneOptions(
         model=teacher, pruning_ratio=0.5, importance="magnitude", no_save=True, eval_data=text, max_seq_len=24
     )
-    pruned = llm_pruner.run(half).to_dict() | {
+    pruned = llm_pruner.prune_checkpoint(half).to_dict() | {
         "perplexity": {"before": 1.5, "after": 99.0}, "calibration": {"data": text, "nsamples": 3, "seq_len": 8},
     }  # fmt: skip
     (tmp_path / "student" / "report.json").write_text(json.dumps(pruned))
@@ -330,6 +330,8 @@ def test_options_that_cannot_be_meant(flags, message):
 def test_the_demos_text_is_for_what_was_made_of_the_demo_model(tmp_path):
     """By magnitude nothing was calibrated, so the report names no text to train on."""
     half = str(tmp_path / "half")
-    llm_pruner.run(Options(model="demo", pruning_ratio=0.5, importance="magnitude", save_model=half, eval_data="none"))
+    llm_pruner.prune_checkpoint(
+        PruneOptions(model="demo", pruning_ratio=0.5, importance="magnitude", save_model=half, eval_data="none")
+    )
     report = run(RecoverOptions(model=half, method="lora", steps=2, device="cpu"))
     assert (report.training.data, report.evaluation.data) == ("demo", "demo")

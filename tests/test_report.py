@@ -10,42 +10,38 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_pruner.calibration.weights import Weights
 from llm_pruner.errors import UsageError
-from llm_pruner.importance import evidence
 from llm_pruner.importance.selection import quantiles
-from llm_pruner.model.groups import FIELD, HEADS, HIDDEN, MLP
+from llm_pruner.model.axes import HEADS, HIDDEN, MLP
 from llm_pruner.output import charts, reports, saving
 from llm_pruner.output.card import card
 from llm_pruner.output.page import page
 from llm_pruner.output.reports import Evaluation, Measured, Point, Reconstruction, Sides
-from llm_pruner.shape.draft import groups_to_score, shape_of
+from llm_pruner.shape.draft import draft, groups_to_score
 from tests import tiny
+from tests.in_memory import asked
 from tests.reports import as_json, evaluated, pruned, recovered, sparse
 from tests.steps import options_for
 
 
 @pytest.mark.parametrize(
-    ("case", "importance", "kinds"),
+    ("case", "importance", "axes"),
     [("llama", "magnitude", [HIDDEN, HEADS, MLP]), ("llama_multi_head", "flap", [HEADS, MLP])],
 )
-def test_score_distributions_are_the_quantiles_of_the_units_scores(case, importance, kinds):
+def test_score_distributions_are_the_quantiles_of_the_units_scores(case, importance, axes):
     model = tiny.model(case)
-    options = options_for(tiny.ALL, importance)
-    criterion = evidence.effective(options)
-    shape = shape_of(options, model.config, criterion)
-    groups = groups_to_score(shape)
-    weights = Weights(dict(model.named_parameters()))
-    found = evidence.gather(model, shape, groups, criterion, options, weights, [*tiny.tokens(6, 16)])
-    spread = quantiles(found.scores, shape.groups)
-    assert sorted(spread) == sorted(FIELD[kind] for kind in kinds)
+    _, request, method = asked(options_for(tiny.ALL, importance))
+    made = draft(request, model.config, method)
+    groups = groups_to_score(made)
+    scores = method.measure(model, made, groups, [*tiny.tokens(6, 16)]).scores
+    spread = quantiles(scores, made.traced.groups)
+    assert sorted(spread) == sorted(axis.field for axis in axes)
     levels = torch.tensor([0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0])
-    units = {group.name: group.units for group in groups}
-    for kind in kinds:
-        names = ["hidden"] if kind == HIDDEN else [f"layers.{layer}.{kind}" for layer in range(2)]
-        assert len(spread[FIELD[kind]]) == len(names)
-        for row, name in zip(spread[FIELD[kind]], names):
-            one_each = found.scores[name].view(units[name], -1).sum(1)  # FLAP scores the columns of a head
+    for axis in axes:
+        own = [group for group in groups if group.axis == axis]
+        assert len(spread[axis.field]) == len(own) == (1 if axis == HIDDEN else 2)
+        for row, group in zip(spread[axis.field], own):
+            one_each = scores[group.name].view(group.units, -1).sum(1)  # FLAP scores the columns of a head
             torch.testing.assert_close(torch.tensor(row), torch.quantile(one_each, levels), rtol=1e-5, atol=0)
 
 

@@ -6,9 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from llm_pruner.calibration.layerwise import decoder_layers, walk
+from llm_pruner.calibration.layerwise import walk
 from llm_pruner.errors import PlanError
 from llm_pruner.model.families import family_of, widths_of
+from llm_pruner.model.layers import decoder_layers
 from llm_pruner.model.trace import trace_groups
 from llm_pruner.reconstruction.embeddings_and_head import outside
 from llm_pruner.reconstruction.layers import affine, parts_of, set_affine

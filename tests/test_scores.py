@@ -11,11 +11,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from llm_pruner import Options, importance, run
+from llm_pruner import prune_checkpoint
 from llm_pruner.calibration import activations as calibrate
 from llm_pruner.calibration import gradients
+from llm_pruner.config.prune import PruneOptions
 from llm_pruner.errors import UsageError
-from llm_pruner.importance import evidence
+from llm_pruner.importance import CRITERIA, criterion_of
 from llm_pruner.pruning import found_in
 from llm_pruner.shape.draft import shape_of
 from llm_pruner.shape.plan import Plan
@@ -27,7 +28,7 @@ SMALL = {"eval_data": "none", "no_save": True, "nsamples": 4, "calibration_seq_l
 
 def prune(folder, **options) -> Plan:
     """The plan of a run on the demo model."""
-    run(Options(**{"model": "demo", **SMALL, "save_plan": str(folder / "plan.json"), **options}))
+    prune_checkpoint(PruneOptions(**{"model": "demo", **SMALL, "save_plan": str(folder / "plan.json"), **options}))
     return Plan.load(folder / "plan.json")
 
 
@@ -59,7 +60,7 @@ def test_means_are_kept_for_the_bias(tmp_path, monkeypatch):
     options = {"importance": "flap", "compensate": "bias", "scores": str(tmp_path / "scores.safetensors")}
     prune(tmp_path, param_ratio=0.3, **options)
     forbid(monkeypatch)
-    report = run(Options(model="demo", **SMALL, param_ratio=0.5, **options))
+    report = prune_checkpoint(PruneOptions(model="demo", **SMALL, param_ratio=0.5, **options))
     assert report.compensate == "bias"
 
 
@@ -205,14 +206,14 @@ def one_file_of_scores(tmp_path_factory):
     return make
 
 
-@pytest.mark.parametrize("name", importance.available())
+@pytest.mark.parametrize("name", CRITERIA.names())
 @pytest.mark.parametrize("case", ["llama", "llama_multi_head", "gpt_neox"])
 def test_every_criterion_has_as_many_scores_as_it_says(name, case):
-    model, criterion = tiny.model(case), importance.get(name)
-    shape = shape_of(Options(pruning_ratio=0.5, prune="mlp"), model.config, criterion)
+    model, criterion = tiny.model(case), criterion_of(name)
+    shape = shape_of(PruneOptions(pruning_ratio=0.5, prune="mlp"), model.config, criterion)
     groups = evidence.scoreable(shape, criterion)
     prompts = [torch.randint(96, (16,)) for _ in range(2)]
-    found = found_in(model, shape, groups, criterion, Options(compensate="bias"), prompts)
+    found = found_in(model, shape, groups, criterion, PruneOptions(compensate="bias"), prompts)
     lengths, inputs = evidence.sizes(shape, criterion)
     if not criterion.sequential:  # it scores what its shape needs
         assert set(found.scores) == set(lengths)

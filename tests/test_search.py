@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 
 from llm_pruner.errors import PlanError
-from llm_pruner.model.families import Widths, holds
-from llm_pruner.model.groups import HEADS, HIDDEN, KV_HEADS, MLP
+from llm_pruner.model.axes import HEAD_DIM, HEADS, HIDDEN, KV_HEADS, MLP, Widths, heads_per_group
+from llm_pruner.model.families import holds
 from llm_pruner.reconstruction import search as module
 from llm_pruner.reconstruction.search import (
     PATIENCE,
@@ -19,7 +19,7 @@ from llm_pruner.reconstruction.search import (
     depths_of,
     search,
 )
-from tests.budgets import budget_of, ledger_of, made_up, missed, total
+from tests.budgets import budget_of, counter_of, made_up, missed, total
 
 BLOCK = (KV_HEADS, HEADS, MLP)
 FINE = {"intermediate_size": 320}  # neurons small enough to meet any budget
@@ -33,32 +33,32 @@ FINE = {"intermediate_size": 320}  # neurons small enough to meet any budget
      ("gpt2", (MLP,)), ("gpt_neox", (HIDDEN, HEADS, MLP))],
 )  # fmt: skip
 def test_candidates_meet_the_budget_and_are_legal(case, kinds, share, whole):
-    ledger, config = ledger_of(case, **FINE if case != "gpt2" else {})
-    budget = budget_of(ledger, share, whole)
-    costs, before = made_up(ledger), ledger.before
-    listed = candidates(ledger, config, kinds, budget, costs)
+    counter, config = counter_of(case, **FINE if case != "gpt2" else {})
+    budget = budget_of(counter, share, whole)
+    costs, before = made_up(counter), counter.before
+    listed = candidates(counter, config, kinds, budget, costs)
     assert len({candidate.widths for candidate in listed}) == len(listed) > 0
     for candidate in listed:
         widths = candidate.widths
-        assert missed(ledger, budget, ledger.all_layers(widths)) < 0.005
+        assert missed(counter, budget, counter.everywhere(widths)) < 0.005
         assert holds(config, widths)
-        assert widths.head_dim == before.head_dim
-        for name, width in widths.asdict().items():
+        assert widths[HEAD_DIM] == before[HEAD_DIM]
+        for name, width in widths.by_field().items():
             assert 1 <= width <= getattr(before, name)
-        assert widths.hidden_size == before.hidden_size or HIDDEN in kinds
-        assert widths.num_key_value_heads == before.num_key_value_heads or set(kinds) & {KV_HEADS, HEADS}
-        assert widths.heads_per_group == before.heads_per_group or HEADS in kinds
-        narrow = replace(widths, hidden_size=before.hidden_size)
-        assert candidate.expected == pytest.approx(total(costs, ledger.all_layers(narrow)))
-    for hidden in {candidate.widths.hidden_size for candidate in listed}:
-        expected = [candidate.expected for candidate in listed if candidate.widths.hidden_size == hidden]
+        assert widths[HIDDEN] == before[HIDDEN] or HIDDEN in kinds
+        assert widths[KV_HEADS] == before[KV_HEADS] or set(kinds) & {KV_HEADS, HEADS}
+        assert heads_per_group(widths) == heads_per_group(before) or HEADS in kinds
+        narrow = widths.but({HIDDEN: before[HIDDEN]})
+        assert candidate.expected == pytest.approx(total(costs, counter.everywhere(narrow)))
+    for hidden in {candidate.widths[HIDDEN] for candidate in listed}:
+        expected = [candidate.expected for candidate in listed if candidate.widths[HIDDEN] == hidden]
         assert expected == sorted(expected)
 
 
 def test_every_hidden_size_is_tried_before_the_second_best_of_one():
-    ledger, config = ledger_of("llama")
-    listed = candidates(ledger, config, (HIDDEN, *BLOCK), budget_of(ledger, 0.3, True), made_up(ledger))
-    sizes = [candidate.widths.hidden_size for candidate in listed]
+    counter, config = counter_of("llama")
+    listed = candidates(counter, config, (HIDDEN, *BLOCK), budget_of(counter, 0.3, True), made_up(counter))
+    sizes = [candidate.widths[HIDDEN] for candidate in listed]
     first = sizes[: len(set(sizes))]
     assert len(set(first)) == len(first) > 2
     assert first == sorted(first, reverse=True)
@@ -66,23 +66,25 @@ def test_every_hidden_size_is_tried_before_the_second_best_of_one():
 
 def test_hidden_sizes_go_with_whole_heads():
     """Where head_dim, 8, is derived from the two: in steps of 48 / 8 there would be no other."""
-    ledger, config = ledger_of("gpt_neox", **FINE)
-    listed = candidates(ledger, config, (HIDDEN, HEADS, MLP), budget_of(ledger, 0.3, True), made_up(ledger))
-    assert {(c.widths.hidden_size, c.widths.num_attention_heads) for c in listed} == {(48, 6), (40, 5)}
+    counter, config = counter_of("gpt_neox", **FINE)
+    listed = candidates(counter, config, (HIDDEN, HEADS, MLP), budget_of(counter, 0.3, True), made_up(counter))
+    assert {(c.widths[HIDDEN], c.widths[HEADS]) for c in listed} == {(48, 6), (40, 5)}
 
 
 @pytest.mark.parametrize(("share", "least", "most"), [(0.1, 1, 7), (0.7, 8, 8), (0.82, 1, 7)])
 def test_all_heads_that_a_budget_allows_are_listed(share, least, most):
     """Of 4 kv groups of 1 or 2 heads: neurons are too few to make up for most of them, or these too large."""
-    ledger, config = ledger_of("llama", **FINE)
-    budget, possible = budget_of(ledger, share, False), set()
-    listed = candidates(ledger, config, BLOCK, budget, made_up(ledger))
+    counter, config = counter_of("llama", **FINE)
+    budget, possible = budget_of(counter, share, False), set()
+    listed = candidates(counter, config, BLOCK, budget, made_up(counter))
     for kv_heads, each in itertools.product(range(1, 5), (1, 2)):
-        shape = replace(ledger.before, num_key_value_heads=kv_heads, num_attention_heads=kv_heads * each)
-        sizes = [replace(shape, intermediate_size=neurons) for neurons in range(1, 321)]
-        if any(missed(ledger, budget, ledger.all_layers(widths)) < 0.005 for widths in sizes) and holds(config, shape):
+        shape = counter.before.but({KV_HEADS: kv_heads, HEADS: kv_heads * each})
+        sizes = [shape.but({MLP: neurons}) for neurons in range(1, 321)]
+        if any(missed(counter, budget, counter.everywhere(widths)) < 0.005 for widths in sizes) and holds(
+            config, shape
+        ):
             possible.add((kv_heads, each))
-    found = {(candidate.widths.num_key_value_heads, candidate.widths.heads_per_group) for candidate in listed}
+    found = {(candidate.widths[KV_HEADS], heads_per_group(candidate.widths)) for candidate in listed}
     assert found == possible
     assert least <= len(found) <= most
 
@@ -90,16 +92,16 @@ def test_all_heads_that_a_budget_allows_are_listed(share, least, most):
 @pytest.mark.parametrize("kinds", [BLOCK, (HIDDEN, *BLOCK)])
 def test_fewer_layers_are_candidates_too(kinds):
     """With all channels, and what is left of the budget; the layers that go cost what they change."""
-    (ledger, config), (fewer, _) = (ledger_of("llama", num_hidden_layers=number, **FINE) for number in (4, 3))
-    budget, costs, stay = budget_of(ledger, 0.3, False), made_up(ledger, 0.1, 0.2, 0.3, 0.4), (0, 1, 3)
-    listed = candidates(ledger, config, kinds, budget, costs, {stay: fewer})
+    (counter, config), (fewer, _) = (counter_of("llama", num_hidden_layers=number, **FINE) for number in (4, 3))
+    budget, costs, stay = budget_of(counter, 0.3, False), made_up(counter, 0.1, 0.2, 0.3, 0.4), (0, 1, 3)
+    listed = candidates(counter, config, kinds, budget, costs, {stay: fewer})
     shallow = [candidate for candidate in listed if candidate.layers == stay]
     assert {candidate.layers for candidate in listed} == {stay, None}
     assert len(shallow) > 2
     for candidate in shallow:
         widths = candidate.widths
-        assert abs(fewer.decoder(fewer.all_layers(widths)) / budget.goal - 1) < 0.005
-        assert widths.hidden_size == ledger.before.hidden_size
+        assert abs(fewer.decoder(fewer.everywhere(widths)) / budget.goal - 1) < 0.005
+        assert widths[HIDDEN] == counter.before[HIDDEN]
         assert candidate.expected == pytest.approx(0.3 + sum(costs.of(layer, widths) for layer in stay))
 
 
@@ -112,16 +114,16 @@ def test_depths(layers, depths):
 
 
 def test_layers_that_change_least_go():
-    costs = made_up(ledger_of("llama")[0], 3.0, 1.0, 2.0, 4.0, 1.5)
+    costs = made_up(counter_of("llama")[0], 3.0, 1.0, 2.0, 4.0, 1.5)
     assert [cheapest_layers(costs, number) for number in (4, 3, 1)] == [(0, 2, 3, 4), (0, 2, 3), (3,)]
 
 
 @pytest.mark.parametrize(("kinds", "share"), [((MLP,), 0.9), ((HEADS,), 0.3), ((KV_HEADS, HEADS), 0.5)])
 def test_a_budget_that_nothing_meets(kinds, share):
-    ledger, config = ledger_of("llama")
-    budget = budget_of(ledger, share, False)
+    counter, config = counter_of("llama")
+    budget = budget_of(counter, share, False)
     with pytest.raises(PlanError, match="meets the budget; ask for less, or --prune more kinds"):
-        candidates(ledger, config, kinds, budget, made_up(ledger))
+        candidates(counter, config, kinds, budget, made_up(counter))
 
 
 class Measure:
@@ -133,7 +135,7 @@ class Measure:
         monkeypatch.setattr(module.time, "monotonic", lambda: self.now)
 
     def __call__(self, candidate: Candidate) -> float:
-        self.shapes.append(candidate.widths.intermediate_size)
+        self.shapes.append(candidate.widths[MLP])
         self.now += self.seconds
         return next(self.kls)
 
@@ -144,7 +146,7 @@ def options(count: int) -> list[Candidate]:
 
 
 def neurons(found: list[Candidate]) -> list[int]:
-    return [candidate.widths.intermediate_size for candidate in found]
+    return [candidate.widths[MLP] for candidate in found]
 
 
 def test_the_best_comes_first(monkeypatch):

@@ -2,21 +2,21 @@
 
 import pytest
 import torch
-
-from llm_pruner import Options
 from llm_pruner.importance.evidence import ordered
+
+from llm_pruner.config.prune import PruneOptions
 from llm_pruner.importance.selection import choose
-from llm_pruner.model.families import Widths
+from llm_pruner.model.axes import Widths
 from llm_pruner.model.groups import units_of
-from tests.toys import ledger_of
+from tests.toys import counter_of
 
 
 def chosen(scores: dict[str, torch.Tensor], criterion: str = "standard", **widths) -> dict[str, list[int]]:
     case = {"hidden_size": 4, "num_attention_heads": 4, "head_dim": 2, "intermediate_size": 3, "num_hidden_layers": 1}
-    ledger = ledger_of(**case, num_key_value_heads=2)
-    after = Widths(**{**ledger.before.asdict(), **widths})
-    ranked = ordered(scores, Options(model="demo", pruning_ratio=0.5, criterion=criterion))
-    return choose(ledger.groups, ranked, ledger.before, (after,))
+    counter = counter_of(**case, num_key_value_heads=2)
+    after = Widths(**{**counter.before.by_field(), **widths})
+    ranked = ordered(scores, PruneOptions(model="demo", pruning_ratio=0.5, criterion=criterion))
+    return choose(counter.groups, ranked, counter.before, (after,))
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_standard_removes_the_lowest_and_reversed_the_highest(criterion, neurons
 
 def test_units_of_grouped_queries():
     """A kv group takes its query heads along, a query head leaves keys and values alone."""
-    ledger = ledger_of(
+    counter = counter_of(
         hidden_size=4,
         num_attention_heads=4,
         num_key_value_heads=2,
@@ -46,7 +46,7 @@ def test_units_of_grouped_queries():
     )
     found = {
         group.name: {member.parameter.split(".")[-2]: member.width for member in group.members}
-        for group in units_of(ledger.groups)
+        for group in units_of(counter.groups)
         if group.layer == 0
     }
     assert found["layers.0.heads"] == {"q_proj": 2, "o_proj": 2}

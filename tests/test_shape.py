@@ -1,18 +1,19 @@
 """What was asked against what becomes of it: kinds that stay, copies, shares too small, one width for all layers."""
 
 import copy
-from dataclasses import replace
 
 import pytest
 import torch
 
-from llm_pruner import Options, prune_model
-from llm_pruner.config.prune_rules import validate
+from llm_pruner.cli.requests import validate
+from llm_pruner.config.prune import PruneOptions
 from llm_pruner.errors import PlanError, UsageError
+from llm_pruner.model.axes import HEADS, KV_HEADS, MLP
 from llm_pruner.shape.allocate import uniform
 from tests import tiny
+from tests.in_memory import prune_model
 from tests.steps import planned, prompts, pruned
-from tests.toys import ledger_of
+from tests.toys import counter_of
 
 
 @pytest.mark.parametrize("kind", ["heads", "mlp"])
@@ -45,7 +46,7 @@ def test_what_prune_does_not_name_stays(kind, options):
 )
 def test_what_cannot_leave_out_a_kind_is_refused(options, message):
     with pytest.raises(UsageError, match=message):
-        validate(Options(model="m", importance="mag_sp", **options))
+        validate(PruneOptions(model="m", importance="mag_sp", **options))
 
 
 @pytest.mark.parametrize("structure", [None, "UL-UM", "UL-MM", "AL-MM", "AL-AM"])
@@ -69,20 +70,20 @@ def test_shares_that_change_nothing(structure):
 def test_target_memory_is_in_bytes_of_the_models_dtype(dtype):
     model = tiny.model("llama", dtype=dtype)
     before = sum(p.numel() * p.element_size() for p in model.parameters())
-    _, plan = prune_model(model, Options(importance="mag_sp", target_memory=f"{0.8 * before / 1000:.3f}kB"))
+    _, plan = prune_model(model, PruneOptions(importance="mag_sp", target_memory=f"{0.8 * before / 1000:.3f}kB"))
     assert plan.bytes_after == pytest.approx(0.8 * before, abs=0.01 * before)
 
 
 def test_uniform_meets_the_budget_of_the_adaptive_result():
     """A few neurons cannot make up for half a kv group of few: the number of heads gives way, or it is refused."""
-    ledger = ledger_of(**tiny.GROUPED, head_dim=8, num_hidden_layers=4, vocab_size=96)
-    full = ledger.all_layers(ledger.before)
-    layers = (replace(ledger.before, num_attention_heads=2, num_key_value_heads=1), *full[1:])
-    after = uniform(ledger, layers, lambda widths: True)
+    counter = counter_of(**tiny.GROUPED, head_dim=8, num_hidden_layers=4, vocab_size=96)
+    full = counter.everywhere(counter.before)
+    layers = (counter.before.but({HEADS: 2, KV_HEADS: 1}), *full[1:])
+    after = uniform(counter, layers, lambda widths: True)
     assert len(set(after)) == 1
-    assert abs(ledger.decoder(after) - ledger.decoder(layers)) <= 0.01 * ledger.decoder(full)
+    assert abs(counter.decoder(after) - counter.decoder(layers)) <= 0.01 * counter.decoder(full)
     with pytest.raises(PlanError, match="leave --uniform out"):
-        uniform(ledger, layers, lambda widths: widths.intermediate_size > 80)
+        uniform(counter, layers, lambda widths: widths[MLP] > 80)
 
 
 def test_uniform_with_biases_takes_heads_that_the_stock_class_has_with_them():
@@ -105,9 +106,9 @@ def test_uniform_with_biases_takes_heads_that_the_stock_class_has_with_them():
 def test_a_replayed_plan_compensates_as_the_first_run_did(tmp_path, options):
     """The means behind silenced layers too, where the method measures there."""
     model = tiny.model("llama", num_hidden_layers=4)
-    first, plan = prune_model(copy.deepcopy(model), Options(compensate="bias", **options), prompts())
+    first, plan = prune_model(copy.deepcopy(model), PruneOptions(compensate="bias", **options), prompts())
     plan.save(tmp_path / "plan.json")
-    again, _ = prune_model(model, Options(plan=str(tmp_path / "plan.json")), prompts())
+    again, _ = prune_model(model, PruneOptions(plan=str(tmp_path / "plan.json")), prompts())
     biases = [p.abs().max() for name, p in first.named_parameters() if name.endswith("down_proj.bias")]
     assert min(biases) > 0
     assert first.state_dict().keys() == again.state_dict().keys()

@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from llm_pruner import Options, run
+from llm_pruner import prune_checkpoint
+from llm_pruner.config.prune import PruneOptions
 
 pytestmark = [pytest.mark.shared, pytest.mark.usefixtures("quick_reload")]
 
@@ -22,7 +23,7 @@ def text(shared, tmp_path_factory):
 
 def prune(shared, text, tmp_path, **options) -> dict:
     asked = {"importance": "magnitude", "max_seq_len": 256, "save_model": str(tmp_path / "out"), **options}
-    return run(Options(model=str(shared / "models" / "llama-6m"), eval_data=str(text), **asked))
+    return prune_checkpoint(PruneOptions(model=str(shared / "models" / "llama-6m"), eval_data=str(text), **asked))
 
 
 def test_dense_perplexity_is_the_published_one(shared):

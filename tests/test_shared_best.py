@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from llm_pruner import Options, run
+from llm_pruner import prune_checkpoint
+from llm_pruner.config.prune import PruneOptions
 
 pytestmark = pytest.mark.shared
 CALIBRATION = {"nsamples": 64, "calibration_seq_len": 256}
@@ -19,8 +20,8 @@ def loss(shared, tmp_path_factory):
     text.write_text((data / "test.txt").read_text(encoding="utf-8")[:40_000], encoding="utf-8")
 
     def measure(**options) -> float:
-        report = run(
-            Options(
+        report = prune_checkpoint(
+            PruneOptions(
                 model=str(shared / "models" / "llama-6m"), eval_data=str(text), max_seq_len=256, no_save=True,
                 calibration_data=str(data / "valid.txt"), **CALIBRATION, **options,
             )

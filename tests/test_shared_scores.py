@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from llm_pruner.importance import criterion_of, score
 from tests.float64 import (
     HEAD_DIM,
     HEADS,
@@ -147,8 +148,8 @@ def test_taylor_of_a_float64_model(reference, products):
     groups = units_of(trace_groups(model))
     found = weight_gradient_products(model, reference.windows.split(8))
     for taylor in ("param_first", "vectorize"):
-        evidence = importance.Evidence(products=found, taylor=taylor)
-        scores = importance.score(groups, importance.get("taylor"), evidence)
+        evidence = importance.Statistics(products=found, taylor=taylor)
+        scores = score(groups, criterion_of("taylor"), evidence)
         scores = {name: values.double().numpy() for name, values in scores.items()}
         expected, absolute = taylor_scores(products, taylor)
         assert set(scores) == set(expected)

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from llm_pruner.cli.sparsify import run
 from llm_pruner.config import sparsify
-from llm_pruner.sparsity.run import run
 from tests.commands import REPOSITORY
 
 pytestmark = pytest.mark.shared

@@ -210,8 +210,8 @@ def test_bfloat16_of_real_width_is_saved_and_verified(tmp_path, quick_reload):
     """Where a weight lies in memory decides how bfloat16 rounds, and that which input survives."""
     from transformers import AutoModelForCausalLM, LlamaConfig
 
+    from llm_pruner.cli.sparsify import run
     from llm_pruner.config.sparsify import resolve
-    from llm_pruner.sparsity.run import run
 
     torch.manual_seed(0)
     config = LlamaConfig(

@@ -9,9 +9,9 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from llm_pruner.calibration.layerwise import decoder_layers
 from llm_pruner.config.recipe import TARGETS, Recipe
 from llm_pruner.errors import PlanError, RunError, UsageError
+from llm_pruner.model.layers import decoder_layers
 from llm_pruner.model.per_layer import per_layer_config
 from llm_pruner.sparsity.calibration import sparsify_activations
 from llm_pruner.sparsity.learn import Learning

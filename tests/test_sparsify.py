@@ -11,6 +11,7 @@ import yaml
 
 from llm_pruner.cli import main as cli
 from llm_pruner.cli.commands import COMMANDS
+from llm_pruner.cli.sparsify import run
 from llm_pruner.config import sparsify
 from llm_pruner.config.recipe import Recipe
 from llm_pruner.errors import PlanError, UsageError
@@ -18,7 +19,6 @@ from llm_pruner.model import loading
 from llm_pruner.model.tokenizers import load_tokenizer
 from llm_pruner.output.reports import Measured
 from llm_pruner.sparsity.linear import sparse_layers
-from llm_pruner.sparsity.run import run
 from tests import tiny
 from tests.commands import DEMO, REPOSITORY, one_line
 

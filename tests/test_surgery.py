@@ -8,8 +8,8 @@ import torch
 from llm_pruner.errors import PlanError
 from llm_pruner.model.families import widths_of
 from llm_pruner.model.groups import kept_positions
+from llm_pruner.model.skeleton import meta_model
 from llm_pruner.model.surgery import cut
-from llm_pruner.shape.plan import meta_model
 from tests import tiny
 from tests.fresh import assert_same, reload_in_a_fresh_process
 from tests.steps import planned, pruned
@@ -65,7 +65,7 @@ def test_cutting_silent_channels_changes_nothing(case):
         for member in groups[0].members:
             writes = member.parameter.endswith(("o_proj.weight", "down_proj.weight", "o_proj.bias", "down_proj.bias"))
             if writes or member.role == "embedding":
-                parameters[member.parameter].index_fill_(member.axis, silent, 0.0)
+                parameters[member.parameter].index_fill_(member.dim, silent, 0.0)
     expected = tiny.logits(model)
     new = cut(model, groups, plan, config)
     assert new.config.hidden_size == 32

@@ -9,10 +9,11 @@ import torch
 
 from llm_pruner.errors import PlanError, RunError
 from llm_pruner.model import trace as trace_module
+from llm_pruner.model.axes import HEADS, HIDDEN, KV_HEADS, MLP
 from llm_pruner.model.families import widths_of
-from llm_pruner.model.groups import HEADS, HIDDEN, KV_HEADS, MLP, attention_units
+from llm_pruner.model.groups import attention_units
+from llm_pruner.model.skeleton import meta_model
 from llm_pruner.model.trace import trace_groups
-from llm_pruner.shape.plan import meta_model
 from tests import tiny
 
 
@@ -25,12 +26,12 @@ def test_groups_of_every_family(case):
         f"layers.{i}.{kind}" for i in range(2) for kind in (HEADS, KV_HEADS, MLP)
     ]
     units = {
-        HIDDEN: widths.hidden_size,
-        HEADS: widths.num_attention_heads,
-        KV_HEADS: widths.num_key_value_heads,
-        MLP: widths.intermediate_size,
+        HIDDEN: widths[HIDDEN],
+        HEADS: widths[HEADS],
+        KV_HEADS: widths[KV_HEADS],
+        MLP: widths[MLP],
     }
-    assert all(group.units == units[group.kind] for group in groups)
+    assert all(group.units == units[group.axis] for group in groups)
 
 
 @pytest.mark.parametrize("case", tiny.CASES)
@@ -44,10 +45,10 @@ def test_every_position_is_owned_once(case):
     blocks = set()
     for group in trace_groups(model):
         for member in group.members:
-            key = (member.parameter, member.axis, member.start)
+            key = (member.parameter, member.dim, member.start)
             if key not in blocks:  # a tied tensor is a member as embedding and as lm_head
                 blocks.add(key)
-                owners[member.parameter, member.axis][member.positions(torch.arange(group.units))] += 1
+                owners[member.parameter, member.dim][member.positions(torch.arange(group.units))] += 1
     tables = ("embed", "lm_head", ".wte", ".wpe")  # rows are tokens or positions
     free = {
         (name, axis)
@@ -67,7 +68,7 @@ def test_needs_no_weights(case):
 def test_residual_stream_of_llama():
     hidden = trace_groups(tiny.model("llama"))[0]
     layer = [
-        (m.parameter.removeprefix("model.layers.0."), m.axis, m.role) for m in hidden.members if ".0." in m.parameter
+        (m.parameter.removeprefix("model.layers.0."), m.dim, m.role) for m in hidden.members if ".0." in m.parameter
     ]
     assert sorted(layer) == [
         ("input_layernorm.weight", 0, "rmsnorm"),
@@ -80,7 +81,7 @@ def test_residual_stream_of_llama():
         ("self_attn.q_proj.weight", 1, "linear"),
         ("self_attn.v_proj.weight", 1, "linear"),
     ]
-    assert [(m.parameter, m.axis, m.role) for m in hidden.members if m.parameter.count(".") <= 2] == [
+    assert [(m.parameter, m.dim, m.role) for m in hidden.members if m.parameter.count(".") <= 2] == [
         ("model.embed_tokens.weight", 1, "embedding"),
         ("model.norm.weight", 0, "rmsnorm"),
         ("lm_head.weight", 1, "linear"),
@@ -92,7 +93,7 @@ def test_fused_layouts_by_hand():
     groups = {g.name: g for g in trace_groups(tiny.model("phi3"))}
     rows = {m.start: (m.stride, m.width) for m in groups["layers.0.kv_heads"].members}
     assert rows == {48: (6, 6), 72: (6, 6)}  # 8 query heads of 6, then 4 keys, then 4 values
-    assert [(m.axis, m.start) for m in groups["layers.0.mlp"].members if "gate_up" in m.parameter] == [(0, 0), (0, 80)]
+    assert [(m.dim, m.start) for m in groups["layers.0.mlp"].members if "gate_up" in m.parameter] == [(0, 0), (0, 80)]
     groups = {g.name: g for g in trace_groups(tiny.model("gpt_neox"))}
     query = next(m for m in groups["layers.1.heads"].members if "query_key_value.weight" in m.parameter)
     assert query.positions(torch.tensor([0, 2])).tolist() == [*range(0, 8), *range(48, 56)]

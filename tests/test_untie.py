@@ -6,14 +6,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from llm_pruner.model.groups import HEADS, HIDDEN, KV_HEADS, MLP
+from llm_pruner.model.axes import HEADS, HIDDEN, KV_HEADS, MLP
 from llm_pruner.model.untie import is_tied, untied
 from llm_pruner.output.checkpoint import write
 from llm_pruner.reconstruction import method as module
-from llm_pruner.reconstruction.reconstruct import split
 from llm_pruner.reconstruction.search import candidates
+from llm_pruner.reconstruction.tokens import split
 from tests import tiny
-from tests.budgets import budget_of, ledger_of, made_up, missed
+from tests.budgets import budget_of, counter_of, made_up, missed
 from tests.rebuilding import best_of, divergence, fitted_and_held, prompts
 
 TIED = ("llama_tied", "qwen2", "gemma", "gpt2")
@@ -39,16 +39,16 @@ def test_it_computes_the_same_and_shares_all_but_the_head(case):
 
 def test_the_head_counts():
     """Of the whole model, where embeddings and lm_head are tied; what else shrinks, pays for it."""
-    own, _ = ledger_of("llama_tied", tie_word_embeddings=False, intermediate_size=320)
-    ledger, config = ledger_of("llama_tied", intermediate_size=320)
-    budget = budget_of(ledger, 0.3, True)
-    listed = candidates(ledger, config, (HIDDEN, KV_HEADS, HEADS, MLP), budget, made_up(ledger), None, own)
+    own, _ = counter_of("llama_tied", tie_word_embeddings=False, intermediate_size=320)
+    counter, config = counter_of("llama_tied", intermediate_size=320)
+    budget = budget_of(counter, 0.3, True)
+    listed = candidates(counter, config, (HIDDEN, KV_HEADS, HEADS, MLP), budget, made_up(counter), None, own)
     free = [candidate for candidate in listed if candidate.untied]
-    assert len({candidate.widths.hidden_size for candidate in free}) > 2
+    assert len({candidate.widths[HIDDEN] for candidate in free}) > 2
     assert len(free) < len(listed)
     for candidate in listed:
-        count = own if candidate.untied else ledger
-        assert missed(count, budget, count.all_layers(candidate.widths)) < 0.005
+        count = own if candidate.untied else counter
+        assert missed(count, budget, count.everywhere(candidate.widths)) < 0.005
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from llm_pruner.config.evaluate import USUAL_TASKS
+from llm_pruner.config.groups import USUAL_TASKS
 from llm_pruner.errors import RunError, UsageError
 from llm_pruner.evaluation import tasks, zero_shot
 from llm_pruner.model.demo.text import held_out

@@ -6,11 +6,12 @@ import torch
 from transformers import AutoConfig
 
 from llm_pruner.calibration.activations import Inputs
-from llm_pruner.importance import ABSOLUTE, CONTRIBUTION, MOMENTS
+from llm_pruner.calibration.statistics import ABSOLUTE, CONTRIBUTION, MOMENTS
+from llm_pruner.model.axes import HEADS, MLP
 from llm_pruner.model.families import widths_of
+from llm_pruner.model.skeleton import meta_model
 from llm_pruner.model.trace import trace_groups
-from llm_pruner.shape.budget import Ledger
-from llm_pruner.shape.plan import meta_model
+from llm_pruner.shape.counter import ParameterCounter
 
 # What the output projection reads: a prompt of one token and a prompt of three.
 #   column   values       mean  variance  ‖X_j‖
@@ -37,17 +38,17 @@ def assert_close(found: torch.Tensor, expected: list[float]):
     torch.testing.assert_close(found.double(), torch.tensor(expected, dtype=torch.float64), rtol=1e-6, atol=1e-7)
 
 
-def ledger_of(**values) -> Ledger:
+def counter_of(**values) -> ParameterCounter:
     model = meta_model(AutoConfig.for_model("llama", **{"vocab_size": 16, **values}))
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    return Ledger(shapes, tuple(trace_groups(model)), widths_of(model.config), model.config.num_hidden_layers)
+    return ParameterCounter(shapes, tuple(trace_groups(model)), widths_of(model.config), model.config.num_hidden_layers)
 
 
 @functools.cache
-def toy() -> Ledger:
+def toy() -> ParameterCounter:
     """Two layers of two heads and four neurons. A neuron costs 3·4 = 12, a head 4·6·4 = 96: eight neurons.
     Everything: 2·(2·8 + 4) = 40 neurons."""
-    return ledger_of(
+    return counter_of(
         hidden_size=4,
         num_attention_heads=2,
         num_key_value_heads=2,
@@ -58,9 +59,9 @@ def toy() -> Ledger:
 
 
 @functools.cache
-def hundred() -> Ledger:
+def hundred() -> ParameterCounter:
     """Two layers of 92 neurons of 24 parameters and two heads of 4·3·8 = 96, as much as four: 100 neurons a layer."""
-    return ledger_of(
+    return counter_of(
         hidden_size=8,
         num_attention_heads=2,
         num_key_value_heads=2,
@@ -71,4 +72,4 @@ def hundred() -> Ledger:
 
 
 def heads_and_neurons(layers) -> list[tuple[int, int]]:
-    return [(layer.num_attention_heads, layer.intermediate_size) for layer in layers]
+    return [(layer[HEADS], layer[MLP]) for layer in layers]

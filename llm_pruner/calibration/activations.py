@@ -10,9 +10,10 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 import torch
 
 from llm_pruner.calibration.layerwise import not_finite, walk
+from llm_pruner.calibration.statistics import ABSOLUTE, CONTRIBUTION, MOMENTS
 from llm_pruner.errors import RunError, is_out_of_memory
-from llm_pruner.importance import ABSOLUTE, CONTRIBUTION, MOMENTS
-from llm_pruner.model.groups import HEADS, MLP, Group, reader
+from llm_pruner.model.axes import HEADS, MLP
+from llm_pruner.model.groups import Group, output_projection
 
 log = logging.getLogger(__name__)
 
@@ -141,14 +142,14 @@ def collect(
     """
     layers: dict[int, list[Group]] = {}
     for group in groups:
-        if group.kind in (HEADS, MLP):
+        if group.axis in (HEADS, MLP):
             layers.setdefault(group.layer, []).append(group)
     found: dict[str, Inputs] = {}
     for layer in walk(model, batches):
         measured: dict[str, Inputs] = {}
         with contextlib.ExitStack() as hooks:
             for group in layers[layer.index]:
-                name = reader(group).parameter
+                name = output_projection(group).parameter
                 module = model.get_submodule(name.removesuffix(".weight"))
                 measured[name] = _inputs(group, module.weight, needs)
                 hooks.callback(module.register_forward_pre_hook(_adding_to(measured[name])).remove)
@@ -165,9 +166,9 @@ def collect(
 
 
 def _inputs(group: Group, weight: torch.Tensor, needs: Collection[str]) -> Inputs:
-    if group.kind == MLP:
+    if group.axis == MLP:
         return Inputs(set(needs) - {CONTRIBUTION})
-    return Inputs(needs, weight.detach().T if reader(group).axis == 0 else weight.detach(), group.units)
+    return Inputs(needs, weight.detach().T if output_projection(group).dim == 0 else weight.detach(), group.units)
 
 
 def _adding_to(inputs: Inputs):

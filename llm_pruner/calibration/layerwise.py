@@ -14,7 +14,8 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from llm_pruner.calibration.weights import Weights
-from llm_pruner.errors import RunError, is_out_of_memory
+from llm_pruner.errors import RunError
+from llm_pruner.model.layers import decoder_layers
 
 
 @dataclass
@@ -22,7 +23,7 @@ class Layer:
     """One decoder layer on the way: hooks on its modules see every batch that `run` pushes through it.
 
     stream: the hidden states that enter, one tensor [prompts, tokens, hidden_size] for each batch.
-    arguments: what else the layer is called with, for each batch. aside: outputs are put aside.
+    arguments: what else the layer is called with, for each batch. offload: outputs wait in the host's memory.
     """
 
     index: int
@@ -30,7 +31,7 @@ class Layer:
     stream: list[torch.Tensor]
     arguments: list[tuple[tuple, dict]]
     outputs: list[torch.Tensor] | None = None
-    aside: bool = False
+    offload: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -39,7 +40,7 @@ class Layer:
     def call(self, batch: int, hidden: torch.Tensor) -> torch.Tensor:
         """The layer's output for `hidden` in place of the hidden states of batch number `batch`."""
         arguments, options = self.arguments[batch]
-        return self.module(hidden.to(self.device) if self.aside else hidden, *arguments, **options)
+        return self.module(hidden.to(self.device) if self.offload else hidden, *arguments, **options)
 
     @torch.no_grad()
     def run(self) -> None:
@@ -52,7 +53,7 @@ class Layer:
                 name = first_not_finite(self.module, partial(self.call, batch, hidden))
                 where = f"layer {self.index}: {name}" if name else f"layer {self.index}"
                 raise not_finite(f"{where} gives NaN or Inf on the calibration data", output.dtype)
-            self.outputs.append(put_aside(output) if self.aside else output)
+            self.outputs.append(offloaded(output) if self.offload else output)
 
 
 @torch.no_grad()
@@ -94,42 +95,16 @@ def cause_of_nan(model, prompts: torch.Tensor, what: str) -> RunError:
     return not_finite(f"{what}: the logits hold NaN or Inf", model.dtype)
 
 
-SMALLER = "use a smaller --nsamples or --calibration_seq_len, --dtype bfloat16, or another --device"
-
-
-@contextlib.contextmanager
-def computing(what: str, smaller: str = SMALLER):
-    """While this lasts, no memory left and equations without a solution are RunErrors about `what`, with what helps;
-    smaller: against the first."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if is_out_of_memory(error):
-            raise RunError(f"{what} does not fit in memory; {smaller}") from error
-        if isinstance(error, torch.linalg.LinAlgError):
-            raise RunError(
-                f"{what}: the numbers are too large, or too far apart, for its equations to be solved; "
-                "try --dtype float32, or --importance magnitude, which has none"
-            ) from error
-        raise
-
-
-def decoder_layers(model) -> nn.ModuleList:
-    """The model's decoder layers."""
-    lists = (child for child in model.base_model.children() if isinstance(child, nn.ModuleList))
-    return next(layers for layers in lists if len(layers) == model.config.num_hidden_layers)
-
-
-def put_aside(hidden: torch.Tensor) -> torch.Tensor:
+def offloaded(hidden: torch.Tensor) -> torch.Tensor:
     """In the host's memory what is on a GPU, page-locked so that it comes back quickly; anything else as it is."""
     if hidden.device.type != "cuda":
         return hidden
     return torch.empty(hidden.shape, dtype=hidden.dtype, pin_memory=True).copy_(hidden)
 
 
-def walk(model, batches: Sequence[torch.Tensor], label: str = "calibrate", aside: bool = False) -> Iterator[Layer]:
-    """Yields the decoder layers in order. batches: LongTensors [prompts, tokens]. aside: the streams wait in the host's
-    memory, and a GPU holds one batch at a time.
+def walk(model, batches: Sequence[torch.Tensor], label: str = "calibrate", offload: bool = False) -> Iterator[Layer]:
+    """Yields the decoder layers in order. batches: LongTensors [prompts, tokens]. offload: the streams wait in the
+    host's memory, and a GPU holds one batch at a time.
 
     Whoever walks may `run` a layer, look, change its weights and run it again: the layers behind see its last
     outputs. One that was not run is run by the walk. RunError for what is not finite.
@@ -141,12 +116,12 @@ def walk(model, batches: Sequence[torch.Tensor], label: str = "calibrate", aside
         hidden, arguments = enter(model, batch)
         if not torch.isfinite(hidden).all():
             raise not_finite("what enters layer 0 is NaN or Inf on the calibration data", hidden.dtype)
-        stream.append(put_aside(hidden) if aside else hidden)
+        stream.append(offloaded(hidden) if offload else hidden)
         called.append(arguments)
     del hidden  # the last one would stay where the model is
     for index, module in enumerate(tqdm(decoder_layers(model), desc=label, unit="layer", delay=2, leave=False)):
-        layer = Layer(index, module, stream, [arguments[index] for arguments in called], aside=aside)
-        if aside:
+        layer = Layer(index, module, stream, [arguments[index] for arguments in called], offload=offload)
+        if offload:
             layer.arguments = send_to_device(layer.arguments, layer.device)
         yield layer
         if layer.outputs is None:

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from llm_pruner.cli import prune
+from llm_pruner.cli.requests import validate
 from llm_pruner.config import recover as recovery
-from llm_pruner.config.prune import Options
-from llm_pruner.config.prune_rules import validate
+from llm_pruner.config.prune import PruneOptions
 from llm_pruner.config.recover import RecoverOptions
 from llm_pruner.errors import UsageError
 from llm_pruner.model import loading
@@ -19,7 +19,7 @@ from llm_pruner.shape.plan import Plan
 RECOVERED = "-recovered"
 
 
-def run(options: Options, argv: Sequence[str] = ()) -> PruneReport | Plan:
+def run(options: PruneOptions, argv: Sequence[str] = ()) -> PruneReport | Plan:
     """Prune; with options.recover the report has that of the recovery as `recovered`. Errors as in both."""
     if not options.recover:
         return prune.run(options, argv)
@@ -38,7 +38,7 @@ def run(options: Options, argv: Sequence[str] = ()) -> PruneReport | Plan:
     return replace(made, recovered=recover(after, argv, "python prune_llm.py"))
 
 
-def recovery_options(options: Options, target: Path) -> RecoverOptions:
+def recovery_options(options: PruneOptions, target: Path) -> RecoverOptions:
     """What `--recover` asks for. UsageError when it is neither a method nor a YAML of recovery options."""
     how, flags = options.recover, _shared(options, target)
     if how in ("lora", "distil"):
@@ -49,7 +49,7 @@ def recovery_options(options: Options, target: Path) -> RecoverOptions:
     return recovery.resolve(flags, yaml_file)
 
 
-def _shared(options: Options, target: Path) -> dict[str, Any]:
+def _shared(options: PruneOptions, target: Path) -> dict[str, Any]:
     """What a recovery takes over from the pruning it follows."""
     flags = {
         "model": str(target),

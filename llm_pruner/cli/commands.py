@@ -4,10 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from llm_pruner.config import evaluate, pipeline, prune_rules, recover, sparsify
+from llm_pruner.cli import requests, stages
+from llm_pruner.config import evaluate, recover, sparsify
 from llm_pruner.config.evaluate import EvaluateOptions
 from llm_pruner.config.pipeline import PipelineOptions
-from llm_pruner.config.prune import Options
+from llm_pruner.config.prune import PruneOptions
 from llm_pruner.config.recover import RecoverOptions
 from llm_pruner.config.sparsify import SparsifyOptions
 
@@ -28,7 +29,7 @@ class Command:
 
 
 PRUNE = Command(
-    "prune_llm.py",
+    "llm-pruner prune",
     "Structured pruning of a Hugging Face language model: prune, save a stock checkpoint, score it.",
     (
         "--model demo --pruning_ratio 0.5",
@@ -37,12 +38,12 @@ PRUNE = Command(
         "--model ./my-model --target hidden_size=2048,intermediate_size=10825",
         "--config configs/magnitude.yaml --model ./my-model",
     ),
-    Options,
-    prune_rules.resolve,
+    PruneOptions,
+    requests.resolve,
     "llm_pruner.cli.chain:run",
 )
 RECOVER = Command(
-    "python -m llm_pruner recover",
+    "llm-pruner recover",
     "Train a pruned checkpoint a little: distillation from the dense model, or LoRA.",
     (
         "--model pruned/demo-r0.50",
@@ -54,7 +55,7 @@ RECOVER = Command(
     "llm_pruner.recovery.run:run",
 )
 EVALUATE = Command(
-    "python -m llm_pruner evaluate",
+    "llm-pruner evaluate",
     "Perplexity, zero-shot tasks and speed of several checkpoints side by side.",
     (
         "--model ./my-model pruned/mine --eval_data test.txt --speed --report evaluation.json",
@@ -65,15 +66,15 @@ EVALUATE = Command(
     "llm_pruner.evaluation.run:run",
 )
 PIPELINE = Command(
-    "python -m llm_pruner pipeline",
+    "llm-pruner pipeline",
     "Prune, recover and evaluate as one YAML says; what is done already is skipped.",
     ("--config configs/pipeline_amp.yaml --model meta-llama/Llama-3.1-8B --folder runs/amp",),
     PipelineOptions,
-    pipeline.resolve,
+    stages.resolve,
     "llm_pruner.cli.pipeline:run",
 )
 SPARSIFY = Command(
-    "python -m llm_pruner sparsify",
+    "llm-pruner sparsify",
     "Sparse activations, or weights, of a dense model: N:M or by a ratio, scored and saved.",
     (
         "--config configs/sparse/act_8_16.yaml --model ./my-model --eval_data test.txt",
@@ -82,6 +83,6 @@ SPARSIFY = Command(
     ),
     SparsifyOptions,
     sparsify.resolve,
-    "llm_pruner.sparsity.run:run",
+    "llm_pruner.cli.sparsify:run",
 )
 COMMANDS = {"prune": PRUNE, "recover": RECOVER, "evaluate": EVALUATE, "pipeline": PIPELINE, "sparsify": SPARSIFY}

@@ -2,12 +2,16 @@
 
 import argparse
 import logging
+import re
 import signal
 import sys
 import threading
+from dataclasses import Field
 from importlib import import_module
+from typing import Any
 
 from llm_pruner import console
+from llm_pruner._version import __version__
 from llm_pruner.cli.commands import CODES, COMMANDS, PRUNE, Command
 from llm_pruner.config.options import fields_of, kind_of, parse_flag
 from llm_pruner.errors import (
@@ -19,8 +23,14 @@ from llm_pruner.errors import (
     redact,
     shortened,
 )
-from llm_pruner.importance import available
+from llm_pruner.importance import CRITERIA
 from llm_pruner.output import places
+
+SECTIONS = (  # of the help, in their order
+    "model", "shape: how much goes", "units: which ones go", "sparsity", "method", "training data", "training",
+    "shared by the stages, where a section says nothing else", "calibration", "sweep", "evaluation",
+    "zero-shot, by lm_eval", "speed", "output", "run",
+)  # fmt: skip
 
 
 class Stopped(SystemExit):
@@ -48,41 +58,56 @@ class _Parser(argparse.ArgumentParser):
         return parsed
 
 
-def build_parser(command: Command = PRUNE) -> argparse.ArgumentParser:
-    """A flag for every field of the command's options."""
+def build_parser(command: Command = PRUNE, every: bool = True) -> argparse.ArgumentParser:
+    """Return a parser with a flag for every option of the command; its help shows all of them, or the common ones."""
     known = fields_of(command.options)
     examples = "".join(f"  %(prog)s {line}\n" for line in command.examples)
+    more = "" if every else "these are the common options; `--help all` shows every one\n\n"
     parser = _Parser(
         known,
         prog=command.prog,
+        usage=f"{command.prog} [options]",
         description=command.description,
-        epilog=f"examples:\n{examples}\n{CODES}\n",
+        epilog=f"{more}examples:\n{examples}\n{CODES}\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )
     sections: dict[str, argparse._ArgumentGroup] = {}
-    for name, f in known.items():
-        group = sections.setdefault(f.metadata["group"], parser.add_argument_group(f.metadata["group"]))
-        help_text = f.metadata["help"].replace("%", "%%")
-        if name == "importance":
-            help_text += f": {', '.join(available())}"
-        if kind_of(f) is bool:
-            group.add_argument(f"--{name}", action="store_true", help=help_text)
-            continue
-        choices = f.metadata["choices"]
-        metavar = f.metadata["metavar"] or ("{" + ",".join(choices) + "}" if choices else name.upper())
-        if f.default is not None:
-            help_text += f" (default: {f.default})"
-        several = {"nargs": "+", "action": "extend"} if kind_of(f) is tuple else {}
-        group.add_argument(f"--{name}", metavar=metavar, help=help_text, **several)
+    for name, f in sorted(known.items(), key=lambda item: SECTIONS.index(item[1].metadata["group"])):
+        if every or f.metadata["common"]:
+            title = f.metadata["group"]
+            group = sections[title] if title in sections else parser.add_argument_group(title)
+            sections[title] = group
+        else:
+            group = parser
+        _add_flag(group, name, f, hidden=not every and not f.metadata["common"])
     return parser
+
+
+def _add_flag(group, name: str, f: Field, hidden: bool) -> None:
+    text = f.metadata["help"].replace("%", "%%")
+    if name == "importance":
+        text += f": {', '.join(CRITERIA.names())}"
+    if kind_of(f) is bool:
+        group.add_argument(f"--{name}", action="store_true", help=argparse.SUPPRESS if hidden else text)
+        return
+    choices = f.metadata["choices"]
+    metavar = f.metadata["metavar"] or ("{" + ",".join(choices) + "}" if choices else name.upper())
+    if f.default is not None:
+        text += f" (default: {f.default})"
+    several: dict[str, Any] = {"nargs": "+", "action": "extend"} if kind_of(f) is tuple else {}
+    group.add_argument(f"--{name}", metavar=metavar, help=argparse.SUPPRESS if hidden else text, **several)
 
 
 def parse(argv: list[str], command: Command = PRUNE):
     """The command's options from its arguments. UsageError when they cannot be understood."""
     known = fields_of(command.options)
-    given = vars(build_parser(command).parse_args([_underscored(word) for word in argv]))
+    words, every = [_underscored(word) for word in argv], True
+    if "--help" in words or "-h" in words:
+        every = "all" in words
+        words = ["--help"]
+    given = vars(build_parser(command, every).parse_args(words))
     flags = {name: value if value is True else parse_flag(known[name], value) for name, value in given.items()}
     return command.resolve(flags, flags.get("config"))
 
@@ -109,14 +134,14 @@ def _main(argv: list[str], command: Command) -> int:
     _heed_signals()
     logging.basicConfig(format="%(levelname)s: %(message)s")
     logging.getLogger("llm_pruner").setLevel(logging.INFO)
-    name = command.prog.removeprefix("python -m ").removesuffix(".py")
+    name = command.prog
     try:
         options = parse(argv, command)
         show_traceback = options.traceback
         module, _, function = command.run.partition(":")
         getattr(import_module(module), function)(options, argv)
     except PrunerError as error:
-        return _fail(name, f"{error}{_saved()}", error.exit_code, show_traceback)
+        return _fail(name, f"{with_flags(str(error), command)}{_saved()}", error.exit_code, show_traceback)
     except KeyboardInterrupt:
         return _fail(name, f"interrupted{_saved() or '; nothing was published'}", 130, show_traceback)
     except Stopped as stop:
@@ -125,6 +150,20 @@ def _main(argv: list[str], command: Command) -> int:
     except Exception as error:
         return _fail(name, f"{_describe(error)}{_saved()}", 1, show_traceback)
     return 0
+
+
+def with_flags(message: str, command: Command) -> str:
+    """Return a message of the library with its parameters, which stand in backquotes, as the command's flags.
+
+    `nsamples` becomes --nsamples, and `dtype=bfloat16` --dtype bfloat16.
+    """
+    known = fields_of(command.options)
+
+    def flag(match: re.Match) -> str:
+        name, _, value = match[1].partition("=")
+        return f"--{name} {value}".strip() if name in known else match[0]
+
+    return re.sub(r"`([a-z_]+(?:=[^`\s]+)?)`", flag, message)
 
 
 def _heed_signals() -> None:
@@ -146,16 +185,20 @@ def _saved() -> str:
     return f"; saved before that: {folders}" if folders else ""
 
 
-def dispatch(argv: list[str]) -> int:
-    """`python -m llm_pruner COMMAND …`"""
+def dispatch(argv: list[str] | None = None) -> int:
+    """Run `llm-pruner COMMAND …` and return its exit code."""
     console.steady()
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["--version"]:
+        print(f"llm-pruner {__version__}")
+        return 0
     if not argv or argv[0] in ("-h", "--help"):
-        print("usage: python -m llm_pruner COMMAND …   (COMMAND --help tells its options)\n")
+        print("usage: llm-pruner COMMAND …   (llm-pruner COMMAND --help shows its options, --version the version)\n")
         for name, command in COMMANDS.items():
             print(f"  {name:10} {command.description}")
         return 0 if argv else 2
     if argv[0] not in COMMANDS:
-        return _fail("llm_pruner", f"unknown command {argv[0]!r}; {did_you_mean(argv[0], COMMANDS)}", 2, False)
+        return _fail("llm-pruner", f"unknown command {argv[0]!r}; {did_you_mean(argv[0], COMMANDS)}", 2, False)
     return main(argv[1:], COMMANDS[argv[0]])
 
 

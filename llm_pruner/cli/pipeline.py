@@ -17,29 +17,22 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-import llm_pruner
 from llm_pruner import validation
-from llm_pruner.config.pipeline import (
-    DECIDED,
-    EVALUATION,
-    PRUNED,
-    RECOVERED,
-    STAGES,
-    PipelineOptions,
-    stage_options,
-    validate,
-)
+from llm_pruner._version import __version__
+from llm_pruner.cli.stages import DECIDED, EVALUATION, PRUNED, RECOVERED, stage_options, validate
+from llm_pruner.config.pipeline import STAGES, PipelineOptions
 from llm_pruner.console import aligned, say
 from llm_pruner.errors import PlanError, RunError, UsageError, VerificationError
 from llm_pruner.files import (
+    checkpoint_digest,
     fingerprint,
     read_state,
     set_aside,
+    text_digest,
     write_state,
     write_text,
     write_whole,
 )
-from llm_pruner.importance import score_cache as scores
 from llm_pruner.model import loading
 from llm_pruner.output import manifest, reports
 from llm_pruner.output.conditions import command as typed
@@ -117,15 +110,15 @@ def _key(stage: str, values: dict, folder: Path, options: PipelineOptions, sourc
     for name in TEXTS:
         if name in parts:
             given = parts[name] if isinstance(parts[name], list) else [parts[name]]
-            parts[name] = [scores.text_digest(one) for one in given]
+            parts[name] = [text_digest(one) for one in given]
     models = {
         "prune": [],
         "recover": [PRUNED],
         "evaluate": [PRUNED, RECOVERED][: 2 if options.recover is not None else 1],
     }
-    parts["inputs"] = [options.model, scores.fingerprint(source, loading.fetch(source))]
-    parts["inputs"] += [scores.fingerprint(str(folder / name), folder / name) for name in models[stage]]
-    parts["version"] = llm_pruner.__version__
+    parts["inputs"] = [options.model, checkpoint_digest(source, loading.fetch(source))]
+    parts["inputs"] += [checkpoint_digest(str(folder / name), folder / name) for name in models[stage]]
+    parts["version"] = __version__
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 

@@ -1,46 +1,45 @@
-"""One run, in a straight line.
+"""`prune`, in a straight line.
 
-config.json → groups → shape → plan        (--dry_run stops here, unless scores decide the shape)
-→ checks → texts → model → perplexity → evidence → scores → widths, kept units → cut or mask → perplexity
-→ staged, verified, published → report
+options → request, method → draft of config.json          --dry_run stops here, unless scores decide the shape
+→ texts → model → perplexity → method.prune → perplexity → staged, verified, published → report
 """
 
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from llm_pruner.calibration import data
-from llm_pruner.config.prune import Options
-from llm_pruner.config.prune_rules import SCORING, asked_of, validate, wants_best
+from llm_pruner.calibration.statistics import WEIGHTS, Calibration
+from llm_pruner.cli.requests import (
+    SCORING,
+    asked_of,
+    criterion_named,
+    replayed,
+    request_of,
+    validate,
+    wants_reconstruction,
+)
+from llm_pruner.config.prune import PruneOptions
 from llm_pruner.console import quiet, say
 from llm_pruner.errors import PlanError, PrunerError, RunError, UsageError, redact
 from llm_pruner.evaluation.scores import Measurement, compared, text_to_score, windows_of
-from llm_pruner.importance import Calibration, Criterion, evidence
-from llm_pruner.importance import score_cache as scores
-from llm_pruner.importance.evidence import Found
+from llm_pruner.evaluation.tasks import check_tasks
+from llm_pruner.files import checkpoint_digest, text_digest
+from llm_pruner.importance import score_cache
 from llm_pruner.importance.selection import quantiles
+from llm_pruner.methods import METHODS, Journal, Measured, Method, Pruned, Reconstruct, ScoreAndCut, settled
 from llm_pruner.model import loading
-from llm_pruner.model.groups import FIELD, HIDDEN, MLP
-from llm_pruner.model.size import Size, size_of
+from llm_pruner.model.axes import HIDDEN, MLP
+from llm_pruner.model.size import size_of
 from llm_pruner.model.tokenizers import has_tokenizer, load_tokenizer
-from llm_pruner.output import checkpoint, lineage
+from llm_pruner.output import checkpoint, lineage, reports
 from llm_pruner.output.conditions import Stopwatch, conditions
 from llm_pruner.output.places import check_disk, check_outputs
-from llm_pruner.output.reports import Calibration as Calibrated
 from llm_pruner.output.reports import Layers, PruneReport, Reconstruction, Sides, Tried
 from llm_pruner.output.saving import save
-from llm_pruner.pruning import (
-    change,
-    choose_units,
-    decide_widths,
-    found_in,
-    plan_for,
-    replayed,
-    settled,
-)
-from llm_pruner.shape.draft import Shape, groups_to_score, shape_of
+from llm_pruner.shape.draft import Draft, Searched, draft, groups_to_score
 from llm_pruner.shape.plan import Plan
 
 OWN_CLASS = (
@@ -51,8 +50,50 @@ PROGRAM = "python prune_llm.py"
 BIG = 10**9  # parameters from which a width off the hardware's multiples is worth a hint
 
 
-def run(options: Options, argv: Sequence[str] = ()) -> PruneReport | Plan:
-    """Prune a checkpoint and return the report, of a dry run the plan; a failure is a PrunerError with an exit code."""
+@dataclass(frozen=True)
+class Decision:
+    """What will be done to the model.
+
+    Attributes:
+        method: How.
+        draft: What was asked for.
+        plan: As far as it is known; None where scores decide the widths.
+        config: The new configuration, with the plan.
+        prompts: LongTensors [length], where they had to be made to decide.
+    """
+
+    method: Method
+    draft: Draft
+    plan: Plan | None = None
+    config: Any = None
+    prompts: Any = None
+
+    @property
+    def to_score(self) -> list:
+        """The groups whose units have to be ranked."""
+        return groups_to_score(self.draft) if isinstance(self.method, ScoreAndCut) else []
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known before anything is loaded; each is None where it plays no part.
+
+    Attributes:
+        calibration: The calibration text.
+        key: What the scores in --scores are made from.
+        measured: The scores that were there.
+    """
+
+    calibration: Calibration | None = None
+    key: dict[str, object] | None = None
+    measured: Measured | None = None
+
+
+def run(options: PruneOptions, argv: Sequence[str] = ()) -> PruneReport | Plan:
+    """Do what the options say and return the report, of a dry run the plan.
+
+    Every failure is a PrunerError with its exit code.
+    """
     validate(options)
     stopwatch = Stopwatch()
     say("options: " + ", ".join(f"{k}={v}" for k, v in options.asdict().items() if v is not None and v is not False))
@@ -60,184 +101,302 @@ def run(options: Options, argv: Sequence[str] = ()) -> PruneReport | Plan:
     target = check_outputs(options, source)
     eval_data = None if options.dry_run else text_to_score(options.eval_data, options.model)
     tasks = _tasks(options)
-    if options.plan:
-        options = replayed(options)
     with stopwatch("plan"):
-        loading.check_family(source, options.revision)
-        quiet()
-        config = loading.load_config(source, options.revision)
-        if options.dtype != "auto":
-            config.dtype = options.dtype
-        elif options.target_memory and config.dtype is None:
-            raise UsageError(f"target_memory: the config.json of {options.model} names no dtype; give --dtype too")
-        options, shape, prompts = _method(options, config, source)
-        criterion = evidence.effective(options)
-        options = settled(options, shape)
-        plan = new_config = None
-        if shape.after:
-            plan, new_config = plan_for(shape.skeleton, shape, shape.after, options)
-    if plan:
-        _announce(plan, new_config, shape, options)
-    to_score = [] if options.method else groups_to_score(shape)
-    scored = bool(to_score) and (not options.dry_run or plan is None or bool(options.save_plan))
-    calibration, key, found = _known(options, criterion, shape, config, source, scored)
-    if scored and not calibration and (options.calibration_data or options.nsamples or options.calibration_seq_len):
-        say(f"note: importance {criterion.name} measures no activations, so there is nothing to calibrate")
-    used = (calibration.data, calibration.nsamples, calibration.seq_len) if calibration else (None, None, None)
-    options = replace(options, **dict(zip(("calibration_data", "nsamples", "calibration_seq_len"), used)))
-    if options.dry_run and scored and not found and not criterion.needs:
-        found = evidence.gather(None, shape, to_score, criterion, replace(options, compensate="none"), None, None)
-    if options.dry_run and options.method:
-        if shape.budget:
-            say("note: this shape is where a search would start; without --dry_run others of this size are compared")
+        request = request_of(options)
+        asked = replayed(options, request)
+        config = _config(asked, source)
+        decision = _decided(asked, request, config, source)
+    if decision.plan:
+        _announce(decision.plan, decision.config, decision, asked)
+    known = _known(asked, decision, config, source)
+    if asked.dry_run and (plan := _dry_plan(asked, decision, known)):
         return plan
-    if options.dry_run and (not scored or found):
-        return _finish_plan(plan, shape, shape.skeleton, found or Found(), options)[0]
 
-    if plan:
-        _check_disk(target, plan, options)
-    device = None if options.device_map else loading.pick_device(options.device)
+    if decision.plan:
+        _check_disk(target, decision.plan, asked)
     with stopwatch("data"):
-        folder = loading.fetch(source, options.revision, weights=False)
+        folder = loading.fetch(source, asked.revision, weights=False)
         origin = lineage.report_of(folder)
-        tokenizer = load_tokenizer(folder, bool(eval_data or tasks or calibration and not found and not prompts))
-        if not has_tokenizer(folder):
-            say("note: the model has no tokenizer, so none is saved")
-        windows, evaluation = windows_of(eval_data, options.model, tokenizer, config, options.max_seq_len)
-        if calibration and not found and not prompts:
-            prompts = _prompts(calibration, options, config, tokenizer)
+        tokenizer, prompts = _texts(asked, decision, known, config, folder, bool(eval_data or tasks))
+        windows, evaluation = windows_of(eval_data, asked.model, tokenizer, config, asked.max_seq_len)
     with stopwatch("load"):
-        folder = loading.fetch(source, options.revision)
-        model = loading.load_model(folder, config, options.dtype, device, options.device_map)
-        _check_against(shape, model)
+        folder = loading.fetch(source, asked.revision)
+        model = _loaded(asked, decision, config, folder)
         finite = checkpoint.finite_logits(model) if target else None
-    measurement = Measurement(windows, evaluation, tasks, options.batch_size, seed=options.seed)
+    measurement = Measurement(windows, evaluation, tasks, asked.batch_size, seed=asked.seed)
     before = measurement.of(model, tokenizer, "before", stopwatch)
-    notes: dict = {}
-    if options.method:
-        from llm_pruner.reconstruction.method import prune_best
-
-        best = prune_best(model, shape, options, prompts, stopwatch, say)
-        if best.plan.after != plan.after or best.config.model_type != new_config.model_type:
-            _announce(best.plan, best.config, shape, options)
-        model, plan, new_config, notes = best.model, best.plan, best.config, best.notes
-    elif found is None:
-        with stopwatch("score"):
-            groups = evidence.scoreable(shape, criterion) if key and not criterion.sequential else to_score
-            found = found_in(model, shape, groups, criterion, options, prompts)
-            if key:
-                scores.save(Path(options.scores).expanduser(), key, found.scores, found.means)
-                say(f"scores saved to {options.scores}")
-    if not options.method:
-        plan, new_config = _finish_plan(plan, shape, model, found, options)
-        if options.dry_run:
-            return plan
-        _check_disk(target, plan, options)
-        with stopwatch("cut"):
-            model, new_config = change(model, shape, plan, new_config, found.means, options)
-    if options.mask_only and new_config.model_type != plan.model_type:  # for its biases
-        say(OWN_CLASS.format(new_config.model_type))
-    scores_of = compared(before, measurement.of(model, tokenizer, "after", stopwatch))
-    size, used = size_of(model), None
-    if calibration:
-        # A file may hold fewer records than were asked for.
-        count = len(prompts) if prompts else calibration.nsamples
-        used = Calibrated(redact(calibration.data), count, calibration.seq_len)
+    pruned = _pruned(asked, decision, known, model, prompts, stopwatch, target)
+    if asked.dry_run:
+        return pruned.plan
+    del model
+    scores = compared(before, measurement.of(pruned.model, tokenizer, "after", stopwatch))
 
     def report() -> PruneReport:
-        return PruneReport(
-            **_planned(options, plan, new_config.model_type, size),
-            evaluation=evaluation,
-            calibration=used,
-            scores=quantiles(found.scores, shape.groups) if found else {},
-            reconstruction=_reconstruction(notes),
-            **scores_of,
-            **lineage.told(origin, redact(options.model), evaluation),
-            **conditions(options, stopwatch.seconds, argv, PROGRAM) | {"seed": plan.seed},
-        )
+        told = conditions(asked, stopwatch.seconds, argv, PROGRAM) | {"seed": pruned.plan.seed}
+        told |= lineage.told(origin, redact(asked.model), evaluation)
+        return _report(asked, decision, pruned, _used(known, prompts), evaluation=evaluation, **scores, **told)
 
     if target is None:
         return report()
     return save(
-        model, tokenizer, target, folder, report, finite=finite, overwrite=options.overwrite, stopwatch=stopwatch
+        pruned.model, tokenizer, target, folder, report, finite=finite, overwrite=asked.overwrite, stopwatch=stopwatch
     )
 
 
-def _planned(options: Options, plan: Plan, model_type: str, size: Size) -> dict[str, Any]:
-    """The fields of a report that a plan tells. A width that differs between layers is a list with one for each."""
-    return {
-        "model": redact(options.model),
-        "model_type": Sides(plan.model_type, model_type),
-        "parameters": Sides(plan.parameters_before, size.parameters),
-        "decoder_parameters": Sides(plan.decoder_before, plan.decoder_after),
-        "bytes": Sides(plan.bytes_before, size.bytes),
-        "widths": Sides(plan.before.asdict(), plan.widths_after()),
-        "layers": Layers(plan.num_layers_before or len(plan.after), len(plan.after), plan.layers),
-        "removed": {name: round(share, 6) for name, share in plan.removed().items()},
-        "importance": plan.importance,
-        "compensate": plan.compensate,
-        "masked": options.mask_only,
-    }
+def _used(known: Known, prompts: Any) -> reports.Calibration | None:
+    """The calibration text as the report tells it: a file may hold fewer records than were asked for."""
+    used = known.calibration
+    return used and reports.Calibration(redact(used.data), len(prompts) if prompts else used.nsamples, used.seq_len)
+
+
+def _report(
+    options: PruneOptions, decision: Decision, pruned: Pruned, used: reports.Calibration | None, **measured: Any
+) -> PruneReport:
+    """The report. A width that differs between layers is a list with one for each."""
+    plan, size = pruned.plan, size_of(pruned.model)
+    scored = isinstance(decision.method, ScoreAndCut)
+    return PruneReport(
+        model=redact(options.model),
+        model_type=Sides(plan.model_type, pruned.config.model_type),
+        parameters=Sides(plan.parameters_before, size.parameters),
+        decoder_parameters=Sides(plan.decoder_before, plan.decoder_after),
+        bytes=Sides(plan.bytes_before, size.bytes),
+        widths=Sides(plan.before.by_field(), plan.widths_after()),
+        layers=Layers(plan.num_layers_before or len(plan.after), len(plan.after), plan.layers),
+        removed={name: round(share, 6) for name, share in plan.removed().items()},
+        importance=plan.importance,
+        order=plan.order,
+        compensate=plan.compensate,
+        masked=options.mask_only,
+        calibration=used,
+        scores=quantiles(pruned.notes.get("scores") or {}, decision.draft.traced.groups) if scored else {},
+        reconstruction=None if scored else _reconstruction(pruned.notes),
+        **measured,
+    )
 
 
 def _reconstruction(notes: dict[str, Any]) -> Reconstruction | None:
-    """What the method notes for the report; None where it was another method."""
+    """What the method notes for the report."""
     tried = {name: [Tried(**one) for one in notes[name]] for name in ("search", "finals") if name in notes}
     return Reconstruction(**notes | tried) if notes else None
 
 
-def _method(options: Options, config, source: str):
-    """(options with a method, the shape they ask for, prompts if they had to be made to know it).
+def _texts(options: PruneOptions, decision: Decision, known: Known, config, folder: str, scored: bool):
+    """(the tokenizer or None, calibration prompts or None). scored: whether something is going to be scored."""
+    calibrated, prompts = bool(known.calibration and not known.measured), decision.prompts
+    tokenizer = load_tokenizer(folder, scored or calibrated and not prompts)
+    if not has_tokenizer(folder):
+        say("note: the model has no tokenizer, so none is saved")
+    if calibrated and not prompts:
+        prompts = _prompts(known.calibration, options, config, tokenizer)
+    return tokenizer, prompts
 
-    Where no method is named it is `best`, if there is calibration text for it and the shape can be had by it; else
-    magnitude.
-    """
-    wanted = wants_best(options)
-    if wanted is False:
-        if not (options.importance or options.plan or options.iteration):
-            named = asked_of(options, (*SCORING, "save_plan"))[0]
-            say(f"note: pruning by magnitude: {named} does not go with the best method")
-        return options, shape_of(options, config, evidence.effective(options)), None
-    best = replace(options, method="best")
-    if wanted:
-        return best, shape_of(best, config, evidence.effective(best)), None
+
+def _loaded(options: PruneOptions, decision: Decision, config, folder: str):
+    device = None if options.device_map else loading.pick_device(options.device)
+    model = loading.load_model(folder, config, options.dtype, device, options.device_map)
+    _check_against(decision.draft, model)
+    return model
+
+
+def _config(options: PruneOptions, source: str):
+    loading.check_family(source, options.revision)
+    quiet()
+    config = loading.load_config(source, options.revision)
+    if options.dtype != "auto":
+        config.dtype = options.dtype
+    elif options.target_memory and config.dtype is None:
+        raise UsageError(f"target_memory: the config.json of {options.model} names no dtype; give --dtype too")
+    return config
+
+
+def _decided(options: PruneOptions, request, config, source: str) -> Decision:
+    """The method and the draft. Where no method is named it is a reconstruction, if there is calibration text for it
+    and it can give the shape; else magnitude."""
+    wanted = wants_reconstruction(options)
+    method = method_of(options, reconstruct=wanted is not False)
+    if wanted is None:
+        return _by_default(options, request, method, config, source)
+    if not wanted and not options.method and not (options.importance or options.plan or options.iteration):
+        named = asked_of(options, (*SCORING, "save_plan"))[0]
+        say(f"note: pruning by magnitude: {named} does not go with a reconstruction")
+    return _outlined(method, draft(request, config, method))
+
+
+def _by_default(options: PruneOptions, request, method: Reconstruct, config, source: str) -> Decision:
     prompts = None
     try:
-        shape = shape_of(best, config, evidence.effective(best))
-        if not options.dry_run and settled(best, shape).method:
-            calibration = _calibration(best, evidence.effective(best), config)
+        made = draft(request, config, method)
+        if not options.dry_run and not made.is_copy:
             tokenizer = load_tokenizer(loading.fetch(source, options.revision, weights=False))
-            prompts = _prompts(calibration, best, config, tokenizer)
-        return best, shape, prompts
+            prompts = _prompts(_calibration(options, method, config), options, config, tokenizer)
+        return replace(_outlined(method, made), prompts=prompts)
     except PrunerError as error:
         if options.calibration_data and not isinstance(error, PlanError):
             raise
-        plain = replace(options, importance="magnitude")
+        plain = ScoreAndCut("magnitude", seed=options.seed)
         try:
-            shape = shape_of(plain, config, evidence.effective(plain))
-        except PlanError:  # which takes fewer kinds, and so comes less near to a size
+            made = draft(request, config, plain)
+        except PlanError:  # which takes fewer axes, and so comes less near to a size
             if options.target_params or options.target_memory:
                 raise error from None
             raise
-        say(f"note: pruning by magnitude, because the best method cannot be used here: {error}")
-        return plain, shape, None
+        say(f"note: pruning by magnitude, because no reconstruction can be made here: {error}")
+        return _outlined(plain, made)
 
 
-def _calibration(options: Options, criterion: Criterion, config) -> Calibration:
-    length = getattr(config, "max_position_embeddings", None) or sys.maxsize
-    calibration = evidence.calibration_of(options, criterion, length)
-    data.check_name(calibration.data, data.CALIBRATION, "calibration")
-    return calibration
+def method_of(options: PruneOptions, reconstruct: bool) -> Method:
+    """Return the method that the options name. reconstruct: what is taken where they name none."""
+    if options.method not in (None, Reconstruct.name):
+        return METHODS.get(options.method)(seed=options.seed)
+    if options.method or reconstruct:
+        return Reconstruct(options.search_minutes, options.per_layer, options.epochs, options.work_dir, options.seed)
+    return ScoreAndCut(
+        criterion_named(options), options.order, options.compensate or "none", options.mask_only, options.seed
+    )
 
 
-def _check_disk(target: Path | None, plan: Plan, options: Options) -> None:
+def _outlined(method: Method, made: Draft) -> Decision:
+    method = settled(method, made.is_copy)
+    return Decision(method, made, *(method.outline(made) if made.after else (None, None)))
+
+
+def _calibration(options: PruneOptions, method: Method, config) -> Calibration:
+    """The calibration text that the options name, else the method's. UsageError for a name that is nothing."""
+    longest = getattr(config, "max_position_embeddings", None) or sys.maxsize
+    usual = method.calibration
+    name = options.calibration_data or ("demo" if options.model == "demo" else usual.data)
+    length = min(options.calibration_seq_len or usual.seq_len, longest)
+    data.check_name(name, data.CALIBRATION, "calibration")
+    return Calibration(name, options.nsamples or usual.nsamples, length)
+
+
+def _known(options: PruneOptions, decision: Decision, config, source: str) -> Known:
+    """UsageError when the calibration data is nothing, or --scores has scores of something else."""
+    method = decision.method
+    if not isinstance(method, ScoreAndCut):
+        return Known(_calibration(options, method, config))
+    scored = bool(decision.to_score)
+    if options.dry_run and decision.plan is not None and not options.save_plan:
+        scored = False  # nothing has to be ranked to show the widths
+    calibration = _calibration(options, method, config) if method.needs(scored) - {WEIGHTS} else None
+    if scored and not calibration and (options.calibration_data or options.nsamples or options.calibration_seq_len):
+        say(f"note: importance {method.scorer.name} measures no activations, so there is nothing to calibrate")
+    known = Known(calibration)
+    if options.scores and scored:
+        known = _with_scores(options, decision, known, source)
+    if options.dry_run and scored and not known.measured and not method.scorer.needs:
+        bare = method.without_compensation()
+        known = replace(known, measured=bare.measure(None, decision.draft, decision.to_score))
+    return known
+
+
+def _with_scores(options: PruneOptions, decision: Decision, known: Known, source: str) -> Known:
+    path, method = Path(options.scores).expanduser(), decision.method
+    model = checkpoint_digest(source, loading.fetch(source, options.revision, weights=False))
+    key = _key(options, decision, known.calibration, model)
+    if not path.exists():
+        return replace(known, key=key)
+    measured = Measured(*score_cache.load(path, key, *method.sizes(decision.draft)))
+    if method.compensate == "bias" and not measured.means:
+        raise UsageError(f"--scores {path} was made without --compensate bias and has no means; name another file")
+    if missing := [group.name for group in decision.to_score if group.name not in measured.scores]:
+        raise UsageError(f"--scores {path} has none of {missing[0]}; name another file, or delete it")
+    say(f"scores taken from {path}")
+    return replace(known, key=key, measured=measured)
+
+
+def _key(options: PruneOptions, decision: Decision, calibration: Calibration | None, model: str) -> dict[str, object]:
+    """What scores are made from: two runs with the same key have the same scores. model: its digest."""
+    scorer = decision.method.scorer
+    key: dict[str, object] = {"model": model, "dtype": options.dtype, "importance": scorer.name, **scorer.options}
+    if calibration:
+        key |= {
+            "calibration_data": text_digest(calibration.data),
+            "nsamples": calibration.nsamples,
+            "calibration_seq_len": calibration.seq_len,
+            "seed": options.seed,
+        }
+    if scorer.sequential:  # its scores are of this shape only
+        key |= {"criterion": decision.method.order, "widths": [layer.by_field() for layer in decision.draft.after]}
+    return key
+
+
+def _dry_plan(options: PruneOptions, decision: Decision, known: Known) -> Plan | None:
+    """The plan of a dry run; None where a model has to be loaded for it."""
+    if not isinstance(decision.method, ScoreAndCut):
+        if isinstance(decision.draft.shape, Searched):
+            say("note: this shape is where a search would start; without --dry_run others of this size are compared")
+        return decision.plan
+    to_score = decision.to_score if decision.plan is None or options.save_plan else []
+    if to_score and not known.measured:
+        return None
+    return _finished(options, decision, known, known.measured or Measured())[0]
+
+
+def _finished(
+    options: PruneOptions, decision: Decision, known: Known, measured: Measured, model=None
+) -> tuple[Plan, Any]:
+    """(plan with its kept units, new configuration), shown if it was not known before, and saved where that is wanted.
+
+    A dry run that saves nothing has no scores to choose units by.
+    """
+    method, made = decision.method, decision.draft
+    plan, config = method.plan(made, measured, model)
+    if decision.plan is None:
+        _announce(plan, config, decision, options)
+    if options.dry_run and not options.save_plan:
+        return plan, config
+    if plan.kept is None:
+        told = asdict(known.calibration) if known.calibration else None
+        plan = replace(method.with_units(plan, made, measured), calibration=told)
+    if options.save_plan:
+        plan.save(Path(options.save_plan).expanduser())
+        say(f"plan saved to {options.save_plan}")
+    return plan, config
+
+
+def _pruned(
+    options: PruneOptions, decision: Decision, known: Known, model, prompts, stopwatch, target: Path | None
+) -> Pruned:
+    """What the method makes of the model."""
+    method, journal = decision.method, Journal(say, stopwatch)
+    if not isinstance(method, ScoreAndCut):
+        pruned, outline = method.prune(model, decision.draft, prompts, journal), decision.plan
+        if pruned.plan.after != outline.after or pruned.config.model_type != decision.config.model_type:
+            _announce(pruned.plan, pruned.config, decision, options)
+        return pruned
+    measured = known.measured or _measured(options, decision, known, model, prompts, stopwatch)
+    plan, config = _finished(options, decision, known, measured, model)
+    if options.dry_run:
+        return Pruned(model, plan, config)
+    _check_disk(target, plan, options)
+    pruned = method.apply(model, decision.draft, plan, config, measured, journal)
+    if options.mask_only and pruned.config.model_type != plan.model_type:  # for its biases
+        say(OWN_CLASS.format(pruned.config.model_type))
+    return replace(pruned, notes={"scores": measured.scores})
+
+
+def _measured(options: PruneOptions, decision: Decision, known: Known, model, prompts, stopwatch) -> Measured:
+    method = decision.method
+    with stopwatch("score"):
+        of_any_shape = known.key and not method.scorer.sequential
+        groups = method.scoreable(decision.draft) if of_any_shape else decision.to_score
+        measured = method.measure(model, decision.draft, groups, prompts)
+        if known.key:
+            score_cache.save(Path(options.scores).expanduser(), known.key, measured.scores, measured.means)
+            say(f"scores saved to {options.scores}")
+    return measured
+
+
+def _check_disk(target: Path | None, plan: Plan, options: PruneOptions) -> None:
     if target:
         check_disk(target, plan.bytes_before if options.mask_only else plan.bytes_after)
 
 
-def _announce(plan: Plan, new_config, shape: Shape, options: Options) -> None:
+def _announce(plan: Plan, new_config, decision: Decision, options: PruneOptions) -> None:
     """The table, and what is worth knowing about the new configuration."""
-    say(plan.table(shape.requested))
+    say(plan.table(decision.draft.requested))
     if options.mask_only:
         say("note: masked only: every shape stays, the table shows what a cut would leave")
     elif "per_layer_widths" in plan.config:
@@ -245,43 +404,18 @@ def _announce(plan: Plan, new_config, shape: Shape, options: Options) -> None:
     elif new_config.model_type != plan.model_type:
         say(f"note: saved as {new_config.model_type}, which computes the same; {plan.model_type} refuses this shape")
     if plan.parameters_before >= BIG:
-        for name in (FIELD[HIDDEN], FIELD[MLP]):
-            width = getattr(plan.after[0], name)
-            if width % 64 and len({getattr(layer, name) for layer in plan.after}) == 1:
-                say(f"hint: {name}={width} is not a multiple of 64, which GPUs like; a ratio takes --round_to 64")
+        for axis in (HIDDEN, MLP):
+            width = plan.after[0][axis]
+            if width % 64 and len({layer[axis] for layer in plan.after}) == 1:
+                say(f"hint: {axis.field}={width} is not a multiple of 64, which GPUs like; a ratio takes --round_to 64")
 
 
-def _known(options: Options, criterion: Criterion, shape: Shape, config, source: str, scored: bool):
-    """(calibration, the key of the scores, what was found before): each None where it plays no part.
-
-    UsageError when the calibration data is nothing, or --scores has scores of something else.
-    """
-    calibration = None
-    if options.method or evidence.needs(options, criterion, scored) - {"weights"}:
-        calibration = _calibration(options, criterion, config)
-    if not (options.scores and scored):
-        return calibration, None, None
-    path = Path(options.scores).expanduser()
-    model = scores.fingerprint(source, loading.fetch(source, options.revision, weights=False))
-    key = evidence.key_of(options, criterion, shape, calibration, model)
-    if not path.exists():
-        return calibration, key, None
-    found = Found(*scores.load(path, key, *evidence.sizes(shape, criterion)))
-    if options.compensate == "bias" and not found.means:
-        raise UsageError(f"--scores {path} was made without --compensate bias and has no means; name another file")
-    missing = [group.name for group in groups_to_score(shape) if group.name not in found.scores]
-    if missing:
-        raise UsageError(f"--scores {path} has none of {missing[0]}; name another file, or delete it")
-    say(f"scores taken from {path}")
-    return calibration, key, found
-
-
-def _check_against(shape: Shape, model) -> None:
+def _check_against(made: Draft, model) -> None:
     """RunError when the model has other parameters than its config says.
 
     transformers unties an lm_head that a checkpoint stores beside the embeddings it is declared to share.
     """
-    expected = shape.ledger.total(shape.ledger.all_layers(shape.ledger.before))
+    expected = made.traced.counter.total(made.traced.counter.full)
     parameters = size_of(model).parameters
     if parameters != expected:
         raise RunError(
@@ -290,33 +424,14 @@ def _check_against(shape: Shape, model) -> None:
         )
 
 
-def _tasks(options: Options) -> list[str]:
+def _tasks(options: PruneOptions) -> list[str]:
     """The usual zero-shot tasks, where they are asked for. RunError when lm_eval is not installed."""
     if not options.eval_zero_shot or options.dry_run:
         return []
-    from llm_pruner.evaluation.tasks import check_tasks
-
     return check_tasks(["usual"])
 
 
-def _finish_plan(known: Plan | None, shape: Shape, model, found: Found, options: Options) -> tuple[Plan, object]:
-    """(plan with its kept units, new config), shown if it was not `known` before, and saved where that is wanted.
-
-    A dry run that saves nothing has no scores to choose units by.
-    """
-    plan, new_config = decide_widths(model, shape, found, options)
-    if known is None:
-        _announce(plan, new_config, shape, options)
-    if options.dry_run and not options.save_plan:
-        return plan, new_config
-    plan = choose_units(plan, shape, found, options)
-    if options.save_plan:
-        plan.save(Path(options.save_plan).expanduser())
-        say(f"plan saved to {options.save_plan}")
-    return plan, new_config
-
-
-def _prompts(calibration: Calibration, options: Options, config, tokenizer):
+def _prompts(calibration: Calibration, options: PruneOptions, config, tokenizer):
     if tokenizer is None:
         raise RunError(
             f"{options.model} has no tokenizer, so it cannot be calibrated; magnitude and mag_sp need no text"

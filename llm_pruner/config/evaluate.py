@@ -1,57 +1,40 @@
-"""The options of `python -m llm_pruner evaluate`. Imports nothing heavy."""
+"""The options of `evaluate`. Imports nothing heavy."""
 
-from dataclasses import asdict, dataclass
 from typing import Any
 
-from llm_pruner.config.options import MOST_SEED, check_values, option, resolved
+from llm_pruner.config.groups import (
+    EvaluationOptions,
+    LoadingOptions,
+    ModelOptions,
+    ReportOptions,
+    RunOptions,
+    ZeroShotOptions,
+)
+from llm_pruner.config.options import check_values, command_options, option, resolved
 from llm_pruner.errors import UsageError
 
-MODEL, PERPLEXITY, ZERO_SHOT, SPEED, OUTPUT = "models", "perplexity", "zero-shot, by lm_eval", "speed", "output"
-USUAL_TASKS = ("piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "boolq")
+SPEED = "speed"
 
 
-@dataclass(frozen=True)
-class EvaluateOptions:
+@command_options(
+    model={"help": "checkpoints to compare: folders, hub ids or `demo`", "kind": tuple},
+    eval_data={"help": "texts to score: wikitext2 (default), demo, text files, or none", "kind": tuple},
+    batch_size={"help": "windows, or questions, per forward pass; default: what fits"},
+    report={"help": "write everything as JSON, and an HTML page beside it"},
+)
+class EvaluateOptions(RunOptions, ReportOptions, ZeroShotOptions, EvaluationOptions, LoadingOptions, ModelOptions):
     """Every option of `evaluate`, by its flag's name."""
 
-    model: tuple[str, ...] | None = option(None, MODEL, "checkpoints to compare: folders, hub ids or `demo`", "DIR")
-    dense: str | None = option(None, MODEL, "the model that the others are set against; default: the first of --model")
-    dtype: str = option(
-        "auto", MODEL, "dtype to load in; auto keeps each checkpoint's",
-        choices=("auto", "float32", "bfloat16", "float16"),
-    )  # fmt: skip
-    device: str = option("auto", MODEL, "cpu, cuda, cuda:1 …; auto takes a GPU if there is one")
-    device_map: str | None = option(
-        None, MODEL, "spread each model over several devices, as in from_pretrained",
-        choices=("auto", "balanced", "balanced_low_0", "sequential"),
-    )  # fmt: skip
-    eval_data: tuple[str, ...] | None = option(
-        None, PERPLEXITY, "texts to score: wikitext2 (default), demo, text files, or none", "NAME|FILE"
+    dense: str | None = option(
+        None, "model", "the model that the others are set against; default: the first of --model", common=True
     )
-    max_seq_len: int = option(4096, PERPLEXITY, "tokens per window, at most max_position_embeddings", "N", least=2)
-    batch_size: int | None = option(
-        None, PERPLEXITY, "windows, or questions, per forward pass; default: what fits", "N", least=1
+    speed: bool = option(
+        False, SPEED, "measure prefill and decode tokens/s, time to first token and peak memory", kind=bool, common=True
     )
-    tasks: tuple[str, ...] | None = option(
-        None, ZERO_SHOT, "lm_eval's tasks by name, or YAML files of local ones; `usual`: " + ",".join(USUAL_TASKS),
-        "TASK,…",
-    )  # fmt: skip
-    num_fewshot: int | None = option(None, ZERO_SHOT, "examples in the prompt; default: the task's", "N", least=0)
-    apply_chat_template: bool = option(False, ZERO_SHOT, "ask in the tokenizer's chat template")
-    limit: int | None = option(None, ZERO_SHOT, "only the first N questions of each task, for a try", "N", least=1)
-    speed: bool = option(False, SPEED, "measure prefill and decode tokens/s, time to first token and peak memory")
-    speed_batch_size: int = option(1, SPEED, "sequences at a time", "N", least=1)
-    prompt_len: int = option(128, SPEED, "tokens of the prompt", "N", least=1)
-    new_tokens: int = option(64, SPEED, "tokens to decode after it", "N", least=2)
-    repeats: int = option(5, SPEED, "measurements of each model, taken in turns", "N", least=2)
-    seed: int = option(0, OUTPUT, "seed of everything random", "N", least=0, most=MOST_SEED)
-    report: str | None = option(None, OUTPUT, "write everything as JSON, and an HTML page beside it", "FILE")
-    overwrite: bool = option(False, OUTPUT, "replace a report that is there")
-    config: str | None = option(None, "options file", "YAML with any of the other options; flags win over it", "FILE")
-    traceback: bool = option(False, OUTPUT, "show where an error came from")
-
-    def asdict(self) -> dict[str, Any]:
-        return asdict(self)
+    speed_batch_size: int = option(1, SPEED, "sequences at a time", "N", kind=int, least=1)
+    prompt_len: int = option(128, SPEED, "tokens of the prompt", "N", kind=int, least=1)
+    new_tokens: int = option(64, SPEED, "tokens to decode after it", "N", kind=int, least=2)
+    repeats: int = option(5, SPEED, "measurements of each model, taken in turns", "N", kind=int, least=2)
 
 
 def resolve(flags: dict[str, Any], yaml_file: str | None = None) -> EvaluateOptions:

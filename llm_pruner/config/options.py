@@ -1,40 +1,86 @@
-"""Options as fields of a frozen dataclass, and their values as a YAML or a flag says them. Imports nothing heavy.
+"""PruneOptions as fields of a frozen dataclass, and their values as a YAML or a flag says them. Imports nothing heavy.
 
 A string of the YAML stays a string: `5e-1`, which YAML 1.1 reads as text, is refused, not guessed at.
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import Field, field, fields
-from typing import Any, get_args, get_origin
+from collections.abc import Callable, Mapping
+from dataclasses import Field, dataclass, field, fields
+from typing import Any
 
 from llm_pruner.config.yaml_files import read_yaml_nodes
 from llm_pruner.errors import UsageError, did_you_mean, shown
 
 LEGAL = {float: "a number such as 0.5", int: "a whole number", bool: "true or false", str: "text", tuple: "names"}
-MOST_SEED = 2**32 - 1  # what numpy's and lm_eval's generators take
+
+
+@dataclass(frozen=True)
+class BaseOptions:
+    """What the options of every command can do."""
+
+    def asdict(self) -> dict[str, Any]:
+        """Return {option: value}."""
+        return {name: getattr(self, name) for name in fields_of(type(self))}
 
 
 def option(
-    default: Any, group: str, help: str, metavar: str | None = None, choices: tuple[str, ...] | None = None,
-    least: float | None = None, legal: str | None = None, most: float | None = None,
-):  # fmt: skip
-    """A field with its flag's section and help; `least`, `most` and `choices` bound its values, `legal` says them in
-    words."""
-    told = {"group": group, "help": help, "metavar": metavar, "choices": choices, "least": least, "legal": legal}
-    return field(default=default, metadata=told | {"most": most})
+    default: Any,
+    group: str,
+    help: str,
+    metavar: str | None = None,
+    *,
+    kind: type = str,
+    choices: tuple[str, ...] | None = None,
+    least: float | None = None,
+    most: float | None = None,
+    legal: str | None = None,
+    common: bool = False,
+) -> Any:
+    """Return a dataclass field that is an option.
+
+    Args:
+        default: Its default.
+        group: The section of the help that it stands in.
+        help: What it does.
+        metavar: What the help calls its value.
+        kind: bool, int, float, str, or tuple (of str).
+        choices: Its legal values.
+        least: The smallest legal value.
+        most: The largest legal value.
+        legal: What is legal, in words.
+        common: Whether `--help` shows it; `--help all` shows every option.
+    """
+    told = {"group": group, "help": help, "metavar": metavar, "kind": kind, "choices": choices, "legal": legal}
+    return field(default=default, metadata=told | {"least": least, "most": most, "common": common})
+
+
+def command_options(**changes: Mapping[str, Any]) -> Callable[[type], type]:
+    """Decorate the options of a command: a frozen dataclass of its groups, some of whose options are told otherwise.
+
+    Args:
+        changes: {name of an option of a group: its default, or whatever else `option` takes, in this command}.
+    """
+
+    def decorate(cls: type) -> type:
+        declared = {f.name: f for base in cls.__bases__ for f in fields(base)}
+        for name, change in changes.items():
+            known = declared[name]
+            told = {**known.metadata, **{key: value for key, value in change.items() if key != "default"}}
+            setattr(cls, name, field(default=change.get("default", known.default), metadata=told))
+            cls.__annotations__[name] = known.type
+        return dataclass(frozen=True)(cls)
+
+    return decorate
 
 
 def fields_of(options_class: type) -> dict[str, Field]:
-    """The fields that are flags, by name."""
+    """Return the fields that are options, by name."""
     return {f.name: f for f in fields(options_class) if f.metadata}
 
 
 def kind_of(f: Field) -> type:
-    """bool, int, float, str, or tuple (of str)."""
-    kinds = [f.type] if get_origin(f.type) is tuple else get_args(f.type) or [f.type]
-    kind = next(t for t in kinds if t is not type(None))
-    return get_origin(kind) or kind
+    """Return bool, int, float, str, or tuple (of str)."""
+    return f.metadata["kind"]
 
 
 def typed(f: Field, value: Any) -> Any:

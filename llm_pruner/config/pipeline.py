@@ -1,115 +1,35 @@
-"""The options of `python -m llm_pruner pipeline`: what stages share, a section for each. Imports nothing heavy."""
+"""The options of `pipeline`: what stages share, and a section for each. Imports nothing heavy."""
 
-from dataclasses import asdict, dataclass
 from typing import Any
 
-from llm_pruner.config import evaluate, prune_rules, recover
-from llm_pruner.config.evaluate import EvaluateOptions
-from llm_pruner.config.options import (
-    MOST_SEED,
-    check_values,
-    fields_of,
-    option,
-    read_yaml,
-    typed,
-)
-from llm_pruner.config.prune import FIELDS
-from llm_pruner.config.recover import RecoverOptions
-from llm_pruner.errors import UsageError
+from llm_pruner.config.groups import DtypeOptions, EvaluationTextOptions, FolderOptions, ModelOptions, RunOptions
+from llm_pruner.config.options import command_options, option
 
-MODEL, OUTPUT, SHARED = "model", "output", "shared by the stages, where a section says nothing else"
 STAGES = ("prune", "recover", "evaluate")
-KNOWN = {"prune": FIELDS, "recover": fields_of(RecoverOptions), "evaluate": fields_of(EvaluateOptions)}
-DECIDED = (  # by the pipeline
-    "model", "save_model", "overwrite", "report", "traceback", "work_dir", "dry_run", "no_save", "dense", "recover",
-    "revision", "config",
-)  # fmt: skip
-PRUNED, RECOVERED, EVALUATION = "pruned", "recovered", "evaluation.json"
+SHARED = "shared by the stages, where a section says nothing else"
 
 
-@dataclass(frozen=True)
-class PipelineOptions:
+@command_options(
+    model={"help": "the dense model: local folder, hub id or `demo`"},
+    dtype={"default": None, "group": SHARED},
+    device={"default": None, "group": SHARED, "help": "cpu or cuda", "choices": ("auto", "cpu", "cuda")},
+    seed={"default": None, "group": SHARED},
+    eval_data={"group": SHARED, "help": "wikitext2, demo, a text file, or none"},
+    max_seq_len={"default": None, "group": SHARED, "help": "tokens per window", "most": None},
+    folder={"help": "where everything goes: both checkpoints, logs, evaluation, summary"},
+    config={"help": "YAML with the stages and other options; flags win"},
+)
+class PipelineOptions(RunOptions, EvaluationTextOptions, FolderOptions, DtypeOptions, ModelOptions):
     """Every option of `pipeline`, by its flag's name; and the sections of its YAML, with the options of each stage."""
 
-    model: str | None = option(None, MODEL, "the dense model: local folder, hub id or `demo`")
-    folder: str | None = option(
-        None, OUTPUT, "where everything goes: both checkpoints, logs, evaluation, summary", "DIR"
-    )
     launcher: str | None = option(
-        None, OUTPUT, "starts the recovery instead of python, such as 'accelerate launch --num_processes 4'", "COMMAND"
-    )
-    dtype: str | None = option(
-        None, SHARED, "dtype to load and save in", choices=("auto", "float32", "bfloat16", "float16")
-    )
-    device: str | None = option(None, SHARED, "cpu or cuda", choices=("auto", "cpu", "cuda"))
-    seed: int | None = option(None, SHARED, "seed of everything random", "N", least=0, most=MOST_SEED)
-    eval_data: str | None = option(None, SHARED, "wikitext2, demo, a text file, or none", "NAME|FILE")
-    max_seq_len: int | None = option(None, SHARED, "tokens per window", "N", least=2)
-    config: str | None = option(None, "options file", "YAML with the stages and other options; flags win", "FILE")
-    traceback: bool = option(False, OUTPUT, "show where an error came from")
+        None, "output", "starts the recovery instead of python, such as 'accelerate launch --num_processes 4'",
+        "COMMAND",
+    )  # fmt: skip
     prune: dict[str, Any] | None = None
     recover: dict[str, Any] | None = None
     evaluate: dict[str, Any] | None = None
 
-    def asdict(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-def resolve(flags: dict[str, Any], yaml_file: str | None = None) -> PipelineOptions:
-    """Defaults < YAML < flags. UsageError for anything that cannot be meant, in any stage."""
-    known = fields_of(PipelineOptions)
-    if not yaml_file:
-        raise UsageError("which stages? give --config FILE, such as configs/pipeline_amp.yaml")
-    values = read_yaml(yaml_file, known | KNOWN) | flags
-    options = PipelineOptions(
-        **{name: value if name in STAGES else typed(known[name], value) for name, value in values.items()}
-    )
-    validate(options)
-    return options
-
-
-def validate(options: PipelineOptions) -> None:
-    """UsageError for what no stage could be run with."""
-    check_values(options)
-    if not options.model:
-        raise UsageError("no model: give --model FOLDER, --model HUB_ID or --model demo")
-    if not options.folder:
-        raise UsageError("where to? give --folder DIR")
-    if options.prune is None:
-        raise UsageError("a pipeline starts with a `prune:` section")
-    for stage in STAGES:
-        if decided := [name for name in getattr(options, stage) or {} if name in DECIDED]:
-            raise UsageError(f"{stage}: {decided[0]} is decided by the pipeline; leave it out")
-        stage_options(options, stage)
-
-
-def stage_options(options: PipelineOptions, stage: str):
-    """(values, options) of a stage as its own command would read them; None for a stage that is not asked for."""
-    section = getattr(options, stage)
-    if section is None:
-        return None
-    folder = options.folder.rstrip("/")
-    values: dict[str, Any] = {"model": options.model}
-    last = RECOVERED if options.recover is not None else PRUNED
-    if stage == "prune":
-        values |= {"save_model": f"{folder}/{PRUNED}", "overwrite": True}
-        if section.get("method") == "best":
-            values["work_dir"] = f"{folder}/{PRUNED}.unfinished"
-    elif stage == "recover":
-        values = {"model": f"{folder}/{PRUNED}", "save_model": f"{folder}/{RECOVERED}", "overwrite": True}
-        if section.get("method") == "distil":
-            values["teacher"] = options.model
-    else:
-        checkpoints = [PRUNED] if last == PRUNED else [PRUNED, RECOVERED]
-        values = {"dense": options.model, "model": [f"{folder}/{name}" for name in checkpoints]}
-        values |= {"report": f"{folder}/{EVALUATION}", "overwrite": True}
-    for name in ("dtype", "device", "seed", "eval_data", "max_seq_len"):
-        value = getattr(options, name)
-        if value is not None and name in KNOWN[stage]:
-            values[name] = value
-    values |= section
-    resolver = {"prune": prune_rules.resolve, "recover": recover.resolve, "evaluate": evaluate.resolve}[stage]
-    try:
-        return values, resolver(dict(values))
-    except UsageError as error:
-        raise UsageError(f"{stage}: {error}") from None
+    def section(self, stage: str) -> dict[str, Any] | None:
+        """Return what the YAML says about a stage; None where it is not asked for."""
+        return getattr(self, stage)

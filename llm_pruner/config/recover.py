@@ -1,106 +1,135 @@
-"""The options of `python -m llm_pruner recover`. Imports nothing heavy."""
+"""The options of `recover`. Imports nothing heavy."""
 
-from dataclasses import asdict, dataclass
 from typing import Any
 
-from llm_pruner.config.options import MOST_SEED, check_values, option, resolved
+from llm_pruner.config.groups import (
+    TRAINING,
+    DeviceOptions,
+    EvaluationOptions,
+    MethodOptions,
+    ModelOptions,
+    RevisionOptions,
+    RunOptions,
+    SavingOptions,
+    TextOptions,
+    WorkOptions,
+)
+from llm_pruner.config.options import check_values, command_options, option, resolved
 from llm_pruner.errors import UsageError
 
-MODEL, METHOD, DATA, TRAINING, OUTPUT, EVALUATION = (
-    "models", "method", "training data", "training", "output", "evaluation",
+METHOD, DATA = "method", "training data"
+
+
+@command_options(
+    model={"help": "the pruned checkpoint: local folder or hub id"},
+    device={
+        "help": "auto takes a GPU if there is one; under `accelerate launch` it says",
+        "choices": ("auto", "cpu", "cuda"),
+    },
+    method={
+        "help": "distil: the dense model's logits are the target; lora: the text is, and adapters learn it; default: "
+        "distil where there is a teacher", "choices": ("lora", "distil"),
+    },
+    epochs={"help": "passes over the data; default 2, if the time allows", "kind": float, "group": TRAINING,
+            "most": None},
+    nsamples={"help": "at most so many windows or records of the data", "group": DATA, "most": None},
+    eval_data={"help": "wikitext2, demo, a text file, or none; default: what the checkpoint was scored on"},
+    max_seq_len={
+        "default": None, "group": DATA, "most": None,
+        "help": "tokens per window of training and of evaluation, at most max_position_embeddings; default: 512 of "
+        "training, and what the checkpoint was scored with",
+    },
+    batch_size={
+        "group": TRAINING, "most": None,
+        "help": "windows per device and forward pass; default: 1024 tokens (lora 2048) on a CPU, 8192 on a GPU",
+    },
+    save_model={"help": "folder for the checkpoint; default <model>-recovered"},
+    work_dir={"help": "unfinished training is kept there, and goes on there; default <save_model>.unfinished"},
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class RecoverOptions:
+class RecoverOptions(
+    RunOptions,
+    WorkOptions,
+    SavingOptions,
+    EvaluationOptions,
+    TextOptions,
+    MethodOptions,
+    DeviceOptions,
+    RevisionOptions,
+    ModelOptions,
+):
     """Every option of `recover`, by its flag's name."""
 
-    model: str | None = option(None, MODEL, "the pruned checkpoint: local folder or hub id")
     teacher: str | None = option(
-        None, MODEL, "distil: the dense model to learn from; default: the one that the checkpoint's report.json names"
-    )
-    revision: str | None = option(None, MODEL, "branch, tag or commit of a hub model")
-    device: str = option(
-        "auto",
-        MODEL,
-        "auto takes a GPU if there is one; under `accelerate launch` it says",
-        choices=("auto", "cpu", "cuda"),
+        None,
+        "model",
+        "distil: the dense model to learn from; default: the one that the checkpoint's report.json names",
+        common=True,
     )
     mixed_precision: str = option(
-        "auto", MODEL, "compute in bfloat16 over float32 weights; auto does on a GPU or CPU (AMX) that has it",
+        "auto",
+        "model",
+        "compute in bfloat16 over float32 weights; auto does on a GPU or CPU (AMX) that has it",
         choices=("auto", "no", "bf16", "fp16"),
-    )  # fmt: skip
-    method: str | None = option(
-        None, METHOD, "distil: the dense model's logits are the target; lora: the text is, and adapters learn it; "
-        "default: distil where there is a teacher", choices=("lora", "distil"),
-    )  # fmt: skip
+    )
     train_weights: str | None = option(
-        None, METHOD, "what learns: all weights, or adapters that are merged at the end; default: full by distil",
+        None,
+        METHOD,
+        "what learns: all weights, or adapters that are merged at the end; default: full by distil",
         choices=("full", "lora"),
-    )  # fmt: skip
-    lora_r: int = option(32, METHOD, "rank of the adapters", "R", least=1)
-    lora_alpha: float = option(64.0, METHOD, "their scale is alpha / r", least=0)
-    lora_dropout: float = option(0.0, METHOD, "dropout in front of them", "P", least=0)
+    )
+    lora_r: int = option(32, METHOD, "rank of the adapters", "R", least=1, kind=int)
+    lora_alpha: float = option(64.0, METHOD, "their scale is alpha / r", least=0, kind=float)
+    lora_dropout: float = option(0.0, METHOD, "dropout in front of them", "P", least=0, kind=float)
     lora_targets: str | None = option(
         None, METHOD, "projections that get one, such as q_proj,v_proj; default: all in the decoder layers", "NAME,…"
     )
-    temperature: float = option(1.0, METHOD, "distil: of both distributions", "T", least=0.01)
-    ce_weight: float = option(0.0, METHOD, "distil: weight of the text's own loss beside the teacher's", "W", least=0)
+    temperature: float = option(1.0, METHOD, "distil: of both distributions", "T", least=0.01, kind=float)
+    ce_weight: float = option(
+        0.0, METHOD, "distil: weight of the text's own loss beside the teacher's", "W", least=0, kind=float
+    )
     hidden_weight: float = option(
-        0.0, METHOD, "distil: weight of the distance between both models' hidden states", "W", least=0
+        0.0, METHOD, "distil: weight of the distance between both models' hidden states", "W", least=0, kind=float
+    )
+    losses: str | None = option(
+        None, METHOD, "distil: weights of registered losses, such as those of other packages", "NAME=W,…"
     )
     data: str | None = option(
-        None, DATA, "wikitext2, c4, alpaca, demo, a file: text, or JSON records; default: what the checkpoint "
-        "was calibrated on", "NAME|FILE",
-    )  # fmt: skip
-    max_seq_len: int | None = option(
-        None, DATA, "tokens per window of training and of evaluation, at most max_position_embeddings; default: 512 of "
-        "training, and what the checkpoint was scored with", "N", least=2,
-    )  # fmt: skip
-    nsamples: int | None = option(None, DATA, "at most so many windows or records of the data", "N", least=1)
-    epochs: float | None = option(None, TRAINING, "passes over the data; default 2, if the time allows", "N", least=0)
-    steps: int | None = option(None, TRAINING, "optimiser steps, instead of epochs", "N", least=1)
+        None,
+        DATA,
+        "wikitext2, c4, alpaca, demo, a file: text, or JSON records; default: what the checkpoint was calibrated on",
+        "NAME|FILE",
+        common=True,
+    )
+    steps: int | None = option(
+        None, TRAINING, "optimiser steps, instead of epochs", "N", least=1, kind=int, common=True
+    )
     max_minutes: float | None = option(
         None,
         TRAINING,
         "stop training then, the learning rate decayed; default: 2 on a CPU, none on a GPU",
         "M",
         least=0,
+        kind=float,
+        common=True,
     )
     learning_rate: float | None = option(
-        None, TRAINING, "peak; default: by method and hidden_size, see the README", "LR", least=0
-    )
-    warmup: float = option(0.1, TRAINING, "share of the run in which the rate rises; it falls as a cosine", least=0)
-    weight_decay: float = option(0.0, TRAINING, "AdamW's", least=0)
-    batch_size: int | None = option(
         None,
         TRAINING,
-        "windows per device and forward pass; default: 1024 tokens (lora 2048) on a CPU, 8192 on a GPU",
-        "N",
-        least=1,
+        "peak; default: by method and hidden_size, see the README",
+        "LR",
+        least=0,
+        kind=float,
+        common=True,
     )
-    gradient_accumulation_steps: int = option(1, TRAINING, "forward passes per optimiser step", "N", least=1)
-    gradient_checkpointing: bool = option(False, TRAINING, "less memory, more time")
-    seed: int = option(0, TRAINING, "seed of everything random", "N", least=0, most=MOST_SEED)
-    save_model: str | None = option(None, OUTPUT, "folder for the checkpoint; default <model>-recovered", "DIR")
-    overwrite: bool = option(False, OUTPUT, "replace the checkpoint that is in the output folder")
-    work_dir: str | None = option(
-        None, OUTPUT, "unfinished training is kept there, and goes on there; default <save_model>.unfinished", "DIR"
+    warmup: float = option(
+        0.1, TRAINING, "share of the run in which the rate rises; it falls as a cosine", least=0, kind=float
     )
+    weight_decay: float = option(0.0, TRAINING, "AdamW's", least=0, kind=float)
+    gradient_accumulation_steps: int = option(1, TRAINING, "forward passes per optimiser step", "N", least=1, kind=int)
+    gradient_checkpointing: bool = option(False, TRAINING, "less memory, more time", kind=bool)
     save_minutes: float | None = option(
-        None, OUTPUT, "how often it is kept; default: an eighth of max_minutes, at most 10", "M", least=0
+        None, "output", "how often it is kept; default: an eighth of max_minutes, at most 10", "M", least=0, kind=float
     )
-    eval_data: str | None = option(
-        None,
-        EVALUATION,
-        "wikitext2, demo, a text file, or none; default: what the checkpoint was scored on",
-        "NAME|FILE",
-    )
-    config: str | None = option(None, "options file", "YAML with any of the other options; flags win over it", "FILE")
-    traceback: bool = option(False, OUTPUT, "show where an error came from")
-
-    def asdict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def resolve(flags: dict[str, Any], yaml_file: str | None = None) -> RecoverOptions:

@@ -1,105 +1,106 @@
-"""The options of `python -m llm_pruner sparsify`. Imports nothing heavy."""
+"""The options of `sparsify`. Imports nothing heavy."""
 
 import re
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from llm_pruner.config import recipe as names
-from llm_pruner.config.options import MOST_SEED, check_values, option, resolved
+from llm_pruner.config.groups import (
+    CalibrationOptions,
+    EpochOptions,
+    EvaluationOptions,
+    FolderOptions,
+    LoadingOptions,
+    ModelOptions,
+    ReportOptions,
+    RevisionOptions,
+    RunOptions,
+    SavingOptions,
+    ZeroShotOptions,
+)
+from llm_pruner.config.options import check_values, command_options, option, resolved
 from llm_pruner.config.recipe import Recipe
 from llm_pruner.errors import UsageError
 
-MODEL, SPARSITY, CALIBRATION, EVALUATION, ZERO_SHOT, SWEEP, OUTPUT = (
-    "model", "sparsity", "calibration", "evaluation", "zero-shot, by lm_eval", "sweep", "output",
+SPARSITY, SWEEP = "sparsity", "sweep"
+
+
+@command_options(
+    model={"help": "local folder, hub id or `demo`; several for a sweep", "kind": tuple},
+    epochs={"default": 4, "help": "learnable: passes over the calibration text", "least": 1, "most": None,
+            "group": "calibration"},
+    calibration_data={
+        "help": "wikitext2 (default), c4, alpaca, demo or a text file; read where the recipe needs it", "common": False
+    },
+    nsamples={"default": 128, "help": "windows of it", "most": None, "common": False},
+    calibration_seq_len={"default": 128, "help": "tokens of each", "most": None},
+    batch_size={"help": "windows, or questions, per forward pass; default: what fits"},
+    folder={"help": "where a sweep keeps a JSON for each run and its table; what is there is not run again",
+            "common": False},
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class SparsifyOptions:
+class SparsifyOptions(
+    RunOptions,
+    FolderOptions,
+    SavingOptions,
+    ReportOptions,
+    ZeroShotOptions,
+    EvaluationOptions,
+    CalibrationOptions,
+    EpochOptions,
+    LoadingOptions,
+    RevisionOptions,
+    ModelOptions,
+):
     """Every option of `sparsify`, by its flag's name."""
 
-    model: tuple[str, ...] | None = option(None, MODEL, "local folder, hub id or `demo`; several for a sweep", "DIR")
-    revision: str | None = option(None, MODEL, "branch, tag or commit of a hub model")
-    dtype: str = option(
-        "auto", MODEL, "dtype to load in; auto keeps the checkpoint's",
-        choices=("auto", "float32", "bfloat16", "float16"),
-    )  # fmt: skip
-    device: str = option("auto", MODEL, "cpu, cuda, cuda:1 …; auto takes a GPU if there is one")
-    device_map: str | None = option(
-        None, MODEL, "spread the model over several devices, as in from_pretrained",
-        choices=("auto", "balanced", "balanced_low_0", "sequential"),
-    )  # fmt: skip
     sparse: str = option(
         names.ACTIVATIONS, SPARSITY, "what: the inputs of linear layers as they run, or their weights, once",
-        choices=names.SPARSE,
+        choices=names.SPARSE, common=True,
     )  # fmt: skip
-    n: int | None = option(None, SPARSITY, "so many of every m neighbours along the input dimension stay", "N", least=1)
-    m: int | None = option(None, SPARSITY, "see n", "M", least=2)
-    ratio: float | None = option(None, SPARSITY, "instead of n and m: the share that goes, such as 0.5", "R")
+    n: int | None = option(
+        None, SPARSITY, "so many of every m neighbours along the input dimension stay", "N", kind=int, least=1,
+        common=True,
+    )  # fmt: skip
+    m: int | None = option(None, SPARSITY, "see n", "M", kind=int, least=2, common=True)
+    ratio: float | None = option(
+        None, SPARSITY, "instead of n and m: the share that goes, such as 0.5", "R", kind=float, common=True
+    )
     select: str = option(
         names.TOKEN, SPARSITY, "of activations by ratio: of every token, or all below a threshold of each linear layer",
         choices=names.SELECTIONS,
     )  # fmt: skip
     criterion: str = option(
-        names.MAGNITUDE, SPARSITY, "what ranks: |x|; wanda, times the norm of the weight's column (of weights: of what "
-        "they read); l, times the channel's norm", choices=names.CRITERIA,
+        names.MAGNITUDE, SPARSITY, "what ranks: |x|; wanda, times the norm of the weight's column (of weights: of "
+        "their input); l, times the channel's norm", choices=names.CRITERIA,
     )  # fmt: skip
     transform: str = option(
         names.NONE, SPARSITY, "of activations: variance (VAR), shift (PTS), learnable (trained on calibration text)",
         choices=names.TRANSFORMS,
     )  # fmt: skip
-    scaling: bool = option(False, SPARSITY, "of activations: channels divided by √(max|x_j| / max|W_:j|)")
+    scaling: bool = option(False, SPARSITY, "of activations: channels divided by √(max|x_j| / max|W_:j|)", kind=bool)
     spread: bool = option(
-        False, SPARSITY, "n of m of activations: neighbours chosen so that every m have strong and weak channels"
+        False, SPARSITY, "n of m of activations: channels permuted so that every m have strong and weak ones", kind=bool
     )
     causal: bool = option(
-        False,
-        SPARSITY,
-        "variance and l see the token and the calibration text, not the rest of the sequence as published",
-    )
-    targets: tuple[str, ...] = option(
-        names.TARGETS, SPARSITY, "linear layers: q,k,v,o,gate,up,down, or regular expressions of their names", "NAME"
-    )
-    calibration_data: str | None = option(
-        None, CALIBRATION, "wikitext2 (default), c4, alpaca, demo or a text file; read where the method needs it",
-        "NAME|FILE",
+        False, SPARSITY, "variance and l see the token and the calibration text, not the rest of the sequence as "
+        "published", kind=bool,
     )  # fmt: skip
-    nsamples: int = option(128, CALIBRATION, "windows of it", "N", least=1)
-    calibration_seq_len: int = option(128, CALIBRATION, "tokens of each", "N", least=2)
-    epochs: int = option(4, CALIBRATION, "learnable: passes over them", "N", least=1)
-    eval_data: str | None = option(None, EVALUATION, "wikitext2 (default), demo, a text file, or none", "NAME|FILE")
-    max_seq_len: int = option(4096, EVALUATION, "tokens per window, at most max_position_embeddings", "N", least=2)
-    eval_stride: int = option(1, EVALUATION, "score every so many windows, for a quicker look", "N", least=1)
-    batch_size: int | None = option(
-        None, EVALUATION, "windows, or questions, per forward pass; default: what fits", "N", least=1
+    targets: tuple[str, ...] = option(
+        names.TARGETS, SPARSITY, "linear layers: q,k,v,o,gate,up,down, or regular expressions of their names", "NAME",
+        kind=tuple,
+    )  # fmt: skip
+    eval_stride: int = option(
+        1, "evaluation", "score every so many windows, for a quicker look", "N", kind=int, least=1
     )
-    tasks: tuple[str, ...] | None = option(
-        None, ZERO_SHOT, "lm_eval's tasks by name, or YAML files of local ones; `usual` for the usual six", "TASK,…"
-    )
-    num_fewshot: int | None = option(None, ZERO_SHOT, "examples in the prompt; default: the task's", "N", least=0)
-    apply_chat_template: bool = option(False, ZERO_SHOT, "ask in the tokenizer's chat template")
-    limit: int | None = option(None, ZERO_SHOT, "only the first N questions of each task, for a try", "N", least=1)
     patterns: tuple[str, ...] | None = option(
-        None, SWEEP, "YAML files, beside the sweep's own: each is run on each model", "FILE"
+        None, SWEEP, "YAML files, beside the sweep's own: each is run on each model", "FILE", kind=tuple
     )
-    folder: str | None = option(
-        None, SWEEP, "where a sweep keeps a JSON for each run and its table; what is there is not run again", "DIR"
-    )
-    save_model: str | None = option(None, OUTPUT, "save the sparse model to this folder", "DIR")
-    report: str | None = option(None, OUTPUT, "write what was measured as JSON", "FILE")
-    overwrite: bool = option(False, OUTPUT, "replace the report or the checkpoint that is there")
-    seed: int = option(0, OUTPUT, "seed of everything random", "N", least=0, most=MOST_SEED)
-    config: str | None = option(None, "options file", "YAML with any of the other options; flags win over it", "FILE")
-    traceback: bool = option(False, OUTPUT, "show where an error came from")
-
-    flags: tuple[str, ...] = ()  # no option: those that were typed, which win over a sweep's patterns
-
-    def asdict(self) -> dict[str, Any]:
-        return {name: value for name, value in asdict(self).items() if name != "flags"}
+    # No option: those that were typed, which win over a sweep's patterns.
+    flags: tuple[str, ...] = ()
 
     @property
     def recipe(self) -> Recipe:
+        """What is made sparse and how."""
         return Recipe.of(self)
 
 

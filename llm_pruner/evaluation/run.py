@@ -11,6 +11,7 @@ from llm_pruner.config.evaluate import EvaluateOptions, validate
 from llm_pruner.console import quiet, say
 from llm_pruner.errors import RunError, redact
 from llm_pruner.model import loading
+from llm_pruner.model.axes import MLP, PRUNABLE
 from llm_pruner.model.families import FAMILIES
 from llm_pruner.model.per_layer import PREFIX
 from llm_pruner.model.size import size_of
@@ -22,7 +23,6 @@ from llm_pruner.output.reports import EvaluatedModel, EvaluateReport, Mode, Rati
 from llm_pruner.output.saving import draw, write_json
 
 PROGRAM = "python -m llm_pruner evaluate"
-WIDTHS = ("hidden_size", "num_attention_heads", "num_key_value_heads", "intermediate_size")
 
 
 def run(options: EvaluateOptions, argv: Sequence[str] = ()) -> EvaluateReport:
@@ -152,20 +152,18 @@ def _ratios(found: dict) -> dict[str, dict[str, dict[str, Ratio]]]:
     }
 
 
-def widths(config) -> dict:
-    """{name: width, or one for each layer where they differ}, of what the configuration names."""
+def widths(config) -> dict[str, int | list[int]]:
+    """Return {configuration field: width, or one for each layer where they differ}, of what the configuration names."""
     family = FAMILIES.get(config.model_type.removeprefix(PREFIX))
-    fields = {name: name for name in WIDTHS} | ({"intermediate_size": family.intermediate_size} if family else {})
-    overrides = getattr(config, "per_layer_widths", None)
-    found = {}
-    for name, field in fields.items():
-        stock = getattr(config, field, None)
-        if name == "intermediate_size" and stock is None and family:
-            stock = 4 * config.hidden_size
-        layers = [own.get(field, stock) for own in overrides or ()]
+    overrides = getattr(config, "per_layer_widths", None) or ()
+    found: dict[str, int | list[int]] = {}
+    for axis in PRUNABLE:
+        own = family.intermediate_size if family and axis == MLP else axis.field
+        stock = axis.read(config, family) if family else getattr(config, own, None)
+        layers = [layer.get(own, stock) for layer in overrides]
         width = layers if len(set(layers)) > 1 else layers[0] if layers else stock
         if width is not None:
-            found[name] = width
+            found[axis.field] = width
     return found
 
 

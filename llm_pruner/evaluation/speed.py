@@ -15,8 +15,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, StaticLayer
 
-from llm_pruner.calibration.layerwise import computing
-from llm_pruner.errors import UsageError
+from llm_pruner.errors import UsageError, computing
 from llm_pruner.model.size import size_of
 
 QUANTITIES = ("prefill_tokens_per_second", "decode_tokens_per_second", "time_to_first_token_seconds")

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from llm_pruner.config.evaluate import USUAL_TASKS
+from llm_pruner.config.groups import USUAL_TASKS
 from llm_pruner.config.yaml_files import read_yaml_nodes
 from llm_pruner.errors import RunError, UsageError
 

@@ -1,8 +1,6 @@
 """Scores on disk: a second run at another ratio needs no forward pass."""
 
-import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -92,34 +90,3 @@ def _tensor(file, name: str, expected: Mapping[str, int], where: str) -> "torch.
     if not values.isfinite().all():
         raise UsageError(f"{where}: {name} holds NaN or infinity; {damaged}")
     return values
-
-
-def fingerprint(source: str, folder: str | Path) -> str:
-    """What tells a checkpoint from others: a hub id with its commit, which is the name of the `folder` it is in; of
-    a local folder its config, and of each weight file size and blocks of it: all, up to 32 MiB."""
-    if not os.path.isdir(source):
-        return f"{source}@{Path(folder).name}"
-    digest = hashlib.sha256()
-    for path in sorted(Path(folder).glob("*")):
-        if path.name == "config.json":
-            digest.update(path.read_bytes())
-        elif path.suffix in (".safetensors", ".bin") and path.is_file():
-            size = path.stat().st_size
-            digest.update(f"{path.name} {size}".encode())
-            with open(path, "rb") as file:
-                for start in range(0, size, max(BLOCK, size // BLOCKS)):
-                    file.seek(start)
-                    digest.update(file.read(BLOCK))
-    return digest.hexdigest()[:16]
-
-
-def text_digest(name: str) -> str:
-    """A data set's name as it is; a file's content, shortened."""
-    path = Path(name).expanduser()
-    if not path.is_file():
-        return name
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while piece := file.read(2**20):
-            digest.update(piece)
-    return digest.hexdigest()[:16]

@@ -3,10 +3,8 @@
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from llm_pruner.errors import PlanError
-from llm_pruner.model.families import Layers, Widths, widths_of
-from llm_pruner.model.groups import FIELD, HEADS, KV_HEADS, Group, units_of
-from llm_pruner.shape.plan import Plan, units_after
+from llm_pruner.model.axes import HEADS, KV_HEADS, Layers, Widths, heads_per_group, is_grouped
+from llm_pruner.model.groups import Group, units_after, units_of
 
 if TYPE_CHECKING:
     import torch
@@ -21,11 +19,11 @@ def scored_groups(groups: Iterable[Group], before: Widths, after: Layers) -> lis
 
 def _ranked(group: Group, before: Widths, after: Layers) -> bool:
     layer = after[group.layer or 0]
-    if group.kind == HEADS and before.grouped:
-        return layer.heads_per_group != before.heads_per_group
-    if group.kind == KV_HEADS and not before.grouped:
+    if group.axis == HEADS and is_grouped(before):
+        return heads_per_group(layer) != heads_per_group(before)
+    if group.axis == KV_HEADS and not is_grouped(before):
         return False  # they go with their query head
-    return getattr(layer, FIELD[group.kind]) != group.units
+    return layer[group.axis] != group.units
 
 
 def quantiles(scores: "Mapping[str, torch.Tensor]", groups: Iterable[Group]) -> dict[str, list[list[float]]]:
@@ -42,7 +40,7 @@ def quantiles(scores: "Mapping[str, torch.Tensor]", groups: Iterable[Group]) -> 
         if group.name in scores:
             values = unit_scores(scores[group.name].double(), group.units)
             levels = values.quantile(torch.tensor(QUANTILES, dtype=values.dtype, device=values.device))
-            found.setdefault(FIELD[group.kind], []).append([float(f"{value:.6g}") for value in levels.tolist()])
+            found.setdefault(group.axis.field, []).append([float(f"{value:.6g}") for value in levels.tolist()])
     return found
 
 
@@ -60,14 +58,14 @@ def choose(
     """
     kept: dict[str, list[int]] = {}
     for group in groups:
-        if group.kind == HEADS:
+        if group.axis == HEADS:
             continue
         count = units_after(group, after)
-        if group.kind == KV_HEADS:
+        if group.axis == KV_HEADS:
             heads = f"layers.{group.layer}.{HEADS}"
-            if before.grouped:
+            if is_grouped(before):
                 kept[group.name] = _highest(scores.get(group.name), group.units, count)
-                per_group = after[group.layer].heads_per_group
+                per_group = heads_per_group(after[group.layer])
                 kept[heads] = _heads_in(kept[group.name], scores.get(heads), before, per_group)
             else:
                 kept[heads] = kept[group.name] = _highest(scores.get(heads), group.units, count)
@@ -77,9 +75,9 @@ def choose(
 
 
 def _heads_in(kv_heads: list[int], scores, before: Widths, per_group: int) -> list[int]:
-    size, heads = before.heads_per_group, []
+    size, heads = heads_per_group(before), []
     if scores is not None:
-        scores = unit_scores(scores, before.num_attention_heads)
+        scores = unit_scores(scores, before[HEADS])
     for kv in kv_heads:
         own = None if scores is None else scores[kv * size : (kv + 1) * size]
         heads += [kv * size + head for head in _highest(own, size, per_group)]
@@ -90,32 +88,3 @@ def _highest(scores, units: int, count: int) -> list[int]:
     if count == units:
         return list(range(units))
     return unit_scores(scores, units).argsort(descending=True, stable=True)[:count].sort().values.tolist()
-
-
-def check_replay(plan: Plan, config, groups: Iterable[Group]) -> None:
-    """PlanError unless `plan` was made for a model of this shape and names units that such a model has."""
-    widths = widths_of(config)
-    if (plan.model_type, plan.num_hidden_layers) != (config.model_type, config.num_hidden_layers):
-        raise PlanError(
-            f"the plan is for {plan.model_type} with {plan.num_hidden_layers} layers, "
-            f"this model is {config.model_type} with {config.num_hidden_layers}"
-        )
-    for name, width in plan.before.asdict().items():
-        if getattr(widths, name) != width:
-            raise PlanError(f"the plan is for {name}={width}, this model has {getattr(widths, name)}")
-    groups = {group.name: group for group in groups}
-    if set(plan.kept) != set(groups):
-        raise PlanError(f"the plan's groups are not this model's: {sorted(set(plan.kept) ^ set(groups))[:3]}")
-    if len({(layer.hidden_size, layer.head_dim) for layer in plan.after}) > 1:
-        raise PlanError("the plan's layers differ in hidden_size or head_dim, which all have in common")
-    for name, kept in plan.kept.items():
-        count = units_after(groups[name], plan.after)
-        legal = all(type(unit) is int and 0 <= unit < groups[name].units for unit in kept)
-        if not legal or kept != sorted(set(kept)) or len(kept) != count:
-            raise PlanError(f"the plan's {name} is not {count} ascending units of {groups[name].units}")
-    size = plan.before.heads_per_group
-    for name, group in groups.items():
-        if group.kind == HEADS:
-            kv_heads, smaller = plan.kept[f"layers.{group.layer}.{KV_HEADS}"], plan.after[group.layer].heads_per_group
-            if [head // size for head in plan.kept[name]] != [kv for kv in kv_heads for _ in range(smaller)]:
-                raise PlanError(f"the plan's {name} does not keep {smaller} query heads in each kv head it keeps")

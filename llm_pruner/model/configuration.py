@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from llm_pruner.config.prune import MOST_LAYERS, MOST_WIDTH
+from llm_pruner.config.limits import MOST_LAYERS, MOST_WIDTH
 from llm_pruner.console import say
 from llm_pruner.errors import PlanError, PrunerError, UsageError, is_out_of_memory, shown
 from llm_pruner.files import read_json
 from llm_pruner.model.families import FAMILIES
-from llm_pruner.shape.plan import meta_model
+from llm_pruner.model.skeleton import meta_model
 from llm_pruner.validation import (
     Rule,
     check,

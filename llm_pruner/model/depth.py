@@ -4,9 +4,9 @@ import copy
 import re
 from collections.abc import Sequence
 
-from llm_pruner.model.families import Layers, Widths
-
-PER_LAYER = ("layer_types",)  # fields of a configuration with one entry for each layer
+from llm_pruner.model.axes import HIDDEN, Layers, Widths
+from llm_pruner.model.axes.depth import PER_LAYER
+from llm_pruner.model.layers import decoder_layers
 
 
 def shallow_config(config, layers: Sequence[int]):
@@ -21,8 +21,6 @@ def shallow_config(config, layers: Sequence[int]):
 
 def make_shallow(model, layers: Sequence[int]) -> None:
     """Takes all but `layers` out of the model."""
-    from llm_pruner.calibration.layerwise import decoder_layers
-
     modules = decoder_layers(model)
     stay = [modules[layer] for layer in layers]
     model.config = model.base_model.config = shallow_config(model.config, layers)
@@ -45,7 +43,7 @@ def renumbered(name: str, layers: Sequence[int]) -> str | None:
 
 def spread(after: Layers, layers: Sequence[int], before: Widths, number: int) -> Layers:
     """The widths of all `number` layers of the dense model, of which only `layers` stay and have those of `after`."""
-    gone = Widths(**{**before.asdict(), "hidden_size": after[0].hidden_size})
+    gone = before.but({HIDDEN: after[0][HIDDEN]})
     widths = [gone] * number
     for layer, own in zip(layers, after, strict=True):
         widths[layer] = own

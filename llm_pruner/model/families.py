@@ -5,9 +5,13 @@ the MLP, biases, ties) is found by tracing. To add a family is to add a line her
 """
 
 import copy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 
 from llm_pruner.errors import PlanError
+from llm_pruner.model.axes import AXES, HEAD_DIM, HEADS, HIDDEN, KV_HEADS, Widths, is_grouped
+
+# The quant_method of a checkpoint with sparse activations: transformers has such layers replaced while it loads.
+SPARSE_ACTIVATIONS = "sparse_activations"
 
 
 @dataclass(frozen=True)
@@ -72,42 +76,10 @@ def family_of(model_type: str | None) -> Family:
     return FAMILIES[model_type]
 
 
-@dataclass(frozen=True)
-class Widths:
-    """The widths that pruning changes, and head_dim, which it never does."""
-
-    hidden_size: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    intermediate_size: int
-    head_dim: int
-
-    def asdict(self) -> dict[str, int]:
-        return asdict(self)
-
-    @property
-    def heads_per_group(self) -> int:
-        return self.num_attention_heads // self.num_key_value_heads
-
-    @property
-    def grouped(self) -> bool:
-        return self.num_key_value_heads != self.num_attention_heads
-
-
-Layers = tuple[Widths, ...]  # of every decoder layer; hidden_size and head_dim are the same in all
-
-
 def widths_of(config) -> Widths:
-    """The widths of a model configuration of any supported family."""
+    """Return the widths of the layers of a configuration of any supported family."""
     family = family_of(config.model_type)
-    heads = config.num_attention_heads
-    return Widths(
-        hidden_size=config.hidden_size,
-        num_attention_heads=heads,
-        num_key_value_heads=getattr(config, "num_key_value_heads", None) or heads,
-        intermediate_size=getattr(config, family.intermediate_size) or 4 * config.hidden_size,
-        head_dim=(not family.derived_head_dim and getattr(config, "head_dim", None)) or config.hidden_size // heads,
-    )
+    return Widths({axis: axis.read(config, family) for axis in AXES})
 
 
 def resize(config, widths: Widths, biases: bool = False):
@@ -128,28 +100,22 @@ def resize(config, widths: Widths, biases: bool = False):
 
 def _resized(config, widths: Widths, biases: bool = False):
     family = family_of(config.model_type)
-    if family.derived_head_dim and widths.hidden_size != widths.num_attention_heads * widths.head_dim:
+    if family.derived_head_dim and widths[HIDDEN] != widths[HEADS] * widths[HEAD_DIM]:
         raise ValueError(
             f"{config.model_type} derives head_dim from hidden_size / num_attention_heads, and head_dim "
-            f"({widths.head_dim}) cannot change, so hidden and heads shrink together"
+            f"({widths[HEAD_DIM]}) cannot change, so hidden and heads shrink together"
         )
-    if widths.num_attention_heads % widths.num_key_value_heads:
+    if widths[HEADS] % widths[KV_HEADS]:
         raise ValueError(
-            f"every kv group needs the same number of query heads "
-            f"({widths.num_attention_heads} heads, {widths.num_key_value_heads} kv heads)"
+            f"every kv group needs the same number of query heads ({widths[HEADS]} heads, {widths[KV_HEADS]} kv heads)"
         )
     values = config.to_dict()
     values.pop("auto_map", None)  # the result is a stock class, whatever code the original came with
-    values["hidden_size"] = widths.hidden_size
-    values["num_attention_heads"] = widths.num_attention_heads
+    for axis, number in widths.items():
+        axis.write(values, number, config, family)
     for standard, own in config.attribute_map.items():  # gpt2's n_embd, n_head
         if standard in values and own in values:
             values[own] = values.pop(standard)
-    values[family.intermediate_size] = widths.intermediate_size
-    if hasattr(config, "num_key_value_heads"):
-        values["num_key_value_heads"] = widths.num_key_value_heads
-    if not family.derived_head_dim:
-        values["head_dim"] = widths.head_dim
     if biases:
         values.update(dict.fromkeys(family.output_biases or (), True))
     try:
@@ -182,21 +148,21 @@ def _nearest_legal(config, wanted: Widths) -> str:
     """Legal shapes next to `wanted`: where hidden_size is heads × head_dim, by its heads and by its hidden_size;
     else also its heads with less and with more hidden_size. At most three, never the shape there is."""
     before = widths_of(config)
-    group = wanted.num_key_value_heads if before.grouped else 1
-    heads = max(1, round(wanted.num_attention_heads / group)) * group
+    group = wanted[KV_HEADS] if is_grouped(before) else 1
+    heads = max(1, round(wanted[HEADS] / group)) * group
     searches = []
-    if before.hidden_size == before.num_attention_heads * before.head_dim:
-        fits = wanted.hidden_size // wanted.head_dim // group * group
-        searches = [[(n * wanted.head_dim, n)] for n in (heads, fits, fits + group)]
+    if before[HIDDEN] == before[HEADS] * before[HEAD_DIM]:
+        fits = wanted[HIDDEN] // wanted[HEAD_DIM] // group * group
+        searches = [[(n * wanted[HEAD_DIM], n)] for n in (heads, fits, fits + group)]
     if not family_of(config.model_type).derived_head_dim:
-        searches.append([(width, heads) for width in range(wanted.hidden_size, 0, -1)])
-        searches.append([(width, heads) for width in range(wanted.hidden_size + 1, before.hidden_size + 1)])
+        searches.append([(width, heads) for width in range(wanted[HIDDEN], 0, -1)])
+        searches.append([(width, heads) for width in range(wanted[HIDDEN] + 1, before[HIDDEN] + 1)])
     found: list[Widths] = []
     for search in searches:
         for hidden_size, heads in search:
-            kv_heads = wanted.num_key_value_heads if before.grouped else heads
-            shape = replace(wanted, hidden_size=hidden_size, num_attention_heads=heads, num_key_value_heads=kv_heads)
-            small = 0 < hidden_size <= before.hidden_size and 0 < heads <= before.num_attention_heads
+            kv_heads = wanted[KV_HEADS] if is_grouped(before) else heads
+            shape = wanted.but({HIDDEN: hidden_size, HEADS: heads, KV_HEADS: kv_heads})
+            small = 0 < hidden_size <= before[HIDDEN] and 0 < heads <= before[HEADS]
             if small and shape != before and holds(config, shape):
                 found.append(shape)
                 break
@@ -213,7 +179,4 @@ def holds(config, widths: Widths, biases: bool = False) -> bool:
 
 
 def _shape(widths: Widths) -> str:
-    return (
-        f"hidden_size={widths.hidden_size},num_attention_heads={widths.num_attention_heads},"
-        f"num_key_value_heads={widths.num_key_value_heads}"
-    )
+    return ",".join(f"{axis.field}={widths[axis]}" for axis in (HIDDEN, HEADS, KV_HEADS))

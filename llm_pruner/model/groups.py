@@ -4,17 +4,10 @@ Pure data. A fused qkv, a grouped-query head or a gate_up pair differ from the s
 in the positions of their members, so nothing that works on groups knows about layouts.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-HIDDEN, HEADS, KV_HEADS, MLP = "hidden", "heads", "kv_heads", "mlp"
-KINDS = (HIDDEN, HEADS, KV_HEADS, MLP)
-FIELD = {  # the width that says how many there are
-    HIDDEN: "hidden_size",
-    HEADS: "num_attention_heads",
-    KV_HEADS: "num_key_value_heads",
-    MLP: "intermediate_size",
-}
+from llm_pruner.model.axes import HEADS, HIDDEN, KV_HEADS, Axis, Layers, Widths
 
 
 @dataclass(frozen=True)
@@ -27,7 +20,7 @@ class Member:
     """
 
     parameter: str
-    axis: int
+    dim: int
     role: str
     start: int = 0
     stride: int = 1
@@ -50,26 +43,31 @@ class Group:
     """
 
     name: str
-    kind: str
+    axis: Axis
     layer: int | None
     units: int
     members: tuple[Member, ...]
 
 
-def reader(group: Group) -> Member:
+def group_of(groups: Iterable[Group], axis: Axis, layer: int | None = None) -> Group:
+    """Return the group of an axis: of a layer, or the one that runs through the whole model."""
+    return next(group for group in groups if group.axis == axis and group.layer == layer)
+
+
+def output_projection(group: Group) -> Member:
     """The projection whose input columns are the units of a heads, kv_heads or mlp group: o_proj or down_proj."""
     return next(member for member in group.members if member.reads)
 
 
-def attention_units(heads: Group, kv_heads: Group, kind: str) -> Group:
+def attention_units(heads: Group, kv_heads: Group, axis: Axis) -> Group:
     """The group in whose units attention is scored, with every projection that goes along.
 
-    kind `heads`: query heads. Without grouped queries each takes its key and value head with it; with
+    axis heads: query heads. Without grouped queries each takes its key and value head with it; with
     them, those stay, and only the query rows and the output columns belong to the unit.
-    kind `kv_heads`: whole kv groups, i.e. a key and value head with all its query heads.
+    axis kv_heads: whole kv groups, i.e. a key and value head with all its query heads.
     """
     per_group = heads.units // kv_heads.units
-    if kind == KV_HEADS:
+    if axis == KV_HEADS:
         whole = tuple(_widen(member, per_group) for member in heads.members)
         return replace(kv_heads, members=whole + kv_heads.members)
     if per_group == 1:
@@ -91,9 +89,9 @@ def units_of(groups: Iterable[Group]) -> list[Group]:
     by_name = {group.name: group for group in groups}
     ranked = []
     for group in by_name.values():
-        if group.kind == HEADS:
+        if group.axis == HEADS:
             ranked.append(attention_units(group, by_name[f"layers.{group.layer}.{KV_HEADS}"], HEADS))
-        elif group.kind == KV_HEADS:
+        elif group.axis == KV_HEADS:
             ranked.append(attention_units(by_name[f"layers.{group.layer}.{HEADS}"], group, KV_HEADS))
         else:
             ranked.append(group)
@@ -117,9 +115,36 @@ def kept_positions(groups: Iterable[Group], kept: Mapping[str, list[int]], shape
         removed = removed.nonzero().flatten()
         for member in group.members:
             axes = masks.setdefault(member.parameter, {})
-            length = shapes[member.parameter][member.axis]
-            mask = axes.setdefault(member.axis, torch.ones(length, dtype=torch.bool))
+            length = shapes[member.parameter][member.dim]
+            mask = axes.setdefault(member.dim, torch.ones(length, dtype=torch.bool))
             mask[member.positions(removed)] = False
     return {
         name: {axis: mask.nonzero().flatten() for axis, mask in sorted(axes.items())} for name, axes in masks.items()
     }
+
+
+def prunable(groups: Iterable[Group]) -> set[str]:
+    """The parameters of attention and MLP: those that heads or neurons run through."""
+    return {member.parameter for group in groups if group.axis != HIDDEN for member in group.members}
+
+
+def bias_of(weight: str) -> str:
+    """The name of the bias beside the weight called `weight`."""
+    return weight.removesuffix("weight") + "bias"
+
+
+def units_after(group: Group, after: Sequence[Widths]) -> int:
+    """How many units of the group there are when the layers have the widths `after`."""
+    return after[group.layer or 0][group.axis]
+
+
+def shapes_after(shapes, groups: Iterable[Group], after: Layers) -> dict[str, tuple[int, ...]]:
+    """The parameters' shapes when the layers have the widths `after`."""
+    result = {name: list(shape) for name, shape in shapes.items()}
+    removed = {}
+    for group in groups:
+        units = group.units - units_after(group, after)
+        removed.update({(m.parameter, m.dim, m.start): units * m.width for m in group.members})
+    for (parameter, axis, _), positions in removed.items():
+        result[parameter][axis] -= positions
+    return {name: tuple(shape) for name, shape in result.items()}

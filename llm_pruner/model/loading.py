@@ -15,8 +15,7 @@ from llm_pruner.errors import (
 from llm_pruner.files import check_regular, spelled
 from llm_pruner.model import configuration
 from llm_pruner.model.checkpoint_files import ADAPTER, check_folder, check_no_pointer, check_unused, check_weights
-from llm_pruner.model.families import family_of
-from llm_pruner.sparsity.register import METHOD as SPARSE
+from llm_pruner.model.families import SPARSE_ACTIVATIONS, family_of
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +56,7 @@ def check_family(source: str, revision: str | None = None) -> dict:
 def check_dense(source: str, quantised, advice: str) -> None:
     """PlanError, with `advice`, for the `quantization_config` of quantised weights or sparse activations."""
     if quantised:
-        sparse = isinstance(quantised, dict) and quantised.get("quant_method") == SPARSE
+        sparse = isinstance(quantised, dict) and quantised.get("quant_method") == SPARSE_ACTIVATIONS
         raise PlanError(f"{source} {'has sparse activations' if sparse else 'holds quantised weights'}; {advice}")
 
 

@@ -9,11 +9,12 @@ from functools import cache
 
 from llm_pruner.errors import PlanError
 from llm_pruner.model.after_import import after_import
+from llm_pruner.model.axes import HEAD_DIM, HEADS, KV_HEADS, MLP
 from llm_pruner.model.families import FAMILIES, family_of, widths_of
 
 PREFIX = "pruned_"  # of the model_type; an unaware transformers must not take the checkpoint for a stock one
 AUTO_CONFIG = "transformers.models.auto.configuration_auto"
-HEAD_FIELDS = ("num_attention_heads", "num_key_value_heads")
+HEAD_FIELDS = (HEADS.field, KV_HEADS.field)
 
 
 def per_layer_config(config, layers: Sequence[Mapping[str, int]], biases: Sequence[str] = ()):
@@ -29,14 +30,14 @@ def per_layer_config(config, layers: Sequence[Mapping[str, int]], biases: Sequen
     if len(layers) != config.num_hidden_layers:
         raise PlanError(f"widths of {len(layers)} layers for a model that has {config.num_hidden_layers}")
     before = widths_of(config)
-    stock = {name: getattr(before, name) for name in HEAD_FIELDS} | {family.intermediate_size: before.intermediate_size}
+    stock = {axis.field: before[axis] for axis in (HEADS, KV_HEADS)} | {family.intermediate_size: before[MLP]}
     overrides = [_overrides(config.model_type, index, widths, stock) for index, widths in enumerate(layers)]
 
     config_class, model_class = classes(config.model_type)
     values = config.to_dict()
     values.pop("model_type")
     if not family.derived_head_dim:
-        values["head_dim"] = before.head_dim  # or a class that derives it would do so from each layer's own heads
+        values["head_dim"] = before[HEAD_DIM]  # or a class that derives it would do so from each layer's own heads
     values["per_layer_widths"] = overrides
     values["projection_biases"] = list(dict.fromkeys(biases))
     values["architectures"] = [model_class.__name__]

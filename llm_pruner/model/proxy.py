@@ -1,4 +1,4 @@
-"""The narrow twin of a model: what is traced in its place.
+"""The tracing proxy of a model: a narrow model that is traced in its place.
 
 The same class and the same layers, random weights, on the CPU, a few channels wide, one kv head per query
 head, and attention blocks that compute `out(q · k · v)` elementwise: that keeps which channels are coupled
@@ -13,29 +13,27 @@ from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from llm_pruner.errors import PlanError
-from llm_pruner.model.families import Family, Widths, family_of
+from llm_pruner.model.axes import HEAD_DIM, HEADS, HIDDEN, KV_HEADS, MLP, Widths
+from llm_pruner.model.families import Family, family_of
 
-TWIN = Widths(hidden_size=12, num_attention_heads=3, num_key_value_heads=3, intermediate_size=10, head_dim=4)
-TWIN_VOCABULARY = 7
+PROXY = Widths({HIDDEN: 12, HEADS: 3, KV_HEADS: 3, MLP: 10, HEAD_DIM: 4})
+VOCABULARY = 7
 
 
-def build_twin(config):
+def build_proxy(config):
     """A random model of the same class and depth, narrow, with one kv head per query head."""
     config = copy.deepcopy(config)
     family = family_of(config.model_type)
-    small = TWIN.asdict()
-    small[family.intermediate_size] = small.pop("intermediate_size")
-    if family.derived_head_dim:
-        small.pop("head_dim")
-    if not hasattr(config, "num_key_value_heads"):
-        small.pop("num_key_value_heads")
-    small.update(vocab_size=TWIN_VOCABULARY, max_position_embeddings=8, pad_token_id=None, tie_word_embeddings=False)
+    small: dict[str, object] = {}
+    for axis, number in PROXY.items():
+        axis.write(small, number, config, family)
+    small.update(vocab_size=VOCABULARY, max_position_embeddings=8, pad_token_id=None, tie_word_embeddings=False)
     if getattr(config, "rope_parameters", None):
         small["rope_parameters"] = _plain_rope(config.rope_parameters)
     for name, value in small.items():
         setattr(config, name, value)
-    twin = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32)
-    return twin.eval()
+    proxy = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32)
+    return proxy.eval()
 
 
 def _plain_rope(parameters: dict) -> dict:
@@ -45,16 +43,16 @@ def _plain_rope(parameters: dict) -> dict:
     return {"rope_type": "default", "rope_theta": parameters.get("rope_theta", 10000.0), "partial_rotary_factor": 1.0}
 
 
-def replace_attention(twin, family: Family) -> dict[str, dict[str, nn.Module]]:
+def replace_attention(proxy, family: Family) -> dict[str, dict[str, nn.Module]]:
     """{name of the attention module: {"q": …, "k": …, "v": …, "out": …}}; the modules now compute out(q·k·v)."""
     attention = {}
-    for name, module in list(twin.named_modules()):
+    for name, module in list(proxy.named_modules()):
         if not all(isinstance(getattr(module, part, None), nn.Module) for part in (*family.qkv, family.out)):
             continue
         if len(family.qkv) == 3:
             parts = {key: getattr(module, part) for key, part in zip("qkv", family.qkv, strict=True)}
         else:
-            parts = {key: nn.Linear(TWIN.hidden_size, TWIN.hidden_size) for key in "qkv"}
+            parts = {key: nn.Linear(PROXY[HIDDEN], PROXY[HIDDEN]) for key in "qkv"}
             for key, linear in parts.items():
                 module.add_module(f"traced_{key}", linear)
         if isinstance(getattr(module, family.out), Conv1D):
@@ -68,7 +66,7 @@ def replace_attention(twin, family: Family) -> dict[str, dict[str, nn.Module]]:
         module.forward = forward
         attention[name] = parts
     if not attention:
-        raise PlanError(f"no attention block with {', '.join((*family.qkv, family.out))} in {type(twin).__name__}")
+        raise PlanError(f"no attention block with {', '.join((*family.qkv, family.out))} in {type(proxy).__name__}")
     return attention
 
 

@@ -1,6 +1,6 @@
 """The cut: the only file that changes weights.
 
-    model + groups + plan + new config (+ biases)  →  a fresh model of the new config's class with the kept slices
+    model + groups + kept units + new config (+ biases)  →  a fresh model of the new config's class with the kept slices
 
 The new model is built by its stock class, so every attribute that depends on a width is what it will be
 after a reload. Tensors move over one by one, sliced on the device they live on; the old model is left empty.
@@ -10,21 +10,23 @@ import contextlib
 import copy
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 
 import torch
 from torch import nn
 from tqdm.auto import tqdm
 
 from llm_pruner.errors import PlanError
+from llm_pruner.model.axes import HIDDEN
 from llm_pruner.model.families import family_of
-from llm_pruner.model.groups import HIDDEN, Group, kept_positions, reader
-from llm_pruner.shape.plan import Plan
+from llm_pruner.model.groups import Group, group_of, kept_positions, output_projection
+from llm_pruner.model.skeleton import skeleton
+
+Kept = Mapping[str, list[int]]  # {group name: indices of the units that stay, ascending}
 
 
 @torch.no_grad()
 def cut(
-    model: nn.Module, groups: Iterable[Group], plan: Plan, config, biases: Mapping[str, torch.Tensor] | None = None
+    model: nn.Module, groups: Iterable[Group], kept: Kept, config, biases: Mapping[str, torch.Tensor] | None = None
 ) -> nn.Module:
     """The pruned model. `model` gives up its tensors on the way, so that memory holds little more than one model.
 
@@ -35,8 +37,8 @@ def cut(
     parameters = dict(model.named_parameters())
     if offloaded := [name for name, p in parameters.items() if p.device.type == "meta"]:
         raise PlanError(f"{offloaded[0]} is offloaded; load the model on devices that hold it (--device_map)")
-    positions = kept_positions(groups, plan.kept, {name: tuple(p.shape) for name, p in parameters.items()})
-    scales = _width_corrections(model, groups, plan)
+    positions = kept_positions(groups, kept, {name: tuple(p.shape) for name, p in parameters.items()})
+    scales = _width_corrections(model, groups, kept)
     new = skeleton(config)
     owners = dict(new.named_modules())
     for name in tqdm(list(parameters), desc="cut", unit="tensor", delay=2, leave=False):
@@ -91,7 +93,7 @@ def finish(new: nn.Module, model: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def mask(
-    model: nn.Module, groups: Iterable[Group], plan: Plan, config, biases: Mapping[str, torch.Tensor] | None = None
+    model: nn.Module, groups: Iterable[Group], kept: Kept, config, biases: Mapping[str, torch.Tensor] | None = None
 ) -> nn.Module:
     """The model with zeros where `cut` would remove: same shapes, same outputs as the cut one.
 
@@ -101,33 +103,32 @@ def mask(
     groups = list(groups)
     parameters = dict(model.named_parameters())
     for group in groups:
-        removed = sorted(set(range(group.units)) - set(plan.kept[group.name]))
+        removed = sorted(set(range(group.units)) - set(kept[group.name]))
         for member in group.members if removed else ():
             if member.role == "layernorm":
                 raise PlanError("a LayerNorm over zeros is not one over fewer channels; mask heads and mlp only")
             if member.role != "rmsnorm":  # nothing comes in on the channel, and the weight's zero need not be 0
                 _zero(parameters[member.parameter], member, removed)
-    kept = {group.name: list(range(group.units)) for group in groups}
-    every = replace(plan, after=(plan.before,) * plan.num_hidden_layers, kept=kept)
     if biases:  # of the channels that stay
-        hidden = torch.tensor(plan.kept[HIDDEN])
+        hidden = group_of(groups, HIDDEN)
+        rows = torch.tensor(kept[hidden.name])
         biases = {
-            name: bias.new_zeros(plan.before.hidden_size).index_copy(0, hidden.to(bias.device), bias)
+            name: bias.new_zeros(hidden.units).index_copy(0, rows.to(bias.device), bias)
             for name, bias in biases.items()
         }
-    return cut(model, groups, every, config, biases)
+    return cut(model, groups, {group.name: list(range(group.units)) for group in groups}, config, biases)
 
 
 @contextlib.contextmanager
-def silenced(parameters: Mapping[str, torch.Tensor], groups: Iterable[Group], kept: Mapping[str, list[int]]):
+def silenced(parameters: Mapping[str, torch.Tensor], groups: Iterable[Group], kept: Kept):
     """While it lasts, the units that will go give nothing to the residual stream. groups: of heads and neurons."""
     own = []
     for group in groups:
-        member = reader(group)
+        member = output_projection(group)
         removed = sorted(set(range(group.units)) - set(kept[group.name]))
         weight = parameters[member.parameter].data
         positions = member.positions(torch.tensor(removed, dtype=torch.long)).to(weight.device)
-        own.append((weight, member.axis, positions, weight.index_select(member.axis, positions)))
+        own.append((weight, member.dim, positions, weight.index_select(member.dim, positions)))
         _zero(parameters[member.parameter], member, removed)
     try:
         yield
@@ -138,19 +139,10 @@ def silenced(parameters: Mapping[str, torch.Tensor], groups: Iterable[Group], ke
 
 def _zero(parameter: torch.Tensor, member, units: list[int]) -> None:
     positions = member.positions(torch.tensor(units, dtype=torch.long)).to(parameter.device)
-    parameter.data.index_fill_(member.axis, positions, 0)
+    parameter.data.index_fill_(member.dim, positions, 0)
 
 
-def skeleton(config) -> nn.Module:
-    """The model of `config` with real buffers and parameters that take no memory."""
-    from accelerate import init_empty_weights
-    from transformers import AutoModelForCausalLM
-
-    with init_empty_weights(include_buffers=False):
-        return AutoModelForCausalLM.from_config(config)
-
-
-def _width_corrections(model: nn.Module, groups: list[Group], plan: Plan) -> dict[str, tuple[float, float]]:
+def _width_corrections(model: nn.Module, groups: list[Group], kept: Kept) -> dict[str, tuple[float, float]]:
     """{parameter: (factor, offset)}: what makes up for the change of width, w' + offset = (w + offset)·factor.
 
     A norm divides by the root of the mean square, and removing silent channels raises that mean by d/d', so its
@@ -158,12 +150,12 @@ def _width_corrections(model: nn.Module, groups: list[Group], plan: Plan) -> dic
     embeddings are multiplied by √hidden_size, they grow alike; when they are also the lm_head, that makes
     up for the final norm, which then stays.
     """
-    hidden_size = plan.after[0].hidden_size
-    if hidden_size == plan.before.hidden_size:
+    hidden = group_of(groups, HIDDEN)
+    width = len(kept[hidden.name])
+    if width == hidden.units:
         return {}
     family = family_of(model.config.model_type)
-    factor = math.sqrt(plan.before.hidden_size / hidden_size)
-    members = next(group for group in groups if group.kind == HIDDEN).members
+    factor, members = math.sqrt(hidden.units / width), hidden.members
     norms = [m.parameter for m in members if m.role in ("rmsnorm", "layernorm")]
     corrections = dict.fromkeys(norms, (factor, family.norm_offset))
     if family.scaled_embedding:

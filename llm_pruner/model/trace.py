@@ -1,13 +1,13 @@
 """Which parameter axes are coupled, found with torch-pruning's dependency graph. No other file knows it.
 
     model (meta, CPU or GPU; only names and shapes are read)
-      → its narrow twin
-      → DependencyGraph → coupled (module, side) with positions, in twin widths
+      → its tracing proxy
+      → DependencyGraph → coupled (module, side) with positions, in proxy widths
       → Groups in the model's widths
 
 The structure does not depend on the widths, the cost of a dependency graph does, so the graph is made
-of a narrow twin (twin.py), whose attention leaves out RoPE and softmax: their index mappings do not settle.
-The twin has one kv head per query head; the coupling is the same, read in kv heads where there are groups.
+of a tracing proxy (proxy.py), whose attention leaves out RoPE and softmax: their index mappings do not settle.
+The proxy has one kv head per query head; the coupling is the same, read in kv heads where there are groups.
 """
 
 import contextlib
@@ -26,21 +26,15 @@ from torch_pruning.dependency.node import Node
 from transformers.pytorch_utils import Conv1D
 
 from llm_pruner.errors import PlanError, RunError
+from llm_pruner.model.axes import HEAD_DIM, HEADS, HIDDEN, KV_HEADS, MLP
 from llm_pruner.model.families import Family, family_of, widths_of
-from llm_pruner.model.groups import (
-    HEADS,
-    HIDDEN,
-    KV_HEADS,
-    MLP,
-    Group,
-    Member,
-)
-from llm_pruner.model.proxy import TWIN, build_twin, conv1d_to_linear, replace_attention
+from llm_pruner.model.groups import Group, Member
+from llm_pruner.model.proxy import PROXY, build_proxy, conv1d_to_linear, replace_attention
 
 
 @dataclass(frozen=True)
 class _Side:
-    """The output or input side of a module of the twin, or a bare parameter, with its (position, unit) pairs."""
+    """The output or input side of a module of the proxy, or a bare parameter, with its (position, unit) pairs."""
 
     target: nn.Module | nn.Parameter
     out: bool
@@ -50,18 +44,18 @@ class _Side:
 def trace_groups(model, time_limit: float = 120.0) -> list[Group]:
     """The groups of `model`: `hidden`, then per layer `layers.N.heads`, `layers.N.kv_heads`, `layers.N.mlp`.
 
-    Raises PlanError when the family is not supported or the model is not what the family's twin says,
+    Raises PlanError when the family is not supported or the model is not what the family's proxy says,
     RunError when tracing takes longer than `time_limit` seconds (main thread only), naming the module.
     """
     family = family_of(model.config.model_type)
-    twin = build_twin(model.config)
-    names = {module: name for name, module in twin.named_modules()}
-    attention = replace_attention(twin, family)
-    conv1d_to_linear(twin)
+    proxy = build_proxy(model.config)
+    names = {module: name for name, module in proxy.named_modules()}
+    attention = replace_attention(proxy, family)
+    conv1d_to_linear(proxy)
     with _time_limit(time_limit, names), _no_garbage_collection():
-        graph = _dependency_graph(twin)
-        hidden = _coupled(graph, twin.get_input_embeddings(), True, TWIN.hidden_size)
-        heads = [_coupled(graph, parts["out"], False, TWIN.hidden_size) for parts in attention.values()]
+        graph = _dependency_graph(proxy)
+        hidden = _coupled(graph, proxy.get_input_embeddings(), True, PROXY[HIDDEN])
+        heads = [_coupled(graph, parts["out"], False, PROXY[HIDDEN]) for parts in attention.values()]
         # what reads neither the residual stream nor the heads reads the neurons of an MLP
         readers = {side.target for side in hidden if not side.out} | {parts["out"] for parts in attention.values()}
         neurons = [
@@ -69,15 +63,15 @@ def trace_groups(model, time_limit: float = 120.0) -> list[Group]:
             for module in graph.module2node
             if isinstance(module, nn.Linear) and module not in readers
         ]
-    return _Scale(model, twin, family, attention).groups(hidden, heads, neurons)
+    return _Scale(model, proxy, family, attention).groups(hidden, heads, neurons)
 
 
-def _dependency_graph(twin) -> DependencyGraph:
+def _dependency_graph(proxy) -> DependencyGraph:
     graph = DependencyGraph()
     with warnings.catch_warnings(), torch.enable_grad():
         warnings.simplefilter("ignore")  # the norms' weights are found as "unwrapped": that is what is wanted
         return graph.build_dependency(
-            twin,
+            proxy,
             example_inputs={"input_ids": torch.zeros(1, 2, dtype=torch.long), "use_cache": False},
             output_transform=lambda output: output.logits,
             verbose=False,
@@ -119,9 +113,9 @@ def _coupled(graph: DependencyGraph, module: nn.Module, out: bool, units: int) -
 
 
 class _Scale:
-    """From the twin's sides and positions to the model's parameters and widths."""
+    """From the proxy's sides and positions to the model's parameters and widths."""
 
-    def __init__(self, model, twin, family: Family, attention) -> None:
+    def __init__(self, model, proxy, family: Family, attention) -> None:
         self.family = family
         self.config = model.config
         self.widths = widths_of(model.config)
@@ -132,8 +126,8 @@ class _Scale:
         for name, parameter in model.named_parameters(remove_duplicate=False):
             first.setdefault(id(parameter), name)
         self.canonical = {name: first[id(p)] for name, p in model.named_parameters(remove_duplicate=False)}
-        self.names = {module: name for name, module in twin.named_modules()}
-        self.names |= {parameter: name for name, parameter in twin.named_parameters()}
+        self.names = {module: name for name, module in proxy.named_modules()}
+        self.names |= {parameter: name for name, parameter in proxy.named_parameters()}
         self.projections = {
             module: (f"{name}.{family.out if part == 'out' else family.qkv['qkv'.index(part) % len(family.qkv)]}", part)
             for name, parts in attention.items()
@@ -142,8 +136,8 @@ class _Scale:
 
     def groups(self, hidden, heads, neurons) -> list[Group]:
         w = self.widths
-        members = [m for side in hidden for m in self.members(side, TWIN.hidden_size, w.hidden_size)]
-        groups = [Group(HIDDEN, HIDDEN, None, w.hidden_size, self.ordered(members))]
+        members = [m for side in hidden for m in self.members(side, PROXY[HIDDEN], w[HIDDEN])]
+        groups = [Group(HIDDEN.name, HIDDEN, None, w[HIDDEN], self.ordered(members))]
         by_layer: dict[int, list[Group]] = {}
         for sides in heads:
             members = [(m, self.projections[s.target][1]) for s in sides for m in self.attention_members(s)]
@@ -152,20 +146,21 @@ class _Scale:
             key = self.ordered(m for m, part in members if part in ("k", "v"))
             by_layer.setdefault(layer, []).extend(
                 (
-                    Group(f"layers.{layer}.{HEADS}", HEADS, layer, w.num_attention_heads, query),
-                    Group(f"layers.{layer}.{KV_HEADS}", KV_HEADS, layer, w.num_key_value_heads, key),
+                    Group(f"layers.{layer}.{HEADS}", HEADS, layer, w[HEADS], query),
+                    Group(f"layers.{layer}.{KV_HEADS}", KV_HEADS, layer, w[KV_HEADS], key),
                 )
             )
         for sides in neurons:
-            members = [m for s in sides for m in self.members(s, TWIN.intermediate_size, w.intermediate_size)]
+            members = [m for s in sides for m in self.members(s, PROXY[MLP], w[MLP])]
             layer = _layer(member.parameter for member in members)
             by_layer.setdefault(layer, []).append(
-                Group(f"layers.{layer}.{MLP}", MLP, layer, w.intermediate_size, self.ordered(members))
+                Group(f"layers.{layer}.{MLP}", MLP, layer, w[MLP], self.ordered(members))
             )
         for layer in sorted(by_layer):
-            kinds = [group.kind for group in by_layer[layer]]
-            if kinds != [HEADS, KV_HEADS, MLP]:
-                raise PlanError(f"layer {layer} is not one attention block and one MLP: found {', '.join(kinds)}")
+            axes = [group.axis for group in by_layer[layer]]
+            if axes != [HEADS, KV_HEADS, MLP]:
+                found = ", ".join(map(str, axes))
+                raise PlanError(f"layer {layer} is not one attention block and one MLP: found {found}")
             groups += by_layer[layer]
         if len(by_layer) != self.config.num_hidden_layers:
             raise PlanError(f"traced {len(by_layer)} layers of {self.config.num_hidden_layers}")
@@ -175,23 +170,23 @@ class _Scale:
     def attention_members(self, side: _Side):
         """Members in heads, from the layout that the family declares for its projections."""
         name, part = self.projections[side.target]
-        if any(position != unit for position, unit in side.pairs) or len(side.pairs) != TWIN.hidden_size:
+        if any(position != unit for position, unit in side.pairs) or len(side.pairs) != PROXY[HIDDEN]:
             raise PlanError(f"{name}: the trace does not couple its heads one to one")
-        head_dim = self.widths.head_dim
+        head_dim = self.widths[HEAD_DIM]
         start, stride = 0, head_dim
         if self.family.qkv_layout == "per_head" and part != "out":
             start, stride = "qkv".index(part) * head_dim, 3 * head_dim
         elif self.family.qkv_layout == "concatenated" and part in "kv":
-            heads = self.widths.num_attention_heads + (part == "v") * self.widths.num_key_value_heads
+            heads = self.widths[HEADS] + (part == "v") * self.widths[KV_HEADS]
             start = heads * head_dim
         for parameter, axis, role in self.parameters(name, side.target, out=part != "out"):
             yield Member(parameter, axis, role, start, stride, head_dim, reads=part == "out")
 
-    def members(self, side: _Side, twin_units: int, units: int):
+    def members(self, side: _Side, proxy_units: int, units: int):
         """Members in channels: a side holds the units once, or several times in a row (gate_up)."""
         name = self.projections[side.target][0] if side.target in self.projections else self.names[side.target]
-        pieces = sorted({position // twin_units for position, _ in side.pairs})
-        if set(side.pairs) != {(piece * twin_units + unit, unit) for piece in pieces for unit in range(twin_units)}:
+        pieces = sorted({position // proxy_units for position, _ in side.pairs})
+        if set(side.pairs) != {(piece * proxy_units + unit, unit) for piece in pieces for unit in range(proxy_units)}:
             raise PlanError(f"{name}: the trace does not couple its channels one to one")
         for parameter, axis, role in self.parameters(name, side.target, side.out):
             for piece in pieces:
@@ -217,7 +212,7 @@ class _Scale:
 
     def ordered(self, members) -> tuple[Member, ...]:
         """Each member once (a tied tensor is reached twice), in the order of the model's parameters."""
-        return tuple(sorted(set(members), key=lambda m: (self.order[m.parameter], m.axis, m.role, m.start)))
+        return tuple(sorted(set(members), key=lambda m: (self.order[m.parameter], m.dim, m.role, m.start)))
 
     def existing(self, name: str) -> str:
         if name not in self.canonical:
@@ -230,9 +225,9 @@ class _Scale:
         seen = set()
         for group in groups:
             for m in group.members:
-                if (m.parameter, m.axis, m.start) not in seen:  # a tied tensor is in the residual stream twice
-                    seen.add((m.parameter, m.axis, m.start))
-                    owned[m.parameter, m.axis] = owned.get((m.parameter, m.axis), 0) + group.units * m.width
+                if (m.parameter, m.dim, m.start) not in seen:  # a tied tensor is in the residual stream twice
+                    seen.add((m.parameter, m.dim, m.start))
+                    owned[m.parameter, m.dim] = owned.get((m.parameter, m.dim), 0) + group.units * m.width
         for (parameter, axis), positions in owned.items():
             length = self.shapes[parameter][axis]
             if positions != length:

@@ -4,7 +4,8 @@ import copy
 
 from torch import nn
 
-from llm_pruner.model.surgery import finish, place, skeleton
+from llm_pruner.model.skeleton import skeleton
+from llm_pruner.model.surgery import finish, place
 
 
 def is_tied(model: nn.Module) -> bool:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from llm_pruner import __version__
+from llm_pruner._version import __version__
 from llm_pruner.errors import redact
 
 PACKAGES = ("torch", "transformers", "torch-pruning", "accelerate", "datasets", "tokenizers")

@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from llm_pruner.config.prune import BUDGETS, Options
+from llm_pruner.config.prune import BUDGETS, PruneOptions
 from llm_pruner.errors import PrunerError, RunError, UsageError
 from llm_pruner.files import read_json, write_whole
 from llm_pruner.output import manifest
@@ -93,7 +93,7 @@ def check_disk(target: Path, size: int) -> None:
         raise RunError(f"{existing} has {free / 1e9:.2f} GB free, the checkpoint needs {needed / 1e9:.2f} GB")
 
 
-def check_outputs(options: Options, source: str) -> Path | None:
+def check_outputs(options: PruneOptions, source: str) -> Path | None:
     """The folder to save to, if any. UsageError when an output of pruning cannot be written."""
     inputs = inputs_of(options, {"model": source})
     written = {name: Path(getattr(options, name)).expanduser() for name in ("save_plan", "scores", "work_dir")
@@ -164,7 +164,7 @@ def _is_plan(path: Path) -> bool:
         found = read_json(path, "--save_plan")
     except PrunerError:
         return False
-    return isinstance(found, dict) and {"format", "model_type", "kept"} <= set(found)
+    return isinstance(found, dict) and {"model_type", "kept"} <= set(found)
 
 
 def write_files(contents: Mapping[Path, Callable[[Path], None]]) -> None:
@@ -176,7 +176,7 @@ def write_files(contents: Mapping[Path, Callable[[Path], None]]) -> None:
             raise RunError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
-def _shape_name(options: Options) -> str:
+def _shape_name(options: PruneOptions) -> str:
     if options.pruning_ratio is not None:
         return f"r{options.pruning_ratio:.2f}"
     if options.plan:

@@ -239,6 +239,7 @@ class PruneReport(CheckpointReport):
     layers: Annotated[Layers, _layers]
     removed: dict[str, Number]
     importance: str
+    order: str = "standard"
     compensate: str
     masked: bool
     calibration: Calibration | None = or_empty()

@@ -4,13 +4,16 @@ from collections.abc import Iterable, Mapping
 
 import torch
 
-from llm_pruner.model.groups import HEADS, HIDDEN, MLP, Group, reader
-from llm_pruner.shape.plan import Plan, bias_of
+from llm_pruner.model.axes import HEADS, HIDDEN, MLP
+from llm_pruner.model.groups import Group, bias_of, group_of, output_projection
 
 
 @torch.no_grad()
 def output_biases(
-    groups: Iterable[Group], plan: Plan, parameters: Mapping[str, torch.Tensor], means: Mapping[str, torch.Tensor]
+    groups: Iterable[Group],
+    kept: Mapping[str, list[int]],
+    parameters: Mapping[str, torch.Tensor],
+    means: Mapping[str, torch.Tensor],
 ) -> dict[str, torch.Tensor]:
     """{name of o_proj's or down_proj's bias: what to add to it, W_P·x̄_P, float32 [new hidden_size]}.
 
@@ -18,15 +21,15 @@ def output_biases(
     An et al., AAAI 2024, https://arxiv.org/abs/2312.11983.
     """
     groups = list(groups)
-    hidden = next(group for group in groups if group.kind == HIDDEN)
-    rows = torch.tensor(plan.kept[hidden.name])
+    hidden = group_of(groups, HIDDEN)
+    rows = torch.tensor(kept[hidden.name])
     biases = {}
     for group in groups:
-        if group.kind in (HEADS, MLP):
-            member = reader(group)
+        if group.axis in (HEADS, MLP):
+            member = output_projection(group)
             weight = parameters[member.parameter]
-            weight = weight.T if member.axis == 0 else weight
-            removed = torch.tensor(sorted(set(range(group.units)) - set(plan.kept[group.name])), dtype=torch.long)
+            weight = weight.T if member.dim == 0 else weight
+            removed = torch.tensor(sorted(set(range(group.units)) - set(kept[group.name])), dtype=torch.long)
             columns = member.positions(removed).to(weight.device)
             mean = means[member.parameter].to(weight.device, torch.float32)[columns]
             bias = weight.index_select(1, columns).float() @ mean

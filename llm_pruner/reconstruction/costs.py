@@ -11,9 +11,10 @@ from functools import partial
 
 import torch
 
-from llm_pruner.calibration.layerwise import Layer, computing, walk
-from llm_pruner.model.families import Widths
-from llm_pruner.model.groups import MLP, Group
+from llm_pruner.calibration.layerwise import Layer, walk
+from llm_pruner.errors import computing
+from llm_pruner.model.axes import HEADS, KV_HEADS, MLP, Widths, heads_per_group
+from llm_pruner.model.groups import Group
 from llm_pruner.reconstruction.layers import affine, matrix, parts_of, watch
 from llm_pruner.reconstruction.least_squares import Moments, least_energy, normal_equations, token_weights
 from llm_pruner.reconstruction.second_order import RIDGE, Surgeon
@@ -33,14 +34,14 @@ class Costs:
     def of(self, layer: int, widths: Widths) -> float:
         """The cost of a layer of these widths; between two points of the curve, on the line."""
         points = self.neurons[layer]
-        kept = widths.intermediate_size
+        kept = widths[MLP]
         for (more, low), (fewer, high) in zip(points, points[1:]):
             if fewer <= kept <= more:
                 mlp = low + (high - low) * (more - kept) / (more - fewer)
                 break
         else:
             mlp = points[0][1] if kept >= points[0][0] else points[-1][1]
-        return self.heads[layer][widths.num_key_value_heads, widths.heads_per_group] + mlp
+        return self.heads[layer][widths[KV_HEADS], heads_per_group(widths)] + mlp
 
 
 @computing("measuring the layers' costs")
@@ -49,11 +50,11 @@ def measure_costs(model, groups: Sequence[Group], batches: Sequence[torch.Tensor
     """batches: LongTensors [prompts, length]."""
     heads, neurons, changes = [], [], []
     tokens = sum(batch.numel() for batch in batches)
-    for layer in walk(model, batches, "costs", aside=True):
+    for layer in walk(model, batches, "costs", offload=True):
         changes.append(_change(layer) / tokens)
         for part in parts_of(groups, layer.index):
             with computing(f"measuring the costs of layer {layer.index}"):
-                writer = layer.module.get_submodule(part.writer)
+                writer = layer.module.get_submodule(part.output_projection)
                 moments = Moments(writer.bias is not None)
                 for batch, hidden in enumerate(layer.stream):
                     (given,), (out,), _ = watch(partial(layer.call, batch, hidden), [writer], [writer])
@@ -62,10 +63,10 @@ def measure_costs(model, groups: Sequence[Group], batches: Sequence[torch.Tensor
                 normal, right = normal_equations(moments, affine(writer), RIDGE)
                 share = moments.weight / tokens  # from a weighted mean to a relative error
                 if MLP in part.groups:
-                    curve = _curve(normal, right, before.intermediate_size)
+                    curve = _curve(normal, right, before[MLP])
                     neurons.append(tuple((kept, cost * share) for kept, cost in curve))
                 else:
-                    width = matrix(writer).shape[1] // before.num_attention_heads
+                    width = matrix(writer).shape[1] // before[HEADS]
                     found = _head_costs(normal, right, before, width)
                     heads.append({shape: cost * share for shape, cost in found.items()})
     return Costs(tuple(heads), tuple(neurons), tuple(changes))
@@ -76,7 +77,7 @@ def measure_costs(model, groups: Sequence[Group], batches: Sequence[torch.Tensor
 def measure_layers(model, batches: Sequence[torch.Tensor]) -> Costs:
     """The costs of whole layers only."""
     tokens = sum(batch.numel() for batch in batches)
-    changes = [_change(layer) / tokens for layer in walk(model, batches, "costs", aside=True)]
+    changes = [_change(layer) / tokens for layer in walk(model, batches, "costs", offload=True)]
     return Costs((), (), tuple(changes))
 
 
@@ -103,9 +104,9 @@ def _curve(normal, right, units: int) -> list[tuple[int, float]]:
 
 def _head_costs(normal, right, before: Widths, width: int) -> dict[tuple[int, int], float]:
     found = {}
-    per_group = before.heads_per_group
-    surgeon = Surgeon(normal, right, width * per_group, before.num_key_value_heads)
-    for kv_heads in range(before.num_key_value_heads, 0, -1):
+    per_group = heads_per_group(before)
+    surgeon = Surgeon(normal, right, width * per_group, before[KV_HEADS])
+    for kv_heads in range(before[KV_HEADS], 0, -1):
         surgeon.keep(kv_heads, rounds=1)
         inner = surgeon.copy()
         groups = list(inner.alive)

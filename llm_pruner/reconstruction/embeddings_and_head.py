@@ -6,10 +6,11 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from llm_pruner.model.groups import HIDDEN, Group
+from llm_pruner.model.axes import HIDDEN
+from llm_pruner.model.groups import Group, group_of
+from llm_pruner.model.layers import layer_number
 from llm_pruner.model.surgery import place
 from llm_pruner.model.untie import is_tied
-from llm_pruner.reconstruction.layers import layer_number
 from llm_pruner.reconstruction.least_squares import Moments, fit
 from llm_pruner.reconstruction.rotation import is_layer_norm, norm_bias, norm_scale, set_norm
 
@@ -18,7 +19,7 @@ SILENT = 1e-12  # of the channels' mean variance: rounding, in place of a channe
 
 def outside(groups: Sequence[Group]):
     """(names of the embeddings, name of the final norm's weight)."""
-    hidden = next(group for group in groups if group.kind == HIDDEN)
+    hidden = group_of(groups, HIDDEN)
     own = [member for member in hidden.members if layer_number(member.parameter) is None]
     embeddings = [member.parameter for member in own if member.role == "embedding"]
     return list(dict.fromkeys(embeddings)), [m.parameter for m in own if m.role.endswith("norm")][-1]

@@ -1,51 +1,41 @@
 """One decoder layer as a rebuild sees it: which projections read and write the stream, what they see and give."""
 
 import contextlib
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from llm_pruner.model.groups import HEADS, KV_HEADS, MLP, Group, reader
+from llm_pruner.model.axes import HEADS, KV_HEADS, MLP, Axis
+from llm_pruner.model.groups import Group, output_projection
+from llm_pruner.model.layers import inside
 
 
 @dataclass(frozen=True)
 class Part:
     """Attention or MLP of one layer. Names are those of modules and of parameters inside the layer.
 
-    readers: the projections that read the normed stream. writer: the one that writes to it, o_proj or down_proj.
-    groups: by kind.
+    input_projections: those that are given the normed stream. output_projection: o_proj or down_proj, which adds to
+    the stream. groups: by axis.
     """
 
-    readers: tuple[str, ...]
-    writer: str
-    groups: Mapping[str, Group]
-
-
-def inside(parameter: str) -> str:
-    """`model.layers.3.mlp.up_proj.weight` → `mlp.up_proj.weight`."""
-    return re.sub(r"^.*?\.\d+\.", "", parameter, count=1)
+    input_projections: tuple[str, ...]
+    output_projection: str
+    groups: Mapping[Axis, Group]
 
 
 def parts_of(groups: Iterable[Group], layer: int) -> tuple[Part, Part]:
     """(attention, MLP) of a layer."""
-    own = {group.kind: group for group in groups if group.layer == layer}
+    own = {group.axis: group for group in groups if group.layer == layer}
 
-    def part(*kinds: str) -> Part:
-        members = [member for kind in kinds for member in own[kind].members]
+    def part(*axes: Axis) -> Part:
+        members = [member for axis in axes for member in own[axis].members]
         linear = [inside(m.parameter).removesuffix(".weight") for m in members if m.role == "linear" and not m.reads]
-        writer = inside(reader(own[kinds[0]]).parameter).removesuffix(".weight")
-        return Part(tuple(dict.fromkeys(linear)), writer, {kind: own[kind] for kind in kinds})
+        output = inside(output_projection(own[axes[0]]).parameter).removesuffix(".weight")
+        return Part(tuple(dict.fromkeys(linear)), output, {axis: own[axis] for axis in axes})
 
     return part(HEADS, KV_HEADS), part(MLP)
-
-
-def layer_number(parameter: str) -> int | None:
-    """`model.layers.3.mlp.up_proj.weight` → 3; None outside the decoder layers."""
-    found = re.match(r"^.*?\.(\d+)\.", parameter)
-    return int(found[1]) if found else None
 
 
 def matrix(module: nn.Module) -> torch.Tensor:

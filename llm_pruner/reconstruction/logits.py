@@ -7,17 +7,15 @@ be told what they should be.
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from llm_pruner.calibration.layerwise import computing, not_finite, replaced_layers
+from llm_pruner.calibration.layerwise import not_finite, replaced_layers
+from llm_pruner.errors import computing
 from llm_pruner.reconstruction.block_optimisation import Block, optimise
-
-if TYPE_CHECKING:
-    from llm_pruner.reconstruction.reconstruct import Tokens
+from llm_pruner.reconstruction.tokens import Tokens
 
 STEPS = 0.2  # as large as those towards the stream: the layer is nearly right
 LOGITS = 2**26  # that are held at once; with more, some tokens at a time, computed again on the way back
@@ -35,7 +33,7 @@ def optimise_logits(
     run: Callable[[int], torch.Tensor],
     like: nn.Module,
     models: tuple[nn.Module, nn.Module],
-    tokens: "Tokens",
+    tokens: Tokens,
     dense_stream: Sequence[torch.Tensor],
     epochs: int,
     seed: int = 0,
@@ -64,7 +62,7 @@ def optimise_logits(
 
 @computing("the logits of a calibration window")
 @torch.no_grad()
-def divergence(dense, pruned, tokens: "Tokens", dense_stream, pruned_stream) -> float:
+def divergence(dense, pruned, tokens: Tokens, dense_stream, pruned_stream) -> float:
     """Mean KL(dense ‖ pruned) per held-out token, in nats, from the hidden states behind the last layer of each.
 
     Infinity where the pruned model's logits are not finite; RunError where the dense one's are not.

@@ -2,20 +2,24 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
-from llm_pruner.config.prune import Options
+from llm_pruner.model.axes import LAYERS, Layers
 from llm_pruner.model.depth import renumbered, shallow_config, spread
-from llm_pruner.model.families import Layers
 from llm_pruner.model.untie import untied_config
-from llm_pruner.pruning import plan_for
-from llm_pruner.shape.draft import Shape, variant
-from llm_pruner.shape.plan import Plan
+from llm_pruner.shape.draft import Traced
+from llm_pruner.shape.plan import Plan, make_plan
 
 
 @dataclass(frozen=True)
 class Form:
-    """What a model is to become. after: the widths of each layer that stays. layers: those, None for all. untied:
-    lm_head no longer shares its weight with the embeddings."""
+    """What a model is to become.
+
+    Attributes:
+        after: The widths of each layer that stays.
+        layers: Those that stay, None for all.
+        untied: Whether lm_head no longer shares its weight with the embeddings.
+    """
 
     after: Layers
     layers: tuple[int, ...] | None = None
@@ -24,39 +28,46 @@ class Form:
 
 @dataclass(frozen=True)
 class Planned:
-    """A plan and what belongs to it. dense: the shape of the model that is rebuilt, with its tie undone where the form
-    says so; shape: of its layers that stay. wide: the plan with the widths of all layers of the dense model, as far as
-    they stay; what it says of the others means nothing."""
+    """A plan and what belongs to it.
+
+    Attributes:
+        form: What the model is to become.
+        dense: The model that is reconstructed, with its tie undone where the form says so.
+        stays: The model of its layers that stay.
+        plan: Of those.
+        config: Of the pruned model.
+        wide: Per layer of the dense model, the widths that it gets as far as it stays; of the others they mean nothing.
+    """
 
     form: Form
-    dense: Shape
-    shape: Shape
+    dense: Traced
+    stays: Traced
     plan: Plan
-    config: object
-    wide: Plan
+    config: Any
+    wide: Layers
 
     @classmethod
-    def of(cls, shape: Shape, form: Form, options: Options) -> "Planned":
-        """shape: of the model as it was given. PlanError as in `make_plan`."""
-        dense = variant(shape, untied_config(shape.skeleton.config)) if form.untied else shape
-        own = variant(dense, shallow_config(dense.skeleton.config, form.layers)) if form.layers else dense
-        plan, config = plan_for(own.skeleton, own, form.after, options)
-        if own is shape:
-            return cls(form, dense, own, plan, config, plan)
-        before, _ = plan_for(shape.skeleton, shape, shape.ledger.all_layers(shape.ledger.before), options)
-        changes = {"tie_word_embeddings": False} if form.untied else {}
-        changes |= {"num_hidden_layers": len(form.layers)} if form.layers else {}
+    def of(cls, traced: Traced, form: Form, biases: bool = False) -> "Planned":
+        """Make the plan of a form of the model `traced`. PlanError as in `make_plan`."""
+        counter = traced.counter
+        dense = Traced.of(untied_config(traced.config), counter.before) if form.untied else traced
+        stays = Traced.of(shallow_config(dense.config, form.layers), counter.before) if form.layers else dense
+        plan, config = make_plan(stays.model, stays.groups, form.after, biases)
+        if stays is traced:
+            return cls(form, dense, stays, plan, config, plan.after)
+        before, _ = make_plan(traced.model, traced.groups, counter.full, biases)
+        changes: dict[str, Any] = {"tie_word_embeddings": False} if form.untied else {}
+        changes |= {LAYERS.field: len(form.layers)} if form.layers else {}
         counts = {name: getattr(before, name) for name in ("parameters_before", "decoder_before", "bytes_before")}
         plan = replace(plan, config=plan.config | changes, **counts)
         if not form.layers:
-            return cls(form, dense, own, plan, config, plan)
-        number = shape.ledger.num_layers
-        plan = replace(plan, layers=list(form.layers), num_layers_before=number)
-        wide = replace(plan, after=spread(form.after, form.layers, plan.before, number))
-        return cls(form, dense, own, plan, config, wide)
+            return cls(form, dense, stays, plan, config, plan.after)
+        plan = replace(plan, layers=list(form.layers), num_layers_before=counter.num_layers)
+        wide = spread(form.after, form.layers, plan.before, counter.num_layers)
+        return cls(form, dense, stays, plan, config, wide)
 
     def named(self, by_name: Mapping) -> dict:
-        """What belongs to groups or parameters of the dense model, by their names in the pruned one."""
+        """Return what belongs to groups or parameters of the dense model, by their names in the pruned one."""
         if self.form.layers is None:
             return dict(by_name)
         names = {name: renumbered(name, self.form.layers) for name in by_name}

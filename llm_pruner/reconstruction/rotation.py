@@ -18,22 +18,17 @@ from torch import nn
 
 from llm_pruner.calibration.layerwise import Layer, walk
 from llm_pruner.errors import PlanError
-from llm_pruner.model.groups import HIDDEN, Group
-from llm_pruner.reconstruction.layers import (
-    inside,
-    layer_number,
-    matrix,
-    parts_of,
-    set_matrix,
-    watch,
-)
+from llm_pruner.model.axes import HIDDEN
+from llm_pruner.model.groups import Group, group_of
+from llm_pruner.model.layers import inside, layer_number
+from llm_pruner.reconstruction.layers import matrix, parts_of, set_matrix, watch
 
 
 @torch.no_grad()
 def basis_of(model, batches: Sequence[torch.Tensor], hidden_size: int, centred: bool) -> torch.Tensor:
     """P: float32 [hidden_size of the model, hidden_size], on the CPU."""
     covariance = torch.zeros((model.config.hidden_size,) * 2, dtype=torch.float64)
-    for layer in walk(model, batches, "rotation", aside=True):
+    for layer in walk(model, batches, "rotation", offload=True):
         layer.run()
         ends = layer.outputs if layer.index == model.config.num_hidden_layers - 1 else []
         sums = 0.0
@@ -88,7 +83,7 @@ def rotate_layer(wide: nn.Module, dense: Layer, groups: Sequence[Group], basis: 
     PlanError where a norm stands between a projection and the stream: no rotation goes through it.
     """
     parts, basis = parts_of(groups, dense.index), basis.to(next(wide.parameters()).device)
-    readers = [name for part in parts for name in part.readers]
+    readers = [name for part in parts for name in part.input_projections]
     norms = norms_of(groups, dense.index)
     modules = dict(dense.module.named_modules())
     given, found, _ = watch(
@@ -118,7 +113,7 @@ def rotate_layer(wide: nn.Module, dense: Layer, groups: Sequence[Group], basis: 
                 module.bias += shift
         set_matrix(module, matrix(module) * (norm.weight + offset) @ basis)
     for part in parts:
-        writer = wide.get_submodule(part.writer)
+        writer = wide.get_submodule(part.output_projection)
         set_matrix(writer, basis.T @ matrix(writer))
         if writer.bias is not None:
             writer.bias = nn.Parameter(basis.T @ writer.bias)
@@ -133,7 +128,7 @@ def rotate_layer(wide: nn.Module, dense: Layer, groups: Sequence[Group], basis: 
 
 def norms_of(groups: Sequence[Group], layer: int) -> list[str]:
     """The norms over the hidden channels in a layer, by their names there."""
-    hidden = next(group for group in groups if group.kind == HIDDEN)
+    hidden = group_of(groups, HIDDEN)
     own = [m for m in hidden.members if m.role in ("rmsnorm", "layernorm") and layer_number(m.parameter) == layer]
     return [inside(member.parameter).removesuffix(".weight") for member in own]
 

@@ -5,21 +5,35 @@ expect of them, and the first are rebuilt on a part of the text and ranked by KL
 long as the time lasts. Widths of their own for every layer are too many, and come from the costs alone.
 """
 
-import json
 import math
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from tqdm.auto import tqdm
 
 from llm_pruner.errors import PlanError
-from llm_pruner.model.families import Layers, Widths, family_of, holds
-from llm_pruner.model.groups import HEADS, HIDDEN, KV_HEADS, MLP
+from llm_pruner.files import read_state, write_state
+from llm_pruner.model.axes import (
+    HEAD_DIM,
+    HEADS,
+    HIDDEN,
+    KV_HEADS,
+    MLP,
+    Axis,
+    Layers,
+    Widths,
+    heads_per_group,
+    is_grouped,
+    with_heads,
+)
+from llm_pruner.model.families import family_of, holds
 from llm_pruner.reconstruction.costs import Costs
-from llm_pruner.shape.budget import TOLERANCE, Budget, Ledger
+from llm_pruner.shape.budget import TOLERANCE, Goal
+from llm_pruner.shape.counter import ParameterCounter
+from llm_pruner.validation import each, maybe, number, text
 
 PATIENCE = 6  # candidates in a row that are no better than the best end the search, once every family has had its turn
 HIDDEN_STEPS = 8  # the hidden sizes that are tried are multiples of so many parts
@@ -30,55 +44,91 @@ Stay = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Candidate:
-    """widths: of every layer, or one after the other where they differ. expected: its second-order cost. layers: those
-    of the dense model that stay, None for all. untied: lm_head no longer shares its weight with the embeddings.
-    kl: measured, in nats per token, or None."""
+    """A shape that meets the goal.
+
+    Attributes:
+        widths: Of every layer, or one after the other where they differ.
+        expected: Its second-order cost.
+        layers: Those of the dense model that stay, None for all.
+        untied: Whether lm_head no longer shares its weight with the embeddings.
+        kl: The measured KL(dense ‖ pruned) in nats per token, or None.
+    """
 
     widths: Widths | Layers
     expected: float
-    layers: tuple[int, ...] | None = None
+    layers: Stay | None = None
     untied: bool = False
     kl: float | None = None
 
+    @property
+    def name(self) -> str:
+        """What tells it from the others."""
+        return f"{self.widths} {self.layers or 'all'}{' untied' * self.untied}"
 
-def candidates(
-    ledger: Ledger,
-    config,
-    kinds: Sequence[str],
-    budget: Budget,
-    costs: Costs,
-    shallow: Mapping[Stay, Ledger] | None = None,
-    untied: Ledger | None = None,
-) -> list[Candidate]:
-    """Every shape that meets the budget by its neurons, the best of each hidden_size and depth first.
+    def told(self) -> dict[str, Any]:
+        """Return the candidate as plain data."""
+        own = self.widths
+        widths = own.by_field() if isinstance(own, Widths) else [layer.by_field() for layer in own]
+        return {"widths": widths} | {n: getattr(self, n) for n in ("expected", "layers", "untied", "kl")}
 
-    shallow: {the layers that stay: the ledger of a model of those}, for every depth that is tried besides the full one.
-    untied: the ledger of the model with an lm_head of its own, which counts, where that is tried.
-    PlanError when there is none.
+
+@dataclass(frozen=True)
+class Space:
+    """Where candidates are looked for.
+
+    Attributes:
+        counter: Of the dense model.
+        config: Its configuration.
+        axes: Those that may shrink.
+        goal: What has to be met.
+        shallow: {the layers that stay: the counter of a model of those}, for every depth that is tried besides the
+            full one.
+        untied: The counter of the model with an lm_head of its own, where that is tried.
     """
-    before, found = ledger.before, {}
-    hidden_sizes = _hidden_sizes(before, config, HIDDEN in kinds)
-    sizes = [(None, False, ledger, hidden) for hidden in hidden_sizes]
-    sizes += [(layers, False, own, before.hidden_size) for layers, own in (shallow or {}).items()]
-    sizes += [(None, True, untied, hidden) for hidden in hidden_sizes] if untied else []
-    for layers, own_head, ledger, hidden in sizes:
-        stay = range(len(costs.neurons)) if layers is None else layers
-        gone = sum(cost for layer, cost in enumerate(costs.layers) if layer not in stay)
-        shapes = []
-        for kv_heads, per_group in _heads(before, kinds):
-            shape = replace(
-                before, hidden_size=hidden, num_key_value_heads=kv_heads, num_attention_heads=kv_heads * per_group
-            )
-            shape = _filled(ledger, shape, budget, MLP in kinds)
-            if shape and (shape != before or layers) and holds(config, shape):
-                expected = gone + sum(costs.of(layer, shape) for layer in stay)
-                shapes.append(Candidate(shape, expected, layers, own_head))
-        found[hidden, layers, own_head] = sorted(shapes, key=lambda candidate: candidate.expected)
-    longest = max(map(len, found.values()), default=0)
-    ordered = [shapes[rank] for rank in range(longest) for shapes in found.values() if rank < len(shapes)]
+
+    counter: ParameterCounter
+    config: Any
+    axes: Sequence[Axis]
+    goal: Goal
+    shallow: Mapping[Stay, ParameterCounter]
+    untied: ParameterCounter | None = None
+
+
+def candidates(space: Space, costs: Costs) -> list[Candidate]:
+    """Return every shape that meets the goal by its neurons, the best of each hidden_size and depth first.
+
+    Raises:
+        PlanError: There is none.
+    """
+    before = space.counter.before
+    hidden_sizes = _hidden_sizes(before, space.config, HIDDEN in space.axes)
+    variants = [(None, False, space.counter, hidden) for hidden in hidden_sizes]
+    variants += [(layers, False, own, before[HIDDEN]) for layers, own in space.shallow.items()]
+    variants += [(None, True, space.untied, hidden) for hidden in hidden_sizes] if space.untied else []
+    found = [_of_variant(space, costs, *variant) for variant in variants]
+    longest = max(map(len, found), default=0)
+    ordered = [shapes[rank] for rank in range(longest) for shapes in found if rank < len(shapes)]
     if not ordered:
-        raise PlanError(f"no shape with fewer {', '.join(kinds)} meets the budget; ask for less, or --prune more kinds")
+        names = ", ".join(axis.name for axis in space.axes)
+        raise PlanError(f"no shape with fewer {names} meets the budget; ask for less, or --prune more axes")
     return ordered
+
+
+def _of_variant(
+    space: Space, costs: Costs, layers: Stay | None, untied: bool, counter: ParameterCounter, hidden: int
+) -> list[Candidate]:
+    """Candidates of one depth and one hidden_size, those that are expected to be the best first."""
+    before = space.counter.before
+    stay = range(len(costs.neurons)) if layers is None else layers
+    gone = sum(cost for layer, cost in enumerate(costs.layers) if layer not in stay)
+    shapes = []
+    for kv_heads, per_group in _heads(before, space.axes):
+        shape = with_heads(before.but({HIDDEN: hidden}), kv_heads, per_group)
+        shape = _filled(counter, shape, space.goal, MLP in space.axes)
+        if shape and (shape != before or layers) and holds(space.config, shape):
+            expected = gone + sum(costs.of(layer, shape) for layer in stay)
+            shapes.append(Candidate(shape, expected, layers, untied))
+    return sorted(shapes, key=lambda candidate: candidate.expected)
 
 
 def depths_of(num_layers: int) -> range:
@@ -95,59 +145,66 @@ def cheapest_layers(costs: Costs, number: int) -> Stay:
 
 def _hidden_sizes(before: Widths, config, shrinks: bool) -> list[int]:
     if not shrinks:
-        return [before.hidden_size]
-    unit = before.head_dim if family_of(config.model_type).derived_head_dim else 1
-    step = max(1, before.hidden_size // HIDDEN_STEPS // unit) * unit
-    return list(range(before.hidden_size, before.hidden_size // 2 - 1, -step))
+        return [before[HIDDEN]]
+    unit = before[HEAD_DIM] if family_of(config.model_type).derived_head_dim else 1
+    step = max(1, before[HIDDEN] // HIDDEN_STEPS // unit) * unit
+    return list(range(before[HIDDEN], before[HIDDEN] // 2 - 1, -step))
 
 
-def _heads(before: Widths, kinds: Sequence[str]):
-    grouped = before.grouped
-    fewer_groups = KV_HEADS in kinds if grouped else HEADS in kinds or KV_HEADS in kinds
-    for kv_heads in range(before.num_key_value_heads, 0, -1) if fewer_groups else [before.num_key_value_heads]:
-        of_each = range(before.heads_per_group, 0, -1) if grouped and HEADS in kinds else [before.heads_per_group]
-        for per_group in of_each:
+def _heads(before: Widths, axes: Sequence[Axis]):
+    """(kv heads, query heads of each) of every shape that attention may have."""
+    grouped, most = is_grouped(before), heads_per_group(before)
+    fewer_groups = KV_HEADS in axes if grouped else HEADS in axes or KV_HEADS in axes
+    for kv_heads in range(before[KV_HEADS], 0, -1) if fewer_groups else [before[KV_HEADS]]:
+        for per_group in range(most, 0, -1) if grouped and HEADS in axes else [most]:
             yield kv_heads, per_group
 
 
-def _filled(ledger: Ledger, shape: Widths, budget: Budget, by_neurons: bool) -> Widths | None:
-    """The shape with the neurons that the budget leaves, or None when it leaves too few or is missed by over 0.5 %."""
-    count = lambda widths: budget.count(ledger, ledger.all_layers(widths))  # noqa: E731
+def _filled(counter: ParameterCounter, shape: Widths, goal: Goal, by_neurons: bool) -> Widths | None:
+    """The shape with the neurons that the goal leaves, or None when it leaves too few or is missed by over 0.5 %."""
+    count = lambda widths: goal.count(counter, counter.everywhere(widths))  # noqa: E731
     if by_neurons:
-        one = count(shape) - count(replace(shape, intermediate_size=shape.intermediate_size - 1))
-        neurons = shape.intermediate_size + round((budget.goal - count(shape)) / one)
-        shape = replace(shape, intermediate_size=max(1, min(neurons, shape.intermediate_size)))
-    missed = abs(count(shape) - budget.goal) / max(budget.goal, 1)
+        one = count(shape) - count(shape.but({MLP: shape[MLP] - 1}))
+        neurons = shape[MLP] + round((goal.parameters - count(shape)) / one)
+        shape = shape.but({MLP: max(1, min(neurons, shape[MLP]))})
+    missed = abs(count(shape) - goal.parameters) / max(goal.parameters, 1)
     return shape if missed < 0.005 else None
 
 
+STATE = {"key": text, "kl": each(maybe(number())), "seconds": number(0)}
+
+
 def search(
-    options: list[Candidate],
+    listed: Sequence[Candidate],
     measure: Callable[[Candidate], float],
     minutes: float,
     cache: Path | None = None,
     key: str = "",
 ) -> list[Candidate]:
-    """The candidates that were measured, the best first; at least one is.
+    """Measure candidates in their order and return those that were, the best first; at least one is.
 
-    measure: its KL. cache: a JSON file with what an interrupted search of the same `key` measured.
+    Args:
+        listed: The candidates.
+        measure: Returns the KL of one, in nats per token.
+        minutes: How long candidates may be measured.
+        cache: A file with what an interrupted search of the same `key` measured.
+        key: What the search is about.
     """
     known, spent = _read(cache, key)
-    families = {(getattr(each.widths, "hidden_size", None), each.layers, each.untied) for each in options}
+    families = {
+        (each.widths[HIDDEN] if isinstance(each.widths, Widths) else None, each.layers, each.untied) for each in listed
+    }
     done, best_at, started = [], 0, time.monotonic() - spent
-    for candidate in tqdm(options, desc="search", unit="shape", delay=2, leave=False):
-        name = f"{candidate.widths} {candidate.layers or 'all'}{' untied' * candidate.untied}"
-        if name not in known:
+    for candidate in tqdm(listed, desc="search", unit="shape", delay=2, leave=False):
+        if candidate.name not in known:
             if done and time.monotonic() - started > 60 * minutes:
                 break
             kl = measure(candidate)
-            known[name] = math.inf if math.isnan(kl) else kl
+            known[candidate.name] = math.inf if math.isnan(kl) else kl
             if cache:
-                state = {"key": key, "kl": known, "seconds": time.monotonic() - started}
-                partial = cache.with_name(f".{cache.name}.{os.getpid()}.partial")
-                partial.write_text(json.dumps(state), encoding="utf-8")
-                os.replace(partial, cache)
-        done.append(replace(candidate, kl=known[name]))
+                finite = {name: value if math.isfinite(value) else None for name, value in known.items()}
+                write_state(cache, {"key": key, "kl": finite, "seconds": time.monotonic() - started})
+        done.append(replace(candidate, kl=known[candidate.name]))
         if done[-1].kl < done[best_at].kl:
             best_at = len(done) - 1
         if len(done) - max(best_at + 1, len(families)) >= PATIENCE:
@@ -157,68 +214,80 @@ def search(
 
 def _read(cache: Path | None, key: str) -> tuple[dict[str, float], float]:
     """(what was measured, the seconds that it took)."""
-    if cache is None or not cache.is_file():
+    found = read_state(cache, STATE) if cache else {}
+    if found.get("key") != key:
         return {}, 0.0
-    try:
-        found = json.loads(cache.read_text(encoding="utf-8"))
-        return (dict(found["kl"]), float(found["seconds"])) if found["key"] == key else ({}, 0.0)
-    except (ValueError, KeyError, TypeError):
-        return {}, 0.0
+    return {name: math.inf if kl is None else kl for name, kl in found["kl"].items()}, found["seconds"]
 
 
-def layers_by_costs(ledger: Ledger, kinds: Sequence[str], budget: Budget, costs: Costs) -> Layers:
-    """Widths of its own for every layer: the least total cost at the budget (one price per parameter for all layers).
+def layers_by_costs(counter: ParameterCounter, axes: Sequence[Axis], goal: Goal, costs: Costs) -> Layers:
+    """Return widths of its own for every layer: the least total cost at the goal, one price per parameter for all.
 
-    PlanError when the budget cannot be met.
+    Raises:
+        PlanError: The goal cannot be met.
     """
-    before, total = ledger.before, ledger.num_layers
-    every = ledger.all_layers(before)
-    full = budget.count(ledger, every)
-    heads = list(_heads(before, kinds))
-    one = full - budget.count(ledger, (replace(before, intermediate_size=before.intermediate_size - 1), *every[1:]))
-    price_of = {}
-    for kv_heads, per_group in heads:
-        fewer = replace(before, num_key_value_heads=kv_heads, num_attention_heads=kv_heads * per_group)
-        price_of[kv_heads, per_group] = full - budget.count(ledger, (fewer, *every[1:]))
-    choices = []
-    for layer in range(total):
-        neurons = [kept for kept, _ in costs.neurons[layer]] if MLP in kinds else [before.intermediate_size]
-        choices.append(
-            [
-                (costs.of(layer, widths), price_of[kv, each] + one * (before.intermediate_size - kept), widths)
-                for kv, each in heads
-                for kept in neurons
-                for widths in [
-                    replace(before, num_key_value_heads=kv, num_attention_heads=kv * each, intermediate_size=kept)
-                ]
-            ]
-        )
-    wanted = full - budget.goal
+    before = counter.before
+    full = goal.count(counter, counter.full)
+    one = full - goal.count(counter, (before.but({MLP: before[MLP] - 1}), *counter.full[1:]))
+    choices = [_choices(counter, axes, goal, costs, layer, one) for layer in range(counter.num_layers)]
+    chosen, saved = _at_one_price(choices, full - goal.parameters)
+    if MLP in axes:
+        chosen = _given_back(chosen, int((saved - (full - goal.parameters)) // one), costs, before[MLP])
+    if goal.missed(counter, tuple(chosen)) > (TOLERANCE if goal.whole else 0.005):
+        names = ", ".join(axis.name for axis in axes)
+        raise PlanError(f"{names} of single layers cannot meet the budget; ask for less, or --prune more axes")
+    return tuple(chosen)
 
-    def at(rate: float):
+
+Choice = tuple[float, float, Widths]  # what a layer's widths cost, the parameters that they save, the widths
+
+
+def _choices(
+    counter: ParameterCounter, axes: Sequence[Axis], goal: Goal, costs: Costs, layer: int, one: float
+) -> list[Choice]:
+    """Of a layer; one: parameters of a neuron."""
+    before = counter.before
+    full = goal.count(counter, counter.full)
+    neurons = [kept for kept, _ in costs.neurons[layer]] if MLP in axes else [before[MLP]]
+    found = []
+    for kv_heads, per_group in _heads(before, axes):
+        fewer = with_heads(before, kv_heads, per_group)
+        price = full - goal.count(counter, (fewer, *counter.full[1:]))
+        for kept in neurons:
+            widths = fewer.but({MLP: kept})
+            found.append((costs.of(layer, widths), price + one * (before[MLP] - kept), widths))
+    return found
+
+
+def _at_one_price(choices: Sequence[Sequence[Choice]], wanted: float) -> tuple[list[Widths], float]:
+    """(widths of each layer, the parameters that they save: at least as many as are `wanted`, at the least cost)."""
+
+    def at(rate: float) -> list[Choice]:
         return [min(layer, key=lambda choice: choice[0] - rate * choice[1]) for layer in choices]
 
+    def saved(rate: float) -> float:
+        return sum(choice[1] for choice in at(rate))
+
     low, high = 0.0, 1.0
-    while sum(saved for _, saved, _ in at(high)) < wanted and high < 1e12:
+    while saved(high) < wanted and high < 1e12:
         high *= 4
     for _ in range(80):
         rate = (low + high) / 2
-        low, high = (rate, high) if sum(saved for _, saved, _ in at(rate)) < wanted else (low, rate)
-    chosen = [widths for _, _, widths in at(high)]
-    spare = int((sum(saved for _, saved, _ in at(high)) - wanted) // one) if MLP in kinds else 0
-    while spare > 0:  # the points of the curves are some neurons apart: give back what is too much
+        low, high = (rate, high) if saved(rate) < wanted else (low, rate)
+    return [widths for _, _, widths in at(high)], saved(high)
+
+
+def _given_back(chosen: list[Widths], spare: int, costs: Costs, most: int) -> list[Widths]:
+    """The widths with `spare` neurons more, each where it helps most: the points of the curves are some apart."""
+    chosen = list(chosen)
+    for _ in range(spare):
         gains = [
-            (costs.of(i, w) - costs.of(i, replace(w, intermediate_size=w.intermediate_size + 1)), i)
-            for i, w in enumerate(chosen)
-            if w.intermediate_size < before.intermediate_size
+            (costs.of(i, widths) - costs.of(i, widths.but({MLP: widths[MLP] + 1})), i)
+            for i, widths in enumerate(chosen)
+            if widths[MLP] < most
         ]
         if not gains:
             break
         _, place = max(gains)
-        chosen[place] = replace(chosen[place], intermediate_size=chosen[place].intermediate_size + 1)
-        spare -= 1
-    if budget.missed(ledger, tuple(chosen)) > (TOLERANCE if budget.whole else 0.005):
-        raise PlanError(
-            f"{', '.join(kinds)} of single layers cannot meet the budget; ask for less, or --prune more kinds"
-        )
-    return tuple(chosen)
+        chosen[place] = chosen[place].but({MLP: chosen[place][MLP] + 1})
+    return chosen

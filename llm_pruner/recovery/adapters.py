@@ -5,9 +5,9 @@ import warnings
 import torch
 from torch import nn
 
-from llm_pruner.calibration.layerwise import decoder_layers
 from llm_pruner.config.recover import RecoverOptions
 from llm_pruner.errors import RunError, UsageError, did_you_mean
+from llm_pruner.model.layers import decoder_layers
 
 
 def check_installed() -> None:

@@ -1,4 +1,4 @@
-"""What a recovery minimises, per predicted token.
+"""What a recovery minimises, per predicted token: a weighted sum of losses, which are registered by their names.
 
 - text: cross-entropy of the next token.
 - logits: T²·KL(teacher ‖ student) of both distributions at temperature T (Hinton et al., arxiv.org/abs/1503.02531).
@@ -6,12 +6,89 @@
   both streams are equally wide; else it is fitted once by least squares, from the teacher's to the pruned model's.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from llm_pruner.config.recover import RecoverOptions
+from llm_pruner.errors import UsageError
+from llm_pruner.registry import Registry
+
 RIDGE = 1e-3  # of the mean diagonal
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What losses are computed from; n is the number of predicted tokens.
+
+    Attributes:
+        logits: The student's, [n, vocab_size].
+        targets: The tokens that follow, [n].
+        predicted: Which positions of [windows, length - 1] these are.
+        wanted: The teacher's logits, [n, vocab_size].
+        streams: The student's hidden states behind each layer, [windows, length, width]; empty unless asked for.
+        wanted_streams: The teacher's that they should be.
+        maps: From the teacher's width to the student's, see `fit_maps`.
+        options: Of the recovery.
+    """
+
+    logits: torch.Tensor
+    targets: torch.Tensor
+    predicted: torch.Tensor
+    wanted: torch.Tensor
+    streams: Sequence[torch.Tensor]
+    wanted_streams: Sequence[torch.Tensor]
+    maps: Sequence[torch.Tensor | None]
+    options: Any
+
+
+Loss = Callable[[Batch], torch.Tensor]  # returns the loss of each predicted token, [n]
+LOSSES = Registry(
+    "llm_pruner.losses",
+    "loss",
+    {
+        "text": "llm_pruner.recovery.losses:of_text",
+        "logits": "llm_pruner.recovery.losses:of_logits",
+        "hidden": "llm_pruner.recovery.losses:of_hidden",
+    },
+)
+
+
+def of_text(batch: Batch) -> torch.Tensor:
+    """Return cross-entropy of the next token."""
+    return text_loss(batch.logits, batch.targets)
+
+
+def of_logits(batch: Batch) -> torch.Tensor:
+    """Return the divergence from the teacher's logits at the options' temperature."""
+    return logits_loss(batch.logits, batch.wanted, batch.options.temperature)
+
+
+def of_hidden(batch: Batch) -> torch.Tensor:
+    """Return the distance between both models' hidden states."""
+    return hidden_loss(batch.streams, batch.wanted_streams, batch.maps)[:, :-1][batch.predicted]
+
+
+def weights_of(options: RecoverOptions) -> dict[str, float]:
+    """Return {name of a loss: its weight} of a distillation.
+
+    Raises:
+        UsageError: `losses` names none that is known, or a weight is no positive number.
+    """
+    weights = {"logits": 1.0, "text": options.ce_weight, "hidden": options.hidden_weight}
+    for part in filter(None, (part.strip() for part in (options.losses or "").split(","))):
+        name, _, text = part.partition("=")
+        LOSSES.get(name)
+        try:
+            weights[name] = float(text or 1)
+        except ValueError:
+            weights[name] = -1.0
+        if not 0 <= weights[name] < float("inf"):
+            raise UsageError(f"losses: {part!r} has no weight; write {name}=0.5")
+    return {name: weight for name, weight in weights.items() if weight}
 
 
 def text_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

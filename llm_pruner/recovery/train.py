@@ -11,7 +11,7 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArg
 
 from llm_pruner.config.recover import RecoverOptions
 from llm_pruner.recovery.examples import IGNORED, Examples, collate
-from llm_pruner.recovery.losses import fit_maps, hidden_loss, logits_loss, matched, text_loss
+from llm_pruner.recovery.losses import LOSSES, Batch, fit_maps, matched, text_loss, weights_of
 from llm_pruner.recovery.pace import Pace, shared
 from llm_pruner.recovery.unfinished import last_kept
 
@@ -31,6 +31,7 @@ class Recovery(Trainer):
         super().__init__(*arguments, **named)
         self.model_accepts_loss_kwargs = True  # so the Trainer counts the predicted tokens of a whole step
         self.pace, self.options, self.teacher, self.layers, self.maps = pace, options, teacher, layers, None
+        self.weights = weights_of(options) if teacher is not None else {}
 
     def create_scheduler(self, num_training_steps: int, optimizer=None):
         if self.lr_scheduler is None:
@@ -47,11 +48,12 @@ class Recovery(Trainer):
         counted = labels != IGNORED
         read = {name: value for name, value in inputs.items() if name != "labels"}
         taught = self.teacher is not None and model.training
-        near = taught and self.options.hidden_weight > 0
+        near = taught and "hidden" in self.weights
         outputs = model(**read, use_cache=False, output_hidden_states=near)
         logits = outputs.logits[:, :-1][counted]
-        loss = self._taught(read, counted, logits, outputs, labels, near) if taught else None
-        if loss is None:
+        if taught:
+            loss = self._taught(read, counted, logits, outputs, labels, near)
+        else:
             loss = text_loss(logits, labels[counted])
         if num_items_in_batch is None:
             loss = loss.mean()
@@ -60,17 +62,13 @@ class Recovery(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def _taught(self, read, counted, logits, outputs, labels, near: bool) -> torch.Tensor:
-        options = self.options
         with torch.no_grad(), self.accelerator.autocast():
             wanted = self.teacher(**read, use_cache=False, output_hidden_states=near)
-        loss = logits_loss(logits, wanted.logits[:, :-1][counted], options.temperature)
-        if options.ce_weight:
-            loss = loss + options.ce_weight * text_loss(logits, labels[counted])
-        if near:
-            streams = matched(wanted.hidden_states, self.layers)
-            distance = hidden_loss(outputs.hidden_states[1:], streams, self.maps)
-            loss = loss + options.hidden_weight * distance[:, :-1][counted]
-        return loss
+        streams = (outputs.hidden_states[1:], matched(wanted.hidden_states, self.layers)) if near else ((), ())
+        batch = Batch(
+            logits, labels[counted], counted, wanted.logits[:, :-1][counted], *streams, self.maps or (), self.options
+        )
+        return sum(weight * LOSSES.get(name)(batch) for name, weight in self.weights.items())
 
 
 def train(
@@ -126,7 +124,7 @@ def train(
     pace.share = shared(trainer.accelerator)
     if teacher is not None:
         teacher.to(trainer.accelerator.device)
-        if options.hidden_weight:
+        if "hidden" in trainer.weights:
             batches = [examples[i]["input_ids"][None] for i in range(min(FITTED * options.batch_size, len(examples)))]
             trainer.maps = fit_maps(model, teacher, batches, layers)
     trainer.train(resume_from_checkpoint=str(kept) if kept else None)

@@ -17,8 +17,7 @@ from llm_pruner import validation
 from llm_pruner.config.recover import RecoverOptions
 from llm_pruner.console import is_main, say
 from llm_pruner.errors import UsageError
-from llm_pruner.files import read_state, set_aside, write_state
-from llm_pruner.importance import score_cache as scores
+from llm_pruner.files import checkpoint_digest, read_state, set_aside, text_digest, write_state
 from llm_pruner.model import loading
 from llm_pruner.output import manifest
 from llm_pruner.output.places import check_folder, check_work_folder, inputs_of
@@ -58,11 +57,11 @@ def outputs(options: RecoverOptions, found: Sources) -> tuple[Path, Path]:
 def key_of(found: Sources, options: RecoverOptions, folder: str) -> str:
     """What a recovery is made from, as one hash: only the same one goes on from where it was."""
     parts = {name: value for name, value in options.asdict().items() if name not in ELSEWHERE}
-    parts["student"] = scores.fingerprint(found.student, folder)
+    parts["student"] = checkpoint_digest(found.student, folder)
     if found.teacher:
-        parts["teacher"] = scores.fingerprint(found.teacher, loading.fetch(found.teacher))
+        parts["teacher"] = checkpoint_digest(found.teacher, loading.fetch(found.teacher))
     for name in ("data", "eval_data"):
-        parts[name] = scores.text_digest(parts[name])
+        parts[name] = text_digest(parts[name])
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 

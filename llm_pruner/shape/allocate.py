@@ -5,23 +5,23 @@ FLAP's AL-AM and AL-MM (An et al., AAAI 2024, https://arxiv.org/abs/2312.11983),
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from llm_pruner.errors import PlanError
-from llm_pruner.model.families import Layers, Widths
-from llm_pruner.model.groups import HEADS, KV_HEADS, MLP, Group, units_of
-from llm_pruner.shape.budget import TOLERANCE, Ledger
+from llm_pruner.model.axes import HEADS, KV_HEADS, MLP, Axis, Layers, Widths, heads_per_group, is_grouped, with_heads
+from llm_pruner.model.groups import Group, units_of
+from llm_pruner.shape.budget import TOLERANCE
+from llm_pruner.shape.counter import ParameterCounter
 
 if TYPE_CHECKING:
     import torch
 
 
-def adaptive_groups(groups: Iterable[Group], before: Widths, kinds: Iterable[str]) -> list[Group]:
-    """The groups whose units compete: neurons, and heads, for grouped queries a kv group with all its heads."""
-    heads = KV_HEADS if before.grouped else HEADS
-    wanted = {heads if kind in (HEADS, KV_HEADS) else kind for kind in kinds}
-    return [group for group in units_of(groups) if group.kind in wanted]
+def adaptive_groups(groups: Iterable[Group], before: Widths, axes: Iterable[Axis]) -> list[Group]:
+    """Return the groups whose units compete: neurons, and heads, for grouped queries a kv group with all its heads."""
+    heads = KV_HEADS if is_grouped(before) else HEADS
+    wanted = {heads if axis in (HEADS, KV_HEADS) else axis for axis in axes}
+    return [group for group in units_of(groups) if group.axis in wanted]
 
 
 def standardised(scores: "torch.Tensor", units: int) -> "torch.Tensor":
@@ -39,7 +39,7 @@ def standardised(scores: "torch.Tensor", units: int) -> "torch.Tensor":
 
 
 def allocate(
-    ledger: Ledger,
+    counter: ParameterCounter,
     groups: Iterable[Group],
     scores: "Mapping[str, torch.Tensor]",
     share: float,
@@ -47,65 +47,40 @@ def allocate(
     remove_heads: int = 0,
     exact: bool = False,
 ) -> Layers:
-    """The widths of every layer when `share` of the attention and MLP parameters goes.
+    """Return the widths of every layer when `share` of the attention and MLP parameters goes.
 
-    groups, scores: of `adaptive_groups`. AL-AM: one list of all units, the highest standardised scores stay up to
-    where their cost, in parameters, is nearest to what is left; `exact`: the last neurons on either side of that
-    make up for what a large unit leaves. AL-MM: one list for the heads, of which `remove_heads` go, one for the
-    neurons, which fill the rest. The best unit of every group stays. PlanError when a share cannot be met.
+    AL-AM: one list of all units, of which the highest standardised scores stay, up to where their cost, in parameters,
+    is nearest to what is left. AL-MM: one list for the heads, of which `remove_heads` go, and one for the neurons,
+    which fill the rest. The best unit of every group stays.
+
+    Args:
+        counter: Of the model.
+        groups: Of `adaptive_groups`.
+        scores: {group name: scores of its units}.
+        share: What goes of the attention and MLP parameters.
+        structure: AL-AM or AL-MM.
+        remove_heads: How many query heads AL-MM removes.
+        exact: Whether, in AL-AM, the last neurons on either side of the limit make up for what a large unit leaves.
+
+    Raises:
+        PlanError: The share cannot be met.
     """
-    import torch
-
-    before = ledger.before
-    groups = list(groups)
-    per_group = before.heads_per_group if before.grouped else 1
-    costs = {
-        MLP: ledger.cost(before, intermediate_size=1),
-        **dict.fromkeys((HEADS, KV_HEADS), ledger.cost(before, num_attention_heads=per_group, num_key_value_heads=1)),
-    }
-    values, cost, owner = [], [], []
-    for number, group in enumerate(groups):
-        unit = standardised(scores[group.name], group.units)
-        unit[unit.argmax()] = math.inf
-        values.append(unit)
-        cost.append(torch.full((group.units,), costs[group.kind], dtype=torch.float64))
-        owner.append(torch.full((group.units,), number))
-    values, cost, owner = torch.cat(values), torch.cat(cost), torch.cat(owner)
-    goes = share * ledger.decoder(ledger.all_layers(before))
-    order = values.argsort(descending=True, stable=True)
-    is_head = torch.tensor([group.kind != MLP for group in groups])[owner[order]]
-    heads, neurons = order[is_head], order[~is_head]
+    groups, before = list(groups), counter.before
+    per_group = heads_per_group(before) if is_grouped(before) else 1
+    head_cost = counter.cost(before, {HEADS: per_group, KV_HEADS: 1})
+    costs = {MLP: counter.cost(before, {MLP: 1}), HEADS: head_cost, KV_HEADS: head_cost}
+    ranked = _Ranking(groups, scores, costs)
+    goes = share * counter.decoder(counter.full)
     if structure == "AL-AM":
-        left = cost[order].cumsum(0)
-        length = max(int((left - (cost.sum() - goes)).abs().argmin()) + 1, len(groups))
-        kept_heads, kept_neurons = int(is_head[:length].sum()), int((~is_head[:length]).sum())
-        if exact and len(neurons):
-            missing = float(cost.sum() - goes - left[length - 1]) / costs[MLP]
-            best = int((values[neurons] == math.inf).sum())
-            kept_neurons = min(max(kept_neurons + round(missing), best), len(neurons))
+        heads, neurons = ranked.up_to_cost(goes, exact)
     else:
-        fewer_heads = remove_heads // per_group
-        if remove_heads and not fewer_heads:
-            raise PlanError(f"remove_heads {remove_heads} is not a whole kv group, which has {per_group} query heads")
-        fewer_neurons = math.floor(max(0.0, goes - fewer_heads * costs[HEADS]) / costs[MLP] + 1e-6)
-        for name, there, fewer in (("heads", heads, fewer_heads), ("neurons", neurons, fewer_neurons)):
-            spare = int((values[there] < math.inf).sum())
-            if fewer > spare:
-                raise PlanError(
-                    f"{fewer} units of {name} would go and {spare} can; ask for less or for other --remove_heads"
-                )
-        kept_heads, kept_neurons = len(heads) - fewer_heads, len(neurons) - fewer_neurons
-    kept = torch.cat([heads[:kept_heads], neurons[:kept_neurons]])
-    counts = torch.bincount(owner[kept], minlength=len(groups)).tolist()
-    layers = [before] * ledger.num_layers
-    for group, count in zip(groups, counts, strict=True):
-        if group.kind == MLP:
-            fewer = {"intermediate_size": count}
-        else:
-            fewer = {"num_attention_heads": count * per_group, "num_key_value_heads": count}
-        layers[group.layer] = replace(layers[group.layer], **fewer)
-    reached = 1 - ledger.decoder(tuple(layers)) / ledger.decoder(ledger.all_layers(before))
-    coarse = 0 if exact else max(costs.values()) / ledger.decoder(ledger.all_layers(before))
+        heads, neurons = ranked.by_numbers(goes, remove_heads, per_group)
+    layers = [before] * counter.num_layers
+    for group, count in zip(groups, ranked.counts(heads, neurons), strict=True):
+        own = layers[group.layer]
+        layers[group.layer] = own.but({MLP: count}) if group.axis == MLP else with_heads(own, count, per_group)
+    reached = 1 - counter.decoder(tuple(layers)) / counter.decoder(counter.full)
+    coarse = 0 if exact else max(costs.values()) / counter.decoder(counter.full)
     if abs(reached - share) > TOLERANCE + coarse:
         raise PlanError(
             f"{share:.4f} of the attention and MLP parameters should go; the nearest for {structure} is {reached:.4f}"
@@ -113,18 +88,73 @@ def allocate(
     return tuple(layers)
 
 
-def uniform(ledger: Ledger, layers: Layers, legal: Callable[[Widths], bool]) -> Layers:
-    """One width for all layers: the mean number of heads, rounded to a `legal` one, and neurons to as many parameters
-    as before. PlanError when no number of heads is legal and comes near."""
-    before, number, goal = ledger.before, len(layers), ledger.decoder(layers)
-    mean = sum(layer.num_key_value_heads for layer in layers) / number
-    for kv_heads in sorted(range(1, before.num_key_value_heads + 1), key=lambda kv_heads: abs(kv_heads - mean)):
-        heads = kv_heads * before.heads_per_group
-        shape = replace(before, num_key_value_heads=kv_heads, num_attention_heads=heads)
-        excess = ledger.decoder(ledger.all_layers(shape)) - goal
-        neurons = before.intermediate_size - round(excess / number / ledger.cost(before, intermediate_size=1))
-        shape = replace(shape, intermediate_size=min(max(1, neurons), before.intermediate_size))
-        miss = abs(ledger.decoder(ledger.all_layers(shape)) - goal)
-        if miss <= TOLERANCE * ledger.decoder(ledger.all_layers(before)) and legal(shape):
-            return ledger.all_layers(shape)
+class _Ranking:
+    """All units in one list, the highest standardised scores first, and the best unit of every group before all."""
+
+    def __init__(self, groups: "list[Group]", scores: "Mapping[str, torch.Tensor]", costs: Mapping[Axis, float]):
+        import torch
+
+        self.groups, self.costs = groups, costs
+        values, cost, owner = [], [], []
+        for number, group in enumerate(groups):
+            unit = standardised(scores[group.name], group.units)
+            unit[unit.argmax()] = math.inf
+            values.append(unit)
+            cost.append(torch.full((group.units,), costs[group.axis], dtype=torch.float64))
+            owner.append(torch.full((group.units,), number))
+        self.values, self.cost, self.owner = torch.cat(values), torch.cat(cost), torch.cat(owner)
+        self.order = self.values.argsort(descending=True, stable=True)
+        self.is_head = torch.tensor([group.axis != MLP for group in groups])[self.owner[self.order]]
+        self.heads, self.neurons = self.order[self.is_head], self.order[~self.is_head]
+
+    def up_to_cost(self, goes: float, exact: bool) -> tuple[int, int]:
+        """How many heads and neurons stay when as much as `goes` is cut off the end of the list."""
+        left, stays = self.cost[self.order].cumsum(0), self.cost.sum() - goes
+        length = max(int((left - stays).abs().argmin()) + 1, len(self.groups))
+        heads, neurons = int(self.is_head[:length].sum()), int((~self.is_head[:length]).sum())
+        if exact and len(self.neurons):
+            missing = float(stays - left[length - 1]) / self.costs[MLP]
+            best = int((self.values[self.neurons] == math.inf).sum())
+            neurons = min(max(neurons + round(missing), best), len(self.neurons))
+        return heads, neurons
+
+    def by_numbers(self, goes: float, remove_heads: int, per_group: int) -> tuple[int, int]:
+        """How many heads and neurons stay when `remove_heads` go, and neurons for the rest of `goes`."""
+        fewer_heads = remove_heads // per_group
+        if remove_heads and not fewer_heads:
+            raise PlanError(f"remove_heads {remove_heads} is not a whole kv group, which has {per_group} query heads")
+        fewer_neurons = math.floor(max(0.0, goes - fewer_heads * self.costs[HEADS]) / self.costs[MLP] + 1e-6)
+        for name, there, fewer in (("heads", self.heads, fewer_heads), ("neurons", self.neurons, fewer_neurons)):
+            spare = int((self.values[there] < math.inf).sum())
+            if fewer > spare:
+                raise PlanError(
+                    f"{fewer} units of {name} would go and {spare} can; ask for less or for other --remove_heads"
+                )
+        return len(self.heads) - fewer_heads, len(self.neurons) - fewer_neurons
+
+    def counts(self, heads: int, neurons: int) -> list[int]:
+        """How many units each group keeps."""
+        import torch
+
+        kept = torch.cat([self.heads[:heads], self.neurons[:neurons]])
+        return torch.bincount(self.owner[kept], minlength=len(self.groups)).tolist()
+
+
+def uniform(counter: ParameterCounter, layers: Layers, legal: Callable[[Widths], bool]) -> Layers:
+    """Return one width for all layers: the mean number of heads, rounded to a `legal` one, and neurons to as many
+    parameters as before.
+
+    Raises:
+        PlanError: No number of heads is legal and comes near.
+    """
+    before, number, goal = counter.before, len(layers), counter.decoder(layers)
+    mean = sum(layer[KV_HEADS] for layer in layers) / number
+    for kv_heads in sorted(range(1, before[KV_HEADS] + 1), key=lambda kv_heads: abs(kv_heads - mean)):
+        shape = with_heads(before, kv_heads, heads_per_group(before))
+        excess = counter.decoder(counter.everywhere(shape)) - goal
+        neurons = before[MLP] - round(excess / number / counter.cost(before, {MLP: 1}))
+        shape = shape.but({MLP: min(max(1, neurons), before[MLP])})
+        miss = abs(counter.decoder(counter.everywhere(shape)) - goal)
+        if miss <= TOLERANCE * counter.decoder(counter.full) and legal(shape):
+            return counter.everywhere(shape)
     raise PlanError("no stock class holds one width for all layers with as many parameters; leave --uniform out")

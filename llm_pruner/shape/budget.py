@@ -1,217 +1,149 @@
-"""From a share or a number of parameters to widths that are the same in every layer."""
+"""From a number of parameters to widths that are the same in every layer."""
 
 import math
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain, islice
 
-from llm_pruner.errors import PlanError, UsageError, shown
-from llm_pruner.model.families import Layers, Widths
-from llm_pruner.model.groups import (
-    FIELD,
+from llm_pruner.errors import PlanError
+from llm_pruner.model.axes import (
+    HEAD_DIM,
     HEADS,
     HIDDEN,
     KV_HEADS,
     MLP,
-    Group,
+    PRUNABLE,
+    Axis,
+    Layers,
+    Widths,
+    heads_per_group,
+    is_grouped,
+    names_of,
+    with_heads,
 )
-from llm_pruner.shape.plan import prunable, shapes_after
+from llm_pruner.shape.counter import ParameterCounter
 
-MOST = 2**62  # parameters, or bytes
 TOLERANCE = 0.01  # how far a shape may be from the parameters wanted of the whole model, or from a share of a part
 
 
 @dataclass(frozen=True)
-class Ledger:
-    """Counts the parameters of a model whose layers have other widths. shapes: {parameter: shape} of the model."""
+class Goal:
+    """How many parameters should be left.
 
-    shapes: Mapping[str, tuple[int, ...]]
-    groups: tuple[Group, ...]
-    before: Widths
-    num_layers: int
+    Attributes:
+        parameters: Their number.
+        whole: Whether it is that of the whole model, or of attention and MLP.
+    """
 
-    def total(self, after: Layers) -> float:
-        """Parameters of the whole model, tied ones once. Widths may be fractions."""
-        return sum(math.prod(shape) for shape in shapes_after(self.shapes, self.groups, self.before, after).values())
-
-    def decoder(self, after: Layers) -> float:
-        """Parameters of attention and MLP: of all tensors that heads or neurons run through."""
-        shapes = shapes_after(self.shapes, self.groups, self.before, after)
-        return sum(math.prod(shapes[name]) for name in prunable(self.groups))
-
-    def all_layers(self, widths: Widths) -> Layers:
-        return (widths,) * self.num_layers
-
-    def cost(self, base: Widths, **fewer: int) -> int:
-        """Attention and MLP parameters that go when one layer has `fewer` of some widths than `base`."""
-        smaller = replace(base, **{name: getattr(base, name) - number for name, number in fewer.items()})
-        rest = self.all_layers(base)[1:]
-        return self.decoder((base, *rest)) - self.decoder((smaller, *rest))
-
-    def of_layer_0(self) -> int:
-        """All parameters of the first decoder layer, norms included."""
-        inside = next(m.parameter for g in self.groups if g.layer == 0 for m in g.members)
-        prefix = re.match(r".*?\.0\.", inside)[0]
-        return sum(math.prod(shape) for name, shape in self.shapes.items() if name.startswith(prefix))
-
-
-def parse_parameters(text: str) -> int:
-    """`1.2B`, `350M`, `6500k` or a plain number. UsageError."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kKmMbBgG]?)", text.strip().replace("_", "").replace(",", ""))
-    number = float(match[1]) * {"": 1, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9}[match[2].lower()] if match else 0
-    if not 0.5 < number < MOST:
-        raise UsageError(f"target_params: {shown(text)} is not a number of parameters; write 1.2B, 350M or 6500000")
-    return round(number)
-
-
-def parse_bytes(text: str) -> int:
-    """`8GB`, `1.5GiB`, `500MB` or a plain number of bytes. UsageError."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([kmgt])(i?)b?|b)?", text.strip().lower().replace("_", ""))
-    if match and match[2]:
-        number = float(match[1]) * (1024 if match[3] else 1000) ** ("kmgt".index(match[2]) + 1)
-    else:
-        number = float(match[1]) if match else 0
-    if not 1 <= number < MOST:
-        raise UsageError(f"target_memory: {shown(text)} is not a size; write 8GB, 1.5GiB or 500MB")
-    return int(number)
-
-
-def goal_of(options, element_size: int) -> int | None:
-    """The parameters of the whole model that `options` ask for, or None where they ask for something else."""
-    if options.target_params is not None:
-        return parse_parameters(options.target_params)
-    return None if options.target_memory is None else parse_bytes(options.target_memory) // element_size
-
-
-@dataclass(frozen=True)
-class Budget:
-    """goal: the parameters that should be left: of the whole model, or (not `whole`) of attention and MLP."""
-
-    goal: float
+    parameters: float
     whole: bool
 
-    def count(self, ledger: Ledger, after: Layers) -> float:
-        return ledger.total(after) if self.whole else ledger.decoder(after)
+    def count(self, counter: ParameterCounter, after: Layers) -> float:
+        """Return the parameters that the goal is about."""
+        return counter.total(after) if self.whole else counter.decoder(after)
 
-    def missed(self, ledger: Ledger, after: Layers) -> float:
-        """How far from the budget the model is: as a share of the goal or, not `whole`, of what there was."""
-        base = self.goal if self.whole else self.count(ledger, ledger.all_layers(ledger.before))
-        return abs(self.count(ledger, after) - self.goal) / max(base, 1)
+    def missed(self, counter: ParameterCounter, after: Layers) -> float:
+        """Return how far from the goal the model is: as a share of the goal or, not `whole`, of what there was."""
+        base = self.parameters if self.whole else self.count(counter, counter.full)
+        return abs(self.count(counter, after) - self.parameters) / max(base, 1)
 
-    def check(self, ledger: Ledger, after: Layers, kinds: Iterable[str]) -> None:
-        """PlanError, with what the nearest shape is, when `after`, the nearest, misses the budget by more than
-        TOLERANCE."""
-        if self.missed(ledger, after) <= TOLERANCE:
+    def check(self, counter: ParameterCounter, after: Layers, axes: Iterable[Axis]) -> None:
+        """Raise a PlanError, with what the nearest shape is, when `after`, the nearest, misses by over TOLERANCE."""
+        if self.missed(counter, after) <= TOLERANCE:
             return
-        found, what = self.count(ledger, after), ", ".join(sorted(kinds))
+        found, what = self.count(counter, after), names_of(axes)
         if self.whole:
             raise PlanError(
-                f"{what} cannot meet the budget: {self.goal:,} parameters are wanted, the nearest is {found:,}; "
+                f"{what} cannot meet the budget: {self.parameters:,} parameters are wanted, the nearest is {found:,}; "
                 "ask for that, or let --prune name more"
             )
-        full = self.count(ledger, ledger.all_layers(ledger.before))
+        full = self.count(counter, counter.full)
         raise PlanError(
-            f"{what} cannot meet the budget: {1 - self.goal / full:.4f} of the attention and MLP parameters should go, "
-            f"the nearest is {1 - found / full:.4f}; ask for that, or let --prune name more"
+            f"{what} cannot meet the budget: {1 - self.parameters / full:.4f} of the attention and MLP parameters "
+            f"should go, the nearest is {1 - found / full:.4f}; ask for that, or let --prune name more"
         )
 
 
-def share_of(ledger: Ledger, options, goal: int | None = None) -> float:
-    """The share of the attention and MLP parameters that `options` want removed; more than 1 where `goal`, of the whole
-    model, is less than the rest of it. PlanError for a goal that is not less than the model."""
-    full = ledger.all_layers(ledger.before)
-    decoder = ledger.decoder(full)
-    if goal is not None:
-        total, name = ledger.total(full), "target_params" if options.target_params else "target_memory"
-        if goal >= total:
-            raise PlanError(f"{name} {getattr(options, name)}: the model has {total:,} parameters; ask for fewer")
-        share = (total - goal) / decoder
-    elif options.iteration is not None:
-        share = options.iteration * ledger.of_layer_0() / decoder
-    else:
-        share = options.param_ratio if options.param_ratio is not None else options.pruning_ratio
-    return share
-
-
 def widths_by_parameters(
-    ledger: Ledger, kinds: Iterable[str], goal: float, whole: bool, legal: Callable[[Widths], bool]
+    counter: ParameterCounter, axes: Iterable[Axis], goal: Goal, legal: Callable[[Widths], bool]
 ) -> Widths:
-    """The widths at which attention and MLP, or the `whole` model, have `goal` parameters.
+    """Return the widths at which the goal is met.
 
-    Every kind shrinks by one ratio to the nearest `legal` shape, whole query heads in every group, then neurons fill
-    what rounding left, by their true cost. PlanError when no shape is legal, or when the nearest misses the goal by
-    more than TOLERANCE.
+    Every axis shrinks by one ratio to the nearest `legal` shape, whole query heads in every group, then neurons fill
+    what rounding left, by their true cost.
+
+    Raises:
+        PlanError: No shape is legal, or the nearest misses the goal by more than TOLERANCE.
     """
-    before, kinds, budget = ledger.before, set(kinds), Budget(goal, whole)
-    count = ledger.total if whole else ledger.decoder
-    least = smallest(before, kinds)
-    too_small = goal < count(ledger.all_layers(least))  # then the first legal shape is the nearest
+    before, axes = counter.before, set(axes)
+    least = smallest(before, axes)
+    # Then the first legal shape is the nearest.
+    too_small = goal.parameters < goal.count(counter, counter.everywhere(least))
     best = None
-    for shape in chain([least] * too_small, _shapes(before, kinds, _ratio(ledger, kinds, goal, count))):
+    for shape in chain([least] * too_small, _shapes(before, axes, _ratio(counter, axes, goal))):
         if not legal(shape):
             continue
-        if MLP in kinds:
-            fewer = replace(shape, intermediate_size=shape.intermediate_size - 1)
-            one = count(ledger.all_layers(shape)) - count(ledger.all_layers(fewer))
-            neurons = shape.intermediate_size + round((goal - count(ledger.all_layers(shape))) / one)
-            shape = replace(shape, intermediate_size=min(max(1, neurons), before.intermediate_size))
-        missed = budget.missed(ledger, ledger.all_layers(shape))
+        if MLP in axes:
+            shape = filled_with_neurons(counter, shape, goal)
+        missed = goal.missed(counter, counter.everywhere(shape))
         if best is None or missed < best[0]:
             best = missed, shape
         if missed <= TOLERANCE or too_small:
             break
     if best is None:
-        raise PlanError(f"no class holds a shape with fewer {', '.join(sorted(kinds))} and all else as it is")
-    budget.check(ledger, ledger.all_layers(best[1]), kinds)
+        raise PlanError(f"no class holds a shape with fewer {names_of(axes)} and all else as it is")
+    goal.check(counter, counter.everywhere(best[1]), axes)
     return best[1]
 
 
-def smallest(before: Widths, kinds: Iterable[str]) -> Widths:
-    """One unit of each kind stays, of heads one in every kv group that does."""
-    kinds = set(kinds)
-    kv_heads = 1 if KV_HEADS in kinds or HEADS in kinds and not before.grouped else before.num_key_value_heads
-    return replace(
-        before,
-        hidden_size=1 if HIDDEN in kinds else before.hidden_size,
-        num_attention_heads=kv_heads * (1 if HEADS in kinds else before.heads_per_group),
-        num_key_value_heads=kv_heads,
-        intermediate_size=1 if MLP in kinds else before.intermediate_size,
-    )
+def filled_with_neurons(counter: ParameterCounter, shape: Widths, goal: Goal) -> Widths:
+    """Return the shape with as many neurons as the goal leaves: at least one, at most those of the model."""
+    count = goal.count(counter, counter.everywhere(shape))
+    one = count - goal.count(counter, counter.everywhere(shape.but({MLP: shape[MLP] - 1})))
+    neurons = shape[MLP] + round((goal.parameters - count) / one)
+    return shape.but({MLP: min(max(1, neurons), counter.before[MLP])})
 
 
-def _ratio(ledger: Ledger, kinds: set[str], goal: float, count) -> float:
-    """The ratio by which every kind would shrink if widths could be fractions."""
+def smallest(before: Widths, axes: Iterable[Axis]) -> Widths:
+    """Return the widths with one unit of each axis, of heads one in every kv group that stays."""
+    axes = set(axes)
+    kv_heads = 1 if KV_HEADS in axes or HEADS in axes and not is_grouped(before) else before[KV_HEADS]
+    shape = with_heads(before, kv_heads, 1 if HEADS in axes else heads_per_group(before))
+    return shape.but({axis: 1 for axis in (HIDDEN, MLP) if axis in axes})
+
+
+def _ratio(counter: ParameterCounter, axes: set[Axis], goal: Goal) -> float:
+    """The ratio by which every axis would shrink if widths could be fractions."""
+    before = counter.before
+    shrinking = set(axes)
+    if KV_HEADS in axes and is_grouped(before) or HEADS in axes and not is_grouped(before):
+        shrinking |= {HEADS, KV_HEADS}
     low, high = 0.0, 1.0
     for _ in range(50):
         ratio = (low + high) / 2
-        widths = {FIELD[kind]: getattr(ledger.before, FIELD[kind]) * (1 - ratio) for kind in kinds}
-        if KV_HEADS in kinds and ledger.before.grouped or HEADS in kinds and not ledger.before.grouped:
-            for kind in (HEADS, KV_HEADS):
-                widths[FIELD[kind]] = getattr(ledger.before, FIELD[kind]) * (1 - ratio)
-        if count(ledger.all_layers(replace(ledger.before, **widths))) > goal:
+        widths = before.but({axis: before[axis] * (1 - ratio) for axis in shrinking})
+        if goal.count(counter, counter.everywhere(widths)) > goal.parameters:
             low = ratio
         else:
             high = ratio
     return (low + high) / 2
 
 
-def _shapes(before: Widths, kinds: set[str], ratio: float) -> Iterator[Widths]:
+def _shapes(before: Widths, axes: set[Axis], ratio: float) -> Iterator[Widths]:
     """Shapes around `ratio`: heads rounded ever further, and for each number of heads so the hidden channels. Where
     whole kv groups go, query heads inside them only go when nothing else is left."""
-    of_kv = not before.grouped or KV_HEADS in kinds
-    inside = range(before.heads_per_group, 0, -1) if of_kv and HEADS in kinds else [before.heads_per_group]
-    mlp = before.intermediate_size
-    mlp = max(1, mlp - round(ratio * mlp)) if MLP in kinds else mlp
-    units = before.num_key_value_heads if of_kv else before.heads_per_group
+    of_kv, most = not is_grouped(before) or KV_HEADS in axes, heads_per_group(before)
+    inside = range(most, 0, -1) if of_kv and HEADS in axes else [most]
+    neurons = max(1, before[MLP] - round(ratio * before[MLP])) if MLP in axes else before[MLP]
+    units = before[KV_HEADS] if of_kv else most
     for per_group in inside:
-        for fewer in _around(round(ratio * units), units) if HEADS in kinds or KV_HEADS in kinds else (0,):
-            kv_heads = before.num_key_value_heads - (fewer if of_kv else 0)
-            heads = kv_heads * (per_group - (0 if of_kv else fewer))
-            hidden = round(ratio * before.hidden_size) if HIDDEN in kinds else 0
-            near = _around(hidden, before.hidden_size) if HIDDEN in kinds else (0,)
-            for narrower in islice(near, 2 * before.head_dim):
-                yield Widths(before.hidden_size - narrower, heads, kv_heads, mlp, before.head_dim)
+        for fewer in _around(round(ratio * units), units) if HEADS in axes or KV_HEADS in axes else (0,):
+            kv_heads = before[KV_HEADS] - (fewer if of_kv else 0)
+            shape = with_heads(before, kv_heads, per_group - (0 if of_kv else fewer)).but({MLP: neurons})
+            hidden = round(ratio * before[HIDDEN]) if HIDDEN in axes else 0
+            near = _around(hidden, before[HIDDEN]) if HIDDEN in axes else (0,)
+            for narrower in islice(near, 2 * before[HEAD_DIM]):
+                yield shape.but({HIDDEN: before[HIDDEN] - narrower})
 
 
 def _around(wanted: int, units: int) -> Iterator[int]:
@@ -223,61 +155,67 @@ def _around(wanted: int, units: int) -> Iterator[int]:
             yield wanted + distance
 
 
-def widths_by_iteration(ledger: Ledger, iteration: int) -> Widths:
-    """AMP's: as many parameters as `iteration` whole layers, ρ' = iteration·params(layer 0)/(attention + MLP).
+def widths_by_iteration(counter: ParameterCounter, iteration: int) -> Widths:
+    """Return AMP's widths: as many parameters go as `iteration` whole layers have.
 
-    Removed per layer: round(ρ'·heads) heads, at most all but one, with the rounding error made up in neurons:
-    round(ρ'·heads − heads removed + ρ'·intermediate). With grouped queries the same in every group.
-    https://arxiv.org/abs/2504.21174
+    ρ' = iteration·params(layer 0)/(attention + MLP). Removed per layer: round(ρ'·heads) heads, at most all but one,
+    with the rounding error made up in neurons: round(ρ'·heads − heads removed + ρ'·intermediate). With grouped queries
+    the same in every group. https://arxiv.org/abs/2504.21174
+
+    Raises:
+        PlanError: Nothing would be left.
     """
-    before = ledger.before
-    share = iteration * ledger.of_layer_0() / ledger.decoder(ledger.all_layers(before))
+    before = counter.before
+    share = iteration * counter.of_layer_0() / counter.decoder(counter.full)
     if not share < 1:
-        raise PlanError(f"iteration {iteration} leaves nothing of {ledger.num_layers} layers; ask for fewer")
-    groups = before.num_key_value_heads if before.grouped else 1
-    of_each = before.num_attention_heads // groups
+        raise PlanError(f"iteration {iteration} leaves nothing of {counter.num_layers} layers; ask for fewer")
+    groups, of_each = _head_groups(before)
     heads = groups * min(round(share * of_each), of_each - 1)
-    neurons = round(share * before.num_attention_heads - heads + share * before.intermediate_size)
+    neurons = round(share * before[HEADS] - heads + share * before[MLP])
     return _fewer(before, heads, neurons)
 
 
 def widths_by_structure(
-    ledger: Ledger, structure: str, share: float, kinds: Iterable[str], remove_heads: int
+    counter: ParameterCounter, structure: str, share: float, axes: Iterable[Axis], remove_heads: int
 ) -> Widths:
-    """FLAP's uniform structures, https://arxiv.org/abs/2312.11983.
+    """Return the widths of FLAP's uniform structures, https://arxiv.org/abs/2312.11983.
 
     UL-UM: ⌊share·n⌋ heads and neurons go. UL-MM: ⌊remove_heads / layers⌋ heads go in each layer, and neurons until
     the share of the parameters is met. With grouped queries heads go evenly, in every group as many as fit.
+
+    Raises:
+        PlanError: `remove_heads` is too small or too large for that.
     """
-    before = ledger.before
-    groups = before.num_key_value_heads if before.grouped else 1
-    of_each = before.num_attention_heads // groups
+    before = counter.before
+    groups, of_each = _head_groups(before)
     if structure == "UL-UM":
-        heads = groups * math.floor(share * of_each + 1e-6) if HEADS in kinds else 0
-        return _fewer(before, heads, math.floor(share * before.intermediate_size + 1e-6) if MLP in kinds else 0)
-    heads = groups * (remove_heads // ledger.num_layers // groups)
+        heads = groups * math.floor(share * of_each + 1e-6) if HEADS in axes else 0
+        return _fewer(before, heads, math.floor(share * before[MLP] + 1e-6) if MLP in axes else 0)
+    heads = groups * (remove_heads // counter.num_layers // groups)
     if remove_heads and not heads:
         raise PlanError(
             f"remove_heads {remove_heads} is not one head of every kv group in each layer; "
-            f"the least is {groups * ledger.num_layers}"
+            f"the least is {groups * counter.num_layers}"
         )
-    if heads >= before.num_attention_heads:
-        raise PlanError(f"remove_heads {remove_heads} leaves no head in {ledger.num_layers} layers; ask for fewer")
-    rest = share * ledger.decoder(ledger.all_layers(before)) / ledger.num_layers
+    if heads >= before[HEADS]:
+        raise PlanError(f"remove_heads {remove_heads} leaves no head in {counter.num_layers} layers; ask for fewer")
+    rest = share * counter.decoder(counter.full) / counter.num_layers
     shape = _fewer(before, heads, 0)
-    rest -= ledger.cost(before, **{name: getattr(before, name) - getattr(shape, name) for name in FIELD.values()})
+    rest -= counter.cost(before, {axis: before[axis] - shape[axis] for axis in PRUNABLE})
     if rest < 0:
         raise PlanError(f"remove_heads {remove_heads} is more than {share:g} of the parameters; ask for fewer")
-    return _fewer(before, heads, math.floor(rest / ledger.cost(before, intermediate_size=1) + 1e-6))
+    return _fewer(before, heads, math.floor(rest / counter.cost(before, {MLP: 1}) + 1e-6))
+
+
+def _head_groups(before: Widths) -> tuple[int, int]:
+    """(groups that lose heads alike, heads of each)."""
+    groups = before[KV_HEADS] if is_grouped(before) else 1
+    return groups, before[HEADS] // groups
 
 
 def _fewer(before: Widths, heads: int, neurons: int) -> Widths:
     """PlanError when that leaves no neuron."""
-    if neurons >= before.intermediate_size:
-        raise PlanError(f"{neurons} of {before.intermediate_size} neurons would go; ask for less, or for more heads")
-    return replace(
-        before,
-        num_attention_heads=before.num_attention_heads - heads,
-        num_key_value_heads=before.num_key_value_heads - (0 if before.grouped else heads),
-        intermediate_size=before.intermediate_size - neurons,
-    )
+    if neurons >= before[MLP]:
+        raise PlanError(f"{neurons} of {before[MLP]} neurons would go; ask for less, or for more heads")
+    fewer: Mapping[Axis, int] = {HEADS: heads, KV_HEADS: 0 if is_grouped(before) else heads, MLP: neurons}
+    return before.but({axis: before[axis] - number for axis, number in fewer.items()})

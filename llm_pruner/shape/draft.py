@@ -1,213 +1,342 @@
-"""From options and a configuration to the shape: which widths every layer will have, or what decides about them."""
+"""The draft: from a request and a configuration to widths, or to what will decide about them. Nothing is loaded."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
-from llm_pruner.config.prune import BUDGETS, Options
 from llm_pruner.errors import PlanError, UsageError
-from llm_pruner.importance import Criterion
-from llm_pruner.importance.selection import check_replay, scored_groups
-from llm_pruner.model.families import Layers, family_of, holds, widths_of
-from llm_pruner.model.groups import (
-    FIELD,
-    HEADS,
-    HIDDEN,
-    KV_HEADS,
-    MLP,
-    Group,
-)
+from llm_pruner.importance.selection import scored_groups
+from llm_pruner.model.axes import HEADS, HIDDEN, LAYERS, MLP, Axis, Layers, Widths
+from llm_pruner.model.families import Family, family_of, holds, widths_of
+from llm_pruner.model.groups import Group
+from llm_pruner.model.skeleton import meta_model
 from llm_pruner.model.trace import trace_groups
 from llm_pruner.shape.allocate import adaptive_groups, allocate, uniform
 from llm_pruner.shape.budget import (
-    Budget,
-    Ledger,
-    goal_of,
-    share_of,
+    Goal,
     smallest,
     widths_by_iteration,
     widths_by_parameters,
     widths_by_structure,
 )
-from llm_pruner.shape.plan import Plan, meta_model
-from llm_pruner.shape.widths import parse_prune, parse_target, ratio_of_one_step, widths_by_ratio, widths_by_target
+from llm_pruner.shape.counter import ParameterCounter
+from llm_pruner.shape.plan import Plan, check_replay
+from llm_pruner.shape.request import Budget, Ratio, Replay, Request, Target
+from llm_pruner.shape.widths import parse_target, ratio_of_one_step, widths_by_ratio, widths_by_target
+
+
+class Shaper(Protocol):
+    """What a draft asks of a pruning method.
+
+    Attributes:
+        axes: The axes that it can shrink.
+        searches: Whether it compares several shapes of one size.
+        removes_layers: Whether it can remove whole layers.
+    """
+
+    axes: tuple[Axis, ...]
+    searches: bool
+    removes_layers: bool
+
+    def usual_axes(self, request: Request, before: Widths, family: Family) -> tuple[Axis, ...]:
+        """Return the axes that shrink where the request names none."""
+
+    def check(self, draft: "Draft") -> None:
+        """Raise a PrunerError where the method cannot do what the draft asks for."""
 
 
 @dataclass(frozen=True)
-class Shape:
-    """What was asked for, as far as it is known before anything is scored.
+class Traced:
+    """A model without weights, and what is known about it.
 
-    after: the widths of every layer, or None when scores decide. share: of the attention and MLP parameters, to be
-    removed. requested: what was asked for, by the names of Plan.removed. saved: the plan to replay.
-    budget: what a search has to meet; `after` is then where it starts. depth: how many layers stay, None for all.
+    Attributes:
+        config: Its configuration.
+        model: The model, on the meta device.
+        groups: Its groups.
+        counter: Its parameter counter.
     """
 
-    skeleton: object
-    groups: list[Group]
-    ledger: Ledger
-    kinds: tuple[str, ...] = ()
-    after: Layers | None = None
-    share: float | None = None
+    config: Any
+    model: Any
+    groups: tuple[Group, ...]
+    counter: ParameterCounter
+
+    @classmethod
+    def of(cls, config, before: Widths | None = None) -> "Traced":
+        """Trace a model of `config`. before: its widths, where they are known. Errors as in `trace_groups`."""
+        model = meta_model(config)
+        groups = tuple(trace_groups(model))
+        shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+        return cls(
+            config, model, groups,
+            ParameterCounter(shapes, groups, before or widths_of(config), config.num_hidden_layers),
+        )  # fmt: skip
+
+    @property
+    def element_size(self) -> int:
+        """Bytes of a parameter."""
+        return next(self.model.parameters()).element_size()
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """The widths are known. Where there are fewer of them than layers, the method chooses which layers stay."""
+
+    after: Layers
+
+
+@dataclass(frozen=True)
+class Adaptive:
+    """Scores will decide the widths of every layer.
+
+    Attributes:
+        share: What goes of the attention and MLP parameters.
+        structure: AL-AM or AL-MM.
+        remove_heads: Query heads that AL-MM removes.
+        uniform: Whether the result is rounded to one width for all layers.
+        exact: Whether neurons make up for what a large unit leaves.
+        goal: The size of the whole model that has to be met, if there is one.
+    """
+
+    share: float
+    structure: str
+    remove_heads: int = 0
+    uniform: bool = False
+    exact: bool = True
+    goal: Goal | None = None
+
+
+@dataclass(frozen=True)
+class Searched:
+    """Shapes that meet the goal will be compared, from `start` on. depths: whether fewer layers may be tried too."""
+
+    start: Layers
+    goal: Goal
+    depths: bool = False
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """The plan says which units stay."""
+
+    plan: Plan
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What was asked for, as far as it is known before anything is loaded.
+
+    Attributes:
+        traced: The model.
+        shape: What decides the widths.
+        axes: Those that shrink; empty where the request sets widths.
+        requested: The shares that were asked for, by the names of `Plan.removed`.
+        label: The request in a few words.
+    """
+
+    traced: Traced
+    shape: Fixed | Adaptive | Searched | Replayed
+    axes: tuple[Axis, ...] = ()
     requested: Mapping[str, float] = field(default_factory=dict)
-    saved: Plan | None = None
-    budget: Budget | None = None
-    depth: int | None = None
+    label: str = ""
+
+    @property
+    def after(self) -> Layers | None:
+        """The widths of every layer, or those that a search starts from; None where scores decide."""
+        match self.shape:
+            case Fixed(after):
+                return after
+            case Searched(start):
+                return start
+            case Replayed(plan):
+                return plan.after
+        return None
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether nothing changes."""
+        return self.after == self.traced.counter.full
+
+    @property
+    def removes_layers(self) -> bool:
+        """Whether whole layers go."""
+        return self.after is not None and len(self.after) < self.traced.counter.num_layers
+
+    @property
+    def is_narrower(self) -> bool:
+        """Whether hidden channels go."""
+        return self.after is not None and self.after[0][HIDDEN] != self.traced.counter.before[HIDDEN]
 
 
-def shape_of(options: Options, config, criterion: Criterion) -> Shape:
-    """The shape that `options` ask for. PlanError when a model of this configuration cannot have it, UsageError
-    when the criterion does not score what would have to be ranked."""
-    shape = _asked(options, config, criterion)
-    narrower = shape.after is not None and shape.after[0].hidden_size != shape.ledger.before.hidden_size
-    if options.method and narrower and family_of(config.model_type).post_norms:
-        raise PlanError(
-            f"{config.model_type} normalises what goes into its residual stream, and no rotation goes through that; "
-            "leave hidden out of --prune, or use --importance magnitude"
-        )
-    for group in groups_to_score(shape):
-        if group.kind not in criterion.kinds:
-            raise UsageError(
-                f"importance {criterion.name} does not score {group.kind}; known: {', '.join(criterion.kinds)}"
-            )
-    return shape
+def draft(request: Request, config, method: Shaper) -> Draft:
+    """Make the draft of what is asked for.
+
+    Raises:
+        PlanError: A model of this configuration cannot have the shape.
+        UsageError: The method cannot give it.
+    """
+    traced = Traced.of(config)
+    match request:
+        case Replay(plan, where):
+            try:
+                check_replay(plan, config, traced.groups)
+            except PlanError as error:
+                raise PlanError(f"{where}: {error}") from error
+            made = Draft(traced, Replayed(plan), label=where)
+        case Target():
+            made = _by_target(request, traced, method)
+        case Ratio():
+            made = _by_ratio(request, traced, method)
+        case Budget():
+            made = _by_budget(request, traced, method)
+    method.check(made)
+    for group in groups_to_score(made):
+        check_scored(group.axis, method)
+    return made
 
 
-def _asked(options: Options, config, criterion: Criterion) -> Shape:
-    skeleton = meta_model(config)
-    groups = trace_groups(skeleton)
-    before = widths_of(config)
-    shapes = {name: tuple(p.shape) for name, p in skeleton.named_parameters()}
-    ledger = Ledger(shapes, tuple(groups), before, config.num_hidden_layers)
-    if options.plan:
-        saved = Plan.load(options.plan)
-        try:
-            check_replay(saved, config, groups)
-        except PlanError as error:
-            raise PlanError(f"--plan {options.plan}: {error}") from error
-        return Shape(skeleton, groups, ledger, after=saved.after, saved=saved)
-    if options.target:
-        target = parse_target(options.target, config)
-        depth = _depth(target.pop("layers", None), options, config)
-        shape = Shape(skeleton, groups, ledger, after=ledger.all_layers(widths_by_target(before, target)), depth=depth)
-        return shape if depth else _changed(shape, f"--target {options.target}")
-    derived = family_of(config.model_type).derived_head_dim
-    by_ratio = not options.structure and all(
-        getattr(options, name) is None for name in BUDGETS if name != "pruning_ratio"
-    )
-    hidden = by_ratio and HIDDEN in criterion.kinds
-    goal = goal_of(options, next(skeleton.parameters()).element_size())
-    kinds = [HIDDEN] if hidden else []
-    if options.method and not by_ratio and not derived:
-        whole = goal is not None and not options.per_layer and not family_of(config.model_type).post_norms
-        kinds = [HIDDEN] * whole + [KV_HEADS] * before.grouped
-    default = ",".join((*kinds, HEADS, MLP))
-    ratios = parse_prune(options.prune or default, options.pruning_ratio if by_ratio else 0.0)
-    kinds = tuple(ratios)
-    if by_ratio:
-        after = widths_by_ratio(before, ratios, derived, options.round_to)
-        requested = {FIELD[kind]: ratio for kind, ratio in ratios.items()}
-        shape = Shape(skeleton, groups, ledger, kinds, ledger.all_layers(after), requested=requested)
-        if not any(ratios.values()):
-            return shape
-        hint = f"the smallest ratio that takes a whole step is {ratio_of_one_step(before, ratios, options.round_to):g}"
-        return _changed(shape, f"the ratio {max(ratios.values()):g}", hint)
-    if derived and HIDDEN not in kinds and set(kinds) - {MLP}:
+def check_scored(axis: Axis, method: Shaper) -> None:
+    """UsageError where the method does not score the units of an axis."""
+    if axis not in method.axes:
+        known = ", ".join(own.name for own in method.axes)
+        raise UsageError(f"importance {method.name} does not score {axis}; known: {known}")
+
+
+def _by_target(request: Target, traced: Traced, method: Shaper) -> Draft:
+    target = parse_target(request.text, traced.config)
+    counter, number, label = traced.counter, target.pop(LAYERS, None), f"--target {request.text}"
+    after = counter.everywhere(widths_by_target(counter.before, target))
+    if number is not None and number != counter.num_layers:
+        if number > counter.num_layers:
+            raise PlanError(f"--target num_hidden_layers={number} is more than the model has ({counter.num_layers})")
+        if not method.removes_layers:
+            raise PlanError("whole layers go with --method reconstruct only; leave num_hidden_layers out of --target")
+        return Draft(traced, Fixed(after[:number]), label=label)
+    return _changed(Draft(traced, Fixed(after), label=label))
+
+
+def _by_ratio(request: Ratio, traced: Traced, method: Shaper) -> Draft:
+    family, before = family_of(traced.config.model_type), traced.counter.before
+    ratios = request.ratios
+    if not isinstance(ratios, Mapping):
+        ratios = dict.fromkeys(request.axes or method.usual_axes(request, before, family), ratios)
+    after = traced.counter.everywhere(widths_by_ratio(before, ratios, family.derived_head_dim, request.round_to))
+    requested = {axis.field: ratio for axis, ratio in ratios.items()}
+    made = Draft(traced, Fixed(after), tuple(ratios), requested, f"the ratio {max(ratios.values()):g}")
+    if not any(ratios.values()):
+        return made
+    step = ratio_of_one_step(before, ratios, request.round_to)
+    return _changed(made, f"the smallest ratio that takes a whole step is {step:g}")
+
+
+def _by_budget(request: Budget, traced: Traced, method: Shaper) -> Draft:
+    counter, config = traced.counter, traced.config
+    family = family_of(config.model_type)
+    axes = tuple(request.axes or method.usual_axes(request, counter.before, family))
+    if family.derived_head_dim and HIDDEN not in axes and set(axes) - {MLP}:
         raise PlanError(
             f"{config.model_type} derives head_dim from hidden_size / num_attention_heads, so heads cannot go alone; "
             "use --param_ratio R --prune mlp, or a width ratio for hidden and heads"
         )
-    share = share_of(ledger, options, goal)
+    left = request.parameters_left(traced.element_size)
+    share = _share_of(request, counter, left)
     requested = {"decoder": share}
-    if goal is not None:
-        requested = {"parameters": 1 - goal / ledger.total(ledger.all_layers(before))}
-    if options.remove_heads is not None:
-        requested[FIELD[HEADS]] = options.remove_heads / (before.num_attention_heads * ledger.num_layers)
-    shape = Shape(skeleton, groups, ledger, kinds, None, share, requested)
+    if left is not None:
+        requested = {"parameters": 1 - left / counter.total(counter.full)}
+    if request.remove_heads is not None:
+        requested[HEADS.field] = request.remove_heads / (counter.before[HEADS] * counter.num_layers)
+    made = Draft(traced, Fixed(counter.full), axes, requested, request.label)
     if not share:
-        return replace(shape, after=ledger.all_layers(before))
-    if HIDDEN not in kinds and not share < 1:
-        least = ledger.total(ledger.all_layers(smallest(before, kinds)))
+        return made
+    _check_share(share, axes, counter)
+    whole = None if left is None else Goal(left, True)
+    if request.adaptive:
+        exact = request.ratio is None
+        shape = Adaptive(share, request.structure, request.remove_heads or 0, request.uniform, exact, whole)
+        return replace(made, shape=shape)
+    goal = whole or Goal(counter.decoder(counter.full) * (1 - share), False)
+    after = counter.everywhere(_uniform_widths(request, traced, axes, share, goal))
+    if whole:
+        goal.check(counter, after, axes)
+    shape = Fixed(after)
+    if method.searches and request.iteration is None:
+        shape = Searched(after, goal, depths=method.removes_layers and request.axes is None)
+    return _changed(replace(made, shape=shape), _least(counter))
+
+
+def _share_of(request: Budget, counter: ParameterCounter, left: int | None) -> float:
+    """The share of the attention and MLP parameters that goes; more than 1 where `left`, of the whole model, is less
+    than the rest of it. PlanError for a goal that is not less than the model."""
+    decoder = counter.decoder(counter.full)
+    if left is not None:
+        total = counter.total(counter.full)
+        if left >= total:
+            raise PlanError(f"{request.label}: the model has {total:,} parameters; ask for fewer")
+        return (total - left) / decoder
+    if request.iteration is not None:
+        return request.iteration * counter.of_layer_0() / decoder
+    return request.param_ratio if request.param_ratio is not None else request.ratio
+
+
+def _check_share(share: float, axes: tuple[Axis, ...], counter: ParameterCounter) -> None:
+    if HIDDEN not in axes and not share < 1:
+        least = counter.total(counter.everywhere(smallest(counter.before, axes)))
         raise PlanError(
             f"{share:.4f} times the attention and MLP parameters would have to go; ask for less (the nearest is a "
             f"model of {least:,} parameters), or let the rest shrink too: --prune hidden,heads,mlp"
         )
-    if options.structure and options.structure.startswith("AL"):
-        return shape
-    budget = Budget(goal, True)
-    if goal is None:
-        budget = Budget(ledger.decoder(ledger.all_layers(before)) * (1 - share), False)
-    after = ledger.all_layers(_uniform_widths(options, shape, config, budget))
-    if goal is not None:
-        budget.check(ledger, after, kinds)
-    if options.method and options.iteration is None:
-        shape = replace(shape, budget=budget)
-    return _changed(replace(shape, after=after), _budget(options), _least(ledger))
 
 
-def _depth(number: int | None, options: Options, config) -> int | None:
-    """How many layers stay when a target names `number`; None for all. PlanError where that cannot be."""
-    if number is None or number == config.num_hidden_layers:
-        return None
-    if number > config.num_hidden_layers:
-        raise PlanError(f"--target num_hidden_layers={number} is more than the model has ({config.num_hidden_layers})")
-    if not options.method:
-        raise PlanError("whole layers go with --method best only; leave num_hidden_layers out of --target")
-    return number
+def _uniform_widths(request: Budget, traced: Traced, axes: tuple[Axis, ...], share: float, goal: Goal) -> Widths:
+    counter = traced.counter
+    if request.structure == "UL-MM" or request.structure == "UL-UM" and request.ratio is not None:
+        return widths_by_structure(counter, request.structure, share, axes, request.remove_heads or 0)
+    if request.iteration is not None:
+        return widths_by_iteration(counter, request.iteration)
+    return widths_by_parameters(counter, axes, goal, lambda widths: holds(traced.config, widths))
 
 
-def _uniform_widths(options: Options, shape: Shape, config, budget: Budget):
-    ledger = shape.ledger
-    if options.structure == "UL-MM" or options.structure == "UL-UM" and options.pruning_ratio is not None:
-        return widths_by_structure(ledger, options.structure, shape.share, shape.kinds, options.remove_heads or 0)
-    if options.iteration is not None:
-        return widths_by_iteration(ledger, options.iteration)
-    return widths_by_parameters(ledger, shape.kinds, budget.goal, budget.whole, lambda widths: holds(config, widths))
-
-
-def variant(shape: Shape, config) -> Shape:
-    """The shape of a model of another configuration (fewer layers, an lm_head of its own), without widths."""
-    skeleton = meta_model(config)
-    groups, before = trace_groups(skeleton), shape.ledger.before
-    shapes = {name: tuple(p.shape) for name, p in skeleton.named_parameters()}
-    ledger = Ledger(shapes, tuple(groups), before, config.num_hidden_layers)
-    return replace(shape, skeleton=skeleton, groups=groups, ledger=ledger, after=None)
-
-
-def _budget(options: Options) -> str:
-    return next(f"{name} {getattr(options, name)}" for name in BUDGETS if getattr(options, name) is not None)
-
-
-def _least(ledger: Ledger) -> str:
-    neuron = ledger.cost(ledger.before, intermediate_size=1)
-    share = neuron / ledger.decoder(ledger.all_layers(ledger.before))
+def _least(counter: ParameterCounter) -> str:
+    share = counter.cost(counter.before, {MLP: 1}) / counter.decoder(counter.full)
     return f"a neuron of one layer is {share:.3g} of the attention and MLP parameters, ask for several in every layer"
 
 
-def _changed(shape: Shape, what: str, hint: str = "ask for less width") -> Shape:
-    if shape.after == shape.ledger.all_layers(shape.ledger.before):
-        raise PlanError(f"{what} changes nothing; {hint}")
-    return shape
+def _changed(made: Draft, hint: str = "ask for less width") -> Draft:
+    if made.is_copy:
+        raise PlanError(f"{made.label} changes nothing; {hint}")
+    return made
 
 
-def groups_to_score(shape: Shape) -> list[Group]:
-    """The groups whose units have to be ranked, in the units that are ranked."""
-    if shape.saved:
+def groups_to_score(made: Draft) -> list[Group]:
+    """Return the groups whose units have to be ranked, in the units that are ranked."""
+    if isinstance(made.shape, Replayed) or made.removes_layers:  # a plan, or the method, has chosen
         return []
-    if shape.after is None:
-        return adaptive_groups(shape.groups, shape.ledger.before, shape.kinds)
-    return scored_groups(shape.groups, shape.ledger.before, shape.after)
+    if isinstance(made.shape, Adaptive):
+        return adaptive_groups(made.traced.groups, made.traced.counter.before, made.axes)
+    return scored_groups(made.traced.groups, made.traced.counter.before, made.after)
 
 
-def decided(shape: Shape, options: Options, scores) -> Layers:
-    """The widths of every layer, by the scores where they were not known before. PlanError, see `allocate`."""
-    if shape.after is not None:
-        return shape.after
-    groups = groups_to_score(shape)
-    exact, ledger, config = options.pruning_ratio is None, shape.ledger, shape.skeleton.config
-    layers = allocate(ledger, groups, scores, shape.share, options.structure, options.remove_heads or 0, exact)
-    if options.uniform:
-        biases = options.compensate == "bias" and family_of(config.model_type).output_biases is not None
-        layers = uniform(ledger, layers, lambda widths: holds(config, widths, biases))
-    goal = goal_of(options, next(shape.skeleton.parameters()).element_size())
-    if goal is not None:
-        Budget(goal, True).check(ledger, layers, shape.kinds)
-    return _changed(replace(shape, after=layers), _budget(options), _least(ledger)).after
+def decided(made: Draft, scores, biases: bool = False) -> Layers:
+    """Return the widths of every layer, by the scores where they were not known before.
+
+    Args:
+        made: The draft.
+        scores: {group name: scores}, as they are to be ranked.
+        biases: Whether the output projections will get biases, which a uniform shape's class then has to hold.
+
+    Raises:
+        PlanError: As in `allocate`.
+    """
+    shape, traced = made.shape, made.traced
+    if not isinstance(shape, Adaptive):
+        return made.after
+    counter, config = traced.counter, traced.config
+    layers = allocate(
+        counter, groups_to_score(made), scores, shape.share, shape.structure, shape.remove_heads, shape.exact
+    )
+    if shape.uniform:
+        own = biases and family_of(config.model_type).output_biases is not None
+        layers = uniform(counter, layers, lambda widths: holds(config, widths, own))
+    if shape.goal is not None:
+        shape.goal.check(counter, layers, made.axes)
+    return _changed(replace(made, shape=Fixed(layers)), _least(counter)).after

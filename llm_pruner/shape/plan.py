@@ -1,54 +1,61 @@
 """The plan: which units stay and what the configuration becomes. Plain data; nothing here changes a model."""
 
-import copy
 import itertools
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from llm_pruner.config.options import MOST_SEED
-from llm_pruner.config.prune import MOST_LAYERS, MOST_WIDTH
+from llm_pruner.config.limits import MOST_LAYERS, MOST_SEED, MOST_WIDTH
 from llm_pruner.console import aligned
 from llm_pruner.errors import PlanError, RunError, UsageError, shown
 from llm_pruner.files import read_json, write_text
-from llm_pruner.model.families import Layers, Widths, family_of, resize, widths_of
-from llm_pruner.model.groups import (
-    FIELD,
+from llm_pruner.model.axes import (
+    AXES,
     HEADS,
     HIDDEN,
+    KV_HEADS,
+    LAYERS,
     MLP,
-    Group,
-    reader,
+    MODEL,
+    PRUNABLE,
+    Layers,
+    Widths,
+    heads_per_group,
 )
-from llm_pruner.validation import (
-    Rule,
-    check,
-    fields,
-    filled,
-    list_of,
-    mapping,
-    maybe,
-    one_of,
-    text,
-    whole,
-)
+from llm_pruner.model.families import family_of, resize, widths_of
+from llm_pruner.model.groups import Group, bias_of, output_projection, prunable, shapes_after, units_after
+from llm_pruner.model.per_layer import per_layer_config
+from llm_pruner.model.skeleton import meta_model
+from llm_pruner.validation import Rule, check, fields, filled, list_of, mapping, maybe, one_of, text, whole
 
-FORMAT = 2
+SCHEMA_VERSION = 3  # of a plan's file
 COMPENSATE = ("none", "bias")
+ORDERS = ("standard", "reversed", "random")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What pruning will do to a model of `model_type` whose widths are `before`.
+    """What pruning will do to a model.
 
-    after: the widths of every decoder layer. kept: {group name: sorted indices of the units that stay}, or None
-    while nothing is scored. parameters_*: exact counts, tied tensors once; decoder_*: those of attention and MLP,
-    i.e. of all tensors that heads or neurons run through; bytes_*: all, in the checkpoint's dtype.
-    config: what changes in the model's configuration. importance, seed, calibration: how `kept` was chosen, on which
-    text. compensate: what makes up for what goes. layers, num_layers_before: those of the model that stay, of how many;
-    None where all do.
+    Attributes:
+        model_type: Of the model.
+        before: The widths of its layers.
+        after: The widths of every decoder layer that stays.
+        parameters_before: Exact count, tied tensors once; `parameters_after` likewise.
+        decoder_before: Those of attention and MLP, i.e. of all tensors that heads or neurons run through.
+        bytes_before: Of all parameters, in the checkpoint's dtype.
+        config: What changes in the model's configuration.
+        importance: The criterion, or the method, that chose `kept`.
+        order: Whether the lowest scores went (standard), the highest (reversed) or any (random).
+        seed: Of everything random in that choice.
+        calibration: The text that scores were measured on.
+        compensate: What makes up for what goes.
+        layers: Those of the model that stay; None where all do.
+        num_layers_before: How many there were, where layers go.
+        kept: {group name: ascending indices of the units that stay}, or None while nothing is scored.
     """
 
     model_type: str
@@ -60,10 +67,11 @@ class Plan:
     decoder_after: int
     bytes_before: int
     bytes_after: int
-    config: dict = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
     importance: str | None = None
+    order: str = "standard"
     seed: int | None = None
-    calibration: dict | None = None
+    calibration: dict[str, Any] | None = None
     compensate: str = "none"
     layers: list[int] | None = None
     num_layers_before: int | None = None
@@ -71,26 +79,33 @@ class Plan:
 
     @property
     def num_hidden_layers(self) -> int:
+        """How many decoder layers stay."""
         return len(self.after)
 
     def widths_after(self) -> dict[str, int | list[int]]:
-        """{name: width}, a list with one for each layer where they differ."""
-        every = {name: [getattr(layer, name) for layer in self.after] for name in self.before.asdict()}
+        """Return {configuration field: width}, a list with one for each layer where they differ."""
+        every = {axis.field: [layer[axis] for layer in self.after] for axis in self.before}
         return {name: widths if len(set(widths)) > 1 else widths[0] for name, widths in every.items()}
 
     def removed(self) -> dict[str, float]:
-        """{name: the share of it that goes, over all layers}; `decoder` and `parameters` beside the widths."""
-        shares = {}
-        for name in FIELD.values():
-            shares[name] = 1 - sum(getattr(layer, name) for layer in self.after) / (
-                getattr(self.before, name) * len(self.after)
-            )
+        """Return the share of each axis that goes, over all layers, by its configuration field.
+
+        `decoder` and `parameters` are there beside the axes.
+        """
+        number = len(self.after)
+        shares = {
+            axis.field: 1 - sum(layer[axis] for layer in self.after) / (self.before[axis] * number) for axis in PRUNABLE
+        }
         shares["decoder"] = 1 - self.decoder_after / self.decoder_before
         shares["parameters"] = 1 - self.parameters_after / self.parameters_before
         return shares
 
     def table(self, requested: Mapping[str, float] | None = None) -> str:
-        """Before → after, with what was achieved beside what was asked for (by the names of `removed`)."""
+        """Return before and after as a table, with what was achieved beside what was asked for.
+
+        Args:
+            requested: The shares that were asked for, by the names of `removed`.
+        """
         shares, requested = self.removed(), requested or {}
         rows = [("", "before", "after", "removed", "requested")]
 
@@ -100,37 +115,40 @@ class Plan:
 
         if self.layers is not None:
             number = self.num_layers_before
-            row("num_hidden_layers", "layers", number, f"{len(self.layers)}", 1 - len(self.layers) / number)
-        for name, width in self.widths_after().items():
-            if name in shares:
-                span = f"{width:,}" if isinstance(width, int) else f"{min(width):,}–{max(width):,}"
-                row(name, name, getattr(self.before, name), span, shares[name])
+            row(LAYERS.field, LAYERS.name, number, f"{len(self.layers)}", 1 - len(self.layers) / number)
+        widths = self.widths_after()
+        for axis in PRUNABLE:
+            width = widths[axis.field]
+            span = f"{width:,}" if isinstance(width, int) else f"{min(width):,}–{max(width):,}"
+            row(axis.field, axis.field, self.before[axis], span, shares[axis.field])
         row("attention + MLP", "decoder", self.decoder_before, f"{self.decoder_after:,}", shares["decoder"])
         row("parameters", "parameters", self.parameters_before, f"{self.parameters_after:,}", shares["parameters"])
         row("bytes", "bytes", self.bytes_before, f"{self.bytes_after:,}", 1 - self.bytes_after / self.bytes_before)
         return aligned(rows)
 
     def save(self, path: str | Path) -> None:
-        """Writes the plan as JSON."""
+        """Write the plan as JSON. RunError when that fails."""
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        values |= {"before": self.before.by_field(), "after": [layer.by_field() for layer in self.after]}
         try:
-            write_text(Path(path), json.dumps({"format": FORMAT, **asdict(self)}) + "\n")
+            write_text(Path(path), json.dumps({"schema": SCHEMA_VERSION, **values}) + "\n")
         except OSError as error:
             raise RunError(f"the plan cannot be written to {path}: {error.strerror or error}") from error
 
     @classmethod
     def load(cls, path: str | Path) -> "Plan":
-        """Reads what `save` wrote. UsageError, with the field, when the file is not such a plan."""
+        """Read what `save` wrote. UsageError, with the field, when the file is not such a plan."""
         where = f"--plan {path}"
         data = read_json(Path(path).expanduser(), "--plan", unique=True)
-        if not isinstance(data, dict) or not {"format", "kept"} <= set(data):
+        if not isinstance(data, dict) or not {"model_type", "kept"} <= set(data):
             raise UsageError(f"{where} is not a plan of this program")
-        if data.pop("format") != FORMAT:
-            raise UsageError(f"{where} has another format than {FORMAT}; make it anew")
+        if data.pop("schema", None) != SCHEMA_VERSION:
+            raise UsageError(f"{where} has another schema than {SCHEMA_VERSION}; make it anew")
         if unknown := set(data) - set(SCHEMA):
             raise UsageError(f"{where} has the unknown field {shown(min(unknown))}; make it anew")
         check(data, SCHEMA, where, required=REQUIRED)
-        before, after = Widths(**data["before"]), tuple(Widths(**layer) for layer in data["after"])
-        plan = cls(**data | {"before": before, "after": after})
+        after = tuple(map(_widths, data["after"]))
+        plan = cls(**data | {"before": _widths(data["before"]), "after": after})
         plan._check(where)
         return plan
 
@@ -139,27 +157,37 @@ class Plan:
         if self.layers is not None:
             raise UsageError(f"{where}: layers: {shown(self.layers)} must be null: whole layers are not replayed")
         for index, layer in enumerate(self.after):
-            for name, width in layer.asdict().items():
-                if width > getattr(self.before, name):
-                    raise UsageError(f"{where}: layer {index} keeps {width} of {getattr(self.before, name)} {name}")
-            if layer.num_attention_heads % layer.num_key_value_heads:
+            for axis, width in layer.items():
+                if width > self.before[axis]:
+                    raise UsageError(f"{where}: layer {index} keeps {width} of {self.before[axis]} {axis.field}")
+            if layer[HEADS] % layer[KV_HEADS]:
                 raise UsageError(f"{where}: layer {index} has query heads that do not go evenly into its kv heads")
-        if self.before.num_attention_heads % self.before.num_key_value_heads:
+        if self.before[HEADS] % self.before[KV_HEADS]:
             raise UsageError(f"{where}: before: its query heads do not go evenly into its kv heads")
         for name, units in self.kept.items():
-            layer, _, kind = name.removeprefix("layers.").rpartition(".")
-            known = kind in FIELD and (layer.isdecimal() and len(layer) < 6 if kind != HIDDEN else name == HIDDEN)
-            if not known or int(layer or 0) >= len(self.after):
-                raise UsageError(f"{where}: kept: {shown(name)} is no group of {len(self.after)} layers")
-            count = getattr(self.after[int(layer or 0)], FIELD[kind])
-            if any(low >= high for low, high in itertools.pairwise(units)) or len(units) != count:
-                raise UsageError(f"{where}: kept: {name} must be {count} ascending units, not {shown(units)}")
-            if units[-1] >= getattr(self.before, FIELD[kind]):
-                raise UsageError(f"{where}: kept: {name}: there is no unit {units[-1]}")
+            self._check_kept(name, units, where)
+
+    def _check_kept(self, name: str, units: list[int], where: str) -> None:
+        known = {axis.name: axis for axis in PRUNABLE}
+        layer, _, last = name.removeprefix("layers.").rpartition(".")
+        axis = known.get(last)
+        legal = axis and (name == axis.name if axis.scope == MODEL else layer.isdecimal() and len(layer) < 6)
+        if not legal or int(layer or 0) >= len(self.after):
+            raise UsageError(f"{where}: kept: {shown(name)} is no group of {len(self.after)} layers")
+        count = self.after[int(layer or 0)][axis]
+        if any(low >= high for low, high in itertools.pairwise(units)) or len(units) != count:
+            raise UsageError(f"{where}: kept: {name} must be {count} ascending units, not {shown(units)}")
+        if units[-1] >= self.before[axis]:
+            raise UsageError(f"{where}: kept: {name}: there is no unit {units[-1]}")
+
+
+def _widths(by_field: Mapping[str, int]) -> Widths:
+    return Widths({axis: by_field[axis.field] for axis in AXES})
 
 
 WIDTH = whole(1, MOST_WIDTH)
-WIDTHS = fields(dict.fromkeys(Widths.__dataclass_fields__, WIDTH), tuple(Widths.__dataclass_fields__), others=False)
+FIELDS = tuple(axis.field for axis in AXES)
+WIDTHS = fields(dict.fromkeys(FIELDS, WIDTH), FIELDS, others=False)
 COUNT = whole(1, 2**62)
 
 
@@ -180,12 +208,15 @@ SCHEMA: dict[str, Rule] = {
     "importance": text,
     "seed": whole(0, MOST_SEED),
     "calibration": maybe(fields({"data": text, "nsamples": maybe(COUNT), "seq_len": maybe(COUNT)})),
+    "order": one_of(ORDERS),
     "compensate": one_of(COMPENSATE),
     "layers": maybe(list_of(whole(0, MOST_LAYERS))),
     "num_layers_before": maybe(whole(1, MOST_LAYERS)),
     "kept": _kept,
 }
-REQUIRED = tuple(name for name in SCHEMA if name not in ("config", "calibration", "layers", "num_layers_before"))
+REQUIRED = tuple(
+    name for name in SCHEMA if name not in ("config", "calibration", "order", "layers", "num_layers_before")
+)
 
 
 def make_plan(model, groups: Iterable[Group], after: Layers, biases: bool = False) -> tuple[Plan, object]:
@@ -198,8 +229,9 @@ def make_plan(model, groups: Iterable[Group], after: Layers, biases: bool = Fals
     config, before = model.config, widths_of(model.config)
     parameters = dict(model.named_parameters())
     shapes = {name: tuple(p.shape) for name, p in parameters.items()}
-    expected = shapes_after(shapes, groups, before, after)
-    wanted = {bias_of(reader(group).parameter) for group in groups if group.kind in (HEADS, MLP)} if biases else set()
+    expected = shapes_after(shapes, groups, after)
+    with_output = [group for group in groups if group.axis in (HEADS, MLP)] if biases else []
+    wanted = {bias_of(output_projection(group).parameter) for group in with_output}
     new_config, found = _configured(config, before, after, wanted - set(shapes), expected)
     old, new = config.to_dict(), new_config.to_dict()
     size = next(iter(parameters.values())).element_size()
@@ -222,21 +254,9 @@ def make_plan(model, groups: Iterable[Group], after: Layers, biases: bool = Fals
     return plan, new_config
 
 
-def prunable(groups: Iterable[Group]) -> set[str]:
-    """The parameters of attention and MLP: those that heads or neurons run through."""
-    return {member.parameter for group in groups if group.kind != HIDDEN for member in group.members}
-
-
-def bias_of(weight: str) -> str:
-    """The name of the bias beside the weight called `weight`."""
-    return weight.removesuffix("weight") + "bias"
-
-
 def _configured(config, before: Widths, after: Layers, new_biases: set[str], expected: Mapping[str, tuple]):
     """(new config, {parameter: shape} of the model it builds): a stock class where one holds the shape, else one
     whose layers have widths of their own. PlanError when what it builds is not what is `expected`."""
-    from llm_pruner.model.per_layer import per_layer_config
-
     if len(set(after)) == 1:
         try:
             new_config = resize(config, after[0], biases=bool(new_biases))
@@ -247,13 +267,9 @@ def _configured(config, before: Widths, after: Layers, new_biases: set[str], exp
             if not new_biases:
                 raise
     alike = len(set(after)) == 1  # then only biases are missing
-    base = after[0] if alike else replace(before, hidden_size=after[0].hidden_size)
-    names = {name: name for name in FIELD.values()}
-    names["intermediate_size"] = family_of(config.model_type).intermediate_size
-    overrides = [
-        {own: getattr(layer, name) for name, own in names.items() if getattr(layer, name) != getattr(base, name)}
-        for layer in after
-    ]
+    base = after[0] if alike else before.but({HIDDEN: after[0][HIDDEN]})
+    names = {axis: axis.field for axis in PRUNABLE} | {MLP: family_of(config.model_type).intermediate_size}
+    overrides = [{names[axis]: layer[axis] for axis in PRUNABLE if layer[axis] != base[axis]} for layer in after]
     modules = sorted({name.split(".", 3)[-1].removesuffix(".bias") for name in new_biases})
     new_config = per_layer_config(resize(config, base), overrides, modules)
     return new_config, _check_shapes(new_config, expected, _shapes(new_config))
@@ -272,27 +288,31 @@ def _check_shapes(config, expected: Mapping[str, tuple], found: dict[str, tuple]
     return found
 
 
-def meta_model(config):
-    """A model of `config` without weights, on the meta device, in the dtype that the config names."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):  # a copy: building a model writes its dtype into the config
-        return AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=config.dtype or torch.float32)
-
-
-def units_after(group: Group, after: Sequence[Widths]) -> int:
-    """How many units of the group there are when the layers have the widths `after`."""
-    return getattr(after[group.layer or 0], FIELD[group.kind])
-
-
-def shapes_after(shapes, groups: Iterable[Group], before: Widths, after: Layers) -> dict[str, tuple[int, ...]]:
-    """The parameters' shapes when the layers have the widths `after`."""
-    result = {name: list(shape) for name, shape in shapes.items()}
-    removed = {}
-    for group in groups:
-        units = group.units - units_after(group, after)
-        removed.update({(m.parameter, m.axis, m.start): units * m.width for m in group.members})
-    for (parameter, axis, _), positions in removed.items():
-        result[parameter][axis] -= positions
-    return {name: tuple(shape) for name, shape in result.items()}
+def check_replay(plan: Plan, config, groups: Iterable[Group]) -> None:
+    """PlanError unless `plan` was made for a model of this shape and names units that such a model has."""
+    widths = widths_of(config)
+    if (plan.model_type, plan.num_hidden_layers) != (config.model_type, config.num_hidden_layers):
+        raise PlanError(
+            f"the plan is for {plan.model_type} with {plan.num_hidden_layers} layers, "
+            f"this model is {config.model_type} with {config.num_hidden_layers}"
+        )
+    for axis, width in plan.before.items():
+        if widths[axis] != width:
+            raise PlanError(f"the plan is for {axis.field}={width}, this model has {widths[axis]}")
+    by_name = {group.name: group for group in groups}
+    if set(plan.kept) != set(by_name):
+        raise PlanError(f"the plan's groups are not this model's: {sorted(set(plan.kept) ^ set(by_name))[:3]}")
+    common = [axis for axis in AXES if axis.scope == MODEL or not axis.prunable]
+    if len({tuple(layer[axis] for axis in common) for layer in plan.after}) > 1:
+        raise PlanError(f"the plan's layers differ in {' or '.join(a.field for a in common)}, which all have in common")
+    for name, kept in plan.kept.items():
+        count = units_after(by_name[name], plan.after)
+        legal = all(type(unit) is int and 0 <= unit < by_name[name].units for unit in kept)
+        if not legal or kept != sorted(set(kept)) or len(kept) != count:
+            raise PlanError(f"the plan's {name} is not {count} ascending units of {by_name[name].units}")
+    size = heads_per_group(plan.before)
+    for name, group in by_name.items():
+        if group.axis == HEADS:
+            kv_heads, smaller = plan.kept[f"layers.{group.layer}.{KV_HEADS}"], heads_per_group(plan.after[group.layer])
+            if [head // size for head in plan.kept[name]] != [kv for kv in kv_heads for _ in range(smaller)]:
+                raise PlanError(f"the plan's {name} does not keep {smaller} query heads in each kv head it keeps")

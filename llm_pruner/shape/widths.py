@@ -1,57 +1,72 @@
-"""From what was asked (ratios, explicit widths, rounding) to the widths after pruning."""
+"""From ratios and explicit widths to the widths after pruning."""
 
 import math
+from collections.abc import Iterable, Mapping
 
+from llm_pruner.config.quantities import check_ratio
 from llm_pruner.errors import PlanError, UsageError, did_you_mean, shown
-from llm_pruner.model.families import Widths, family_of
-from llm_pruner.model.groups import (
-    FIELD,
+from llm_pruner.model.axes import (
+    AXES,
+    HEAD_DIM,
     HEADS,
     HIDDEN,
-    KINDS,
     KV_HEADS,
+    LAYERS,
     MLP,
+    PRUNABLE,
+    Axis,
+    Widths,
+    heads_per_group,
+    is_grouped,
+    with_heads,
 )
+from llm_pruner.model.families import family_of
 
 
-def parse_prune(text: str, ratio: float | None) -> dict[str, float]:
-    """`hidden,heads=0.25` with a ratio for the others → {"hidden": ratio, "heads": 0.25}. UsageError."""
-    ratios: dict[str, float] = {}
+def parse_prune(text: str, ratio: float | None) -> dict[Axis, float]:
+    """Return the ratio of each axis that `text` names.
+
+    Args:
+        text: Such as `hidden,heads=0.25`.
+        ratio: What an axis without a ratio of its own gets, None for nothing.
+
+    Raises:
+        UsageError: A name is unknown or there twice, a ratio is missing or none.
+    """
+    known = {axis.name: axis for axis in PRUNABLE}
+    ratios: dict[Axis, float] = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
-        kind, _, own = part.partition("=")
-        if kind not in KINDS:
-            raise UsageError(f"--prune {kind!r}: {did_you_mean(kind, KINDS)}")
-        if kind in ratios:
-            raise UsageError(f"--prune names {kind!r} twice")
+        name, _, own = part.partition("=")
+        if name not in known:
+            raise UsageError(f"--prune {name!r}: {did_you_mean(name, known)}")
+        if known[name] in ratios:
+            raise UsageError(f"--prune names {name!r} twice")
         if own:
-            ratios[kind] = check_ratio(own, f"--prune {kind}")
+            ratios[known[name]] = check_ratio(own, f"--prune {name}")
         elif ratio is None:
-            raise UsageError(f"--prune {kind} has no ratio: give --pruning_ratio or {kind}=RATIO")
+            raise UsageError(f"--prune {name} has no ratio: give --pruning_ratio or {name}=RATIO")
         else:
-            ratios[kind] = ratio
+            ratios[known[name]] = ratio
     if not ratios:
-        raise UsageError(f"--prune {text!r} names nothing; choose from {', '.join(KINDS)}")
+        raise UsageError(f"--prune {text!r} names nothing; choose from {', '.join(known)}")
     return ratios
 
 
-def check_ratio(value, name: str) -> float:
-    """`value` as a ratio, 0 <= ratio < 1. UsageError with the value and the range."""
-    try:
-        ratio = float(value)
-    except (TypeError, ValueError):
-        ratio = math.nan
-    if not 0 <= ratio < 1:
-        raise UsageError(f"{name}: {value!r} is not a ratio; it must be a number with 0 <= ratio < 1, such as 0.5")
-    return ratio
+def parse_target(text: str, config) -> dict[Axis, int]:
+    """Return the width of each axis that `text` sets.
 
+    Args:
+        text: Such as `hidden_size=2048,n_inner=512`; names are the configuration's own or the standard ones.
+        config: The model's configuration.
 
-def parse_target(text: str, config) -> dict[str, int]:
-    """`hidden_size=2048,n_inner=512` → {kind: width}, `layers` for how many of them; names are the config's own or the
-    standard ones. UsageError."""
-    names = {field: kind for kind, field in FIELD.items()} | {"head_dim": "head_dim", "num_hidden_layers": "layers"}
+    Raises:
+        UsageError: A name is unknown or there twice, or a width is none.
+        PlanError: It sets head_dim, which never changes.
+    """
+    names = {axis.field: axis for axis in (*AXES, LAYERS)}
     names[family_of(config.model_type).intermediate_size] = MLP
     names |= {own: names[standard] for standard, own in config.attribute_map.items() if standard in names}
-    target: dict[str, int] = {}
+    target: dict[Axis, int] = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
         name, _, value = part.partition("=")
         if name not in names:
@@ -61,51 +76,61 @@ def parse_target(text: str, config) -> dict[str, int]:
         if names[name] in target:
             raise UsageError(f"--target sets {name} twice")
         target[names[name]] = int(value)
-    if "head_dim" in target:
+    if HEAD_DIM in target:
         raise PlanError("head_dim never changes: RoPE's frequencies depend on it; set num_attention_heads instead")
     if not target:
-        raise UsageError(f"--target {text!r} sets nothing; give NAME=WIDTH of {', '.join(FIELD.values())}")
+        fields = ", ".join(axis.field for axis in PRUNABLE)
+        raise UsageError(f"--target {text!r} sets nothing; give NAME=WIDTH of {fields}")
     return target
 
 
-def widths_by_ratio(before: Widths, ratios: dict[str, float], derived_head_dim: bool, round_to: int = 1) -> Widths:
-    """Each kind in `ratios` shrunk by its ratio: kept = ⌊n(1−r) + 1e-6⌋, as in Torch-Pruning's LLM example.
+def widths_by_ratio(before: Widths, ratios: Mapping[Axis, float], derived_head_dim: bool, round_to: int = 1) -> Widths:
+    """Return the widths when each axis in `ratios` shrinks by its ratio: kept = ⌊n(1−r) + 1e-6⌋.
 
-    Query heads go evenly, at least one stays in each kv group; without groups key and value heads go along.
-    hidden_size and intermediate_size are rounded to the nearest multiple of `round_to`. Where head_dim
-    is derived, hidden_size follows the heads. PlanError when a group would empty.
+    That is how Torch-Pruning's LLM example counts. Query heads go evenly, and at least one stays in each kv group;
+    without groups key and value heads go along. hidden_size and intermediate_size are rounded to the nearest multiple
+    of `round_to`. Where head_dim is derived, hidden_size follows the heads.
+
+    Raises:
+        PlanError: An axis would be empty.
     """
-    heads, kv_heads = before.num_attention_heads, before.num_key_value_heads
-    per_group = before.heads_per_group
-    if not before.grouped and KV_HEADS in ratios:
+    ratios = dict(ratios)
+    if not is_grouped(before) and KV_HEADS in ratios:
         if HEADS in ratios and ratios[HEADS] != ratios[KV_HEADS]:
             raise PlanError("this model has one kv head per query head: heads and kv_heads cannot differ")
-        ratios = {**ratios, HEADS: ratios[KV_HEADS]}
-    if before.grouped:
-        if KV_HEADS in ratios:
-            kv_heads = _kept(kv_heads, ratios[KV_HEADS], FIELD[KV_HEADS])
-        if HEADS in ratios:
-            per_group = max(1, math.floor(per_group * (1 - ratios[HEADS]) + 1e-6))
-        heads = kv_heads * per_group
-    elif HEADS in ratios:
-        heads = kv_heads = _kept(heads, ratios[HEADS], FIELD[HEADS])
-    hidden, intermediate = before.hidden_size, before.intermediate_size
+        ratios[HEADS] = ratios[KV_HEADS]
+    after = _heads_by_ratio(before, ratios)
+    hidden, intermediate = before[HIDDEN], before[MLP]
     if ratios.get(HIDDEN):
-        hidden = _rounded(_kept(hidden, ratios[HIDDEN], FIELD[HIDDEN]), hidden, round_to, FIELD[HIDDEN])
+        hidden = _rounded(_kept(before, HIDDEN, ratios[HIDDEN]), hidden, round_to, HIDDEN.field)
         if derived_head_dim and ratios.get(HEADS) == ratios[HIDDEN]:
-            step = math.lcm(before.head_dim, round_to)
-            hidden = _rounded(heads * before.head_dim, before.hidden_size, step, FIELD[HIDDEN])
-            heads = kv_heads = hidden // before.head_dim
+            step = math.lcm(before[HEAD_DIM], round_to)
+            hidden = _rounded(after[HEADS] * before[HEAD_DIM], before[HIDDEN], step, HIDDEN.field)
+            after = with_heads(after, hidden // before[HEAD_DIM], 1)
     if ratios.get(MLP):
-        intermediate = _rounded(_kept(intermediate, ratios[MLP], FIELD[MLP]), intermediate, round_to, FIELD[MLP])
-    return Widths(hidden, heads, kv_heads, intermediate, before.head_dim)
+        intermediate = _rounded(_kept(before, MLP, ratios[MLP]), intermediate, round_to, MLP.field)
+    return after.but({HIDDEN: hidden, MLP: intermediate})
 
 
-def _kept(units: int, ratio: float, field: str) -> int:
+def _heads_by_ratio(before: Widths, ratios: Mapping[Axis, float]) -> Widths:
+    kv_heads, per_group = before[KV_HEADS], heads_per_group(before)
+    if not is_grouped(before):
+        return with_heads(before, _kept(before, HEADS, ratios[HEADS]), 1) if HEADS in ratios else before
+    if KV_HEADS in ratios:
+        kv_heads = _kept(before, KV_HEADS, ratios[KV_HEADS])
+    if HEADS in ratios:
+        per_group = max(1, math.floor(per_group * (1 - ratios[HEADS]) + 1e-6))
+    return with_heads(before, kv_heads, per_group)
+
+
+def _kept(before: Widths, axis: Axis, ratio: float) -> int:
+    units = before[axis]
     kept = math.floor(units * (1 - ratio) + 1e-6)
     if kept < 1:
         highest = math.floor((1 - 1 / units) * 1e6) / 1e6
-        raise PlanError(f"ratio {ratio:g} leaves nothing of {field} ({units}); the highest legal ratio is {highest:g}")
+        raise PlanError(
+            f"ratio {ratio:g} leaves nothing of {axis.field} ({units}); the highest legal ratio is {highest:g}"
+        )
     return kept
 
 
@@ -117,52 +142,60 @@ def _rounded(kept: int, units: int, step: int, field: str) -> int:
     return nearest
 
 
-def widths_by_target(before: Widths, target: dict[str, int]) -> Widths:
-    """Explicit widths; what is not named stays, but heads go with their kv group. PlanError when too wide."""
-    heads, kv_heads = before.num_attention_heads, before.num_key_value_heads
-    if before.grouped:
+def widths_by_target(before: Widths, target: Mapping[Axis, int]) -> Widths:
+    """Return explicit widths; what is not named stays, but query heads go with their kv group.
+
+    Raises:
+        PlanError: A width is more than the model has, or heads do not go evenly into kv groups.
+    """
+    kv_heads = before[KV_HEADS]
+    if is_grouped(before):
         kv_heads = target.get(KV_HEADS, kv_heads)
-        heads = target.get(HEADS, kv_heads * before.heads_per_group)
+        heads = target.get(HEADS, kv_heads * heads_per_group(before))
     else:
-        heads = kv_heads = target.get(HEADS, target.get(KV_HEADS, heads))
+        heads = kv_heads = target.get(HEADS, target.get(KV_HEADS, before[HEADS]))
         if target.get(KV_HEADS, kv_heads) != kv_heads:
             raise PlanError("this model has one kv head per query head: set num_attention_heads only, or both alike")
-    after = Widths(
-        target.get(HIDDEN, before.hidden_size), heads, kv_heads,
-        target.get(MLP, before.intermediate_size), before.head_dim,
-    )  # fmt: skip
-    for field, width in after.asdict().items():
-        if width > getattr(before, field):
-            raise PlanError(f"--target {field}={width} is more than the model has ({getattr(before, field)})")
-    if before.grouped and heads % kv_heads:
+    after = before.but({**target, HEADS: heads, KV_HEADS: kv_heads})
+    for axis, width in after.items():
+        if width > before[axis]:
+            raise PlanError(f"--target {axis.field}={width} is more than the model has ({before[axis]})")
+    if is_grouped(before):
+        _check_heads(before, after)
+    return after
+
+
+def _check_heads(before: Widths, after: Widths) -> None:
+    heads, kv_heads, most = after[HEADS], after[KV_HEADS], heads_per_group(before)
+    if heads % kv_heads:
         low = heads // kv_heads * kv_heads
-        nearest = " or ".join(str(n) for n in (low, low + kv_heads) if 0 < n <= before.num_attention_heads)
+        nearest = " or ".join(str(n) for n in (low, low + kv_heads) if 0 < n <= before[HEADS])
         raise PlanError(
             f"num_attention_heads={heads} is not a multiple of {kv_heads} kv groups, each of which keeps as many "
             f"query heads; nearest legal: {nearest}"
         )
-    if heads // kv_heads > before.heads_per_group:
+    if heads // kv_heads > most:
         raise PlanError(
             f"num_attention_heads={heads} with {kv_heads} kv groups is {heads // kv_heads} query heads a group, "
-            f"and a group has {before.heads_per_group}; at most {kv_heads * before.heads_per_group} heads are legal"
+            f"and a group has {most}; at most {kv_heads * most} heads are legal"
         )
-    return after
 
 
-def ratio_of_one_step(before: Widths, kinds, round_to: int = 1) -> float:
-    """The smallest ratio, in six digits, that takes a unit, a head of every group or `round_to` channels of a kind."""
+def ratio_of_one_step(before: Widths, axes: Iterable[Axis], round_to: int = 1) -> float:
+    """Return the smallest ratio, in six digits, that takes one step of an axis: a unit, a head of every group or
+    `round_to` channels."""
 
     def smallest(units: int, step: int) -> float:
         lost = next(lost for lost in range(1, units + 1) if _rounded_or_none(units - lost, units, step) != units)
         return lost / units
 
     ratios = {
-        HIDDEN: smallest(before.hidden_size, round_to),
-        HEADS: 1 / (before.heads_per_group if before.grouped else before.num_attention_heads),
-        KV_HEADS: 1 / before.num_key_value_heads,
-        MLP: smallest(before.intermediate_size, round_to),
+        HIDDEN: smallest(before[HIDDEN], round_to),
+        HEADS: 1 / (heads_per_group(before) if is_grouped(before) else before[HEADS]),
+        KV_HEADS: 1 / before[KV_HEADS],
+        MLP: smallest(before[MLP], round_to),
     }
-    return math.floor(min(ratios[kind] for kind in kinds) * 1e6) / 1e6
+    return math.floor(min(ratios[axis] for axis in axes) * 1e6) / 1e6
 
 
 def _rounded_or_none(kept: int, units: int, step: int) -> int | None:

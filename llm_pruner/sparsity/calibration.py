@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import nn
 
-from llm_pruner.calibration.layerwise import Layer, computing, decoder_layers, not_finite, walk
+from llm_pruner.calibration.layerwise import Layer, not_finite, walk
 from llm_pruner.config import recipe as names
 from llm_pruner.config.recipe import Recipe
 from llm_pruner.config.sparsify import validate_recipe
-from llm_pruner.errors import PlanError, UsageError
+from llm_pruner.errors import PlanError, UsageError, computing
+from llm_pruner.model.layers import decoder_layers
 from llm_pruner.sparsity.activations import SparseInput
 from llm_pruner.sparsity.learn import Learning, learn
 from llm_pruner.sparsity.linear import SparseLinear, make_sparse, sparse_layers

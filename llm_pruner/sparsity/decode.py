@@ -19,6 +19,7 @@ import torch.nn.functional as F
 
 from llm_pruner.config import recipe as names
 from llm_pruner.config.recipe import Recipe
+from llm_pruner.sparsity.columns import by_columns, centre_of
 from llm_pruner.sparsity.linear import SparseLinear, sparse_layers
 
 log = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ def speed_up(model: torch.nn.Module) -> int:
 
 def attach(layer: SparseLinear) -> bool:
     """Sets the layer's `decode` to what computes one token where it is, or to None; whether there is something."""
-    layer.decode = None
+    layer.decode, layer.attach = None, attach
     if layer.weight.is_meta:
         return False
     by_columns(layer)
@@ -73,22 +74,6 @@ def kernel_runs(device: torch.device) -> bool:
 
 def _line(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).strip()}".partition("\n")[0]
-
-
-def by_columns(layer: SparseLinear) -> None:
-    """Stores the weight so that what one input channel multiplies is contiguous; it stays [out, in] to everyone."""
-    if not layer.transposed and not layer.columns.is_contiguous():
-        layer.weight.data = layer.weight.data.T.contiguous().T
-
-
-def centre_of(layer: SparseLinear) -> torch.Tensor | None:
-    """c [in]."""
-    sparsity = layer.sparsity
-    if sparsity.recipe.transform == names.SHIFT:
-        return torch.ones(layer.in_features, device=layer.weight.device) if sparsity.scale is None else sparsity.scale
-    if sparsity.shift is None:
-        return None
-    return sparsity.shift if sparsity.scale is None else sparsity.shift * sparsity.scale
 
 
 class Bags:

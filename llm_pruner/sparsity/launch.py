@@ -7,7 +7,7 @@ import torch
 
 from llm_pruner.config import recipe as names
 from llm_pruner.sparsity import kernel
-from llm_pruner.sparsity.decode import centre_of
+from llm_pruner.sparsity.columns import centre_of
 from llm_pruner.sparsity.linear import SparseLinear
 
 GROUPS = (2, 4, 8, 16)  # m of n:m that the kernel selects by itself

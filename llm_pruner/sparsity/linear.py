@@ -14,7 +14,7 @@ from llm_pruner.sparsity.activations import SparseInput
 class SparseLinear(nn.Module):
     """y = W x̂ + b, x̂ = sparsity(x), in place of an nn.Linear, or of a Conv1D, whose weight is stored as [in, out].
 
-    `decode`, where speed_up of decode.py has set it, does it for one token, without gradients.
+    `decode`, where speed_up of decode.py has set it, does it for one token, without gradients; `attach` sets it anew.
     """
 
     def __init__(self, dense: nn.Module, recipe: Recipe) -> None:
@@ -24,7 +24,7 @@ class SparseLinear(nn.Module):
         sides = dense.weight.shape if self.transposed else dense.weight.shape[::-1]
         self.in_features, self.out_features = sides
         self.sparsity = SparseInput(recipe, self.in_features, dense.weight.device)
-        self.decode = None
+        self.decode = self.attach = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.decode is not None and x.numel() == self.in_features and not torch.is_grad_enabled():
@@ -39,9 +39,7 @@ class SparseLinear(nn.Module):
         """Moved to another device or dtype, it decodes as it can there."""
         super()._apply(function, recurse)
         if self.decode is not None:
-            from llm_pruner.sparsity.decode import attach
-
-            attach(self)
+            self.attach(self)
         return self
 
     @property

@@ -2,8 +2,7 @@
 config.json, which is where transformers has a model's linear layers replaced while it loads. Imports nothing heavy."""
 
 from llm_pruner.model.after_import import after_import
-
-METHOD = "sparse_activations"
+from llm_pruner.model.families import SPARSE_ACTIVATIONS
 
 
 def register() -> None:
@@ -12,8 +11,8 @@ def register() -> None:
 
 
 def _register(auto) -> None:
-    auto.AUTO_QUANTIZATION_CONFIG_MAPPING.setdefault(METHOD, _Deferred)
-    auto.AUTO_QUANTIZER_MAPPING.setdefault(METHOD, _quantizer)
+    auto.AUTO_QUANTIZATION_CONFIG_MAPPING.setdefault(SPARSE_ACTIVATIONS, _Deferred)
+    auto.AUTO_QUANTIZER_MAPPING.setdefault(SPARSE_ACTIVATIONS, _quantizer)
 
 
 class _Deferred:

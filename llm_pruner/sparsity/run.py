@@ -9,7 +9,7 @@ from pathlib import Path
 
 from llm_pruner.calibration import data
 from llm_pruner.config import recipe as names
-from llm_pruner.config.sparsify import SparsifyOptions, validate
+from llm_pruner.config.sparsify import SparsifyOptions
 from llm_pruner.console import quiet, say
 from llm_pruner.errors import RunError, redact
 from llm_pruner.evaluation.scores import Measurement, Scores, compared, text_to_score, windows_of
@@ -20,32 +20,17 @@ from llm_pruner.model.size import size_of
 from llm_pruner.model.tokenizers import load_tokenizer
 from llm_pruner.output import checkpoint, lineage, places
 from llm_pruner.output.conditions import Stopwatch, conditions
-from llm_pruner.output.reports import Calibration, Sides, SparsifyReport, SweepReport
+from llm_pruner.output.reports import Calibration, Sides, SparsifyReport
 from llm_pruner.output.saving import save, write_json
+from llm_pruner.sparsity.columns import by_columns
+from llm_pruner.sparsity.learn import Learning
+from llm_pruner.sparsity.linear import sparse_layers
+from llm_pruner.sparsity.saved import mark
+from llm_pruner.sparsity.sparsify import sparsify
+from llm_pruner.sparsity.targets import targeted
 
 PROGRAM = "python -m llm_pruner sparsify"
-LEARNED = 1024  # tokens of a batch, each a step of the optimiser
 WATCHED = 4096  # tokens that the share of what is kept is counted on
-
-
-def run(options: SparsifyOptions, argv: Sequence[str] = ()) -> SparsifyReport | SweepReport:
-    """Make a model sparse or, with patterns, sweep models and patterns.
-
-    Args:
-        options: The command's.
-        argv: The arguments as they were typed.
-
-    Raises:
-        PrunerError: With the exit code of what failed.
-    """
-    validate(options)
-    if options.patterns:
-        from llm_pruner.sparsity.sweep import sweep
-
-        return sweep(options, argv)
-    if options.calibration_data and not options.recipe.needs_text:
-        say(f"note: {options.recipe.label} measures nothing, so there is nothing to calibrate")
-    return run_one(options, argv)
 
 
 def run_one(options: SparsifyOptions, argv: Sequence[str] = (), known: Scores | None = None) -> SparsifyReport:
@@ -95,7 +80,7 @@ def run_one(options: SparsifyOptions, argv: Sequence[str] = (), known: Scores | 
     before = known or measurement.of(model, tokenizer, "before", stopwatch)
     size = size_of(model)
     with stopwatch("sparsify"):
-        learned = sparsified(model, options, prompts)
+        learned = sparsify(model, recipe, prompts, Learning(epochs=options.epochs, seed=options.seed))
         if target and recipe.sparse == names.ACTIVATIONS:
             _as_loaded(model)
     kept = measured_share(model, recipe, windows if windows is not None else prompts)
@@ -125,29 +110,9 @@ def run_one(options: SparsifyOptions, argv: Sequence[str] = (), known: Scores | 
     return made
 
 
-def sparsified(model, options: SparsifyOptions, prompts) -> dict:
-    """Makes `model` sparse in place; prompts: LongTensors [length] where the recipe needs text. Returns how well the
-    learnable inputs of each decoder layer learned."""
-    from llm_pruner.calibration.activations import TOKENS, batches_of
-    from llm_pruner.sparsity.calibration import sparsify_activations
-    from llm_pruner.sparsity.learn import Learning
-    from llm_pruner.sparsity.weights import sparsify_weights
-
-    recipe = options.recipe
-    learnable = recipe.transform == names.LEARNABLE
-    batches = batches_of(prompts or (), LEARNED if learnable else TOKENS.get(model.device.type, TOKENS["cpu"]))
-    if recipe.sparse == names.WEIGHTS:
-        sparsify_weights(model, recipe, batches)
-        return {}
-    return sparsify_activations(model, recipe, batches, Learning(epochs=options.epochs, seed=options.seed))
-
-
 def _as_loaded(model) -> None:
     """Lays the weights out as loading the saved model does: in another layout bfloat16 rounds otherwise, and the
     perplexity would be that of a model that nobody gets."""
-    from llm_pruner.sparsity.decode import by_columns
-    from llm_pruner.sparsity.linear import sparse_layers
-
     for layer in sparse_layers(model).values():
         by_columns(layer)
 
@@ -155,9 +120,6 @@ def _as_loaded(model) -> None:
 def measured_share(model, recipe, tokens) -> float | None:
     """Of the targeted matrices, or of what they read of the first few windows of `tokens`, the share that is kept."""
     import torch
-
-    from llm_pruner.sparsity.linear import sparse_layers
-    from llm_pruner.sparsity.targets import targeted
 
     if recipe.sparse == names.WEIGHTS:
         weights = [model.get_submodule(name).weight for name in targeted(model, recipe.targets)]
@@ -207,8 +169,6 @@ def _saved(
 ) -> SparsifyReport:
     recipe, note = options.recipe, ""
     if recipe.sparse == names.ACTIVATIONS:
-        from llm_pruner.sparsity.saved import mark
-
         mark(model, recipe)
         note = "; import llm_pruner before you load it, or it is the dense model"
     return save(

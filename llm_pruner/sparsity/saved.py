@@ -5,21 +5,21 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from llm_pruner.config.recipe import Recipe
+from llm_pruner.model.families import SPARSE_ACTIVATIONS
 from llm_pruner.sparsity.decode import speed_up
 from llm_pruner.sparsity.linear import make_sparse
-from llm_pruner.sparsity.register import METHOD
 from llm_pruner.sparsity.targets import targeted
 
 
 class SparseActivationsConfig(QuantizationConfigMixin):
     """A recipe as transformers keeps it in config.json."""
 
-    def __init__(self, quant_method: str = METHOD, **recipe) -> None:
-        self.quant_method = METHOD
+    def __init__(self, quant_method: str = SPARSE_ACTIVATIONS, **recipe) -> None:
+        self.quant_method = SPARSE_ACTIVATIONS
         self.recipe = Recipe.of(recipe)
 
     def to_dict(self) -> dict:
-        return {"quant_method": METHOD, **self.recipe.asdict()}
+        return {"quant_method": SPARSE_ACTIVATIONS, **self.recipe.asdict()}
 
 
 class SparseActivations(HfQuantizer):
@@ -50,4 +50,4 @@ def mark(model, recipe: Recipe) -> None:
     """Has `model.save_pretrained` write the recipe of a model that was made sparse in memory."""
     model.config.quantization_config = SparseActivationsConfig(**recipe.asdict())
     model.hf_quantizer = SparseActivations(model.config.quantization_config)
-    model.is_quantized, model.quantization_method = True, METHOD
+    model.is_quantized, model.quantization_method = True, SPARSE_ACTIVATIONS

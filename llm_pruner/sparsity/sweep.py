@@ -9,15 +9,14 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from llm_pruner import __version__
+from llm_pruner._version import __version__
 from llm_pruner.config.options import fields_of, read_yaml, typed
 from llm_pruner.config.sparsify import SparsifyOptions, parts, validate
 from llm_pruner.console import aligned, say
 from llm_pruner.errors import PrunerError, RunError, UsageError, is_out_of_memory, redact
 from llm_pruner.evaluation.scores import Scores
 from llm_pruner.evaluation.zero_shot import mean_accuracy
-from llm_pruner.files import set_aside
-from llm_pruner.importance.score_cache import fingerprint, text_digest
+from llm_pruner.files import checkpoint_digest, set_aside, text_digest
 from llm_pruner.model import loading
 from llm_pruner.output import places, reports
 from llm_pruner.output.conditions import command, versions
@@ -178,7 +177,7 @@ def _patterns(options: SparsifyOptions) -> dict[str, SparsifyOptions]:
 
 def _fingerprint(model: str, revision: str | None) -> str:
     source = loading.resolve(model)
-    return fingerprint(source, loading.fetch(source, revision))
+    return checkpoint_digest(source, loading.fetch(source, revision))
 
 
 def _key(options: SparsifyOptions, model: str) -> str:

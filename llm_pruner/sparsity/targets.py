@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from llm_pruner.calibration.layerwise import decoder_layers
 from llm_pruner.config.recipe import TARGETS
 from llm_pruner.errors import PlanError
+from llm_pruner.model.layers import decoder_layers
 
 PARTS = {  # the end of a module's name → the parts that it plays: several where it is fused
     "q_proj": "q", "k_proj": "k", "v_proj": "v", "o_proj": "o", "gate_proj": "gate", "up_proj": "up",

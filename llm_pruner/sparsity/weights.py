@@ -6,9 +6,10 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from llm_pruner.calibration.layerwise import computing, not_finite, walk
+from llm_pruner.calibration.layerwise import not_finite, walk
 from llm_pruner.config import recipe as names
 from llm_pruner.config.recipe import Recipe
+from llm_pruner.errors import computing
 from llm_pruner.sparsity.calibration import check, layers_of, watched
 from llm_pruner.sparsity.patterns import kept_n_of_m, kept_share
 from llm_pruner.sparsity.targets import targeted

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 
-LINE = re.compile(r"^(?:prune_llm|llm_pruner(?: \w+)?): error: ")
+LINE = re.compile(r"^llm-pruner(?: \w+)?: error: ")
 INTERNAL = re.compile(r"\b[A-Z]\w*(?:Error|Exception)\b: |--traceback shows where")
 LONGEST = 2000  # characters of an error line: a value a megabyte long is not printed back
 LARGE = 2**26  # bytes of a file that are compared: what is larger is zeros

@@ -1,14 +1,24 @@
 """mag_sp: the magnitude of the output projections' columns alone."""
 
-from llm_pruner.importance.registry import COLUMN, READ, WEIGHTS, criterion
-from llm_pruner.model.groups import reader
+from dataclasses import dataclass
+
+from llm_pruner.calibration.statistics import WEIGHTS
+from llm_pruner.importance.criterion import COLUMN, OUTPUT_AXES, Criterion
+from llm_pruner.model.groups import output_projection
 
 
-@criterion(needs=(WEIGHTS,), kinds=READ, per=COLUMN)
-def mag_sp(group, evidence):
-    """‖W_:j‖₂ per input column j of o_proj or down_proj, summed over a head's columns.
+@dataclass(frozen=True)
+class MagSp(Criterion):
+    """‖W_:j‖₂ of each input column j of o_proj or down_proj, summed over a head's columns.
 
     The weight-only baseline of An et al., https://arxiv.org/abs/2312.11983.
     """
-    member = reader(group)
-    return evidence.weights.squared_sums(member.parameter)[member.axis].sqrt()
+
+    name = "mag_sp"
+    needs = frozenset((WEIGHTS,))
+    axes = OUTPUT_AXES
+    per = COLUMN
+
+    def score(self, group, statistics):
+        member = output_projection(group)
+        return statistics.weights.squared_sums(member.parameter)[member.dim].sqrt()

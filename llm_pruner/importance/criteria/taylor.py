@@ -1,23 +1,39 @@
 """Taylor: how much the loss changes, to first order, when a unit is removed."""
 
-from llm_pruner.importance.registry import GRADIENTS, Calibration, criterion
+from dataclasses import dataclass
+
+from llm_pruner.calibration.statistics import GRADIENTS, Calibration
+from llm_pruner.importance.criterion import Criterion
 
 
-@criterion(needs=(GRADIENTS,), options=("taylor",), calibration=Calibration("c4", nsamples=10, seq_len=64))
-def taylor(group, evidence):
-    """`param_first` Σ|w·∂L/∂w|, `vectorize` |Σ w·∂L/∂w|, over all weights of a unit; biases do not count.
+@dataclass(frozen=True)
+class Taylor(Criterion):
+    """Weight times gradient, over all weights of a unit; biases do not count.
 
+    param_first: Σ|w·∂L/∂w|. vectorize: |Σ w·∂L/∂w|.
     Ma et al., LLM-Pruner: On the Structural Pruning of Large Language Models, NeurIPS 2023,
     https://arxiv.org/abs/2305.11627.
-    """
-    import torch
 
-    units = torch.arange(group.units)
-    total = torch.zeros(group.units, dtype=torch.float32)
-    members = {(m.parameter, m.axis, m.start): m for m in group.members}  # a tied tensor is there twice
-    for member in members.values():
-        if member.role != "bias":
-            products = evidence.products[member.parameter]
-            sums = (products.absolute if evidence.taylor == "param_first" else products.signed)[member.axis]
-            total += sums[member.positions(units)].view(group.units, member.width).sum(1)
-    return total.abs()
+    Attributes:
+        taylor: param_first or vectorize.
+    """
+
+    taylor: str = "param_first"
+
+    name = "taylor"
+    needs = frozenset((GRADIENTS,))
+    calibration = Calibration("c4", nsamples=10, seq_len=64)
+    choices = {"taylor": ("param_first", "vectorize")}
+
+    def score(self, group, statistics):
+        import torch
+
+        units = torch.arange(group.units)
+        total = torch.zeros(group.units, dtype=torch.float32)
+        members = {(m.parameter, m.dim, m.start): m for m in group.members}  # a tied tensor is there twice
+        for member in members.values():
+            if member.role != "bias":
+                products = statistics.products[member.parameter]
+                sums = (products.absolute if self.taylor == "param_first" else products.signed)[member.dim]
+                total += sums[member.positions(units)].view(group.units, member.width).sum(1)
+        return total.abs()

@@ -1,26 +1,28 @@
 """Wanda-sp: Wanda's metric for whole heads and neurons."""
 
-from llm_pruner.importance.registry import (
-    COLUMN,
-    MOMENTS,
-    READ,
-    WEIGHTS,
-    Calibration,
-    criterion,
-)
-from llm_pruner.model.groups import reader
+from dataclasses import dataclass
+
+from llm_pruner.calibration.statistics import MOMENTS, WEIGHTS, Calibration
+from llm_pruner.importance.criterion import COLUMN, OUTPUT_AXES, Criterion
+from llm_pruner.model.groups import output_projection
 
 
-@criterion(
-    needs=(WEIGHTS, MOMENTS), kinds=READ, sequential=True, calibration=Calibration("c4", nsamples=128, seq_len=128),
-    per=COLUMN,
-)  # fmt: skip
-def wanda_sp(group, evidence):
-    """Mean over rows of |W_ij|·‖X_j‖₂ per input column j of o_proj or down_proj, summed over a head's columns.
+@dataclass(frozen=True)
+class WandaSp(Criterion):
+    """Mean over rows of |W_ij|·‖X_j‖₂ of each input column j of o_proj or down_proj, summed over a head's columns.
 
     Every layer is measured behind the pruned layers before it. The structured form of Wanda (Sun et al., ICLR 2024,
     https://arxiv.org/abs/2306.11695) that An et al. compare with, https://arxiv.org/abs/2312.11983.
     """
-    member = reader(group)
-    inputs = evidence.inputs[member.parameter]
-    return inputs.norm * evidence.weights.absolute_means(member.parameter, member.axis).to(inputs.norm)
+
+    name = "wanda_sp"
+    needs = frozenset((WEIGHTS, MOMENTS))
+    axes = OUTPUT_AXES
+    sequential = True
+    calibration = Calibration("c4", nsamples=128, seq_len=128)
+    per = COLUMN
+
+    def score(self, group, statistics):
+        member = output_projection(group)
+        inputs = statistics.inputs[member.parameter]
+        return inputs.norm * statistics.weights.absolute_means(member.parameter, member.dim).to(inputs.norm)

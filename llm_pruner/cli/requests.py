@@ -1,17 +1,22 @@
-"""Which options go together: defaults < YAML < flags, and nothing that contradicts itself. Imports nothing heavy."""
+"""From the options of `prune` to a request and a method; and which options go together."""
 
+from dataclasses import replace
 from typing import Any
 
 from llm_pruner.config.options import check_values, read_yaml, typed
-from llm_pruner.config.prune import BUDGETS, FIELDS, Options
+from llm_pruner.config.prune import BUDGETS, FIELDS, PruneOptions
+from llm_pruner.config.quantities import check_ratio, parse_bytes, parse_parameters
 from llm_pruner.errors import UsageError
-from llm_pruner.importance import get
-from llm_pruner.shape.budget import parse_bytes, parse_parameters
-from llm_pruner.shape.widths import check_ratio, parse_prune
+from llm_pruner.importance import CRITERIA, criterion_of
+from llm_pruner.importance.criterion import Criterion
+from llm_pruner.model.axes import HIDDEN
+from llm_pruner.shape.plan import Plan
+from llm_pruner.shape.request import Budget, Ratio, Replay, Request, Target
+from llm_pruner.shape.widths import parse_prune
 
 SHAPES = (*BUDGETS, "target", "plan")  # the ways to say how much, of which a run has one
 STRUCTURE = ("structure", "remove_heads", "uniform")
-SCORING = ("importance", "criterion", "metrics", "taylor", "compensate", "mask_only", "scores", "plan", *STRUCTURE)
+SCORING = ("importance", "order", "metrics", "taylor", "compensate", "mask_only", "scores", "plan", *STRUCTURE)
 OF_BEST = ("per_layer", "search_minutes", "epochs", "work_dir")
 PARAMETERS = ("param_ratio", "target_params", "target_memory")  # the budgets that a search can meet
 UNUSED = {  # what else says the same as each of them, or says nothing beside it
@@ -22,7 +27,7 @@ UNUSED = {  # what else says the same as each of them, or says nothing beside it
         "round_to",
         "method",
         "importance",
-        "criterion",
+        "order",
         "metrics",
         "taylor",
         "scores",
@@ -33,7 +38,7 @@ UNUSED = {  # what else says the same as each of them, or says nothing beside it
 }
 
 
-def resolve(flags: dict[str, Any], yaml_file: str | None = None) -> Options:
+def resolve(flags: dict[str, Any], yaml_file: str | None = None) -> PruneOptions:
     """Defaults, then the YAML, then `flags` (only those given). UsageError for anything that cannot be meant.
 
     A flag that says the shape replaces all that the YAML says about it.
@@ -55,7 +60,7 @@ def resolve(flags: dict[str, Any], yaml_file: str | None = None) -> Options:
     if "structure" in flags:
         values = {name: value for name, value in values.items() if name not in STRUCTURE}
     values |= flags
-    options = Options(**{name: typed(FIELDS[name], value) for name, value in values.items()})
+    options = PruneOptions(**{name: typed(FIELDS[name], value) for name, value in values.items()})
     for shape, unused in UNUSED.items():
         if shape in values and (clash := [name for name in unused if name in values]):
             raise UsageError(f"{shape} already says what {clash[0]} would; leave one of them out")
@@ -63,9 +68,8 @@ def resolve(flags: dict[str, Any], yaml_file: str | None = None) -> Options:
     return options
 
 
-def wants_best(options: Options) -> bool | None:
-    """Whether `--method best` is asked for, by its name or by options that only it has; None where nothing is said
-    for or against it."""
+def wants_reconstruction(options: PruneOptions) -> bool | None:
+    """Whether a reconstruction is asked for, by its name or by options that only it has; None where nothing is said."""
     if options.method:
         return True
     if asked_of(options, (*SCORING, "save_plan", "iteration")):
@@ -73,12 +77,12 @@ def wants_best(options: Options) -> bool | None:
     return True if asked_of(options, OF_BEST) else None
 
 
-def asked_of(options: Options, names: tuple[str, ...]) -> list[str]:
+def asked_of(options: PruneOptions, names: tuple[str, ...]) -> list[str]:
     """Those of `names` that are not at their default."""
     return [name for name in names if getattr(options, name) != FIELDS[name].default]
 
 
-def validate(options: Options) -> None:
+def validate(options: PruneOptions) -> None:
     """UsageError for values out of range and for options that contradict each other."""
     if not options.model:
         raise UsageError("no model: give --model FOLDER, --model HUB_ID or --model demo")
@@ -93,7 +97,7 @@ def validate(options: Options) -> None:
         raise UsageError("device and device_map both say where the model goes; give one of them")
 
 
-def validate_pruning(options: Options) -> None:
+def validate_pruning(options: PruneOptions) -> None:
     """`validate`, as far as it is about shape and units."""
     check_values(options)
     for name in ("pruning_ratio", "param_ratio"):
@@ -127,12 +131,12 @@ def _own_ratios(prune: str | None) -> bool:
     return bool(prune) and all("=" in part for part in prune.split(","))
 
 
-def _validate_best(options: Options) -> None:
-    if wants_best(options) is False and (unused := asked_of(options, OF_BEST)):
-        raise UsageError(f"{unused[0]} belongs to --method best; leave it out, or what names another method")
+def _validate_best(options: PruneOptions) -> None:
+    if wants_reconstruction(options) is False and (unused := asked_of(options, OF_BEST)):
+        raise UsageError(f"{unused[0]} belongs to --method reconstruct; leave it out, or what names another method")
     if options.per_layer and not any(getattr(options, name) is not None for name in PARAMETERS):
         raise UsageError(f"per_layer shares a budget out: give one of {', '.join(PARAMETERS)}")
-    if options.per_layer and "hidden" in (options.prune or ""):
+    if options.per_layer and HIDDEN in parse_prune(options.prune or "mlp", 0.0):
         raise UsageError(
             "per_layer shares a budget out among layers, and hidden belongs to all: leave it out of --prune"
         )
@@ -141,33 +145,65 @@ def _validate_best(options: Options) -> None:
     if clash := asked_of(options, SCORING):
         raise UsageError(f"method {options.method} and {clash[0]} both say how units are chosen; leave one of them out")
     if options.save_plan:
-        raise UsageError("save_plan lists units; method best makes new weights, which no plan holds")
+        raise UsageError("save_plan lists units; a reconstruction makes new weights, which no plan holds")
 
 
-def _validate_units(options: Options, shapes: list[str]) -> None:
-    criterion = get(options.importance or "magnitude")
+def _validate_units(options: PruneOptions, shapes: list[str]) -> None:
+    criterion = criterion_named(options)
     structure = options.structure or ""
     if structure and not set(shapes) & set(BUDGETS):
         raise UsageError(f"structure {structure} shares a budget out: give one of {', '.join(BUDGETS)}")
-    if structure.endswith("MM") != (options.remove_heads is not None):
-        raise UsageError("remove_heads says how many heads UL-MM and AL-MM remove; give it with those, and only those")
-    if options.uniform and not structure.startswith("AL"):
-        raise UsageError("uniform rounds an adaptive structure; give --structure AL-AM or AL-MM")
     if options.round_to > 1 and (structure or shapes not in ([], ["pruning_ratio"])):
         raise UsageError("round_to goes with width ratios; a budget of parameters or a structure sets widths itself")
-    literal = options.iteration is not None and not structure.startswith("AL")
-    if options.prune and (structure.endswith("MM") or literal):
-        what = "iteration" if literal else f"structure {structure}"
-        raise UsageError(f"{what} takes both heads and neurons; use --param_ratio to --prune some of them")
-    if structure.startswith("UL") and "kv_heads" in (options.prune or ""):
-        raise UsageError(f"structure {structure} takes query heads from every kv group; leave kv_heads out of --prune")
-    for name in ("metrics", "taylor"):
-        if getattr(options, name) is not None and name not in criterion.options:
-            raise UsageError(f"{name} says nothing about importance {criterion.name}; leave it out")
-    undefined = sorted({part.partition("=")[0].strip() for part in (options.prune or "").split(",")} - {""})
-    if undefined := [kind for kind in undefined if kind not in criterion.kinds]:
-        raise UsageError(
-            f"importance {criterion.name} does not score {undefined[0]}; known: {', '.join(criterion.kinds)}"
-        )
-    if structure and "hidden" in (options.prune or ""):
-        raise UsageError(f"structure {structure} is about heads and neurons; leave hidden out of --prune")
+    if not options.plan:
+        request_of(options)
+    axes = parse_prune(options.prune, 0.0) if options.prune else ()
+    if not options.method and (unscored := sorted(axis.name for axis in axes if axis not in criterion.axes)):
+        known = ", ".join(axis.name for axis in criterion.axes)
+        raise UsageError(f"importance {criterion.name} does not score {unscored[0]}; known: {known}")
+
+
+def criterion_named(options: PruneOptions) -> Criterion:
+    """Return the criterion that the options name, with its own options. UsageError as in `criterion_of`."""
+    own = {name: getattr(options, name) for name in ("metrics", "taylor")}
+    return criterion_of(options.importance or "magnitude", own, {"seed": options.seed})
+
+
+def request_of(options: PruneOptions) -> Request:
+    """Return how much should go. UsageError where the options contradict each other."""
+    if options.plan:
+        return Replay(Plan.load(options.plan), f"--plan {options.plan}")
+    if options.target:
+        return Target(options.target)
+    others = [name for name in BUDGETS if name != "pruning_ratio" and getattr(options, name) is not None]
+    if not options.structure and not others:
+        ratios = parse_prune(options.prune, options.pruning_ratio) if options.prune else options.pruning_ratio
+        return Ratio(ratios, options.round_to)
+    return Budget(
+        param_ratio=options.param_ratio,
+        params=options.target_params,
+        memory=options.target_memory,
+        iteration=options.iteration,
+        ratio=options.pruning_ratio,
+        axes=tuple(parse_prune(options.prune, 0.0)) if options.prune else None,
+        structure=options.structure,
+        remove_heads=options.remove_heads,
+        uniform=options.uniform,
+    )
+
+
+def replayed(options: PruneOptions, request: Request) -> PruneOptions:
+    """Return the options with what a plan to replay says about how it was made, where they say nothing themselves."""
+    if not isinstance(request, Replay):
+        return options
+    plan = request.plan
+    calibration = plan.calibration or {}
+    return replace(
+        options,
+        importance=plan.importance if plan.importance in CRITERIA else options.importance,
+        seed=plan.seed,
+        compensate=options.compensate or plan.compensate,
+        calibration_data=options.calibration_data or calibration.get("data"),
+        nsamples=options.nsamples or calibration.get("nsamples"),
+        calibration_seq_len=options.calibration_seq_len or calibration.get("seq_len"),
+    )

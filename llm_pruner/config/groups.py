@@ -1,0 +1,183 @@
+"""Groups of options that several commands have: each is declared once, and a flag means the same everywhere."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from llm_pruner.config.limits import MOST_SEED, MOST_TOKENS
+from llm_pruner.config.options import BaseOptions, option
+
+MODEL, CALIBRATION, EVALUATION, ZERO_SHOT, TRAINING, OUTPUT, RUN = (
+    "model", "calibration", "evaluation", "zero-shot, by lm_eval", "training", "output", "run",
+)  # fmt: skip
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
+USUAL_TASKS = ("piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "boolq")
+
+
+@dataclass(frozen=True)
+class ModelOptions(BaseOptions):
+    """What is worked on."""
+
+    model: Any = option(
+        None, MODEL, "local folder or hub id; `demo` is the small model that is built in", "DIR", common=True
+    )
+
+
+@dataclass(frozen=True)
+class RevisionOptions(BaseOptions):
+    """Which version of a model."""
+
+    revision: str | None = option(None, MODEL, "branch, tag or commit of a hub model")
+
+
+@dataclass(frozen=True)
+class DeviceOptions(BaseOptions):
+    """Where it is computed."""
+
+    device: Any = option("auto", MODEL, "cpu, cuda, cuda:1 …; auto takes a GPU if there is one", common=True)
+
+
+@dataclass(frozen=True)
+class DtypeOptions(DeviceOptions):
+    """In which precision it is computed."""
+
+    dtype: Any = option(
+        "auto", MODEL, "dtype to load and save in; auto keeps the checkpoint's", choices=DTYPES, common=True
+    )
+
+
+@dataclass(frozen=True)
+class LoadingOptions(DtypeOptions):
+    """How a model is spread over devices."""
+
+    device_map: str | None = option(
+        None, MODEL, "spread the model over several devices, as in from_pretrained", choices=DEVICE_MAPS
+    )
+
+
+@dataclass(frozen=True)
+class EpochOptions(BaseOptions):
+    """How long something learns."""
+
+    epochs: Any = option(None, "method", "passes over the text", "N", kind=int, least=0, most=10_000)
+
+
+@dataclass(frozen=True)
+class MethodOptions(EpochOptions):
+    """How it is done."""
+
+    method: str | None = option(None, "method", "how it is done", "NAME", common=True)
+
+
+@dataclass(frozen=True)
+class TextOptions(BaseOptions):
+    """How much text is learned from."""
+
+    nsamples: Any = option(
+        None, CALIBRATION, "windows or prompts; default: the method's", "N", kind=int, least=1, most=1_000_000,
+        common=True,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class CalibrationOptions(TextOptions):
+    """The text that a method measures on."""
+
+    calibration_data: str | None = option(
+        None, CALIBRATION, "wikitext2, c4, alpaca, demo, a file: text, or JSON records; default: the method's",
+        "NAME|FILE", common=True,
+    )  # fmt: skip
+    calibration_seq_len: Any = option(
+        None, CALIBRATION, "tokens of each, at most max_position_embeddings; default: the method's", "N",
+        kind=int, least=2, most=MOST_TOKENS,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class EvaluationTextOptions(BaseOptions):
+    """The text that a model is scored on."""
+
+    eval_data: Any = option(
+        None, EVALUATION, "wikitext2 (default), demo, a text file, or none", "NAME|FILE", common=True
+    )
+    max_seq_len: Any = option(
+        4096, EVALUATION, "tokens per window, at most max_position_embeddings", "N", kind=int, least=2,
+        most=MOST_TOKENS,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class EvaluationOptions(EvaluationTextOptions):
+    """How a model is scored."""
+
+    batch_size: int | None = option(
+        None, EVALUATION, "windows per forward pass; default: what fits", "N", kind=int, least=1, most=1_000_000
+    )
+
+
+@dataclass(frozen=True)
+class ZeroShotOptions(BaseOptions):
+    """Zero-shot tasks."""
+
+    tasks: tuple[str, ...] | None = option(
+        None, ZERO_SHOT, "lm_eval's tasks by name, or YAML files of local ones; `usual`: " + ",".join(USUAL_TASKS),
+        "TASK,…", kind=tuple, common=True,
+    )  # fmt: skip
+    num_fewshot: int | None = option(
+        None, ZERO_SHOT, "examples in the prompt; default: the task's", "N", kind=int, least=0
+    )
+    apply_chat_template: bool = option(False, ZERO_SHOT, "ask in the tokenizer's chat template", kind=bool)
+    limit: int | None = option(
+        None, ZERO_SHOT, "only the first N questions of each task, for a try", "N", kind=int, least=1
+    )
+
+
+@dataclass(frozen=True)
+class OverwriteOptions(BaseOptions):
+    """Whether outputs may be replaced."""
+
+    overwrite: bool = option(
+        False, OUTPUT, "replace the checkpoint or the report that is in the place of the output", kind=bool, common=True
+    )
+
+
+@dataclass(frozen=True)
+class SavingOptions(OverwriteOptions):
+    """Where a checkpoint goes."""
+
+    save_model: str | None = option(None, OUTPUT, "folder for the checkpoint", "DIR", common=True)
+    export: tuple[str, ...] | None = option(
+        None, OUTPUT, "write the checkpoint in other formats too, by registered exporters", "NAME", kind=tuple
+    )
+
+
+@dataclass(frozen=True)
+class WorkOptions(BaseOptions):
+    """Where unfinished work is kept."""
+
+    work_dir: str | None = option(
+        None, OUTPUT, "keep what is finished in DIR; the same run, interrupted and started again, goes on there", "DIR"
+    )
+
+
+@dataclass(frozen=True)
+class ReportOptions(OverwriteOptions):
+    """Where a report goes."""
+
+    report: str | None = option(None, OUTPUT, "write what was measured as JSON", "FILE", common=True)
+
+
+@dataclass(frozen=True)
+class FolderOptions(BaseOptions):
+    """Where several runs go."""
+
+    folder: str | None = option(None, OUTPUT, "where everything goes", "DIR", common=True)
+
+
+@dataclass(frozen=True)
+class RunOptions(BaseOptions):
+    """What every command has."""
+
+    seed: Any = option(0, RUN, "seed of everything random", "N", kind=int, least=0, most=MOST_SEED)
+    config: str | None = option(None, RUN, "YAML with any of the other options; flags win over it", "FILE", common=True)
+    traceback: bool = option(False, RUN, "show where an error came from", kind=bool)

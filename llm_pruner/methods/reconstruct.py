@@ -1,0 +1,260 @@
+"""Our own method: a shape is searched, the model reconstructed in it, and the result compared with the baseline."""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from llm_pruner.calibration.layerwise import not_finite
+from llm_pruner.calibration.statistics import Calibration
+from llm_pruner.calibration.weights import Weights
+from llm_pruner.errors import PlanError, UsageError
+from llm_pruner.methods.method import Journal, Pruned
+from llm_pruner.methods.score_and_cut import Measured, ScoreAndCut
+from llm_pruner.model.axes import HEADS, HIDDEN, KV_HEADS, MLP, PRUNABLE, Axis, Widths, is_grouped
+from llm_pruner.model.depth import make_shallow, shallow_config
+from llm_pruner.model.families import Family, family_of
+from llm_pruner.model.surgery import empty
+from llm_pruner.model.untie import is_tied, untied
+from llm_pruner.reconstruction.baseline import Baseline, baseline
+from llm_pruner.reconstruction.costs import Costs, measure_costs, measure_layers
+from llm_pruner.reconstruction.layer import Settings
+from llm_pruner.reconstruction.planned import Form, Planned
+from llm_pruner.reconstruction.reconstruct import reconstruct
+from llm_pruner.reconstruction.search import (
+    Candidate,
+    Space,
+    candidates,
+    cheapest_layers,
+    depths_of,
+    layers_by_costs,
+    search,
+)
+from llm_pruner.reconstruction.tokens import Tokens, split
+from llm_pruner.shape.draft import Draft, Searched, Traced
+from llm_pruner.shape.plan import Plan
+from llm_pruner.shape.request import Budget, Request
+
+if TYPE_CHECKING:
+    import torch
+
+QUICK = Settings(epochs=0)  # the search's: layers are not optimised
+PART = 4  # and it fits on one of so many prompts
+FINALISTS, CLOSE = 3, 1.1  # so many shapes, whose KL is at most so many times the best one's, then fit on all prompts
+TRAINED_ON = 131_072  # tokens that the optimisation of a layer sees, in 2 to 8 passes, where nothing else is asked for
+
+
+@dataclass(frozen=True)
+class Reconstruct:
+    """The shape is searched, and what is left reconstructed so that it does what the dense model did.
+
+    Attributes:
+        search_minutes: How long shapes may be compared for a budget of parameters; 0 takes the proportional one.
+        per_layer: Whether every layer gets widths of its own, by what its units cost.
+        epochs: Passes over the text in which each layer is optimised as a whole; None for 2 to 8, fewer of more text.
+        work_dir: A folder in which finished work is kept, so that an interrupted run goes on there.
+        seed: Of everything random.
+    """
+
+    search_minutes: float = 1.0
+    per_layer: bool = False
+    epochs: int | None = None
+    work_dir: str | Path | None = None
+    seed: int = 0
+
+    name: ClassVar[str] = "reconstruct"
+    axes: ClassVar[tuple[Axis, ...]] = PRUNABLE
+    searches: ClassVar[bool] = True
+    removes_layers: ClassVar[bool] = True
+    calibration: ClassVar[Calibration] = Calibration(nsamples=128, seq_len=2048)
+
+    def usual_axes(self, request: Request, before: Widths, family: Family) -> tuple[Axis, ...]:
+        """Return heads, neurons and kv groups, and hidden channels for a ratio or a size of the whole model."""
+        if not isinstance(request, Budget):
+            return (HIDDEN, HEADS, MLP)
+        axes = (HEADS, MLP)
+        if family.derived_head_dim:
+            return axes
+        of_whole = request.params is not None or request.memory is not None
+        hidden = of_whole and not self.per_layer and not family.post_norms
+        return (*((HIDDEN,) if hidden else ()), *((KV_HEADS,) if is_grouped(before) else ()), *axes)
+
+    def check(self, draft: Draft) -> None:
+        """Raise a PlanError where hidden channels would go and no rotation goes through the model's norms."""
+        model_type = draft.traced.config.model_type
+        if draft.is_narrower and family_of(model_type).post_norms:
+            raise PlanError(
+                f"{model_type} normalises what goes into its residual stream, and no rotation goes through that; "
+                "leave hidden out of --prune, or use --importance magnitude"
+            )
+
+    def needs_text(self, draft: Draft) -> bool:
+        """Return True: a reconstruction always fits on calibration prompts."""
+        return True
+
+    def outline(self, draft: Draft) -> tuple[Plan, Any]:
+        """Return the plan that a search would start from; see `Method.outline`."""
+        layers = tuple(range(len(draft.after))) if draft.removes_layers else None
+        planned = Planned.of(draft.traced, Form(draft.after, layers))
+        return replace(planned.plan, importance=self.name, seed=self.seed), planned.config
+
+    def prune(
+        self, model, draft: Draft, prompts: "Sequence[torch.Tensor] | None" = None, journal: Journal | None = None
+    ) -> Pruned:
+        """Search, reconstruct and compare; see `Method.prune`. Every eighth prompt is held out."""
+        if not prompts:
+            raise UsageError(f"method {self.name} needs calibration prompts")
+        journal = journal or Journal()
+        Weights(dict(model.named_parameters())).check_all_finite()
+        tokens, notes = split(prompts), {}
+        folder = Path(self.work_dir).expanduser() if self.work_dir else None
+        identity = ""
+        if folder:
+            folder.mkdir(parents=True, exist_ok=True)
+            identity = _identity(model, tokens)
+        with journal.timed("search"):
+            form = _Search(self, model, draft, tokens, folder, identity, notes, journal).form()
+        planned = Planned.of(draft.traced, form)
+        plan = replace(planned.plan, importance=self.name, seed=self.seed)
+        planned = replace(planned, plan=plan)
+        groups, wide, layers = planned.dense.groups, planned.wide, form.layers
+        dense = untied(model) if form.untied else model
+        settings = Settings(epochs=passes(tokens) if self.epochs is None else self.epochs, seed=self.seed)
+        with journal.timed("reconstruct"):
+            key = hashlib.sha256(repr((identity, form, asdict(settings))).encode()).hexdigest()
+            own = folder and folder / key[:16]
+            done = reconstruct(dense, groups, wide, planned.config, tokens, settings, own, layers)
+        with journal.timed("baseline"):
+            plain = baseline(dense, groups, wide, tokens, done.dense_stream, layers)
+        if not (math.isfinite(done.kl) or math.isfinite(plain.kl)):
+            raise not_finite("the pruned model's logits are NaN or Inf on the calibration data", dense.dtype)
+        notes |= {
+            "kl": done.kl, "kl_plain": {plain.criterion: plain.kl}, "stream_errors": done.errors, "fits": done.fits,
+        }  # fmt: skip
+        if dense is not model:
+            empty(model)  # what the two share goes with the other's
+        journal.log(
+            f"KL(dense ‖ pruned) on held-out calibration text: {done.kl:.4f}; "
+            f"plain {plain.criterion} at this shape: {plain.kl:.4f}"
+        )
+        if math.isfinite(done.kl) and not plain.kl < done.kl:  # NaN is no better than anything
+            plan = replace(plan, kept=planned.named(done.kept))
+            return Pruned(done.settle(dense), plan, planned.config, notes)
+        journal.log(f"note: plain {plain.criterion} is better here, so that is what is kept")
+        return self._plain(dense, draft, form, plain, notes)
+
+    def _plain(self, dense, draft: Draft, form: Form, plain: Baseline, notes: dict[str, Any]) -> Pruned:
+        """The model cut as the baseline says."""
+        method = ScoreAndCut(plain.criterion, compensate="bias" if plain.means else "none", seed=self.seed)
+        planned = Planned.of(draft.traced, form, biases=bool(plain.means))
+        if form.layers:
+            make_shallow(dense, form.layers)
+        plan = replace(
+            planned.plan, importance=plain.criterion, seed=self.seed, compensate=method.compensate,
+            kept=planned.named(plain.kept),
+        )  # fmt: skip
+        own = replace(draft, traced=planned.stays)
+        measured = Measured(means=planned.named(plain.means))
+        pruned = method.apply(dense, own, plan, planned.config, measured)
+        return replace(pruned, notes=notes)
+
+
+@dataclass
+class _Search:
+    """The search for the form of a model."""
+
+    method: Reconstruct
+    model: Any
+    draft: Draft
+    tokens: Tokens
+    folder: Path | None
+    identity: str
+    notes: dict[str, Any]
+    journal: Journal
+
+    def form(self) -> Form:
+        """The form to reconstruct the model in."""
+        method, draft, counter = self.method, self.draft, self.draft.traced.counter
+        some = part_of(self.tokens)
+        if draft.removes_layers:
+            number = len(draft.after)
+            return Form(draft.after, cheapest_layers(measure_layers(self.model, some.fitted), number))
+        if not isinstance(draft.shape, Searched) or not (method.search_minutes or method.per_layer):
+            return Form(draft.after)
+        goal = draft.shape.goal
+        costs = measure_costs(self.model, draft.traced.groups, some.fitted, counter.before)
+        own = layers_by_costs(counter, draft.axes, goal, costs) if method.per_layer else None
+        if own and not method.search_minutes:
+            return Form(own)
+        free = untied(self.model) if is_tied(self.model) and goal.whole else None
+        try:
+            listed = candidates(self._space(costs, free), costs)
+        except PlanError:  # heads alone, for one, are too few to meet a budget as closely as a search has to
+            return Form(own or draft.after)
+        return self._best(listed, some, costs, own, free)
+
+    def _space(self, costs: Costs, free) -> Space:
+        traced, shape = self.draft.traced, self.draft.shape
+        counter, config = traced.counter, traced.config
+        depths = [cheapest_layers(costs, number) for number in depths_of(counter.num_layers) if shape.depths]
+        return Space(
+            counter, config, self.draft.axes, shape.goal,
+            {layers: Traced.of(shallow_config(config, layers), counter.before).counter for layers in depths},
+            Traced.of(free.config, counter.before).counter if free else None,
+        )  # fmt: skip
+
+    def _best(self, listed: list[Candidate], some: Tokens, costs: Costs, own, free) -> Form:
+        """The best of the candidates, measured on some of the text and the closest then on all of it."""
+        number = len(costs.neurons)
+
+        def form_of(candidate: Candidate) -> Form:
+            if candidate.widths == own:
+                return Form(own)
+            return Form((candidate.widths,) * len(candidate.layers or range(number)), candidate.layers,
+                        candidate.untied)  # fmt: skip
+
+        def measure(text: Tokens, candidate: Candidate) -> float:
+            planned = Planned.of(self.draft.traced, form_of(candidate))
+            dense, layers = free if candidate.untied else self.model, candidate.layers
+            groups = planned.dense.groups
+            return reconstruct(dense, groups, planned.wide, planned.config, text, QUICK, layers=layers).kl
+
+        key = f"{self.identity} {self.draft.shape.goal} {self.draft.axes} {self.method.per_layer}"
+        name, folder, log = hashlib.sha256(key.encode()).hexdigest()[:16], self.folder, self.journal.log
+        cache = folder and folder / f"search-{name}.json"
+        found = search(listed, partial(measure, some), self.method.search_minutes, cache, key)
+        self.notes["search"] = [candidate.told() for candidate in found]
+        log(f"search: {len(found)} of {len(listed)} shapes measured; KL {found[0].kl:.4f} to {found[-1].kl:.4f}")
+        close = [candidate for candidate in found[:FINALISTS] if candidate.kl <= CLOSE * found[0].kl]
+        close += [Candidate(own, sum(costs.of(*each) for each in enumerate(own)))] if own else []
+        if len(close) > 1:
+            cache = folder and folder / f"finals-{name}.json"
+            found = search(close, partial(measure, self.tokens), math.inf, cache, key)
+            self.notes["finals"] = [candidate.told() for candidate in found]
+            log(f"search: the best {len(found)} on all of the text; KL {found[0].kl:.4f} to {found[-1].kl:.4f}")
+        return form_of(found[0])
+
+
+def part_of(tokens: Tokens) -> Tokens:
+    """Return one of PART batches to fit on, and all that are held out: comparing wants as much text as there is."""
+    places = [place for place, held in enumerate(tokens.held) if held or place % PART == 0]
+    return Tokens([tokens.batches[place] for place in places], [tokens.held[place] for place in places])
+
+
+def passes(tokens: Tokens) -> int:
+    """Return how often the optimisation goes over the text."""
+    return max(2, min(8, round(TRAINED_ON / sum(batch.numel() for batch in tokens.fitted))))
+
+
+def _identity(model, tokens: Tokens) -> str:
+    """A digest of the weights and the text, by which an interrupted run is recognised."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        values = parameter.detach().float()
+        digest.update(f"{name} {tuple(parameter.shape)} {values.sum().item()} {values.abs().sum().item()}".encode())
+    for batch, held in zip(tokens.batches, tokens.held, strict=True):
+        digest.update(repr((batch.tolist(), held)).encode())
+    return digest.hexdigest()

@@ -1,0 +1,50 @@
+"""Query heads, key and value heads, and the width of a head.
+
+With grouped queries, every key and value head serves as many query heads as any other.
+"""
+
+from llm_pruner.model.axes.axis import LAYER, Axis, Widths
+
+
+def _write_heads(values, number, config, family) -> None:
+    values["num_attention_heads"] = number
+
+
+def _read_kv_heads(config, family) -> int:
+    return getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+
+
+def _write_kv_heads(values, number, config, family) -> None:
+    if hasattr(config, "num_key_value_heads"):
+        values["num_key_value_heads"] = number
+
+
+def _read_head_dim(config, family) -> int:
+    own = None if family.derived_head_dim else getattr(config, "head_dim", None)
+    return own or config.hidden_size // config.num_attention_heads
+
+
+def _write_head_dim(values, number, config, family) -> None:
+    if not family.derived_head_dim:
+        values["head_dim"] = number
+
+
+HEADS = Axis("heads", "num_attention_heads", LAYER, lambda config, family: config.num_attention_heads, _write_heads)
+KV_HEADS = Axis("kv_heads", "num_key_value_heads", LAYER, _read_kv_heads, _write_kv_heads)
+# It never changes: RoPE's frequencies depend on it.
+HEAD_DIM = Axis("head_dim", "head_dim", LAYER, _read_head_dim, _write_head_dim, prunable=False)
+
+
+def heads_per_group(widths: Widths) -> int:
+    """Return how many query heads each key and value head serves."""
+    return widths[HEADS] // widths[KV_HEADS]
+
+
+def is_grouped(widths: Widths) -> bool:
+    """Return whether key and value heads serve several query heads."""
+    return widths[KV_HEADS] != widths[HEADS]
+
+
+def with_heads(widths: Widths, kv_heads: int, per_group: int) -> Widths:
+    """Return the widths with `kv_heads` key and value heads that serve `per_group` query heads each."""
+    return widths.but({HEADS: kv_heads * per_group, KV_HEADS: kv_heads})

@@ -1,0 +1,234 @@
+"""One decoder layer reconstructed: its projections fitted, its units chosen, the rest cut."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from llm_pruner.calibration.layerwise import Layer, not_finite, offloaded
+from llm_pruner.model.axes import HEADS, KV_HEADS, MLP, Widths, heads_per_group
+from llm_pruner.model.groups import Group, kept_positions
+from llm_pruner.model.layers import inside
+from llm_pruner.reconstruction.block_optimisation import Block
+from llm_pruner.reconstruction.layers import Part, affine, matrix, parts_of, set_affine, watch
+from llm_pruner.reconstruction.least_squares import Moments, fit, normal_equations, token_weights
+from llm_pruner.reconstruction.rotation import rotate_layer
+from llm_pruner.reconstruction.second_order import RIDGE, keep_heads, keep_neurons
+from llm_pruner.reconstruction.tokens import Tokens
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Which parts of a reconstruction are done.
+
+    Attributes:
+        refit: Whether projections are fitted; without it the units only are chosen by the second order.
+        input_projections: Whether those are fitted too, besides the output projections.
+        stream: Whether an output projection aims at the dense stream, not at its own dense output.
+        epochs: Of the optimisation of each layer as a whole; 0 for none.
+        logits: Whether the last layer is optimised towards the dense model's logits too.
+        seed: Of the order of the text in that.
+    """
+
+    refit: bool = True
+    input_projections: bool = True
+    stream: bool = True
+    epochs: int = 4
+    logits: bool = True
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was decided about a layer.
+
+    Attributes:
+        kept: {group name: units that stay}.
+        fits: {projection: kind of its fit}.
+    """
+
+    kept: dict[str, list[int]]
+    fits: dict[str, str]
+
+
+def reconstruct_layer(
+    work: "Work",
+    small: nn.Module,
+    groups: Sequence[Group],
+    before: Widths,
+    after: Widths,
+    settings: Settings,
+    offset: float,
+) -> Outcome:
+    """Fill `small`, an empty layer of the widths `after`, in float32.
+
+    Args:
+        work: The two streams at the layer, which has been run.
+        small: The layer to fill.
+        groups: The model's groups.
+        before: The widths of the dense layer.
+        after: The widths of the new one.
+        settings: What is done.
+        offset: Norms multiply by (offset + weight).
+    """
+    dense, wide = work.dense, copy.deepcopy(work.dense.module).float()
+    if work.basis is not None:
+        rotate_layer(wide, dense, groups, work.basis, offset)
+    attention, mlp = parts_of(groups, dense.index)
+    done = Outcome({}, {})
+    direct = work.writes_directly(attention, mlp) and settings.stream
+    for part in (attention, mlp):
+        if settings.refit and settings.input_projections:
+            work.fit_input_projections(wide, part, done.fits)
+        moments, held = work.output_moments(wide, part, part is mlp, direct)
+        projection = wide.get_submodule(part.output_projection)
+        prior = affine(projection)
+        normal, right = normal_equations(moments, prior, RIDGE)
+        columns = _choose(normal, right, part, before, after, matrix(projection).shape[1], done.kept)
+        own = torch.cat([columns, torch.tensor([prior.shape[1] - 1])]) if moments.intercept else columns
+        own = own.to(prior.device)
+        weight = torch.zeros_like(prior)
+        if settings.refit:
+            found = fit(moments.columns(columns), held.columns(columns), prior[:, own], work.dtype)
+            weight[:, own] = found.weight.to(weight)
+            done.fits[part.output_projection] = found.kind
+        else:
+            weight[:, own] = prior[:, own]
+        set_affine(projection, weight)
+    fill(small, wide, [g for g in groups if g.layer == dense.index], done.kept)
+    return done
+
+
+def _choose(
+    normal: torch.Tensor,
+    right: torch.Tensor,
+    part: Part,
+    before: Widths,
+    after: Widths,
+    inputs: int,
+    kept: dict[str, list[int]],
+) -> torch.Tensor:
+    """Adds the units that stay to `kept`; the columns of the output projection, of `inputs`, that are theirs."""
+    if MLP in part.groups:
+        group = part.groups[MLP]
+        kept[group.name] = keep_neurons(normal, right, group.units, after[MLP])
+        return torch.tensor(kept[group.name])
+    kv_group, head_group = part.groups[KV_HEADS], part.groups[HEADS]
+    width = inputs // head_group.units
+    kv_heads, heads = keep_heads(
+        normal, right, width, kv_group.units, heads_per_group(before), after[KV_HEADS], heads_per_group(after)
+    )
+    kept[kv_group.name], kept[head_group.name] = kv_heads, heads
+    return (torch.tensor(heads)[:, None] * width + torch.arange(width)).flatten()
+
+
+def fill(small: nn.Module, wide: nn.Module, groups: Sequence[Group], kept: Mapping[str, list[int]]) -> None:
+    """Gives `small` the slices of `wide` that stay, as float32 parameters."""
+    parameters = {name: p.detach() for name, p in wide.named_parameters()}
+    full = {m.parameter: inside(m.parameter) for group in groups for m in group.members}
+    shapes = {name: tuple(parameters[own].shape) for name, own in full.items()}
+    positions = {full[name]: axes for name, axes in kept_positions(groups, kept, shapes).items()}
+    for name, tensor in parameters.items():
+        for axis, index in positions.get(name, {}).items():
+            tensor = tensor.index_select(axis, index.to(tensor.device))
+        path, _, leaf = name.rpartition(".")
+        setattr(small.get_submodule(path), leaf, nn.Parameter(tensor.clone()))
+
+
+class Work:
+    """The two streams at one layer, and the regressions between them.
+
+    dense: a layer that has been run. pruned: the hidden states that enter the pruned one, for each batch. basis: what
+    turns a dense stream into one like the pruned one, None where they have one width.
+    """
+
+    def __init__(self, dense: Layer, pruned: list[torch.Tensor], tokens: Tokens, basis: torch.Tensor | None) -> None:
+        self.dense, self.pruned, self.tokens = dense, pruned, tokens
+        self.basis = None if basis is None else basis.to(dense.device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the layer is kept in."""
+        return next(self.dense.module.parameters()).dtype
+
+    def here(self, stream: torch.Tensor) -> torch.Tensor:
+        """Float32, where the layer is."""
+        return stream.to(self.dense.device).float()
+
+    def toward(self, stream: torch.Tensor) -> torch.Tensor:
+        """A dense stream as the pruned one should be, float32."""
+        return self.here(stream) if self.basis is None else self.here(stream) @ self.basis
+
+    def block(self, module: nn.Module) -> Block:
+        """Squared errors of the stream behind the layer, each token weighted."""
+
+        def error(batch: int) -> torch.Tensor:
+            difference = self.run(module, batch)().float() - self.toward(self.dense.outputs[batch])
+            return (difference.square().mean(-1) * self.weights(batch)).mean()
+
+        return Block(module, error, self.tokens.held)
+
+    def dense_run(self, batch: int):
+        return lambda: self.dense.call(batch, self.dense.stream[batch])
+
+    def run(self, module: nn.Module, batch: int):
+        arguments, options = self.dense.arguments[batch]
+        return lambda: module(self.here(self.pruned[batch]), *arguments, **options)
+
+    def push(self, module: nn.Module, stream: list[torch.Tensor]) -> None:
+        """Fills `stream` with what the module gives, batch by batch: no two streams more than there have to be."""
+        for batch, hidden in enumerate(stream):
+            output = self.run(module, batch)().to(hidden.dtype)
+            if not torch.isfinite(output).all():
+                raise not_finite(f"layer {self.dense.index}, reconstructed, gives NaN or Inf", hidden.dtype)
+            stream[batch] = offloaded(output)
+
+    def weights(self, batch: int) -> torch.Tensor:
+        """One over the energy of each token's dense stream, [prompts, tokens]: relative errors count."""
+        return token_weights(self.here(self.dense.outputs[batch]).square().mean(-1))
+
+    def writes_directly(self, attention: Part, mlp: Part) -> bool:
+        """Whether the outputs of the layer's output projections are added to the stream as they are, without a norm."""
+        module = self.dense.module
+        projections = [module.get_submodule(part.output_projection) for part in (attention, mlp)]
+        _, given, out = watch(self.dense_run(0), outputs=projections, whole=True)
+        total = self.here(self.dense.stream[0]) + sum(tensor.float() for tensor in given)
+        return bool((total - out.float()).norm() <= 0.02 * out.float().norm())
+
+    def fit_input_projections(self, wide: nn.Module, part: Part, notes: dict) -> None:
+        """Towards what they gave in the dense layer."""
+        own, dense = ([m.get_submodule(n) for n in part.input_projections] for m in (wide, self.dense.module))
+        sums = [Moments(own[0].bias is not None) for _ in range(2)]
+        for batch, held in enumerate(self.tokens.held):
+            _, targets, _ = watch(self.dense_run(batch), outputs=dense)
+            inputs, _, _ = watch(self.run(wide, batch), inputs=own[:1])
+            sums[held].add(inputs[0], torch.cat(targets, -1))
+        start = 0
+        for name, module in zip(part.input_projections, own, strict=True):
+            prior = affine(module)
+            found = fit(*(moments.outputs(start, start + len(prior)) for moments in sums), prior, self.dtype)
+            set_affine(module, found.weight)
+            notes[name] = found.kind
+            start += len(prior)
+
+    def output_moments(self, wide: nn.Module, part: Part, last: bool, direct: bool) -> tuple[Moments, Moments]:
+        """(fitted, held) moments of the input and the target of the output projection.
+
+        last: it is the last of the layer to write. direct: what it gives is added to the stream.
+        """
+        projection, dense = (m.get_submodule(part.output_projection) for m in (wide, self.dense.module))
+        sums = [Moments(projection.bias is not None) for _ in range(2)]
+        for batch, held in enumerate(self.tokens.held):
+            if direct and last:
+                inputs, given, out = watch(self.run(wide, batch), inputs=[projection], outputs=[projection], whole=True)
+                target = self.toward(self.dense.outputs[batch]) - (out.float() - given[0].float())
+            else:
+                inputs, _, _ = watch(self.run(wide, batch), inputs=[projection])
+                _, given, _ = watch(self.dense_run(batch), outputs=[dense])
+                target = self.toward(given[0])
+                if direct:
+                    target = target + self.toward(self.dense.stream[batch]) - self.here(self.pruned[batch])
+            sums[held].add(inputs[0], target, self.weights(batch))
+        return sums[0], sums[1]

@@ -1,0 +1,88 @@
+"""Open registries: names for objects of this package and of others.
+
+Another package adds an object by an entry point, in its pyproject.toml
+
+    [project.entry-points."llm_pruner.criteria"]
+    mine = "my_package.mine:Mine"
+
+or while it runs: `CRITERIA.register("mine", Mine)`.
+"""
+
+from collections.abc import Iterator
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any
+
+from llm_pruner.errors import UsageError, did_you_mean
+
+
+class Registry:
+    """Objects by name: as they are, as `"module:attribute"` that is imported when it is asked for, or entry points.
+
+    Args:
+        group: The entry points' group, such as `llm_pruner.criteria`.
+        what: What an object is called in messages.
+        builtin: {name: object or "module:attribute"}.
+    """
+
+    def __init__(self, group: str, what: str, builtin: dict[str, Any] | None = None) -> None:
+        self.group, self.what = group, what
+        self._objects: dict[str, Any] = dict(builtin or {})
+
+    def register(self, name: str, value: Any = None) -> Any:
+        """Add an object, or decorate it. ValueError when the name is another object's."""
+        if value is None:
+            return lambda decorated: self.register(name, decorated)
+        known = self._objects.get(name)
+        if known not in (None, value) and self._location(known) != self._location(value):
+            raise ValueError(f"{self.what} {name!r} is there already")
+        self._objects[name] = value
+        return value
+
+    def names(self) -> list[str]:
+        """Return the names of all objects, without importing them."""
+        return sorted({*self._objects, *_entry_points(self.group)})
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names())
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._objects or name in _entry_points(self.group)
+
+    def get(self, name: str) -> Any:
+        """Return the object called `name`.
+
+        Raises:
+            UsageError: There is none, with a suggestion, or it cannot be imported.
+        """
+        if name in self._objects:
+            value = self._objects[name]
+            if isinstance(value, str):
+                module, _, attribute = value.partition(":")
+                value = self._objects[name] = getattr(import_module(module), attribute)
+            return value
+        if name not in _entry_points(self.group):
+            raise UsageError(f"unknown {self.what} {name!r}; {did_you_mean(name, self.names())}")
+        point = _entry_points(self.group)[name]
+        try:
+            return point.load()
+        except Exception as error:  # whatever another package's import raises
+            raise UsageError(
+                f"{self.what} {name!r}, of the entry point {point.value}, cannot be imported: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+
+    @staticmethod
+    def _location(value: Any) -> Any:
+        return value if isinstance(value, str) else f"{value.__module__}:{getattr(value, '__qualname__', id(value))}"
+
+
+@cache
+def _entry_points(group: str) -> dict[str, Any]:
+    return {point.name: point for point in entry_points(group=group)}
+
+
+def forget_entry_points() -> None:
+    """Look the entry points up again, of packages that came since."""
+    _entry_points.cache_clear()

@@ -1,0 +1,181 @@
+"""How much should go: one type for each way of saying it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from llm_pruner.config.quantities import check_ratio, parse_bytes, parse_parameters
+from llm_pruner.errors import UsageError, did_you_mean
+from llm_pruner.model.axes import HIDDEN, KV_HEADS, PRUNABLE, Axis
+from llm_pruner.shape.plan import Plan
+
+STRUCTURES = ("UL-UM", "UL-MM", "AL-MM", "AL-AM")
+SIZES = ("param_ratio", "params", "memory", "iteration", "ratio")  # the ways in which a budget says how much
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Every axis shrinks by a share of its own, known before anything is scored.
+
+    Attributes:
+        ratios: One ratio for the method's usual axes, or {axis or its name: ratio}, each in [0, 1).
+        round_to: hidden_size and intermediate_size are rounded to a multiple of this.
+        axes: With one ratio, the axes that shrink by it, instead of the usual ones.
+
+    Raises:
+        UsageError: A ratio is out of range or an axis is unknown.
+    """
+
+    ratios: float | Mapping[Axis | str, float]
+    round_to: int = 1
+    axes: tuple[Axis | str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        own = self.ratios
+        if isinstance(own, Mapping):
+            ratios = {axis_of(name): check_ratio(ratio, f"ratio of {name}") for name, ratio in own.items()}
+            object.__setattr__(self, "ratios", ratios)
+        else:
+            object.__setattr__(self, "ratios", check_ratio(own, "ratio"))
+        _set_axes(self)
+        if type(self.round_to) is not int or self.round_to < 1:
+            raise UsageError(f"round_to: {self.round_to!r} must be a whole number of at least 1")
+
+    @property
+    def label(self) -> str:
+        """The request in a few words."""
+        return f"the ratio {max(self.ratios.values()) if isinstance(self.ratios, Mapping) else self.ratios:g}"
+
+
+@dataclass(frozen=True)
+class Target:
+    """Explicit widths.
+
+    Attributes:
+        widths: {configuration field: number}, by the standard names or the model's own, or as text such as
+            `hidden_size=2048,n_inner=512`; `num_hidden_layers` too, for a method that removes layers.
+    """
+
+    widths: Mapping[str, int] | str
+
+    @property
+    def text(self) -> str:
+        """The widths as text."""
+        if isinstance(self.widths, str):
+            return self.widths
+        return ",".join(f"{name}={width}" for name, width in self.widths.items())
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A number of parameters, which the method distributes over axes and layers. Exactly one of the sizes is given.
+
+    Attributes:
+        param_ratio: Share of the attention and MLP parameters that goes.
+        params: Parameters of the whole model afterwards, as a number or such as `1.2B`.
+        memory: Bytes of the checkpoint afterwards, as a number or such as `2GB`.
+        iteration: As many parameters go as so many decoder layers have (AMP).
+        ratio: FLAP's width ratio, which its structures turn into a share of the parameters.
+        axes: What may shrink; by default what the method usually shrinks.
+        structure: FLAP's: uniform (UL) or adaptive (AL) over layers, heads against neurons uniform (UM), manual (MM) or
+            adaptive (AM). None for the same widths in every layer.
+        remove_heads: Query heads that UL-MM and AL-MM remove in the whole model.
+        uniform: Whether an adaptive structure is rounded to one width for all layers.
+
+    Raises:
+        UsageError: The sizes, the structure and the axes contradict each other, or a value is out of range.
+    """
+
+    param_ratio: float | None = None
+    params: int | str | None = None
+    memory: int | str | None = None
+    iteration: int | None = None
+    ratio: float | None = None
+    axes: tuple[Axis | str, ...] | None = None
+    structure: str | None = None
+    remove_heads: int | None = None
+    uniform: bool = False
+
+    def __post_init__(self) -> None:
+        given = [name for name in SIZES if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise UsageError(f"a budget needs exactly one of {', '.join(SIZES)}; it has {', '.join(given) or 'none'}")
+        for name in ("param_ratio", "ratio"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, check_ratio(getattr(self, name), name))
+        if self.structure is not None and self.structure not in STRUCTURES:
+            raise UsageError(f"structure: {self.structure!r}; {did_you_mean(self.structure, STRUCTURES)}")
+        _set_axes(self)
+        self._check_structure()
+
+    def _check_structure(self) -> None:
+        structure, axes = self.structure or "", self.axes or ()
+        if structure.endswith("MM") != (self.remove_heads is not None):
+            raise UsageError(
+                "remove_heads says how many heads UL-MM and AL-MM remove; give it with those, and only those"
+            )
+        if self.uniform and not structure.startswith("AL"):
+            raise UsageError("uniform rounds an adaptive structure; give --structure AL-AM or AL-MM")
+        literal = self.iteration is not None and not structure.startswith("AL")
+        if axes and (structure.endswith("MM") or literal):
+            what = "iteration" if literal else f"structure {structure}"
+            raise UsageError(f"{what} takes both heads and neurons; use --param_ratio to --prune some of them")
+        if structure.startswith("UL") and KV_HEADS in axes:
+            raise UsageError(
+                f"structure {structure} takes query heads from every kv group; leave kv_heads out of --prune"
+            )
+        if structure and HIDDEN in axes:
+            raise UsageError(f"structure {structure} is about heads and neurons; leave hidden out of --prune")
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether scores decide how much each layer loses."""
+        return (self.structure or "").startswith("AL")
+
+    @property
+    def label(self) -> str:
+        """The size in a few words, by the names of the command line's options."""
+        names = {"params": "target_params", "memory": "target_memory", "ratio": "pruning_ratio"}
+        name = next(name for name in SIZES if getattr(self, name) is not None)
+        return f"{names.get(name, name)} {getattr(self, name)}"
+
+    def parameters_left(self, element_size: int) -> int | None:
+        """Return the parameters of the whole model that are asked for; None where the size is a share.
+
+        Args:
+            element_size: Bytes of a parameter.
+        """
+        if self.params is not None:
+            return parse_parameters(str(self.params))
+        return None if self.memory is None else parse_bytes(str(self.memory)) // element_size
+
+
+@dataclass(frozen=True)
+class Replay:
+    """A plan that was saved: the same units go, from a model of the same widths.
+
+    Attributes:
+        plan: The plan.
+        where: What messages call it.
+    """
+
+    plan: Plan
+    where: str = "the plan"
+
+
+Request = Ratio | Target | Budget | Replay
+
+
+def axis_of(name: Axis | str) -> Axis:
+    """Return the prunable axis of a name. UsageError, with a suggestion, when there is none."""
+    known = {axis.name: axis for axis in PRUNABLE}
+    if str(name) not in known:
+        raise UsageError(f"axis {str(name)!r}: {did_you_mean(str(name), known)}")
+    return known[str(name)]
+
+
+def _set_axes(request) -> None:
+    if request.axes is not None:
+        axes = tuple(dict.fromkeys(map(axis_of, request.axes)))
+        if not axes:
+            raise UsageError(f"axes: none; choose from {', '.join(axis.name for axis in PRUNABLE)}")
+        object.__setattr__(request, "axes", axes)

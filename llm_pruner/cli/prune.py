@@ -134,7 +134,8 @@ def run(options: PruneOptions, argv: Sequence[str] = ()) -> PruneReport | Plan:
     def report() -> PruneReport:
         told = conditions(asked, stopwatch.seconds, argv, PROGRAM) | {"seed": pruned.plan.seed}
         told |= lineage.told(origin, redact(asked.model), evaluation)
-        return _report(asked, decision, pruned, _used(known, prompts), evaluation=evaluation, **scores, **told)
+        told |= scores | {"evaluation": evaluation, "calibration": _used(known, prompts)}
+        return _report(asked, decision, pruned, told)
 
     if target is None:
         return report()
@@ -149,10 +150,8 @@ def _used(known: Known, prompts: Any) -> reports.Calibration | None:
     return used and reports.Calibration(redact(used.data), len(prompts) if prompts else used.nsamples, used.seq_len)
 
 
-def _report(
-    options: PruneOptions, decision: Decision, pruned: Pruned, used: reports.Calibration | None, **measured: Any
-) -> PruneReport:
-    """The report. A width that differs between layers is a list with one for each."""
+def _report(options: PruneOptions, decision: Decision, pruned: Pruned, told: dict[str, Any]) -> PruneReport:
+    """The report, with the fields that are told of the run. A width that differs between layers is a list."""
     plan, size = pruned.plan, size_of(pruned.model)
     scored = isinstance(decision.method, ScoreAndCut)
     return PruneReport(
@@ -168,10 +167,9 @@ def _report(
         order=plan.order,
         compensate=plan.compensate,
         masked=options.mask_only,
-        calibration=used,
         scores=quantiles(pruned.notes.get("scores") or {}, decision.draft.traced.groups) if scored else {},
         reconstruction=None if scored else _reconstruction(pruned.notes),
-        **measured,
+        **told,
     )
 
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 import llm_pruner
-from llm_pruner.output.reports import PruneReport
 from llm_pruner.methods import reconstruct as module
+from llm_pruner.output.reports import PruneReport
 
 pytestmark = pytest.mark.usefixtures("quick_reload")
 QUICK = {"calibration_data": "demo", "nsamples": 16, "calibration_seq_len": 64, "epochs": 1, "eval_data": "none"}

@@ -35,7 +35,7 @@ from llm_pruner.model import loading
 from llm_pruner.model.axes import HIDDEN, MLP
 from llm_pruner.model.size import Size, size_of
 from llm_pruner.model.tokenizers import has_tokenizer, load_tokenizer
-from llm_pruner.output import checkpoint, lineage, reports
+from llm_pruner.output import checkpoint, lineage
 from llm_pruner.output.conditions import Stopwatch, conditions
 from llm_pruner.output.exporters import exporters_called
 from llm_pruner.output.places import check_disk, check_outputs

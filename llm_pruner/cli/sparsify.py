@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 from llm_pruner.config.sparsify import SparsifyOptions, validate
 from llm_pruner.console import say
-from llm_pruner.output.reports import SparsifyReport, SweepReport
 from llm_pruner.sparsity.run import run_one
 from llm_pruner.sparsity.sweep import sweep
 

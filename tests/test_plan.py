@@ -173,8 +173,10 @@ def test_a_field_of_a_plan_with_a_wrong_value_is_named(tmp_path, field):
         assert len(str(caught.value)) < 1000
 
 
-@pytest.mark.parametrize("field", [name for name in WRONG if name not in ("more", "config", "calibration", "order", "layers",
-                                                                         "num_layers_before")])  # fmt: skip
+OPTIONAL = ("more", "config", "calibration", "order", "layers", "num_layers_before")
+
+
+@pytest.mark.parametrize("field", [name for name in WRONG if name not in OPTIONAL])
 def test_a_field_that_a_plan_lacks_is_named(tmp_path, field):
     right = saved_plan(tmp_path)
     del right[field]

@@ -221,7 +221,7 @@ def test_one_is_measured_when_time_is_long_over(monkeypatch, tmp_path):
     "spoiled",
     [
         '{"version": 1, "key": "other"', "[1, 2]", '{"version": 1, "key": "key", "kl": {}}', '"key"', "", "\x00",
-        '{"version": 2, "key": "key", "kl": {}, "seconds": 999.0}', '{"key": "key", "kl": {}, "seconds": 999.0}',
+        '{"version": 2, "key": "key", "kl": {}, "seconds": 9999.0}', '{"key": "key", "kl": {}, "seconds": 9999.0}',
     ],
 )  # fmt: skip
 def test_a_cache_that_is_not_one_is_ignored(monkeypatch, tmp_path, spoiled):

@@ -5,7 +5,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from llm_pruner.calibration.statistics import Statistics
-from llm_pruner.errors import RunError, UsageError, computing
+from llm_pruner.errors import RunError, UsageError, computing, shown
 from llm_pruner.importance.criterion import Criterion
 from llm_pruner.model.groups import Group
 from llm_pruner.registry import Registry
@@ -47,8 +47,10 @@ def criterion_of(
     plain, _, told = name.partition(":")
     given = {option: value for option, value in (options or {}).items() if value is not None}
     for part in filter(None, told.split(",")):
-        option, _, value = part.partition("=")
-        given[option.strip()] = value.strip()
+        option, value = (word.strip() for word in part.partition("=")[::2])
+        if option in given:
+            raise UsageError(f"importance {shown(name)}: {option} is given twice; leave one of them out")
+        given[option] = value
     made = CRITERIA.get(plain)
     known = {own.name: own for own in fields(made)}
     for option in given:

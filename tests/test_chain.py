@@ -35,7 +35,7 @@ def test_prune_then_recover(tmp_path):
     assert (stored["teacher"], stored["seed"], stored["training"]["steps"]) == ("demo", 3, 4)
     assert stored["made_from"]["parameters"] == plain(made.parameters)
     assert (tmp_path / "half" / "report.json").is_file()
-    assert stored["command"] == "python prune_llm.py --model demo --recover short.yaml", "what was typed"
+    assert stored["command"] == "llm-pruner prune --model demo --recover short.yaml", "what was typed"
     with pytest.raises(UsageError, match="half is not empty"):
         llm_pruner.prune_checkpoint(PruneOptions(**HALF, save_model=str(tmp_path / "half"), recover="lora"))
 

@@ -26,7 +26,7 @@ def test_the_main_job_on_the_demo_model(command, tmp_path):
     assert report["widths"]["after"]["hidden_size"] == 96
     assert {"plan", "load", "evaluate before", "score", "cut", "evaluate after", "save"} <= set(report["seconds"])
     assert report["peak_memory"]["host"] > 0
-    assert report["command"] == "python prune_llm.py --model demo --pruning_ratio 0.5 --importance magnitude"
+    assert report["command"] == "llm-pruner prune --model demo --pruning_ratio 0.5 --importance magnitude"
     assert (report["seed"], report["importance"], report["model"]) == (0, "magnitude", "demo")
     assert report["versions"]["torch"] == torch.__version__
     card = (folder / "README.md").read_text()

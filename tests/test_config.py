@@ -9,13 +9,18 @@ import pytest
 from llm_pruner.cli.commands import COMMANDS
 from llm_pruner.cli.main import build_parser, parse
 from llm_pruner.cli.messages import with_flags
-from llm_pruner.cli.requests import resolve, validate_pruning, wants_reconstruction
+from llm_pruner.cli.prune import method_of
+from llm_pruner.cli.requests import criterion_named, resolve, validate_pruning, wants_reconstruction
 from llm_pruner.config.options import fields_of, read_yaml
 from llm_pruner.config.prune import FIELDS, PruneOptions
 from llm_pruner.config.quantities import parse_bytes
 from llm_pruner.errors import UsageError
-from llm_pruner.importance import criterion_of
+from llm_pruner.importance.criteria.flap import Flap
+from llm_pruner.importance.criteria.random import Random
+from llm_pruner.importance.criteria.taylor import Taylor
 from llm_pruner.model.loading import pick_device
+from llm_pruner.output.places import check_outputs
+from tests.commands import DEMO
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -301,6 +306,15 @@ def test_help_shows_what_is_common_and_help_all_everything(name):
     assert "--help all" in short
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize(("words", "every"), [(["--help"], False), (["-h"], False), (["--help", "all"], True)])
+def test_help_is_asked_for_by_the_command_line(capsys, name, words, every):
+    with pytest.raises(SystemExit) as ended:
+        parse(words, COMMANDS[name])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == build_parser(COMMANDS[name], every).format_help()
+
+
 def test_parameters_in_messages_become_flags():
     message = "use a smaller `nsamples`, `dtype=bfloat16` or `lm_eval ls tasks`; `teacher` is no option of it"
     expected = "use a smaller --nsamples, --dtype bfloat16 or `lm_eval ls tasks`; `teacher` is no option of it"
@@ -325,9 +339,40 @@ def test_every_parameter_in_a_message_is_an_option_of_a_command():
         ("flap:metric=IFV", "metric says nothing about importance flap"),
         ("random:seed=x", "seed: 'x' is no int"),
         ("amp:metrics=IFV", "metrics says nothing about importance amp"),
+        ("flap:metrics=IFV,metrics=WIFN", "importance 'flap:metrics=IFV,metrics=WIFN': metrics is given twice"),
     ],
 )
-def test_options_of_a_criterion(importance, message):
-    assert criterion_of("flap:metrics=IFV").metrics == "IFV"
+def test_options_that_a_criterion_does_not_have(importance, message):
     with pytest.raises(UsageError, match=message):
         parse(["--model", "m", "--param_ratio", "0.3", "--importance", importance])
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["flap"], Flap("WIFV")),
+        (["flap:metrics=IFV"], Flap("IFV")),
+        (["flap", "--metrics", "IFV"], Flap("IFV")),
+        (["taylor:taylor=vectorize"], Taylor("vectorize")),
+        (["random", "--seed", "3"], Random(3)),
+        (["random:seed=5", "--seed", "3"], Random(5)),
+    ],
+)
+def test_options_of_a_criterion(words, expected):
+    """Behind its name, or as flags; and the method that runs has them."""
+    options = parse(["--model", "m", "--param_ratio", "0.3", "--importance", *words])
+    assert criterion_named(options) == expected
+    assert method_of(options, reconstruct=False).criterion == expected
+
+
+def test_a_criterion_cannot_be_told_twice():
+    with pytest.raises(UsageError, match="importance 'flap:metrics=IFV': metrics is given twice"):
+        parse(["--model", "m", "--param_ratio", "0.3", "--importance", "flap:metrics=IFV", "--metrics", "WIFV"])
+
+
+def test_options_of_a_criterion_are_no_part_of_a_folders_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = parse(["--model", "demo", "--param_ratio", "0.3", "--importance", "flap:metrics=IFV"])
+    plain = parse(["--model", "demo", "--param_ratio", "0.3", "--importance", "flap"])
+    assert check_outputs(options, str(DEMO)) == check_outputs(plain, str(DEMO))
+    assert check_outputs(options, str(DEMO)).name.endswith("-flap")

@@ -85,7 +85,8 @@ def computing(what: str, smaller: str = SMALLER):
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
             raise RunError(f"{what} does not fit in memory; {smaller}") from error
-        if type(error).__name__ == "LinAlgError":
+        # By its name, because importing torch takes seconds; torch.linalg.LinAlgError is called _LinAlgError.
+        if type(error).__name__ in ("LinAlgError", "_LinAlgError"):
             raise RunError(
                 f"{what}: the numbers are too large, or too far apart, for its equations to be solved; "
                 "try `dtype=float32`, or `importance=magnitude`, which has none"

@@ -1,4 +1,4 @@
-"""the method: the shape it finds for a budget, that the model has it, and that an interrupted run goes on."""
+"""The reconstruction: the shape it finds for a budget, that the model has it, and that an interrupted run goes on."""
 
 import copy
 import json

@@ -1,4 +1,4 @@
-"""A whole run by the best method, files included."""
+"""A whole run with a reconstruction, files included."""
 
 import json
 import math
@@ -52,4 +52,4 @@ def test_a_rebuild_that_broke_is_no_loss(kl, tmp_path, monkeypatch, capsys):
 
 def test_what_does_not_go_with_it_is_named(capsys):
     llm_pruner.prune_checkpoint(llm_pruner.PruneOptions(model="demo", pruning_ratio=0.5, mask_only=True, dry_run=True))
-    assert "note: pruning by magnitude: mask_only does not go with the best method" in capsys.readouterr().out
+    assert "note: pruning by magnitude: mask_only does not go with a reconstruction" in capsys.readouterr().out

@@ -85,8 +85,8 @@ def test_an_epoch_that_is_worse_is_taken_back(monkeypatch):
     """The first, of steps five times too large; those after it, a fifth as large, go on from where it began."""
     teacher, calls = Toy(), []
     module = disturbed(teacher)
-    error = blockwise.held_error
-    monkeypatch.setattr(blockwise, "held_error", lambda block: calls.append(error(block)) or calls[-1])
+    own = blockwise.held_out
+    monkeypatch.setattr(blockwise, "held_out", lambda *arguments: calls.append(own(*arguments)) or calls[-1])
     monkeypatch.setattr(blockwise, "RATE", 2.0)
     before, after = optimise(block_of(module, teacher), teacher, 6)
     assert calls[0] == before
@@ -101,7 +101,7 @@ def test_steps_shrink_when_an_epoch_was_taken_back(monkeypatch):
     monkeypatch.setattr(
         torch.optim.Adam, "step", lambda self: (rates.append(self.param_groups[0]["lr"]), step(self))[1]
     )
-    monkeypatch.setattr(blockwise, "held_error", lambda block: next(errors))
+    monkeypatch.setattr(blockwise, "held_out", lambda error, held: next(errors))
     optimise(block_of(disturbed(teacher), teacher), teacher, 3)
     size = blockwise.RATE * teacher.up.weight.square().mean().sqrt().item()
     warm = [*range(1, 6), *range(1, 11)]  # five steps an epoch; the second epoch was good
@@ -130,7 +130,7 @@ def test_steps_are_as_large_as_the_weights(monkeypatch):
     module = disturbed(teacher)
     start, block, errors = copy.deepcopy(module), block_of(module, teacher), iter([2.0, 1.0])
     block.held = [batch > 0 for batch in range(BATCHES)]
-    monkeypatch.setattr(blockwise, "held_error", lambda block: next(errors))
+    monkeypatch.setattr(blockwise, "held_out", lambda error, held: next(errors))
     optimise(block, teacher, 1)
     size = teacher.up.weight.square().mean().sqrt()
     moved = (module.up.weight - start.up.weight).abs() / (blockwise.RATE / blockwise.WARM_UP * size)

@@ -120,9 +120,9 @@ def test_bias_compensation(reference, tmp_path):
 
 @functools.cache
 @torch.no_grad()
-def wanda_sp(reference: Reference, criterion: str) -> tuple[dict[str, Array], list[list[torch.Tensor]]]:
+def wanda_sp(reference: Reference, order: str) -> tuple[dict[str, Array], list[list[torch.Tensor]]]:
     """(scores, means of what o_proj and down_proj read) when half of the heads and neurons go."""
-    model, entered, sign = reference.load(), [], -1 if criterion == "reversed" else 1
+    model, entered, sign = reference.load(), [], -1 if order == "reversed" else 1
     model.config.num_hidden_layers = 1  # as many as run here, and one is enough to see what enters it
     hook = model.model.layers[0].register_forward_pre_hook(
         lambda _, arguments, options: entered.append((arguments[0], options)), with_kwargs=True
@@ -154,14 +154,14 @@ def wanda_sp(reference: Reference, criterion: str) -> tuple[dict[str, Array], li
     return expected, means
 
 
-@pytest.mark.parametrize("criterion", ["standard", "reversed"])
-def test_wanda_sp(reference, tmp_path, criterion):
-    expected, _ = wanda_sp(reference, criterion)
+@pytest.mark.parametrize("order", ["standard", "reversed"])
+def test_wanda_sp(reference, tmp_path, order):
+    expected, _ = wanda_sp(reference, order)
     scores, plan = product(
-        reference, tmp_path, importance="wanda_sp", order=criterion, structure="UL-UM", pruning_ratio=0.5
+        reference, tmp_path, importance="wanda_sp", order=order, structure="UL-UM", pruning_ratio=0.5
     )
     assert_scores(scores, expected)
-    assert_kept(plan, uniform(turned(expected, criterion), 4, NEURONS // 2))
+    assert_kept(plan, uniform(turned(expected, order), 4, NEURONS // 2))
     dense = (reference.weights(3)[1].abs() * reference.inputs[3][1].square().sum(0).sqrt()).mean(0).numpy()
     assert np.abs(scores["layers.3.mlp"] / dense - 1).max() > 0.01, "what was pruned before plays a part"
 

@@ -38,17 +38,17 @@ def reference(shared) -> Reference:
 # mag_sp
 
 
-@pytest.mark.parametrize("criterion", ["standard", "reversed"])
-def test_mag_sp(reference, tmp_path, criterion):
+@pytest.mark.parametrize("order", ["standard", "reversed"])
+def test_mag_sp(reference, tmp_path, order):
     expected = {}
     for layer in range(LAYERS):
         for kind, weight in zip(("heads", "mlp"), reference.weights(layer)):
             expected[f"layers.{layer}.{kind}"] = weight.square().sum(0).sqrt().numpy()
     scores, plan = product(
-        reference, tmp_path, importance="mag_sp", order=criterion, structure="UL-UM", pruning_ratio=0.5
+        reference, tmp_path, importance="mag_sp", order=order, structure="UL-UM", pruning_ratio=0.5
     )
     assert_scores(scores, expected)
-    assert_kept(plan, uniform(turned(expected, criterion), 4, NEURONS // 2))
+    assert_kept(plan, uniform(turned(expected, order), 4, NEURONS // 2))
 
 
 # AMP
@@ -140,16 +140,16 @@ def taylor_scores(products: dict[str, torch.Tensor], taylor: str) -> tuple[dict[
 
 def test_taylor_of_a_float64_model(reference, products):
     """The formula, without the noise of float32 gradients."""
-    from llm_pruner import importance, trace_groups
+    from llm_pruner import trace_groups
     from llm_pruner.calibration.gradients import weight_gradient_products
+    from llm_pruner.calibration.statistics import Statistics
     from llm_pruner.model.groups import units_of
 
     model = reference.load()
     groups = units_of(trace_groups(model))
     found = weight_gradient_products(model, reference.windows.split(8))
     for taylor in ("param_first", "vectorize"):
-        evidence = importance.Statistics(products=found, taylor=taylor)
-        scores = score(groups, criterion_of("taylor"), evidence)
+        scores = score(groups, criterion_of("taylor", {"taylor": taylor}), Statistics(products=found))
         scores = {name: values.double().numpy() for name, values in scores.items()}
         expected, absolute = taylor_scores(products, taylor)
         assert set(scores) == set(expected)

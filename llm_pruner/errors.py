@@ -79,7 +79,8 @@ SMALLER = "use a smaller `nsamples` or `calibration_seq_len`, `dtype=bfloat16`, 
 @contextlib.contextmanager
 def computing(what: str, smaller: str = SMALLER):
     """While this lasts, no memory left and equations without a solution are RunErrors about `what`, with what helps;
-    smaller: against the first."""
+    smaller: against the first.
+    """
     try:
         yield
     except (RuntimeError, MemoryError) as error:

@@ -242,7 +242,8 @@ def write_state(path: Path, state: Mapping[str, Any], version: int = 1) -> None:
 
 def checkpoint_digest(source: str, folder: str | Path) -> str:
     """What tells a checkpoint from others: a hub id with its commit, which is the name of the `folder` it is in; of
-    a local folder its config, and of each weight file size and blocks of it: all, up to 32 MiB."""
+    a local folder its config, and of each weight file size and blocks of it: all, up to 32 MiB.
+    """
     if not os.path.isdir(source):
         return f"{source}@{Path(folder).name}"
     digest = hashlib.sha256()

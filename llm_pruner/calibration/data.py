@@ -39,7 +39,8 @@ OTHERS = {  # how files begin that are no UTF-8
 @dataclass(frozen=True)
 class Prose:
     """Running text: in memory or, as long as it is only looked at in places, in a large file. where: its name, for
-    error messages."""
+    error messages.
+    """
 
     where: str
     text: str | None = None
@@ -98,7 +99,8 @@ def load_text(name: str, tokenizer=None) -> str:
 
 def texts(name: str, what: str = "calibration") -> Prose | Records:
     """What to learn from called `name`, other than c4: wikitext2's train split joined with " ", the demo's text,
-    Alpaca, or a file. Errors as `load_text`."""
+    Alpaca, or a file. Errors as `load_text`.
+    """
     where = f"{what} data {name}"
     if name == "demo":
         from llm_pruner.model.demo.text import training
@@ -311,7 +313,8 @@ def check_vocabulary(highest: int, vocab_size: int) -> None:
 
 def evaluation_windows(name: str, tokenizer, config, max_seq_len: int) -> "torch.Tensor":
     """Windows of the evaluation text called `name`, of max_seq_len tokens or as many as the model has positions for:
-    LongTensor [n, length]. Errors as `load_text` and `token_windows`."""
+    LongTensor [n, length]. Errors as `load_text` and `token_windows`.
+    """
     config = config.get_text_config()
     length = min(max_seq_len, getattr(config, "max_position_embeddings", None) or max_seq_len)
     text = load_text(name, tokenizer)

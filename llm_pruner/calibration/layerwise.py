@@ -45,7 +45,8 @@ class Layer:
     @torch.no_grad()
     def run(self) -> None:
         """Pushes the stream through the layer as it is now; running it again replaces the outputs. RunError, naming the
-        layer, for outputs that are not finite."""
+        layer, for outputs that are not finite.
+        """
         self.outputs = []
         for batch, hidden in enumerate(self.stream):
             output = self.call(batch, hidden)
@@ -86,7 +87,8 @@ def not_finite(what: str, dtype: torch.dtype) -> RunError:
 
 def cause_of_nan(model, prompts: torch.Tensor, what: str) -> RunError:
     """The error for `what` when the model gives NaN or Inf for some of `prompts` [prompts, tokens]: it names the first
-    tensor or module that does."""
+    tensor or module that does.
+    """
     Weights(dict(model.named_parameters())).check_all_finite()
     for ids in prompts.split(1):
         read = partial(model, input_ids=ids.to(model.device), use_cache=False)

@@ -41,7 +41,8 @@ class Part(NamedTuple):
 @dataclass(frozen=True)
 class Records:
     """Records of one kind. of: a text each, {field of Alpaca: text} each, or a list of messages each. where: the file,
-    for error messages."""
+    for error messages.
+    """
 
     kind: str
     of: list

@@ -65,7 +65,8 @@ def perplexity(model, windows: torch.Tensor, batch_size: int | None = None, labe
 
 class Scorer:
     """Sums the next-token losses of windows: of hidden states, in chunks of positions, where the model's class lets its
-    logits be made so, else of whole logits, a window at a time."""
+    logits be made so, else of whole logits, a window at a time.
+    """
 
     def __init__(self, model, window: torch.Tensor) -> None:
         """window: LongTensor [length], for the trial; see `body_of`."""

@@ -119,7 +119,8 @@ class Steps(NamedTuple):
 class _Layer(StaticLayer):
     """A static layer that knows without asking the device that it is empty, so that a prefill needs no mask, not even
     in a capture, where transformers may not ask. Also for sliding windows: transformers' own layer for them counts
-    what it holds in Python, which a replayed graph does not run."""
+    what it holds in Python, which a replayed graph does not run.
+    """
 
     empty = True
 

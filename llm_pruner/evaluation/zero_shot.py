@@ -173,7 +173,8 @@ def _evaluate(task, parts, model, tokenizer, batch_size, apply_chat_template, li
 
 def _batch_size(model, kinds: set[str]) -> int | str:
     """What to ask lm_eval for. Its `auto` tries sizes on the longest question, but on the longest text that the model
-    could read where it is a text that is scored or to be written."""
+    could read where it is a text that is scored or to be written.
+    """
     if "loglikelihood_rolling" in kinds:
         return 1
     return FIXED_BATCH if "generate_until" in kinds or model.device.type == "cpu" else "auto"

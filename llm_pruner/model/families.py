@@ -146,7 +146,8 @@ def _build(config_class, values: dict):
 
 def _nearest_legal(config, wanted: Widths) -> str:
     """Legal shapes next to `wanted`: where hidden_size is heads × head_dim, by its heads and by its hidden_size;
-    else also its heads with less and with more hidden_size. At most three, never the shape there is."""
+    else also its heads with less and with more hidden_size. At most three, never the shape there is.
+    """
     before = widths_of(config)
     group = wanted[KV_HEADS] if is_grouped(before) else 1
     heads = max(1, round(wanted[HEADS] / group)) * group

@@ -44,7 +44,8 @@ def resolve(name: str) -> str:
 
 def check_family(source: str, revision: str | None = None) -> dict:
     """The content of config.json. UsageError for what it cannot mean, PlanError for a family that is not supported or
-    quantised weights, RunError when it cannot be had. Imports nothing heavy."""
+    quantised weights, RunError when it cannot be had. Imports nothing heavy.
+    """
     raw = _config_json(source, revision)
     if not raw.get("model_type"):
         raise UsageError(f"{os.path.join(source, 'config.json')} has no model_type")
@@ -62,7 +63,8 @@ def check_dense(source: str, quantised, advice: str) -> None:
 
 def load_config(source: str, revision: str | None = None, any_family: bool = False):
     """The model's configuration, from config.json alone, of which a model can be built; with `any_family` of any type
-    that transformers knows. What stands beside it in a local folder is looked at as well. Errors as `check_family`."""
+    that transformers knows. What stands beside it in a local folder is looked at as well. Errors as `check_family`.
+    """
     raw = _config_json(source, revision) if any_family else check_family(source, revision)
     if os.path.isdir(source):
         check_folder(source)

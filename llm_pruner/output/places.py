@@ -21,7 +21,8 @@ MARGIN = 64 * 2**20  # bytes for tokenizer, card and file system, beside the wei
 
 def inputs_of(options, more: Mapping[str, str | Path | None]) -> dict[str, Path]:
     """{option: file or folder} of all that a run reads from this machine; `more`: what options name indirectly, such as
-    the folder of a model."""
+    the folder of a model.
+    """
     given = {name: getattr(options, name, None) for name in READ} | dict(more)
     found = {}
     for name, value in given.items():
@@ -34,7 +35,8 @@ def inputs_of(options, more: Mapping[str, str | Path | None]) -> dict[str, Path]
 
 def check_apart(flag: str, output: Path, inputs: Mapping[str, Path], replaced: bool = False) -> None:
     """UsageError when `output`, given by `flag`, is an input or lies in one that is a folder; where it is a folder that
-    will be `replaced`, also when it holds one."""
+    will be `replaced`, also when it holds one.
+    """
     there = _resolved(flag, output)
     for name, path in inputs.items():
         place = path.resolve()

@@ -25,7 +25,8 @@ STEPS = 32  # points of a layer's curve over its neurons
 @dataclass(frozen=True)
 class Costs:
     """heads: per layer {(kv heads, heads per group): cost}. neurons: per layer [(neurons kept, cost)], most first.
-    layers: what each layer changes in the stream, relative like the others: its cost when it goes whole."""
+    layers: what each layer changes in the stream, relative like the others: its cost when it goes whole.
+    """
 
     heads: tuple[dict[tuple[int, int], float], ...]
     neurons: tuple[tuple[tuple[int, float], ...], ...]

@@ -82,7 +82,8 @@ def _add_products(sums: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -
 @dataclass(frozen=True)
 class Fit:
     """weight: float32 [out, n], intercept last. kind: nothing, intercept or refit. error, before: squared errors per
-    held-out token of it and of the prior."""
+    held-out token of it and of the prior.
+    """
 
     weight: torch.Tensor
     kind: str
@@ -135,7 +136,8 @@ def token_weights(energy: torch.Tensor) -> torch.Tensor:
 
 def least_energy(energy: torch.Tensor) -> torch.Tensor:
     """What a token's energy is taken for at least, a scalar: a millionth of the median, or of the mean where most
-    tokens are silent, as they are behind an embedding of zeros; 1 where all are."""
+    tokens are silent, as they are behind an embedding of zeros; 1 where all are.
+    """
     median, mean = energy.median(), energy.mean()
     typical = torch.where(median > 0, median, torch.where(mean > 0, mean, 1.0))
     return (1e-6 * typical).clamp_min(torch.finfo(energy.dtype).tiny)

@@ -71,7 +71,8 @@ def set_norm(norm: nn.Module, scale: float, width: int, offset: float) -> None:
 
 def norm_bias(weight: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
     """The least b with weight·b ≈ shift, on the CPU: what a linear behind a norm has no bias for. A centred basis gives
-    `weight` a direction that is zero but for rounding, along which b must not grow."""
+    `weight` a direction that is zero but for rounding, along which b must not grow.
+    """
     weight, shift = weight.double().cpu(), shift.double().cpu()[:, None]
     return torch.linalg.lstsq(weight, shift, rcond=1e-4, driver="gelsd").solution[:, 0].float()
 

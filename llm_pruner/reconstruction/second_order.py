@@ -69,7 +69,8 @@ class Surgeon:
 
     def _cheapest(self, number: int) -> list[int]:
         """Places of `number` units that go together. Single columns: each the cheapest when those before it are gone,
-        of twice as many as are the cheapest on their own. Else those that are."""
+        of twice as many as are the cheapest on their own. Else those that are.
+        """
         places = self.costs().argsort(stable=True)
         if self.width > 1 or number == 1:
             return places[:number].tolist()

@@ -131,7 +131,8 @@ def _ratio(counter: ParameterCounter, axes: set[Axis], goal: Goal) -> float:
 
 def _shapes(before: Widths, axes: set[Axis], ratio: float) -> Iterator[Widths]:
     """Shapes around `ratio`: heads rounded ever further, and for each number of heads so the hidden channels. Where
-    whole kv groups go, query heads inside them only go when nothing else is left."""
+    whole kv groups go, query heads inside them only go when nothing else is left.
+    """
     of_kv, most = not is_grouped(before) or KV_HEADS in axes, heads_per_group(before)
     inside = range(most, 0, -1) if of_kv and HEADS in axes else [most]
     neurons = max(1, before[MLP] - round(ratio * before[MLP])) if MLP in axes else before[MLP]

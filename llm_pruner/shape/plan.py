@@ -256,7 +256,8 @@ def make_plan(model, groups: Iterable[Group], after: Layers, biases: bool = Fals
 
 def _configured(config, before: Widths, after: Layers, new_biases: set[str], expected: Mapping[str, tuple]):
     """(new config, {parameter: shape} of the model it builds): a stock class where one holds the shape, else one
-    whose layers have widths of their own. PlanError when what it builds is not what is `expected`."""
+    whose layers have widths of their own. PlanError when what it builds is not what is `expected`.
+    """
     if len(set(after)) == 1:
         try:
             new_config = resize(config, after[0], biases=bool(new_biases))

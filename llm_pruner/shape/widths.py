@@ -183,7 +183,8 @@ def _check_heads(before: Widths, after: Widths) -> None:
 
 def ratio_of_one_step(before: Widths, axes: Iterable[Axis], round_to: int = 1) -> float:
     """Return the smallest ratio, in six digits, that takes one step of an axis: a unit, a head of every group or
-    `round_to` channels."""
+    `round_to` channels.
+    """
 
     def smallest(units: int, step: int) -> float:
         lost = next(lost for lost in range(1, units + 1) if _rounded_or_none(units - lost, units, step) != units)

@@ -84,7 +84,8 @@ def sparsify_activations(
 
 def check(model: nn.Module, recipe: Recipe, sparse: str, batches: Sequence[torch.Tensor]) -> None:
     """UsageError for a recipe that means nothing or is about something else, and where it needs text and has none;
-    PlanError for a model that has sparse inputs already."""
+    PlanError for a model that has sparse inputs already.
+    """
     validate_recipe(recipe)
     if recipe.sparse != sparse:
         raise UsageError(f"the recipe is about {recipe.sparse}, not {sparse}")

@@ -29,7 +29,8 @@ BAGS = 4  # for each thread
 
 def speed_up(model: torch.nn.Module) -> int:
     """Has the model's sparse linear layers decode one token at a time this way where they can; how many do. All else
-    goes on as it was. For inference: from here on the layers' tensors are not to change."""
+    goes on as it was. For inference: from here on the layers' tensors are not to change.
+    """
     return sum(attach(layer) for layer in sparse_layers(model).values())
 
 

@@ -83,7 +83,8 @@ class Kernel:
 
 def selected_by_kernel(layer: SparseLinear) -> int:
     """How the kernel selects; ALL where it is given what torch has selected: a share of the token, a short last group,
-    and where more than the token's own scores is wanted: variances, or l's norms of the token or the sequence."""
+    and where more than the token's own scores is wanted: variances, or l's norms of the token or the sequence.
+    """
     recipe = layer.sparsity.recipe
     own_norm = recipe.criterion == names.L_CRITERION and not (recipe.calibrated_l and recipe.m)
     if recipe.transform == names.VARIANCE or own_norm:
@@ -98,7 +99,8 @@ _tiles: dict[tuple, Tile] = {}
 
 def tile_for(own: Kernel, x: torch.Tensor) -> Tile | None:
     """The tile that is fastest for this layer and its input, tried out once for all alike. None while a graph is
-    captured, so run the layer before, and in the interpreter, where times mean nothing."""
+    captured, so run the layer before, and in the interpreter, where times mean nothing.
+    """
     layer, recipe = own.layer, own.layer.sparsity.recipe
     weight = layer.weight
     key = (layer.in_features, layer.out_features, weight.dtype, weight.device, own.select, recipe.pattern)

@@ -14,7 +14,8 @@ from llm_pruner.sparsity.linear import sparse_layers
 @dataclass(frozen=True)
 class Learning:
     """epochs: passes over the text. rate: of a channel's typical size, per step, at first. held: one batch in so many
-    is not trained on, and decides what stays."""
+    is not trained on, and decides what stays.
+    """
 
     epochs: int = 4
     rate: float = 0.02

@@ -1,5 +1,6 @@
 """Which of a row's entries are kept, by their scores: n of every m neighbours, a share of the row, or what is above a
-threshold. Of equal scores the earlier entry stays. A score that is NaN is kept, so that it shows."""
+threshold. Of equal scores the earlier entry stays. A score that is NaN is kept, so that it shows.
+"""
 
 import torch
 
@@ -8,7 +9,8 @@ FEW = 2**15  # scores
 
 def kept_n_of_m(scores: torch.Tensor, n: int, m: int) -> torch.Tensor:
     """Bool like `scores` [..., width]: the n highest of every m consecutive entries; of a short last group of `rest`
-    entries ⌈n/m · rest⌉."""
+    entries ⌈n/m · rest⌉.
+    """
     width = scores.shape[-1]
     whole = width // m * m
     parts = [_highest(scores[..., :whole].unflatten(-1, (-1, m)), n).flatten(-2)] if whole else []

@@ -1,5 +1,6 @@
 """transformers told of checkpoints with sparse activations: their configuration is the `quantization_config` of
-config.json, which is where transformers has a model's linear layers replaced while it loads. Imports nothing heavy."""
+config.json, which is where transformers has a model's linear layers replaced while it loads. Imports nothing heavy.
+"""
 
 from llm_pruner.model.after_import import after_import
 from llm_pruner.model.families import SPARSE_ACTIVATIONS

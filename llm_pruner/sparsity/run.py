@@ -128,7 +128,8 @@ def _shape(model) -> dict[str, Any]:
 
 def _as_loaded(model) -> None:
     """Lays the weights out as loading the saved model does: in another layout bfloat16 rounds otherwise, and the
-    perplexity would be that of a model that nobody gets."""
+    perplexity would be that of a model that nobody gets.
+    """
     for layer in sparse_layers(model).values():
         by_columns(layer)
 

@@ -1,5 +1,6 @@
 """2:4 sparse weights as the semi-structured tensors of torch, which a GPU multiplies in its sparse tensor cores: for
-prefill, and for 9/16 of the bytes."""
+prefill, and for 9/16 of the bytes.
+"""
 
 import logging
 
@@ -13,7 +14,8 @@ DTYPES = (torch.float16, torch.bfloat16)
 
 def semi_structured(model: nn.Module) -> int:
     """Stores the weights of the model's nn.Linear layers that are 2:4 sparse as torch's semi-structured tensors, where
-    the device can use them; how many. The others stay as they are. For inference: such a model cannot be saved."""
+    the device can use them; how many. The others stay as they are. For inference: such a model cannot be saved.
+    """
     from torch.sparse import to_sparse_semi_structured
 
     done = 0

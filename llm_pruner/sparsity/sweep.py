@@ -1,5 +1,6 @@
 """Models × patterns: a run for each, a JSON for each, one table. A run whose JSON is there, made of the same inputs, is
-not done again."""
+not done again.
+"""
 
 import hashlib
 import json
@@ -134,7 +135,8 @@ def _folder(options: SparsifyOptions) -> Path:
 
 def _check_free(folder: Path, names: Sequence[str], options: SparsifyOptions, models: Mapping[str, str]) -> None:
     """UsageError where a report, or the table, would go to the place of an input; what is there and is no report of a
-    sweep, because it is damaged or somebody else's, is set aside."""
+    sweep, because it is damaged or somebody else's, is set aside.
+    """
     inputs = places.inputs_of(options, {name: loading.resolve(model) for name, model in models.items()})
     for name in (*names, TABLE_TEXT, TABLE):
         path = folder / name

@@ -50,7 +50,8 @@ def zero(layer: nn.Module, recipe: Recipe, name: str, norms: torch.Tensor | None
 
 def kept(scores: torch.Tensor, recipe: Recipe) -> torch.Tensor:
     """Bool like `scores` [out, in]: n of m along the input dimension, or a share: of every row by wanda, of the whole
-    matrix by magnitude."""
+    matrix by magnitude.
+    """
     if recipe.m:
         return kept_n_of_m(scores, recipe.n, recipe.m)
     if recipe.criterion == names.WANDA:

@@ -32,7 +32,8 @@ def train_tokenizer(text: str, vocab_size: int) -> PreTrainedTokenizerFast:
 
 def train(model, batch: Callable[[int], torch.Tensor], steps: int, lr: float) -> None:
     """Trains `model` in place with AdamW: 100 steps of warming up, then half a cosine. batch(step): LongTensor
-    [rows, length]. Prints a line of JSON every 50 steps."""
+    [rows, length]. Prints a line of JSON every 50 steps.
+    """
     matrices = [p for p in model.parameters() if p.dim() > 1]
     vectors = [p for p in model.parameters() if p.dim() == 1]
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]

@@ -110,7 +110,11 @@ def spelled(path: Path) -> Path:
 
 def write_text(path: Path, text: str) -> None:
     """`write_whole` of UTF-8 text; what UTF-8 does not have (names of files may) becomes `?`."""
-    write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8", errors="replace"))
+
+    def write(partial: Path) -> None:
+        partial.write_text(text, encoding="utf-8", errors="replace")
+
+    write_whole(path, write)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -177,8 +181,10 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) < len(pairs):
         seen: set[str] = set()
-        twice = next(name for name, _ in pairs if name in seen or seen.add(name))
-        raise ValueError(f"{shown(twice)} is there twice")
+        for name, _ in pairs:
+            if name in seen:
+                raise ValueError(f"{shown(name)} is there twice")
+            seen.add(name)
     return fields
 
 

@@ -33,7 +33,7 @@ class Inputs:
         """weight: [hidden_size, n], and heads, where the contribution is needed."""
         self.needs, self.weight, self.heads = needs, weight, heads
         self.tokens = self.prompts = 0
-        self._mean = self._squares = self._absolute = self._contribution = 0.0
+        self._sums: dict[str, torch.Tensor] = {}  # those that are needed
 
     def add(self, x: torch.Tensor) -> None:
         """x: [prompts, tokens, n], one prompt per row."""
@@ -45,45 +45,47 @@ class Inputs:
             mean = rows.mean(0)
             squares = (rows - mean).square_().sum(0)
             mean, total = _wide(mean), self.tokens + count
-            delta = mean - self._mean
-            self._squares = self._squares + _wide(squares) + delta.square() * (self.tokens * count / total)
-            self._mean = self._mean + delta * (count / total)
+            before = self._sums.get("mean", 0.0)
+            delta = mean - before
+            between = delta.square() * (self.tokens * count / total)
+            self._sums["squares"] = self._sums.get("squares", 0.0) + _wide(squares) + between
+            self._sums["mean"] = before + delta * (count / total)
         if ABSOLUTE in self.needs:
-            self._absolute = self._absolute + _wide(x.abs().mean(1).sum(0))
+            self._sums[ABSOLUTE] = self._sums.get(ABSOLUTE, 0.0) + _wide(x.abs().mean(1).sum(0))
         if CONTRIBUTION in self.needs:
+            assert self.weight is not None, "the contribution is made of inputs and weights"
             width = columns // self.heads
             norms = [
                 (x[..., h * width : (h + 1) * width] @ self.weight[:, h * width : (h + 1) * width].float().T)
                 .abs_().sum(2).mean(1).sum()
                 for h in range(self.heads)
             ]  # fmt: skip
-            self._contribution = self._contribution + _wide(torch.stack(norms))
+            self._sums[CONTRIBUTION] = self._sums.get(CONTRIBUTION, 0.0) + _wide(torch.stack(norms))
         self.tokens, self.prompts = self.tokens + count, self.prompts + prompts
 
     @property
     def mean(self) -> torch.Tensor:
-        return self._mean.float()
+        return self._sums["mean"].float()
 
     @property
     def variance(self) -> torch.Tensor:
-        return (self._squares / self.tokens).float()
+        return (self._sums["squares"] / self.tokens).float()
 
     @property
     def norm(self) -> torch.Tensor:
-        return (self._squares + self._mean.square() * self.tokens).sqrt().float()
+        return (self._sums["squares"] + self._sums["mean"].square() * self.tokens).sqrt().float()
 
     @property
     def absolute(self) -> torch.Tensor:
-        return (self._absolute / self.prompts).float()
+        return (self._sums[ABSOLUTE] / self.prompts).float()
 
     @property
     def contribution(self) -> torch.Tensor:
-        return (self._contribution / self.prompts).float()
+        return (self._sums[CONTRIBUTION] / self.prompts).float()
 
     def finite(self) -> bool:
         """Whether every sum is finite."""
-        sums = (self._squares, self._mean, self._absolute, self._contribution)
-        return all(torch.isfinite(torch.as_tensor(value)).all() for value in sums)
+        return all(torch.isfinite(value).all() for value in self._sums.values())
 
 
 def _wide(sums: torch.Tensor) -> torch.Tensor:
@@ -143,7 +145,7 @@ def collect(
     layers: dict[int, list[Group]] = {}
     for group in groups:
         if group.axis in (HEADS, MLP):
-            layers.setdefault(group.layer, []).append(group)
+            layers.setdefault(group.own_layer, []).append(group)
     found: dict[str, Inputs] = {}
     for layer in walk(model, batches):
         measured: dict[str, Inputs] = {}

@@ -47,20 +47,25 @@ class Prose:
     path: Path | None = None
 
     @property
+    def _file(self) -> Path:
+        assert self.path is not None, "prose that is not in memory is in a file"
+        return self.path
+
+    @property
     def is_large(self) -> bool:
         return self.text is None or len(self.text) > LARGE
 
     def __len__(self) -> int:
         """Characters, or bytes in a file."""
-        return self.path.stat().st_size if self.text is None else len(self.text)
+        return self._file.stat().st_size if self.text is None else len(self.text)
 
     def whole(self) -> str:
-        return _decoded(_content(self.path, self.where), self.where) if self.text is None else self.text
+        return _decoded(_content(self._file, self.where), self.where) if self.text is None else self.text
 
     def piece(self, start: int, size: int) -> str:
         """What is there from `start` on, without the characters, or the word, that are cut at its ends."""
         if self.text is None:
-            with open(self.path, "rb") as file:
+            with open(self._file, "rb") as file:
                 file.seek(start)
                 content = file.read(size)
             place = next((i for i, byte in enumerate(content[:4]) if byte & 0xC0 != 0x80), 0)
@@ -155,9 +160,9 @@ def _windows(prose: Prose, nsamples: int, seq_len: int, generator, tokenizer) ->
         text, where = unless_blank(prose.whole(), prose.where)
         ids = _ids(tokenizer, text)
         check_enough(len(ids), seq_len, where, "`calibration_seq_len`")
-        ids = torch.tensor(ids)
+        tokens = torch.tensor(ids)
         offsets = torch.randint(len(ids) - seq_len + 1, (nsamples,), generator=generator).tolist()
-        return [ids[offset : offset + seq_len] for offset in offsets]
+        return [tokens[offset : offset + seq_len] for offset in offsets]
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise

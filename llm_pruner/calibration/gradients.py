@@ -76,7 +76,7 @@ class Gradients:
         self.parameters = parameters
         self.predicted = predicted
         self.products = {name: _zeros(parameter) for name, parameter in parameters.items()}
-        self._sums: dict[nn.Parameter, torch.Tensor] = {}
+        self._sums: dict[torch.Tensor, torch.Tensor] = {}
 
     def add(self, output, upstream, parameters: Iterable[nn.Parameter], hidden: Sequence[torch.Tensor] = ()):
         """Adds the gradients of `output` (weighed by `upstream`); returns those of `hidden`."""

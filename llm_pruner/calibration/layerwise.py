@@ -6,8 +6,9 @@ no knowledge of families: the model itself says what its layers are called with.
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -27,10 +28,10 @@ class Layer:
     """
 
     index: int
-    module: nn.Module
+    module: Any  # of transformers
     stream: list[torch.Tensor]
     arguments: list[tuple[tuple, dict]]
-    outputs: list[torch.Tensor] | None = None
+    outputs: list[torch.Tensor] = field(default_factory=list)
     offload: bool = False
 
     @property
@@ -126,7 +127,7 @@ def walk(model, batches: Sequence[torch.Tensor], label: str = "calibrate", offlo
         if offload:
             layer.arguments = send_to_device(layer.arguments, layer.device)
         yield layer
-        if layer.outputs is None:
+        if not layer.outputs:
             layer.run()
         stream = layer.outputs
 

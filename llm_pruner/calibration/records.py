@@ -99,12 +99,12 @@ def parsed(text: str, path: Path, where: str) -> Records | None:
     """
     named = path.suffix.lower() in SUFFIXES
     values: list[Any] = []
-    decoder, place = json.JSONDecoder(), BLANKS.match(text).end()
+    decoder, place = json.JSONDecoder(), _behind_blanks(text, 0)
     try:
         while place < len(text):
             value, place = decoder.raw_decode(text, place)
             values.append(value)
-            place = BLANKS.match(text, place).end()
+            place = _behind_blanks(text, place)
     except (ValueError, RecursionError) as error:
         if named or _kind(values[0] if values else _first_of_list(text)):
             line = text.count("\n", 0, place if values else getattr(error, "pos", place)) + 1
@@ -118,11 +118,18 @@ def parsed(text: str, path: Path, where: str) -> Records | None:
     return checked(records, where)
 
 
+def _behind_blanks(text: str, place: int) -> int:
+    """The first place from `place` on that is not blank."""
+    found = BLANKS.match(text, place)
+    assert found, "no blanks are a match too"
+    return found.end()
+
+
 def _first_of_list(text: str) -> Any:
     """The first value of a JSON list that breaks off later."""
     try:
-        place = BLANKS.match(text).end()
-        return json.JSONDecoder().raw_decode(text, BLANKS.match(text, place + 1).end())[0]
+        place = _behind_blanks(text, 0)
+        return json.JSONDecoder().raw_decode(text, _behind_blanks(text, place + 1))[0]
     except (ValueError, RecursionError):
         return None
 
@@ -133,7 +140,7 @@ def _reason(error: Exception) -> str:
 
 def checked(records: Sequence[Any], where: str) -> Records:
     """The records as what they are. UsageError, with its number, for one that is of no known kind or another one."""
-    kind = _kind(records[0])
+    kind = _kind(records[0]) or ""  # of no known kind, the first record ends it below
     own = {TEXT: _text, ALPACA: _alpaca, CHAT: _chat}
     found = []
     for number, record in enumerate(records, 1):

@@ -48,7 +48,7 @@ class Weights:
     def _square(self, name: str) -> tuple[torch.Tensor, ...]:
         weight = self.parameters[name].detach()
         if weight.dim() == 1:
-            sums = (weight.float().square(),)
+            sums: tuple[torch.Tensor, ...] = (weight.float().square(),)
         elif weight.dim() == 2:
             rows = torch.empty(weight.shape[0], dtype=torch.float32, device=weight.device)
             columns = torch.zeros(weight.shape[1], dtype=torch.float32, device=weight.device)

@@ -38,6 +38,7 @@ class Stopped(SystemExit):
 
     def __init__(self, number: int) -> None:
         super().__init__(128 + number)
+        self.status = 128 + number
         self.signal = signal.Signals(number).name
 
 
@@ -75,12 +76,12 @@ def build_parser(command: Command = PRUNE, every: bool = True) -> argparse.Argum
     )
     sections: dict[str, argparse._ArgumentGroup] = {}
     for name, f in sorted(known.items(), key=lambda item: SECTIONS.index(item[1].metadata["group"])):
+        group: argparse._ActionsContainer = parser
         if every or f.metadata["common"]:
             title = f.metadata["group"]
-            group = sections[title] if title in sections else parser.add_argument_group(title)
-            sections[title] = group
-        else:
-            group = parser
+            if title not in sections:
+                sections[title] = parser.add_argument_group(title)
+            group = sections[title]
         _add_flag(group, name, f, hidden=not every and not f.metadata["common"])
     return parser
 
@@ -108,7 +109,9 @@ def parse(argv: list[str], command: Command = PRUNE):
         every = "all" in words
         words = ["--help"]
     given = vars(build_parser(command, every).parse_args(words))
-    flags = {name: value if value is True else parse_flag(known[name], value) for name, value in given.items()}
+    flags: dict[str, Any] = {
+        name: value if value is True else parse_flag(known[name], value) for name, value in given.items()
+    }
     return command.resolve(flags, flags.get("config"))
 
 
@@ -146,7 +149,7 @@ def _main(argv: list[str], command: Command) -> int:
         return _fail(name, f"interrupted{_saved() or '; nothing was published'}", 130, show_traceback)
     except Stopped as stop:
         message = f"ended by {stop.signal}{_saved() or '; nothing was published'}"
-        return _fail(name, message, stop.code, show_traceback)
+        return _fail(name, message, stop.status, show_traceback)
     except Exception as error:
         return _fail(name, f"{_describe(error)}{_saved()}", 1, show_traceback)
     return 0

@@ -72,6 +72,12 @@ class Decision:
     prompts: Any = None
 
     @property
+    def scoring(self) -> ScoreAndCut:
+        """The method, of a decision to score units."""
+        assert isinstance(self.method, ScoreAndCut), "only this method has scores"
+        return self.method
+
+    @property
     def to_score(self) -> list:
         """The groups whose units have to be ranked."""
         return groups_to_score(self.draft) if isinstance(self.method, ScoreAndCut) else []
@@ -195,18 +201,20 @@ def _planned(options: PruneOptions, plan: Plan, model_type: str, size: Size) -> 
 
 def _reconstruction(notes: dict[str, Any]) -> Reconstruction | None:
     """What the method notes for the report; None where it was another method."""
-    tried = {name: [Tried(**one) for one in notes[name]] for name in ("search", "finals") if name in notes}
+    tried: dict[str, Any] = {
+        name: [Tried(**one) for one in notes[name]] for name in ("search", "finals") if name in notes
+    }
     return Reconstruction(**notes | tried) if notes else None
 
 
 def _texts(options: PruneOptions, decision: Decision, known: Known, config, folder: str, scored: bool):
     """(the tokenizer or None, calibration prompts or None). scored: whether something is going to be scored."""
-    calibrated, prompts = bool(known.calibration and not known.measured), decision.prompts
-    tokenizer = load_tokenizer(folder, scored or calibrated and not prompts)
+    calibration, prompts = None if known.measured else known.calibration, decision.prompts
+    tokenizer = load_tokenizer(folder, scored or calibration is not None and not prompts)
     if not has_tokenizer(folder):
         say("note: the model has no tokenizer, so none is saved")
-    if calibrated and not prompts:
-        prompts = _prompts(known.calibration, options, config, tokenizer)
+    if calibration and not prompts:
+        prompts = _prompts(calibration, options, config, tokenizer)
     return tokenizer, prompts
 
 
@@ -242,7 +250,7 @@ def _decided(options: PruneOptions, request, config, source: str) -> Decision:
     return _outlined(method, draft(request, config, method))
 
 
-def _by_default(options: PruneOptions, request, method: Reconstruct, config, source: str) -> Decision:
+def _by_default(options: PruneOptions, request, method: Method, config, source: str) -> Decision:
     prompts = None
     try:
         made = draft(request, config, method)
@@ -304,15 +312,15 @@ def _known(options: PruneOptions, decision: Decision, config, source: str) -> Kn
         say(f"note: importance {method.scorer.name} measures no activations, so there is nothing to calibrate")
     known = Known(calibration)
     if options.scores and scored:
-        known = _with_scores(options, decision, known, source)
+        known = _with_scores(Path(options.scores).expanduser(), options, decision, known, source)
     if options.dry_run and scored and not known.measured and not method.scorer.needs:
         bare = method.without_compensation()
         known = replace(known, measured=bare.measure(None, decision.draft, decision.to_score))
     return known
 
 
-def _with_scores(options: PruneOptions, decision: Decision, known: Known, source: str) -> Known:
-    path, method = Path(options.scores).expanduser(), decision.method
+def _with_scores(path: Path, options: PruneOptions, decision: Decision, known: Known, source: str) -> Known:
+    method = decision.scoring
     model = checkpoint_digest(source, loading.fetch(source, options.revision, weights=False))
     key = _key(options, decision, known.calibration, model)
     if not path.exists():
@@ -328,7 +336,7 @@ def _with_scores(options: PruneOptions, decision: Decision, known: Known, source
 
 def _key(options: PruneOptions, decision: Decision, calibration: Calibration | None, model: str) -> dict[str, object]:
     """What scores are made from: two runs with the same key have the same scores. model: its digest."""
-    scorer = decision.method.scorer
+    scorer = decision.scoring.scorer
     key: dict[str, object] = {"model": model, "dtype": options.dtype, "importance": scorer.name, **scorer.options}
     if calibration:
         key |= {
@@ -338,7 +346,7 @@ def _key(options: PruneOptions, decision: Decision, calibration: Calibration | N
             "seed": options.seed,
         }
     if scorer.sequential:  # its scores are of this shape only
-        key |= {"criterion": decision.method.order, "widths": [layer.by_field() for layer in decision.draft.after]}
+        key |= {"criterion": decision.scoring.order, "widths": [layer.by_field() for layer in decision.draft.widths]}
     return key
 
 
@@ -361,7 +369,7 @@ def _finished(
 
     A dry run that saves nothing has no scores to choose units by.
     """
-    method, made = decision.method, decision.draft
+    method, made = decision.scoring, decision.draft
     plan, config = method.plan(made, measured, model)
     if decision.plan is None:
         _announce(plan, config, decision, options)
@@ -383,6 +391,7 @@ def _pruned(
     method, journal = decision.method, Journal(say, stopwatch)
     if not isinstance(method, ScoreAndCut):
         pruned, outline = method.prune(model, decision.draft, prompts, journal), decision.plan
+        assert outline is not None, "only scores leave widths open"
         if pruned.plan.after != outline.after or pruned.config.model_type != decision.config.model_type:
             _announce(pruned.plan, pruned.config, decision, options)
         return pruned
@@ -398,12 +407,12 @@ def _pruned(
 
 
 def _measured(options: PruneOptions, decision: Decision, known: Known, model, prompts, stopwatch) -> Measured:
-    method = decision.method
+    method = decision.scoring
     with stopwatch("score"):
         of_any_shape = known.key and not method.scorer.sequential
         groups = method.scoreable(decision.draft) if of_any_shape else decision.to_score
         measured = method.measure(model, decision.draft, groups, prompts)
-        if known.key:
+        if options.scores and known.key:
             score_cache.save(Path(options.scores).expanduser(), known.key, measured.scores, measured.means)
             say(f"scores saved to {options.scores}")
     return measured

@@ -128,7 +128,7 @@ def validate_pruning(options: PruneOptions) -> None:
 
 
 def _own_ratios(prune: str | None) -> bool:
-    return bool(prune) and all("=" in part for part in prune.split(","))
+    return prune is not None and all("=" in part for part in prune.split(","))
 
 
 def _validate_best(options: PruneOptions) -> None:
@@ -177,8 +177,10 @@ def request_of(options: PruneOptions) -> Request:
         return Target(options.target)
     others = [name for name in BUDGETS if name != "pruning_ratio" and getattr(options, name) is not None]
     if not options.structure and not others:
-        ratios = parse_prune(options.prune, options.pruning_ratio) if options.prune else options.pruning_ratio
-        return Ratio(ratios, options.round_to)
+        if options.prune:
+            return Ratio(parse_prune(options.prune, options.pruning_ratio), options.round_to)
+        assert options.pruning_ratio is not None, "validate() asks for a size"
+        return Ratio(options.pruning_ratio, options.round_to)
     return Budget(
         param_ratio=options.param_ratio,
         params=options.target_params,

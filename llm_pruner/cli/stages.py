@@ -93,6 +93,7 @@ def stage_options(options: PipelineOptions, stage: str):
     section = getattr(options, stage)
     if section is None:
         return None
+    assert options.folder, "validate() asks for it"
     folder = options.folder.rstrip("/")
     values: dict[str, Any] = {"model": options.model}
     last = RECOVERED if options.recover is not None else PRUNED

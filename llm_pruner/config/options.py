@@ -6,11 +6,12 @@ A string of the YAML stays a string: `5e-1`, which YAML 1.1 reads as text, is re
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields
-from typing import Any
+from typing import Any, TypeVar, dataclass_transform
 
 from llm_pruner.config.yaml_files import read_yaml_nodes
 from llm_pruner.errors import UsageError, did_you_mean, shown
 
+T = TypeVar("T")
 LEGAL = {float: "a number such as 0.5", int: "a whole number", bool: "true or false", str: "text", tuple: "names"}
 
 
@@ -54,14 +55,15 @@ def option(
     return field(default=default, metadata=told | {"least": least, "most": most, "common": common})
 
 
-def command_options(**changes: Mapping[str, Any]) -> Callable[[type], type]:
+@dataclass_transform(frozen_default=True)
+def command_options(**changes: Mapping[str, Any]) -> Callable[[type[T]], type[T]]:
     """Decorate the options of a command: a frozen dataclass of its groups, some of whose options are told otherwise.
 
     Args:
         changes: {name of an option of a group: its default, or whatever else `option` takes, in this command}.
     """
 
-    def decorate(cls: type) -> type:
+    def decorate(cls: type[T]) -> type[T]:
         declared = {f.name: f for base in cls.__bases__ for f in fields(base)}
         for name, change in changes.items():
             known = declared[name]
@@ -97,8 +99,10 @@ def typed(f: Field, value: Any) -> Any:
             return float(value)
         except OverflowError:
             raise UsageError(f"{f.name}: {shown(value)} is too large for a number") from None
-    if type(value) is kind and kind is not tuple:
-        return _worded(f, value) if kind is str else value
+    if isinstance(value, str) and kind is str:
+        return _worded(f, value)
+    if type(value) is kind and kind not in (str, tuple):
+        return value
     legal = f.metadata["legal"] or LEGAL[kind]
     raise UsageError(f"{f.name}: {shown(value)} is {type(value).__name__}, it must be {legal}")
 
@@ -155,7 +159,7 @@ def read_yaml(path: str, known: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
-def _check_section(path: str, section, values: dict, known: Mapping[str, Any]) -> None:
+def _check_section(path: str, section: Any, values: dict, known: Mapping[str, Any]) -> None:
     seen = set()
     for key, value in section.value:
         line = f"{path}, line {key.start_mark.line + 1}"
@@ -190,7 +194,7 @@ def _yaml_hint(value: Any) -> str:
     return ""
 
 
-def resolved(options_class: type, flags: dict[str, Any], yaml_file: str | None = None):
+def resolved(options_class: type[T], flags: dict[str, Any], yaml_file: str | None = None) -> T:
     """Defaults < YAML < flags, for a command whose options replace one another one by one. UsageError."""
     known = fields_of(options_class)
     values = (read_yaml(yaml_file, known) if yaml_file else {}) | flags

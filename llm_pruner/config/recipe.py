@@ -41,11 +41,22 @@ class Recipe:
         return asdict(self) | {"targets": list(self.targets)}
 
     @classmethod
-    def of(cls, options) -> "Recipe":
+    def of(cls, options: Any) -> "Recipe":
         """From an object or a mapping that has its fields, and perhaps others."""
         given = options if isinstance(options, dict) else vars(options)
         values = {f.name: given[f.name] for f in fields(cls) if f.name in given}
         return cls(**{**values, "targets": tuple(values.get("targets", TARGETS))})
+
+    @property
+    def n_of_m(self) -> tuple[int, int] | None:
+        """(n, m), of a recipe that says so many of so many."""
+        return None if self.n is None or self.m is None else (self.n, self.m)
+
+    @property
+    def share(self) -> float:
+        """The share that goes, of a recipe that says a ratio."""
+        assert self.ratio is not None, "validate_recipe asks for n and m, or for ratio"
+        return self.ratio
 
     @property
     def pattern(self) -> str:

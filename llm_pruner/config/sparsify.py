@@ -168,7 +168,7 @@ def validate_recipe(recipe: Recipe) -> None:
     """UsageError for a recipe that means nothing."""
     if (recipe.n is None) != (recipe.m is None) or (recipe.m is None) == (recipe.ratio is None):
         raise UsageError("how sparse: give n and m, such as 8 and 16, or ratio, such as 0.5")
-    if recipe.m and recipe.n >= recipe.m:
+    if recipe.m and recipe.n is not None and recipe.n >= recipe.m:
         raise UsageError(
             f"n: {recipe.n} of {recipe.m} would keep everything; it must be a whole number with 1 <= n < m"
         )

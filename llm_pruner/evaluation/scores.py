@@ -80,7 +80,7 @@ def text_to_score(name: str | None, model: str) -> str | None:
 
 
 def windows_of(
-    name: str | None, model: str, tokenizer: Any, config: Any, length: int | None, stride: int = 1
+    name: str | None, model: str, tokenizer: Any, config: Any, length: int, stride: int = 1
 ) -> tuple[Any, Evaluation | None]:
     """Return the token windows of a text, every `stride`-th of them, and what a report tells of them.
 

@@ -83,7 +83,7 @@ def ratios(measured: Mapping[str, dict], dense: str) -> dict[str, dict]:
     The summaries are of the ratios of tokens per second in the same round. A mode that one of the two lacks is left
     out. KeyError when there is no such model.
     """
-    result = {name: {} for name in measured if name != dense}
+    result: dict[str, dict] = {name: {} for name in measured if name != dense}
     for name, modes in result.items():
         for mode, base in measured[dense]["modes"].items():
             own = measured[name]["modes"].get(mode, {"reason": "not measured"})

@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from llm_pruner.config.groups import USUAL_TASKS
 from llm_pruner.config.yaml_files import read_yaml_nodes
@@ -24,7 +25,7 @@ def check_tasks(tasks: Sequence[str]) -> list[str]:
     UsageError for a name that lm_eval does not know and for a YAML file that is missing or no task, RunError when
     lm_eval is not installed.
     """
-    known, entries = known_tasks(), {}
+    known, entries = known_tasks(), dict[str, str]()
     for entry in entries_of(tasks):
         name = entry
         if is_file(entry):
@@ -58,9 +59,9 @@ def known_tasks() -> dict[str, Path | None]:
     Read as text: lm_eval parses its 14,000 files for this, which takes ten seconds and more.
     """
     spec = importlib.util.find_spec("lm_eval")
-    if spec is None:
+    if spec is None or not spec.submodule_search_locations:
         raise RunError('zero-shot tasks need lm_eval: pip install "llm_pruner[zero_shot]"')
-    known = {}
+    known: dict[str, Path | None] = {}
     files = (path for path in Path(spec.submodule_search_locations[0], "tasks").rglob("*"))
     for path in sorted(path for path in files if path.suffix in ("", ".yaml") and path.is_file()):
         found = NAMES.findall(path.read_text(encoding="utf-8", errors="replace"))
@@ -89,7 +90,7 @@ def read_task(path: Path, above: tuple[Path, ...] = ()) -> dict:
     options = content.get("dataset_kwargs")
     if isinstance(options, dict) and "data_files" in options:
         content["dataset_kwargs"] = {**options, "data_files": located(options["data_files"], path.parent)}
-    merged, includes = {}, content.pop("include", None) or []
+    merged, includes = dict[str, Any](), content.pop("include", None) or []
     for include in includes if isinstance(includes, list) else [includes]:
         other = path.parent / str(include)
         if other.resolve() in (path.resolve(), *above):

@@ -241,7 +241,9 @@ def _one_line(task: str, what: str) -> Iterator[None]:
         raise
     except Exception as raised:
         error = _cause(raised)
-        line = next(iter(str(error).strip().splitlines()), "") or traceback.extract_tb(error.__traceback__)[-1].line
+        line = (
+            next(iter(str(error).strip().splitlines()), "") or traceback.extract_tb(error.__traceback__)[-1].line or ""
+        )
         if is_out_of_memory(error):
             raise RunError(f"{task}: memory does not suffice; use a smaller `batch_size`") from raised
         if _from_hub(error):

@@ -65,7 +65,7 @@ def choose(
             heads = f"layers.{group.layer}.{HEADS}"
             if is_grouped(before):
                 kept[group.name] = _highest(scores.get(group.name), group.units, count)
-                per_group = heads_per_group(after[group.layer])
+                per_group = heads_per_group(after[group.own_layer])
                 kept[heads] = _heads_in(kept[group.name], scores.get(heads), before, per_group)
             else:
                 kept[heads] = kept[group.name] = _highest(scores.get(heads), group.units, count)

@@ -206,7 +206,7 @@ def check_weights(folder: str | Path, config) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for file in files:
         check_no_pointer(file)
-        tensors |= {name: Tensor(file, *rest) for name, *rest in _listed(file)}
+        tensors |= {name: Tensor(file, dtype, shape) for name, dtype, shape in _listed(file)}
     for name, shard in (places or {}).items():
         if name not in tensors or tensors[name].file.name != shard:
             raise RunError(f"{Path(folder, shard)} does not hold {shown(name)}, which the index says is in it")

@@ -3,6 +3,7 @@
 import copy
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from llm_pruner.model.axes import HIDDEN, Layers, Widths
 from llm_pruner.model.axes.depth import PER_LAYER
@@ -21,7 +22,7 @@ def shallow_config(config, layers: Sequence[int]):
 
 def make_shallow(model, layers: Sequence[int]) -> None:
     """Takes all but `layers` out of the model."""
-    modules = decoder_layers(model)
+    modules: Any = decoder_layers(model)
     stay = [modules[layer] for layer in layers]
     model.config = model.base_model.config = shallow_config(model.config, layers)
     del modules[len(layers) :]

@@ -6,8 +6,12 @@ in the positions of their members, so nothing that works on groups knows about l
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from llm_pruner.model.axes import HEADS, HIDDEN, KV_HEADS, Axis, Layers, Widths
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,7 @@ class Member:
     width: int = 1
     reads: bool = False
 
-    def positions(self, units):
+    def positions(self, units: "torch.Tensor") -> "torch.Tensor":
         """The positions of `units` (LongTensor [k]) on the axis: LongTensor [k * width]."""
         import torch
 
@@ -47,6 +51,12 @@ class Group:
     layer: int | None
     units: int
     members: tuple[Member, ...]
+
+    @property
+    def own_layer(self) -> int:
+        """The number of the layer that the group is inside of."""
+        assert self.layer is not None, f"{self.name} runs through the whole model"
+        return self.layer
 
 
 def group_of(groups: Iterable[Group], axis: Axis, layer: int | None = None) -> Group:
@@ -98,7 +108,9 @@ def units_of(groups: Iterable[Group]) -> list[Group]:
     return ranked
 
 
-def kept_positions(groups: Iterable[Group], kept: Mapping[str, list[int]], shapes: Mapping[str, tuple[int, ...]]):
+def kept_positions(
+    groups: Iterable[Group], kept: Mapping[str, list[int]], shapes: Mapping[str, tuple[int, ...]]
+) -> "dict[str, dict[int, torch.Tensor]]":
     """{parameter: {axis: sorted LongTensor of the positions that stay}} for every axis that gets shorter.
 
     Positions that no member owns stay.
@@ -138,7 +150,9 @@ def units_after(group: Group, after: Sequence[Widths]) -> int:
     return after[group.layer or 0][group.axis]
 
 
-def shapes_after(shapes, groups: Iterable[Group], after: Layers) -> dict[str, tuple[int, ...]]:
+def shapes_after(
+    shapes: Mapping[str, tuple[int, ...]], groups: Iterable[Group], after: Layers
+) -> dict[str, tuple[int, ...]]:
     """The parameters' shapes when the layers have the widths `after`."""
     result = {name: list(shape) for name, shape in shapes.items()}
     removed = {}

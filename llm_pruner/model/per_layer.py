@@ -6,6 +6,7 @@ The classes live in modeling_pruned.py, which every such checkpoint carries, so 
 
 from collections.abc import Mapping, Sequence
 from functools import cache
+from typing import Any
 
 from llm_pruner.errors import PlanError
 from llm_pruner.model.after_import import after_import
@@ -71,7 +72,7 @@ def _overrides(model_type: str, index: int, widths: Mapping[str, int], stock: Ma
 
 
 @cache
-def classes(model_type: str) -> tuple[type, type]:
+def classes(model_type: str) -> tuple[Any, Any]:
     """The (config, causal LM) classes with per-layer widths for a stock `model_type`, known to the Auto classes."""
     from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
 

@@ -10,6 +10,7 @@ import contextlib
 import copy
 import math
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,9 +26,7 @@ Kept = Mapping[str, list[int]]  # {group name: indices of the units that stay, a
 
 
 @torch.no_grad()
-def cut(
-    model: nn.Module, groups: Iterable[Group], kept: Kept, config, biases: Mapping[str, torch.Tensor] | None = None
-) -> nn.Module:
+def cut(model, groups: Iterable[Group], kept: Kept, config, biases: Mapping[str, torch.Tensor] | None = None) -> Any:
     """The pruned model. `model` gives up its tensors on the way, so that memory holds little more than one model.
 
     biases: {parameter: float32 [new hidden_size]} to add; biases that only the new class has start at 0.
@@ -74,7 +73,7 @@ def empty(model: nn.Module) -> None:
         parameter.data = torch.empty(0, dtype=parameter.dtype, device=parameter.device)
 
 
-def finish(new: nn.Module, model: nn.Module) -> nn.Module:
+def finish(new: Any, model: Any) -> Any:
     """`new`, which has all its tensors, made what `model` is: ties, buffers, devices, generation config, mode."""
     device_map = getattr(model, "hf_device_map", None)
     buffers_on = {name: buffer.device for name, buffer in model.named_buffers()}
@@ -92,9 +91,7 @@ def finish(new: nn.Module, model: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def mask(
-    model: nn.Module, groups: Iterable[Group], kept: Kept, config, biases: Mapping[str, torch.Tensor] | None = None
-) -> nn.Module:
+def mask(model, groups: Iterable[Group], kept: Kept, config, biases: Mapping[str, torch.Tensor] | None = None) -> Any:
     """The model with zeros where `cut` would remove: same shapes, same outputs as the cut one.
 
     config: of the unpruned widths, with biases where there will be some. PlanError where a LayerNorm would see zeros
@@ -142,7 +139,7 @@ def _zero(parameter: torch.Tensor, member, units: list[int]) -> None:
     parameter.data.index_fill_(member.dim, positions, 0)
 
 
-def _width_corrections(model: nn.Module, groups: list[Group], kept: Kept) -> dict[str, tuple[float, float]]:
+def _width_corrections(model, groups: list[Group], kept: Kept) -> dict[str, tuple[float, float]]:
     """{parameter: (factor, offset)}: what makes up for the change of width, w' + offset = (w + offset)·factor.
 
     A norm divides by the root of the mean square, and removing silent channels raises that mean by d/d', so its

@@ -122,7 +122,7 @@ class _Scale:
         self.modules = dict(model.named_modules())
         self.shapes = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
         self.order = {name: index for index, name in enumerate(self.shapes)}
-        first = {}
+        first: dict[int, str] = {}
         for name, parameter in model.named_parameters(remove_duplicate=False):
             first.setdefault(id(parameter), name)
         self.canonical = {name: first[id(p)] for name, p in model.named_parameters(remove_duplicate=False)}

@@ -1,14 +1,13 @@
 """An lm_head that shares no weight with the embeddings any more: free to be refitted, and paid for."""
 
 import copy
-
-from torch import nn
+from typing import Any
 
 from llm_pruner.model.skeleton import skeleton
 from llm_pruner.model.surgery import finish, place
 
 
-def is_tied(model: nn.Module) -> bool:
+def is_tied(model: Any) -> bool:
     head = model.get_output_embeddings()
     return head is not None and head.weight is model.get_input_embeddings().weight
 
@@ -20,7 +19,7 @@ def untied_config(config):
     return config
 
 
-def untied(model: nn.Module) -> nn.Module:
+def untied(model: Any) -> Any:
     """`model`, which is tied, with an lm_head of its own: a model that shares all its other tensors."""
     config = untied_config(model.config)
     config._attn_implementation = model.config._attn_implementation

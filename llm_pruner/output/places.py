@@ -184,7 +184,7 @@ def _shape_name(options: PruneOptions) -> str:
     if options.plan:
         return Path(options.plan).stem
     budget = next((name for name in BUDGETS if getattr(options, name) is not None), None)
-    what = f"{budget}{getattr(options, budget)}" if budget else options.target or options.prune
+    what = f"{budget}{getattr(options, budget)}" if budget else options.target or options.prune or ""
     return what.replace("=", "").replace(",", "-").replace(" ", "")
 
 

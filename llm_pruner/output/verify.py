@@ -28,7 +28,8 @@ def reload(folder: str, probe: str, out: str, device: str) -> None:
         sys.path.insert(0, str(Path(__file__).parents[2]))
         import llm_pruner  # noqa: F401
     else:
-        sys.modules["llm_pruner"] = None  # importing it is an error: the checkpoint must not need it
+        # From here on importing it is an error: the checkpoint must not need it.
+        sys.modules["llm_pruner"] = None  # type: ignore[assignment]
 
     import torch
     from safetensors.torch import load_file, save_file

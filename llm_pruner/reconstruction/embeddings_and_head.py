@@ -4,7 +4,6 @@ import copy
 from collections.abc import Sequence
 
 import torch
-from torch import nn
 
 from llm_pruner.model.axes import HIDDEN
 from llm_pruner.model.groups import Group, group_of
@@ -68,9 +67,10 @@ def set_end(
         shift = torch.zeros_like(scale) if theirs.bias is None else theirs.bias.float()
         prior = torch.cat([prior, (shift if basis is not None else 0 * shift)[:, None]], 1)
     if tied:
-        _set_diagonal(norm, *_projected(sums[0], basis / factor), offset)
+        slope, intercept = _projected(sums[0], basis / factor)
+        _set_diagonal(norm, slope, intercept, offset)
     else:
-        weight = fit(*sums, prior).weight if refit else prior
+        weight = fit(sums[0], sums[1], prior).weight if refit else prior
         if sums[0].intercept and norm.bias is not None:
             weight, shift = weight[:, :-1], weight[:, -1]
             moved = norm_bias(weight, shift)
@@ -90,7 +90,7 @@ def set_end(
         norm.to(dtype)
 
 
-def _projected(moments: Moments, basis: torch.Tensor):
+def _projected(moments: Moments, basis: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
     """(slope, intercept) of each channel of Pᵀy on the same channel of x; a slope of 1 where x never changes."""
     cross = basis.T.to(moments.cross) @ moments.cross
     inputs = moments.inputs.diagonal()
@@ -105,7 +105,7 @@ def _ratio(covariance: torch.Tensor, variance: torch.Tensor) -> torch.Tensor:
     return torch.where(variance > SILENT * variance.mean(), covariance / variance, 1.0)
 
 
-def _set_diagonal(norm: nn.Module, slope: torch.Tensor, intercept, offset: float) -> None:
+def _set_diagonal(norm, slope: torch.Tensor, intercept, offset: float) -> None:
     weight = slope.float() * (norm.weight + offset)
     norm.weight.copy_(weight - offset)
     if intercept is not None and norm.bias is not None:

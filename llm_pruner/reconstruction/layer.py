@@ -208,7 +208,8 @@ class Work:
         start = 0
         for name, module in zip(part.input_projections, own, strict=True):
             prior = affine(module)
-            found = fit(*(moments.outputs(start, start + len(prior)) for moments in sums), prior, self.dtype)
+            fitted, held_out = (moments.outputs(start, start + len(prior)) for moments in sums)
+            found = fit(fitted, held_out, prior, self.dtype)
             set_affine(module, found.weight)
             notes[name] = found.kind
             start += len(prior)

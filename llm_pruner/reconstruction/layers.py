@@ -38,19 +38,19 @@ def parts_of(groups: Iterable[Group], layer: int) -> tuple[Part, Part]:
     return part(HEADS, KV_HEADS), part(MLP)
 
 
-def matrix(module: nn.Module) -> torch.Tensor:
+def matrix(module) -> torch.Tensor:
     """The weight as [out, in], whichever way round the module keeps it."""
     return module.weight.T if _transposed(module) else module.weight
 
 
-def affine(module: nn.Module) -> torch.Tensor:
+def affine(module) -> torch.Tensor:
     """[out, in], or [out, in + 1] with the bias last where there is one: float32."""
     weight = matrix(module).detach().float()
     return weight if module.bias is None else torch.cat([weight, module.bias.detach().float()[:, None]], 1)
 
 
 @torch.no_grad()
-def set_matrix(module: nn.Module, weight: torch.Tensor) -> None:
+def set_matrix(module, weight: torch.Tensor) -> None:
     """Makes `weight` [out, in] the module's, of whatever widths."""
     weight = weight.T if _transposed(module) else weight
     module.weight = nn.Parameter(weight.contiguous(), requires_grad=module.weight.requires_grad)
@@ -59,7 +59,7 @@ def set_matrix(module: nn.Module, weight: torch.Tensor) -> None:
 
 
 @torch.no_grad()
-def set_affine(module: nn.Module, weight: torch.Tensor) -> None:
+def set_affine(module, weight: torch.Tensor) -> None:
     """The reverse of `affine`."""
     if module.bias is not None:
         module.bias.copy_(weight[:, -1])

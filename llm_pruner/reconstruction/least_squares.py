@@ -26,7 +26,7 @@ class Moments:
     def __init__(self, intercept: bool = False) -> None:
         self.intercept = intercept
         self.weight = 0.0
-        self.inputs = self.cross = self.targets = None
+        self.inputs = self.cross = self.targets = torch.empty(0)
 
     def add(self, x: torch.Tensor, y: torch.Tensor, weights: torch.Tensor | None = None) -> None:
         """x: [..., n]. y: [..., out]. weights: [...], of the tokens; by default 1."""
@@ -39,7 +39,7 @@ class Moments:
             scaled, y_scaled = x * weights, y * weights
         else:
             y_scaled = y
-        if self.inputs is None:
+        if not self.inputs.numel():
             wide = x.dtype if x.device.type == "mps" else torch.float64
             self.inputs, self.cross = (x.new_zeros(own.shape[1], x.shape[1], dtype=wide) for own in (x, y))
             self.targets = y.new_zeros(y.shape[1], dtype=wide)
@@ -52,8 +52,8 @@ class Moments:
         """Mean weighted squared error of y ≈ weight·x, per token. weight: [out, n]."""
         weight = weight.to(self.inputs)
         found = ((weight @ self.inputs) * weight).sum() - 2 * (weight * self.cross).sum() + self.targets.sum()
-        found = found.clamp_min(0.0).item()  # NaN stays NaN, and is no better than anything
-        return found / self.weight if self.weight else math.nan
+        total = found.clamp_min(0.0).item()  # NaN stays NaN, and is no better than anything
+        return total / self.weight if self.weight else math.nan
 
     def outputs(self, start: int, stop: int) -> "Moments":
         """Those of some of the targets. The inputs' are shared."""

@@ -7,6 +7,7 @@ be told what they should be.
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -32,7 +33,7 @@ def optimise_logits(
     layer: nn.Module,
     run: Callable[[int], torch.Tensor],
     like: nn.Module,
-    models: tuple[nn.Module, nn.Module],
+    models: tuple[Any, Any],
     tokens: Tokens,
     dense_stream: Sequence[torch.Tensor],
     epochs: int,
@@ -55,7 +56,8 @@ def optimise_logits(
         width = max(1, LOGITS // (len(ids) * models[1].config.vocab_size))
         parts = zip(*(tensor.split(width, dim=1) for tensor in (ids, hidden, found)), strict=True)
         one = of_some if width >= ids.shape[1] else partial(checkpoint, of_some, use_reentrant=False)
-        return sum(one(*part) for part in parts) / ids.numel()
+        first, *others = (one(*part) for part in parts)
+        return sum(others, first) / ids.numel()
 
     optimise(Block(layer, error, tokens.held), like, epochs, STEPS, seed)
 

@@ -31,7 +31,7 @@ def basis_of(model, batches: Sequence[torch.Tensor], hidden_size: int, centred: 
     for layer in walk(model, batches, "rotation", offload=True):
         layer.run()
         ends = layer.outputs if layer.index == model.config.num_hidden_layers - 1 else []
-        sums = 0.0
+        sums = torch.zeros(())
         for hidden in (*layer.stream, *ends):
             rows = hidden.to(layer.device).reshape(-1, hidden.shape[-1]).float()
             if centred:
@@ -60,7 +60,7 @@ def norm_scale(hidden: Iterable[torch.Tensor], basis: torch.Tensor, centred: boo
     return (torch.stack(shares).mean() * basis.shape[0] / basis.shape[1]).sqrt().item()
 
 
-def set_norm(norm: nn.Module, scale: float, width: int, offset: float) -> None:
+def set_norm(norm, scale: float, width: int, offset: float) -> None:
     """The norm of `width` channels that multiplies by `scale`."""
     norm.weight = nn.Parameter(norm.weight.new_full((width,), scale - offset))
     if getattr(norm, "bias", None) is not None:
@@ -78,7 +78,7 @@ def norm_bias(weight: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def rotate_layer(wide: nn.Module, dense: Layer, groups: Sequence[Group], basis: torch.Tensor, offset: float) -> None:
+def rotate_layer(wide, dense: Layer, groups: Sequence[Group], basis: torch.Tensor, offset: float) -> None:
     """`wide`, a float32 copy of the dense layer, made to run on Pᵀh. offset: norms multiply by (offset + weight).
 
     PlanError where a norm stands between a projection and the stream: no rotation goes through it.
@@ -118,13 +118,13 @@ def rotate_layer(wide: nn.Module, dense: Layer, groups: Sequence[Group], basis: 
         set_matrix(writer, basis.T @ matrix(writer))
         if writer.bias is not None:
             writer.bias = nn.Parameter(basis.T @ writer.bias)
-    for norm in norms:
-        seen = (watch(partial(dense.call, b, x), [modules[norm]])[0][0] for b, x in enumerate(dense.stream))
-        scale = norm_scale(seen, basis, is_layer_norm(modules[norm]))
-        set_norm(wide.get_submodule(norm), scale, basis.shape[1], offset)
-        if norm in unfolded:  # as far as a bias of the norm can say it
-            own, shift = (torch.cat(tensors) for tensors in zip(*unfolded[norm], strict=True))
-            wide.get_submodule(norm).bias.copy_(norm_bias(own, shift))
+    for name in norms:
+        seen = (watch(partial(dense.call, b, x), [modules[name]])[0][0] for b, x in enumerate(dense.stream))
+        scale = norm_scale(seen, basis, is_layer_norm(modules[name]))
+        set_norm(wide.get_submodule(name), scale, basis.shape[1], offset)
+        if name in unfolded:  # as far as a bias of the norm can say it
+            own, shift = (torch.cat(tensors) for tensors in zip(*unfolded[name], strict=True))
+            wide.get_submodule(name).bias.copy_(norm_bias(own, shift))
 
 
 def norms_of(groups: Sequence[Group], layer: int) -> list[str]:

@@ -77,8 +77,8 @@ def allocate(
         heads, neurons = ranked.by_numbers(goes, remove_heads, per_group)
     layers = [before] * counter.num_layers
     for group, count in zip(groups, ranked.counts(heads, neurons), strict=True):
-        own = layers[group.layer]
-        layers[group.layer] = own.but({MLP: count}) if group.axis == MLP else with_heads(own, count, per_group)
+        own = layers[group.own_layer]
+        layers[group.own_layer] = own.but({MLP: count}) if group.axis == MLP else with_heads(own, count, per_group)
     reached = 1 - counter.decoder(tuple(layers)) / counter.decoder(counter.full)
     coarse = 0 if exact else max(costs.values()) / counter.decoder(counter.full)
     if abs(reached - share) > TOLERANCE + coarse:

@@ -121,7 +121,8 @@ def _ratio(counter: ParameterCounter, axes: set[Axis], goal: Goal) -> float:
     low, high = 0.0, 1.0
     for _ in range(50):
         ratio = (low + high) / 2
-        widths = before.but({axis: before[axis] * (1 - ratio) for axis in shrinking})
+        fractions = {axis: before[axis] * (1 - ratio) for axis in shrinking}
+        widths = before.but(fractions)  # type: ignore[arg-type]  # only counted, never built
         if goal.count(counter, counter.everywhere(widths)) > goal.parameters:
             low = ratio
         else:

@@ -1,7 +1,6 @@
 """The parameter counter: how many parameters a model has when its layers have other widths."""
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -52,5 +51,5 @@ class ParameterCounter:
     def of_layer_0(self) -> int:
         """Return all parameters of the first decoder layer, norms included."""
         inside = next(m.parameter for g in self.groups if g.layer == 0 for m in g.members)
-        prefix = re.match(r".*?\.0\.", inside)[0]
+        prefix = "".join(inside.partition(".0.")[:2])
         return sum(math.prod(shape) for name, shape in self.shapes.items() if name.startswith(prefix))

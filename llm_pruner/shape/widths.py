@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from llm_pruner.config.quantities import check_ratio
 from llm_pruner.errors import PlanError, UsageError, did_you_mean, shown
@@ -52,7 +53,7 @@ def parse_prune(text: str, ratio: float | None) -> dict[Axis, float]:
     return ratios
 
 
-def parse_target(text: str, config) -> dict[Axis, int]:
+def parse_target(text: str, config: Any) -> dict[Axis, int]:
     """Return the width of each axis that `text` sets.
 
     Args:

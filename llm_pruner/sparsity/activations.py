@@ -30,6 +30,13 @@ class SparseInput(nn.Module):
     between its neighbours, of `spread`.
     """
 
+    scale: torch.Tensor | None
+    column_norm: torch.Tensor | None
+    threshold: torch.Tensor | None
+    shift: torch.Tensor | None
+    gain: torch.Tensor | None
+    order: torch.Tensor | None
+
     def __init__(self, recipe: Recipe, width: int, device=None) -> None:
         super().__init__()
         self.recipe = recipe
@@ -74,14 +81,14 @@ class SparseInput(nn.Module):
     def kept(self, u: torch.Tensor) -> torch.Tensor:
         """Bool like u."""
         recipe, scores = self.recipe, self.scores(u)
-        if recipe.m and self.order is not None:
-            kept = kept_n_of_m(scores[..., self.order], recipe.n, recipe.m)
+        if recipe.n_of_m and self.order is not None:
+            kept = kept_n_of_m(scores[..., self.order], *recipe.n_of_m)
             return torch.empty_like(kept).index_copy_(-1, self.order, kept)
-        if recipe.m:
-            return kept_n_of_m(scores, recipe.n, recipe.m)
+        if recipe.n_of_m:
+            return kept_n_of_m(scores, *recipe.n_of_m)
         if self.threshold is not None:
             return ~(scores <= self.threshold)
-        return kept_share(scores, recipe.ratio)
+        return kept_share(scores, recipe.share)
 
     def factor(self, u: torch.Tensor, z: torch.Tensor) -> torch.Tensor | None:
         """v, or None where it is 1."""

@@ -25,12 +25,13 @@ class Seen:
 
     def __init__(self, tokens: int, sampled: bool = True) -> None:
         """tokens: how many there will be. sampled: whether some are kept."""
-        self.tokens, self.sampled, self.squares, self.largest = tokens, sampled, 0.0, 0.0
+        self.tokens, self.sampled = tokens, sampled
+        self.squares = self.largest = torch.zeros(())
         self._rows: list[torch.Tensor] = []
 
     def add(self, x: torch.Tensor) -> None:
         x = x.detach().flatten(0, -2)
-        self.largest = torch.maximum(x.abs().amax(0).float(), torch.as_tensor(self.largest, device=x.device))
+        self.largest = torch.maximum(x.abs().amax(0).float(), self.largest.to(x.device))
         self.squares = self.squares + x.float().square().sum(0).double()
         if self.sampled:
             self._rows.append(x[:: -(-self.tokens * x.shape[1] // SAMPLE)].clone())
@@ -46,7 +47,7 @@ class Seen:
 
 @computing("the calibration of sparse activations")
 def sparsify_activations(
-    model: nn.Module, recipe: Recipe, batches: Sequence[torch.Tensor] = (), learning: Learning | None = None
+    model, recipe: Recipe, batches: Sequence[torch.Tensor] = (), learning: Learning | None = None
 ) -> dict[str, dict]:
     """Makes the targeted linear layers of `model` sparse in place; {name of the layer: how well it learned}.
 
@@ -56,8 +57,8 @@ def sparsify_activations(
     check(model, recipe, names.ACTIVATIONS, batches)
     targets = targeted(model, recipe.targets)
     if not recipe.needs_text:
-        for layer in make_sparse(model, targets, recipe).values():
-            weigh(layer)
+        for linear in make_sparse(model, targets, recipe).values():
+            weigh(linear)
         return {}
     layers = layers_of(model, targets)
     learned: dict[str, dict] = {}
@@ -69,14 +70,15 @@ def sparsify_activations(
         with watched(model, own, batches, recipe.needs_sample) as seen, torch.no_grad():
             for batch, hidden in enumerate(stream):
                 layer.call(batch, hidden)
-        for name, sparse in make_sparse(model, own, recipe).items():
+        made = make_sparse(model, own, recipe)
+        for name, sparse in made.items():
             if not torch.isfinite(seen[name].largest).all():
                 raise not_finite(f"what {name} reads is NaN or Inf on the calibration data", sparse.columns.dtype)
             measure(sparse, seen[name])
         if recipe.transform == names.LEARNABLE and own:
             learned[str(layer.index)] = learn(layer, stream, learning or Learning())
             for name in own:  # the shifts have moved what a threshold is about
-                _set_threshold(model.get_submodule(name).sparsity, seen[name])
+                _set_threshold(made[name].sparsity, seen[name])
         seen.clear()
         stream = _through(layer, stream)
     return learned
@@ -103,22 +105,22 @@ def measure(layer: SparseLinear, seen: Seen) -> None:
         ratio = (seen.largest / largest).sqrt()
         sparsity.scale.copy_(torch.where(torch.isfinite(ratio) & (ratio > 0), ratio, 1.0))  # dead channels
     weigh(layer)
-    if recipe.calibrated_l:
+    if recipe.calibrated_l and sparsity.column_norm is not None:
         sparsity.column_norm.copy_(sparsity.centred(seen.rows)[0].norm(dim=0))
-    if sparsity.order is not None:
+    if sparsity.order is not None and recipe.m is not None:
         sparsity.order.copy_(spread(sparsity, seen.rows, recipe.m))
     _set_threshold(sparsity, seen)
 
 
 def _set_threshold(sparsity: SparseInput, seen: Seen) -> None:
     if sparsity.threshold is not None:
-        sparsity.threshold.copy_(threshold(sparsity, seen.rows, sparsity.recipe.ratio))
+        sparsity.threshold.copy_(threshold(sparsity, seen.rows, sparsity.recipe.share))
 
 
 def weigh(layer: SparseLinear) -> None:
     """The column norms of wanda, of the weight as the scaling has it."""
     sparsity = layer.sparsity
-    if sparsity.recipe.criterion == names.WANDA:
+    if sparsity.recipe.criterion == names.WANDA and sparsity.column_norm is not None:
         norms = layer.columns.detach().float().norm(dim=1)
         sparsity.column_norm.copy_(norms if sparsity.scale is None else norms * sparsity.scale)
 
@@ -136,7 +138,8 @@ def spread(sparsity: SparseInput, rows: torch.Tensor, m: int) -> torch.Tensor:
     n:m loses most where strong channels are neighbours. The channels are dealt out to the groups by their mean scores
     on `rows` [n, in], the strongest first, forwards and backwards in turns; a short last group gets the weakest.
     """
-    strength = sum(own.sum(0) for own in _scores(sparsity, rows))
+    first, *others = (own.sum(0) for own in _scores(sparsity, rows))
+    strength = sum(others, first)
     ranked = strength.argsort(descending=True, stable=True)
     groups = len(ranked) // m
     if not groups:

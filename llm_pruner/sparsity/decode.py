@@ -101,7 +101,8 @@ class Bags:
         )
         y = sums.to(u.dtype).sum(0)
         if self.offset is not None:
-            y = y + (self.offset * centre if sparsity.recipe.transform == names.SHIFT else self.offset)
+            level = centre if sparsity.recipe.transform == names.SHIFT else None
+            y = y + (self.offset if level is None else self.offset * level)
         factor = sparsity.factor(u, u * kept)
         y = y if factor is None else y * factor
         y = y if layer.bias is None else y + layer.bias

@@ -44,7 +44,7 @@ class Kernel:
         self.centre = centre_of(layer)
         self.offset = None if self.centre is None else self.centre @ columns.float()
         self.levelled = sparsity.recipe.transform == names.SHIFT
-        self.norm = sparsity.column_norm
+        self.norm: torch.Tensor | None = sparsity.column_norm
         if sparsity.scale is not None:
             self.norm = (1.0 if self.norm is None else self.norm) / sparsity.scale
 
@@ -57,7 +57,8 @@ class Kernel:
         share = -(-inputs // (tile.parts * tile.inputs)) * tile.inputs
         parts = -(-inputs // share)
         flat, selects = x.reshape(-1), self.select != kernel.ALL
-        level, factor = None, sparsity.gain
+        level: torch.Tensor | None = None
+        factor = sparsity.gain
         if self.levelled or not selects:
             u, centre = sparsity.centred(flat[None])
             level = centre if self.levelled else None

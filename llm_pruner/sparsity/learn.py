@@ -54,7 +54,9 @@ def learn(layer: Layer, stream: Sequence[torch.Tensor], learning: Learning) -> d
     for parameter in frozen:
         parameter.requires_grad_(False)
     try:
-        parameters = [tensor.requires_grad_() for own in sparse for tensor in (own.shift, own.gain)]
+        parameters = [
+            tensor.requires_grad_() for own in sparse for tensor in (own.shift, own.gain) if tensor is not None
+        ]
         how = Descent(learning.epochs, scale=learning.rate, seed=learning.seed)
         before, after = descend(parameters, sizes, error, held, how)
     finally:

@@ -1,6 +1,7 @@
 """A linear layer that sees a sparse version of its input. Weight and bias are the dense layer's, by the same names."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,14 @@ class SparseLinear(nn.Module):
     `decode`, where speed_up of decode.py has set it, does it for one token, without gradients; `attach` sets it anew.
     """
 
-    def __init__(self, dense: nn.Module, recipe: Recipe) -> None:
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    in_features: int
+    out_features: int
+    decode: Callable[[torch.Tensor], torch.Tensor] | None
+    attach: "Callable[[SparseLinear], bool] | None"
+
+    def __init__(self, dense: Any, recipe: Recipe) -> None:
         super().__init__()
         self.transposed = isinstance(dense, Conv1D)
         self.weight, self.bias = dense.weight, dense.bias

@@ -73,12 +73,8 @@ def sweep(options: SparsifyOptions, argv: Sequence[str] = ()) -> SweepReport:
     rows = table(runs)
     say("\n" + aligned(rows))
     summary = SweepReport(runs=runs, failures=failures, versions=versions(), command=command(argv, PROGRAM))
-    places.write_files(
-        {
-            folder / TABLE: partial(write_json, report=summary),
-            folder / TABLE_TEXT: lambda path: path.write_text(markdown(rows), encoding="utf-8"),
-        }
-    )
+    written = {folder / TABLE: partial(write_json, report=summary), folder / TABLE_TEXT: partial(_write, rows=rows)}
+    places.write_files(written)
     say(f"saved {folder / TABLE} and {folder / TABLE_TEXT}")
     if failures:
         raise RunError(f"{len(failures)} of {len(failures) + len(runs)} runs failed; the first: {failures[0]}")
@@ -110,6 +106,10 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
+def _write(path: Path, rows: Sequence[Sequence[str]]) -> None:
+    path.write_text(markdown(rows), encoding="utf-8")
+
+
 def _cells(run: SweepRun | None, side: str, asked: bool) -> list[str]:
     value = getattr(run.perplexity, side) if run else None
     missing = "failed" if run is None else "-" if value is None else "not finite"
@@ -121,6 +121,7 @@ def _cells(run: SweepRun | None, side: str, asked: bool) -> list[str]:
 
 
 def _folder(options: SparsifyOptions) -> Path:
+    assert options.folder, "validate() asks for it"
     folder = Path(options.folder).expanduser()
     models = {f"model {model}": Path(loading.resolve(model)) for model in options.model}
     places.check_apart("folder", folder, {name: path for name, path in models.items() if path.is_dir()})
@@ -158,7 +159,7 @@ def _patterns(options: SparsifyOptions) -> dict[str, SparsifyOptions]:
     known = fields_of(SparsifyOptions)
     found: dict[str, SparsifyOptions] = {}
     shared = {name: getattr(options, name) for name in known if name not in ("patterns", "folder")}
-    for file in options.patterns:
+    for file in options.patterns or ():
         values = read_yaml(file, known)
         if refused := [name for name in OWN if name in values]:
             raise UsageError(f"{file}: {refused[0]} belongs to the sweep, not to one of its patterns")

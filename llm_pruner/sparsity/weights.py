@@ -39,7 +39,7 @@ def sparsify_weights(model: nn.Module, recipe: Recipe, batches: Sequence[torch.T
         layer.run()  # the layers behind are measured on what this one now gives
 
 
-def zero(layer: nn.Module, recipe: Recipe, name: str, norms: torch.Tensor | None = None) -> None:
+def zero(layer, recipe: Recipe, name: str, norms: torch.Tensor | None = None) -> None:
     """Keeps of the layer's weight what the recipe says; norms: ‖x_j‖₂ of what it reads [in]."""
     weight = layer.weight.T if isinstance(layer, Conv1D) else layer.weight  # [out, in]
     scores = weight.abs().float() if norms is None else weight.abs().float() * norms
@@ -52,8 +52,8 @@ def kept(scores: torch.Tensor, recipe: Recipe) -> torch.Tensor:
     """Bool like `scores` [out, in]: n of m along the input dimension, or a share: of every row by wanda, of the whole
     matrix by magnitude.
     """
-    if recipe.m:
-        return kept_n_of_m(scores, recipe.n, recipe.m)
+    if recipe.n_of_m:
+        return kept_n_of_m(scores, *recipe.n_of_m)
     if recipe.criterion == names.WANDA:
-        return kept_share(scores, recipe.ratio)
-    return kept_share(scores.flatten(), recipe.ratio).view_as(scores)
+        return kept_share(scores, recipe.share)
+    return kept_share(scores.flatten(), recipe.share).view_as(scores)

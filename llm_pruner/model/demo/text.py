@@ -64,7 +64,7 @@ def story(rng: random.Random) -> str:
         else:
             lines.append(f"Then {giver} and {taker} walked from the {rng.choice(PLACES)} to the {rng.choice(PLACES)}.")
     lines.append(f"In the evening {first} had {count(has[first])} and {second} had {count(has[second])}.")
-    most = max(people, key=has.get)
+    most = max(people, key=lambda person: has[person])
     if has[first] == has[second]:
         lines.append("They had the same number.")
     else:

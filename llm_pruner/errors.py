@@ -1,6 +1,7 @@
 """What can go wrong, by exit code. Every message is one line: the value, the legal range, what to do."""
 
 import contextlib
+import difflib
 import errno
 import re
 
@@ -37,8 +38,6 @@ class VerificationError(PrunerError):
 
 def did_you_mean(word: str, known) -> str:
     """A suggestion to append to a message, or the whole list when nothing is close."""
-    import difflib
-
     known = sorted(known)
     close = difflib.get_close_matches(str(word)[:LONG], known, n=1, cutoff=0.5)
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"

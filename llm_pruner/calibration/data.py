@@ -16,6 +16,7 @@ from llm_pruner.calibration.records import (
 from llm_pruner.errors import RunError, UsageError, did_you_mean, is_out_of_memory, redact
 from llm_pruner.files import check_regular, fingerprint
 from llm_pruner.model.checkpoint_files import POINTER
+from llm_pruner.model.demo.text import held_out, training
 
 if TYPE_CHECKING:
     import torch
@@ -92,8 +93,6 @@ def load_text(name: str, tokenizer=None) -> str:
     UsageError for a name or a file that is nothing, RunError when the data set cannot be had.
     """
     if name == "demo":
-        from llm_pruner.model.demo.text import held_out
-
         return held_out()
     if name == "wikitext2":
         return "\n\n".join(_dataset("eval_data", "Salesforce/wikitext", "wikitext-2-raw-v1", split="test")["text"])
@@ -108,8 +107,6 @@ def texts(name: str, what: str = "calibration") -> Prose | Records:
     """
     where = f"{what} data {name}"
     if name == "demo":
-        from llm_pruner.model.demo.text import training
-
         return Prose(where, training())
     if name == "wikitext2":
         found = _dataset(_option(what), "Salesforce/wikitext", "wikitext-2-raw-v1", split="train")["text"]

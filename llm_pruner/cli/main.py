@@ -5,6 +5,7 @@ import logging
 import signal
 import sys
 import threading
+import traceback
 from dataclasses import Field
 from importlib import import_module
 from typing import Any
@@ -205,8 +206,6 @@ def _describe(error: Exception) -> str:
 
 def _fail(name: str, message: str, code: int, show_traceback: bool) -> int:
     if show_traceback:
-        import traceback
-
         print(redact(traceback.format_exc()), file=sys.stderr)
     print(f"{name}: error: {shortened(redact(' '.join(message.split())))}", file=sys.stderr)
     return code

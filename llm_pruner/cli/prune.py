@@ -116,9 +116,8 @@ def run(options: PruneOptions, argv: Sequence[str] = ()) -> PruneReport | Plan:
     say("options: " + ", ".join(f"{k}={v}" for k, v in options.asdict().items() if v is not None and v is not False))
     source = loading.resolve(options.model)
     target = check_outputs(options, source)
-    eval_data = None if options.dry_run else text_to_score(options.eval_data, options.model)
+    eval_data, tasks = _to_score(options)
     exporters = exporters_called(options.export)
-    tasks = check_tasks(["usual"]) if options.eval_zero_shot and not options.dry_run else []
     with stopwatch("plan"):
         request = request_of(options)
         asked = replayed(options, request)
@@ -130,8 +129,7 @@ def run(options: PruneOptions, argv: Sequence[str] = ()) -> PruneReport | Plan:
     if asked.dry_run and (plan := _dry_plan(asked, decision, known)):
         return plan
 
-    if decision.plan:
-        _check_disk(target, decision.plan, asked)
+    _check_disk(target, decision.plan, asked)
     with stopwatch("data"):
         folder = loading.fetch(source, asked.revision, weights=False)
         origin = lineage.report_of(folder)
@@ -152,8 +150,7 @@ def run(options: PruneOptions, argv: Sequence[str] = ()) -> PruneReport | Plan:
 
     def report() -> PruneReport:
         made = _told(asked, decision, known, pruned, prompts)
-        under = conditions(asked, stopwatch.seconds, argv, PROGRAM) | {"seed": pruned.plan.seed}
-        return PruneReport(**made, **told, **under)
+        return PruneReport(**conditions(asked, stopwatch.seconds, argv, PROGRAM) | made | told)
 
     if target is None:
         return report()
@@ -161,6 +158,13 @@ def run(options: PruneOptions, argv: Sequence[str] = ()) -> PruneReport | Plan:
         pruned.model, tokenizer, target, folder, report, finite=finite, overwrite=asked.overwrite, stopwatch=stopwatch,
         export=exporters,
     )  # fmt: skip
+
+
+def _to_score(options: PruneOptions) -> tuple[str | None, list[str]]:
+    """(the text, the zero-shot tasks) that the model is scored on; a dry run scores nothing."""
+    if options.dry_run:
+        return None, []
+    return text_to_score(options.eval_data, options.model), check_tasks(["usual"]) if options.eval_zero_shot else []
 
 
 def _told(options: PruneOptions, decision: Decision, known: Known, pruned: Pruned, prompts) -> dict[str, Any]:
@@ -193,6 +197,7 @@ def _planned(options: PruneOptions, plan: Plan, model_type: str, size: Size) -> 
         "layers": Layers(plan.num_layers_before or len(plan.after), len(plan.after), plan.layers),
         "removed": {name: round(share, 6) for name, share in plan.removed().items()},
         "importance": plan.importance,
+        "seed": plan.seed,
         "order": plan.order,
         "compensate": plan.compensate,
         "masked": options.mask_only,
@@ -418,8 +423,8 @@ def _measured(options: PruneOptions, decision: Decision, known: Known, model, pr
     return measured
 
 
-def _check_disk(target: Path | None, plan: Plan, options: PruneOptions) -> None:
-    if target:
+def _check_disk(target: Path | None, plan: Plan | None, options: PruneOptions) -> None:
+    if target and plan:
         check_disk(target, plan.bytes_before if options.mask_only else plan.bytes_after)
 
 

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable
 from importlib.abc import MetaPathFinder
 from importlib.machinery import PathFinder
+from typing import Any
 
 
 def after_import(module: str, action: Callable) -> None:
@@ -25,11 +26,12 @@ class _AfterImport(MetaPathFinder):
     def find_spec(self, fullname, path=None, target=None):
         spec = PathFinder.find_spec(fullname, path, target) if fullname in self.actions else None
         if spec is not None:
-            run, action = spec.loader.exec_module, self.actions[fullname]
+            loader: Any = spec.loader
+            run, action = loader.exec_module, self.actions[fullname]
 
             def exec_module(module):
                 run(module)
                 action(module)
 
-            spec.loader.exec_module = exec_module
+            loader.exec_module = exec_module
         return spec

@@ -82,6 +82,7 @@ def finite_logits(model):
 
     finite = torch.isfinite(_logits(model, _probe(model)))
     if not finite.any():
+        # Imports torch, which a pipeline does not need in its own process.
         from llm_pruner.calibration.layerwise import cause_of_nan
 
         raise cause_of_nan(model, _probe(model), "the model gives no finite logits")

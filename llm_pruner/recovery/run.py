@@ -97,15 +97,19 @@ def recover(options: RecoverOptions, argv: Sequence[str] = (), program: str = PR
         )
 
     made = report()
-    if made.recovered_share is not None:
-        closed, dense = made.recovered_share, made.dense_perplexity
-        say(f"recovered {closed:.0%} of the gap in log-perplexity to the dense model ({dense:.2f})")
+    _announce(made)
     made = save(
         trained.model, tokenizer, target, student_folder, report, finite=finite, overwrite=asked.overwrite,
         stopwatch=stopwatch, export=exporters,
     )  # fmt: skip
     clear(folder)
     return made
+
+
+def _announce(made: RecoverReport) -> None:
+    if made.recovered_share is not None:
+        closed, dense = made.recovered_share, made.dense_perplexity
+        say(f"recovered {closed:.0%} of the gap in log-perplexity to the dense model ({dense:.2f})")
 
 
 def _check_method(options: RecoverOptions) -> None:

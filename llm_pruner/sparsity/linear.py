@@ -46,7 +46,7 @@ class SparseLinear(nn.Module):
     def _apply(self, function, recurse=True):
         """Moved to another device or dtype, it decodes as it can there."""
         super()._apply(function, recurse)
-        if self.decode is not None:
+        if self.decode is not None and self.attach is not None:
             self.attach(self)
         return self
 

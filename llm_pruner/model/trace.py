@@ -42,10 +42,18 @@ class _Side:
 
 
 def trace_groups(model, time_limit: float = 120.0) -> list[Group]:
-    """The groups of `model`: `hidden`, then per layer `layers.N.heads`, `layers.N.kv_heads`, `layers.N.mlp`.
+    """Find the groups of a model.
 
-    Raises PlanError when the family is not supported or the model is not what the family's proxy says,
-    RunError when tracing takes longer than `time_limit` seconds (main thread only), naming the module.
+    Args:
+        model: A causal language model of transformers; the meta device will do.
+        time_limit: Seconds after which tracing gives up, in the main thread.
+
+    Returns:
+        `hidden`, then for each layer `layers.N.heads`, `layers.N.kv_heads` and `layers.N.mlp`.
+
+    Raises:
+        PlanError: The family is not supported, or the model is not as the family's tracing proxy says.
+        RunError: Tracing takes longer than `time_limit`; the message names the module.
     """
     family = family_of(model.config.model_type)
     proxy = build_proxy(model.config)

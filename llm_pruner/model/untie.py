@@ -8,19 +8,20 @@ from llm_pruner.model.surgery import finish, place
 
 
 def is_tied(model: Any) -> bool:
+    """Return whether lm_head shares its weight with the embeddings."""
     head = model.get_output_embeddings()
     return head is not None and head.weight is model.get_input_embeddings().weight
 
 
 def untied_config(config):
-    """A copy of `config` without the tie."""
+    """Return a copy of a configuration without the tie."""
     config = copy.deepcopy(config)
     config.tie_word_embeddings = False
     return config
 
 
 def untied(model: Any) -> Any:
-    """`model`, which is tied, with an lm_head of its own: a model that shares all its other tensors."""
+    """Return a tied model with an lm_head of its own; it shares all other tensors with the model."""
     config = untied_config(model.config)
     config._attn_implementation = model.config._attn_implementation
     new, names = skeleton(config), dict(model.named_parameters())

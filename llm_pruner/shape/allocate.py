@@ -18,7 +18,13 @@ if TYPE_CHECKING:
 
 
 def adaptive_groups(groups: Iterable[Group], before: Widths, axes: Iterable[Axis]) -> list[Group]:
-    """Return the groups whose units compete: neurons, and heads, for grouped queries a kv group with all its heads."""
+    """Return the groups whose units compete: neurons and heads; of grouped queries, kv groups with all their heads.
+
+    Args:
+        groups: All groups.
+        before: The widths of every layer.
+        axes: The axes that shrink.
+    """
     heads = KV_HEADS if is_grouped(before) else HEADS
     wanted = {heads if axis in (HEADS, KV_HEADS) else axis for axis in axes}
     return [group for group in units_of(groups) if group.axis in wanted]
@@ -141,8 +147,17 @@ class _Ranking:
 
 
 def uniform(counter: ParameterCounter, layers: Layers, legal: Callable[[Widths], bool]) -> Layers:
-    """Return one width for all layers: the mean number of heads, rounded to a `legal` one, and neurons to as many
-    parameters as before.
+    """Return one width for all layers that comes near to layers of different widths.
+
+    The mean number of heads is rounded to a legal one, and neurons fill up to as many parameters as before.
+
+    Args:
+        counter: Of the model.
+        layers: The widths of every layer.
+        legal: Returns whether a class holds a width.
+
+    Returns:
+        The widths of every layer, all alike.
 
     Raises:
         PlanError: No number of heads is legal and comes near.

@@ -48,7 +48,13 @@ class Goal:
         return abs(self.count(counter, after) - self.parameters) / max(base, 1)
 
     def check(self, counter: ParameterCounter, after: Layers, axes: Iterable[Axis]) -> None:
-        """Raise a PlanError, with what the nearest shape is, when `after`, the nearest, misses by over TOLERANCE."""
+        """Raise a PlanError when the nearest shape misses the goal by more than TOLERANCE.
+
+        Args:
+            counter: Of the model.
+            after: The widths of every layer in the nearest shape.
+            axes: The axes that shrink, for the message.
+        """
         if self.missed(counter, after) <= TOLERANCE:
             return
         found, what = self.count(counter, after), names_of(axes)
@@ -67,10 +73,16 @@ class Goal:
 def widths_by_parameters(
     counter: ParameterCounter, axes: Iterable[Axis], goal: Goal, legal: Callable[[Widths], bool]
 ) -> Widths:
-    """Return the widths at which the goal is met.
+    """Return the widths, alike in every layer, at which the goal is met.
 
-    Every axis shrinks by one ratio to the nearest `legal` shape, whole query heads in every group, then neurons fill
-    what rounding left, by their true cost.
+    Every axis shrinks by one ratio to the nearest legal shape, whole query heads in every group; then neurons fill what
+    rounding left, by their true cost.
+
+    Args:
+        counter: Of the model.
+        axes: The axes that may shrink.
+        goal: The parameters that should be left.
+        legal: Returns whether a class holds a width.
 
     Raises:
         PlanError: No shape is legal, or the nearest misses the goal by more than TOLERANCE.
@@ -97,7 +109,13 @@ def widths_by_parameters(
 
 
 def filled_with_neurons(counter: ParameterCounter, shape: Widths, goal: Goal) -> Widths:
-    """Return the shape with as many neurons as the goal leaves: at least one, at most those of the model."""
+    """Return the shape with as many neurons as the goal leaves.
+
+    Args:
+        counter: Of the model.
+        shape: The widths, whose neurons are replaced: by at least one, at most those of the model.
+        goal: The parameters that should be left.
+    """
     count = goal.count(counter, counter.everywhere(shape))
     one = count - goal.count(counter, counter.everywhere(shape.but({MLP: shape[MLP] - 1})))
     neurons = shape[MLP] + round((goal.parameters - count) / one)
@@ -160,9 +178,13 @@ def _around(wanted: int, units: int) -> Iterator[int]:
 def widths_by_iteration(counter: ParameterCounter, iteration: int) -> Widths:
     """Return AMP's widths: as many parameters go as `iteration` whole layers have.
 
-    ρ' = iteration·params(layer 0)/(attention + MLP). Removed per layer: round(ρ'·heads) heads, at most all but one,
-    with the rounding error made up in neurons: round(ρ'·heads − heads removed + ρ'·intermediate). With grouped queries
-    the same in every group. https://arxiv.org/abs/2504.21174
+    ρ' = iteration·params(layer 0)/(attention + MLP). Every layer loses round(ρ'·heads) heads, at most all but one, and
+    the rounding error is made good in neurons: round(ρ'·heads − heads removed + ρ'·intermediate). With grouped queries
+    every group loses the same. https://arxiv.org/abs/2504.21174
+
+    Args:
+        counter: Of the model.
+        iteration: The number of layers.
 
     Raises:
         PlanError: Nothing would be left.
@@ -182,11 +204,18 @@ def widths_by_structure(
 ) -> Widths:
     """Return the widths of FLAP's uniform structures, https://arxiv.org/abs/2312.11983.
 
-    UL-UM: ⌊share·n⌋ heads and neurons go. UL-MM: ⌊remove_heads / layers⌋ heads go in each layer, and neurons until
-    the share of the parameters is met. With grouped queries heads go evenly, in every group as many as fit.
+    UL-UM: ⌊share·n⌋ heads and neurons go. UL-MM: ⌊remove_heads / layers⌋ heads go in each layer, and neurons until the
+    share of the parameters is met. With grouped queries heads go evenly, in every group as many as fit.
+
+    Args:
+        counter: Of the model.
+        structure: UL-UM or UL-MM.
+        share: Of heads and neurons, or of the attention and MLP parameters, that goes.
+        axes: The axes that shrink, of UL-UM.
+        remove_heads: Query heads that UL-MM removes in the whole model.
 
     Raises:
-        PlanError: `remove_heads` is too small or too large for that.
+        PlanError: `remove_heads` is too small or too large.
     """
     before = counter.before
     groups, of_each = _head_groups(before)

@@ -43,7 +43,12 @@ class ParameterCounter:
         return sum(math.prod(shapes[name]) for name in prunable(self.groups))
 
     def cost(self, base: Widths, fewer: Mapping[Axis, int]) -> float:
-        """Return the attention and MLP parameters that go when one layer has `fewer` of some axes than `base`."""
+        """Return the attention and MLP parameters that go when one layer has fewer units.
+
+        Args:
+            base: The widths of every layer.
+            fewer: {axis: how many units fewer} in one of them.
+        """
         smaller = base.but({axis: base[axis] - number for axis, number in fewer.items()})
         rest = self.everywhere(base)[1:]
         return self.decoder((base, *rest)) - self.decoder((smaller, *rest))

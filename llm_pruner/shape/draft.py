@@ -72,7 +72,15 @@ class Traced:
 
     @classmethod
     def of(cls, config: Any, before: Widths | None = None) -> "Traced":
-        """Trace a model of `config`. before: its widths, where they are known. Errors as in `trace_groups`."""
+        """Trace a model without weights.
+
+        Args:
+            config: The configuration of the model.
+            before: Its widths, where they are known.
+
+        Raises:
+            PlanError: As in `trace_groups`.
+        """
         model = meta_model(config)
         groups = tuple(trace_groups(model))
         shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
@@ -89,7 +97,11 @@ class Traced:
 
 @dataclass(frozen=True)
 class Fixed:
-    """The widths are known. Where there are fewer of them than layers, the method chooses which layers stay."""
+    """The widths are known. Where there are fewer of them than layers, the method chooses which layers stay.
+
+    Attributes:
+        after: The widths of every layer.
+    """
 
     after: Layers
 
@@ -117,7 +129,13 @@ class Adaptive:
 
 @dataclass(frozen=True)
 class Searched:
-    """Shapes that meet the goal will be compared, from `start` on. depths: whether fewer layers may be tried too."""
+    """Shapes that meet the goal will be compared.
+
+    Attributes:
+        start: The widths of every layer to start from.
+        goal: The parameters that should be left.
+        depths: Whether fewer layers may be tried too.
+    """
 
     start: Layers
     goal: Goal
@@ -126,7 +144,11 @@ class Searched:
 
 @dataclass(frozen=True)
 class Replayed:
-    """The plan says which units stay."""
+    """The plan says which units stay.
+
+    Attributes:
+        plan: The plan.
+    """
 
     plan: Plan
 
@@ -186,6 +208,11 @@ class Draft:
 def draft(request: Request, config: Any, method: Shaper) -> Draft:
     """Make the draft of what is asked for.
 
+    Args:
+        request: How much should go.
+        config: The configuration of the model.
+        method: How it will be pruned.
+
     Raises:
         PlanError: A model of this configuration cannot have the shape.
         UsageError: The method cannot give it.
@@ -211,7 +238,7 @@ def draft(request: Request, config: Any, method: Shaper) -> Draft:
 
 
 def check_scored(axis: Axis, method: Shaper) -> None:
-    """UsageError where the method does not score the units of an axis."""
+    """Raise a UsageError where the method does not score the units of an axis."""
     if axis not in method.axes:
         known = ", ".join(own.name for own in method.axes)
         raise UsageError(f"importance {method.name} does not score {axis}; known: {known}")

@@ -133,7 +133,14 @@ class Plan:
         return aligned(rows)
 
     def save(self, path: str | Path) -> None:
-        """Write the plan as JSON. RunError when that fails."""
+        """Write the plan as JSON.
+
+        Args:
+            path: The file.
+
+        Raises:
+            RunError: It cannot be written.
+        """
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}
         values |= {"before": self.before.by_field(), "after": [layer.by_field() for layer in self.after]}
         try:
@@ -143,7 +150,14 @@ class Plan:
 
     @classmethod
     def load(cls, path: str | Path) -> "Plan":
-        """Read what `save` wrote. UsageError, with the field, when the file is not such a plan."""
+        """Read a plan that `save` wrote.
+
+        Args:
+            path: The file.
+
+        Raises:
+            UsageError: It is no such plan; the message names the field.
+        """
         where = f"`plan` {path}"
         data = read_json(Path(path).expanduser(), "`plan`", unique=True)
         if not isinstance(data, dict) or not {"model_type", "kept"} <= set(data):
@@ -227,10 +241,16 @@ REQUIRED = tuple(
 
 
 def make_plan(model: Any, groups: Iterable[Group], after: Layers, biases: bool = False) -> tuple[Plan, Any]:
-    """The plan without its indices, and the new configuration. `model` may be on the meta device.
+    """Return the plan without its kept units, and the new configuration.
 
-    biases: o_proj and down_proj get a bias where they have none.
-    PlanError when no class holds the shape, or its parameters are not those that a cut would leave.
+    Args:
+        model: The model; the meta device will do.
+        groups: Its groups.
+        after: The widths of every layer afterwards.
+        biases: Whether o_proj and down_proj get a bias where they have none.
+
+    Raises:
+        PlanError: No class holds the shape, or its parameters are not those that a cut would leave.
     """
     groups = list(groups)
     config, before = model.config, widths_of(model.config)
@@ -299,7 +319,13 @@ def _check_shapes(config: Any, expected: Mapping[str, tuple], found: dict[str, t
 
 
 def check_replay(plan: Plan, config: Any, groups: Iterable[Group]) -> None:
-    """PlanError unless `plan` was made for a model of this shape and names units that such a model has."""
+    """Raise a PlanError unless the plan was made for a model of this shape and names units of it.
+
+    Args:
+        plan: The plan.
+        config: The configuration of the model.
+        groups: Its groups.
+    """
     widths = widths_of(config)
     if (plan.model_type, plan.num_hidden_layers) != (config.model_type, config.num_hidden_layers):
         raise PlanError(

@@ -144,7 +144,11 @@ def _rounded(kept: int, units: int, step: int, field: str) -> int:
 
 
 def widths_by_target(before: Widths, target: Mapping[Axis, int]) -> Widths:
-    """Return explicit widths; what is not named stays, but query heads go with their kv group.
+    """Return explicit widths; other widths stay, but query heads go with their kv group.
+
+    Args:
+        before: The widths of every layer.
+        target: {axis: number of units}.
 
     Raises:
         PlanError: A width is more than the model has, or heads do not go evenly into kv groups.
@@ -183,8 +187,13 @@ def _check_heads(before: Widths, after: Widths) -> None:
 
 
 def ratio_of_one_step(before: Widths, axes: Iterable[Axis], round_to: int = 1) -> float:
-    """Return the smallest ratio, in six digits, that takes one step of an axis: a unit, a head of every group or
-    `round_to` channels.
+    """Return the smallest ratio, in six digits, that takes one step of an axis.
+
+    Args:
+        step is a unit, a head of every group, or `round_to` channels.
+        before: The widths of every layer.
+        axes: The axes that shrink.
+        round_to: What hidden_size and intermediate_size are a multiple of.
     """
 
     def smallest(units: int, step: int) -> float:

@@ -28,8 +28,15 @@ BAGS = 4  # for each thread
 
 
 def speed_up(model: torch.nn.Module) -> int:
-    """Has the model's sparse linear layers decode one token at a time this way where they can; how many do. All else
-    goes on as it was. For inference: from here on the layers' tensors are not to change.
+    """Make the model's sparse linear layers decode faster, one token at a time, where the device can.
+
+    All else runs as before. This is for inference: the layers' tensors must not change any more.
+
+    Args:
+        model: A model whose linear layers have sparse inputs.
+
+    Returns:
+        How many layers decode faster.
     """
     return sum(attach(layer) for layer in sparse_layers(model).values())
 
@@ -87,6 +94,7 @@ class Bags:
         self.offset = None if centre is None else centre @ layer.columns.to(centre.dtype)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the layer's output for `x` of one token."""
         layer, sparsity = self.layer, self.layer.sparsity
         u, centre = sparsity.centred(x.reshape(1, -1))
         kept = sparsity.kept(u)

@@ -13,8 +13,15 @@ DTYPES = (torch.float16, torch.bfloat16)
 
 
 def semi_structured(model: nn.Module) -> int:
-    """Stores the weights of the model's nn.Linear layers that are 2:4 sparse as torch's semi-structured tensors, where
-    the device can use them; how many. The others stay as they are. For inference: such a model cannot be saved.
+    """Store the weights of the model's nn.Linear layers that are 2:4 sparse as semi-structured tensors of torch.
+
+    Layers whose device has no kernels for them stay as they are. This is for inference: such a model cannot be saved.
+
+    Args:
+        model: A model with sparse weights.
+
+    Returns:
+        How many layers were stored so.
     """
     from torch.sparse import to_sparse_semi_structured
 

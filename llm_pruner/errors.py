@@ -77,8 +77,11 @@ SMALLER = "use a smaller `nsamples` or `calibration_seq_len`, `dtype=bfloat16`, 
 
 @contextlib.contextmanager
 def computing(what: str, smaller: str = SMALLER):
-    """While this lasts, no memory left and equations without a solution are RunErrors about `what`, with what helps;
-    smaller: against the first.
+    """Turn a lack of memory, and equations without a solution, into RunErrors, as long as the context lasts.
+
+    Args:
+        what: What is computed, for the message.
+        smaller: What helps against a lack of memory.
     """
     try:
         yield

@@ -247,8 +247,14 @@ def write_state(path: Path, state: Mapping[str, Any], version: int = 1) -> None:
 
 
 def checkpoint_digest(source: str, folder: str | Path) -> str:
-    """What tells a checkpoint from others: a hub id with its commit, which is the name of the `folder` it is in; of
-    a local folder its config, and of each weight file size and blocks of it: all, up to 32 MiB.
+    """Return what tells a checkpoint from others.
+
+    It is of a hub id the id with its commit, which is the name of its folder; of a local folder the digest of its
+    config and, for each weight file, of its size and blocks of it: of all, up to 32 MiB.
+
+    Args:
+        source: A hub id or a local folder.
+        folder: The local folder with the files.
     """
     if not os.path.isdir(source):
         return f"{source}@{Path(folder).name}"

@@ -24,9 +24,14 @@ Changed = Callable[[int, "dict[str, Inputs]"], contextlib.AbstractContextManager
 class Inputs:
     """Running statistics of the input X [tokens, n] of one projection, per column: float32 [n] tensors.
 
-    mean, variance (of the population) and norm (‖X_j‖₂) are over all tokens; absolute is the mean over prompts of
-    each prompt's mean |X_j|. contribution, per head [heads], is the mean over prompts of each prompt's mean
-    ‖X_h W_hᵀ‖₁: the L1 norm of what the head adds to the residual stream.
+    mean, variance (of the population) and norm (‖X_j‖₂) are over all tokens; absolute is the mean over prompts of each
+    prompt's mean |X_j|. contribution, per head [heads], is the mean over prompts of each prompt's mean ‖X_h W_hᵀ‖₁: the
+    L1 norm of what the head adds to the residual stream. A statistic that is not among the needs is a KeyError.
+
+    Args:
+        needs: Which statistics: of MOMENTS, ABSOLUTE and CONTRIBUTION.
+        weight: [hidden_size, n], for the contribution.
+        heads: How many heads there are, for the contribution.
     """
 
     def __init__(self, needs: Collection[str], weight: torch.Tensor | None = None, heads: int = 0) -> None:
@@ -36,7 +41,11 @@ class Inputs:
         self._sums: dict[str, torch.Tensor] = {}  # those that are needed
 
     def add(self, x: torch.Tensor) -> None:
-        """x: [prompts, tokens, n], one prompt per row."""
+        """Add the input of some prompts.
+
+        Args:
+            x: Float tensor [prompts, tokens, n], one prompt per row.
+        """
         prompts, length, columns = x.shape
         count, x = prompts * length, x.detach().float()
         if MOMENTS in self.needs:
@@ -65,22 +74,27 @@ class Inputs:
 
     @property
     def mean(self) -> torch.Tensor:
+        """The mean of each column."""
         return self._sums["mean"].float()
 
     @property
     def variance(self) -> torch.Tensor:
+        """The variance of each column."""
         return (self._sums["squares"] / self.tokens).float()
 
     @property
     def norm(self) -> torch.Tensor:
+        """The L2 norm of each column."""
         return (self._sums["squares"] + self._sums["mean"].square() * self.tokens).sqrt().float()
 
     @property
     def absolute(self) -> torch.Tensor:
+        """The mean absolute value of each column."""
         return (self._sums[ABSOLUTE] / self.prompts).float()
 
     @property
     def contribution(self) -> torch.Tensor:
+        """The mean L1 norm of what each head adds to the residual stream."""
         return (self._sums[CONTRIBUTION] / self.prompts).float()
 
     def finite(self) -> bool:
@@ -94,9 +108,14 @@ def _wide(sums: torch.Tensor) -> torch.Tensor:
 
 
 def batches_of(prompts: Sequence[torch.Tensor], tokens: int) -> list[torch.Tensor]:
-    """Neighbours of one length stacked: LongTensors [prompts, length] of at most `tokens` tokens, or one prompt.
+    """Stack neighbouring prompts of one length.
 
-    prompts: LongTensors [length].
+    Args:
+        prompts: LongTensors [length].
+        tokens: How many tokens a batch has at most; a longer prompt is a batch of its own.
+
+    Returns:
+        LongTensors [prompts, length].
     """
     batches: list[list[torch.Tensor]] = []
     for prompt in prompts:
@@ -109,7 +128,19 @@ def batches_of(prompts: Sequence[torch.Tensor], tokens: int) -> list[torch.Tenso
 
 
 def with_batches(model, prompts: Sequence[torch.Tensor], function: Callable):
-    """`function(batches)`, again with smaller ones as long as memory runs out. RunError when one prompt is too much."""
+    """Call a function with batches, again with smaller ones as long as memory runs out.
+
+    Args:
+        model: The model; its device says how large batches are at first.
+        prompts: LongTensors [length].
+        function: Takes the batches.
+
+    Returns:
+        What the function returns.
+
+    Raises:
+        RunError: Memory does not hold a single prompt.
+    """
     tokens = TOKENS.get(model.device.type, TOKENS["cpu"])
     while True:
         try:
@@ -136,11 +167,21 @@ def collect(
     needs: Collection[str],
     changed: Changed | None = None,
 ) -> dict[str, Inputs]:
-    """{name of the weight of each layer's o_proj and down_proj: statistics of what it reads}.
+    """Collect statistics of the inputs of every layer's o_proj and down_proj.
 
-    batches: LongTensors [prompts, length]. needs: of importance.ACTIVATIONS. changed: called with a layer's
-    number and statistics when it is measured; while what it returns lasts, the layer is changed, and the layers
-    behind are measured on what it then gives. RunError, naming layer and projection, for what is not finite.
+    Args:
+        model: A causal language model in evaluation mode.
+        batches: LongTensors [prompts, length].
+        groups: The model's groups.
+        needs: Which statistics, of ACTIVATIONS.
+        changed: Called with a layer's number and statistics when it is measured; while the context that it returns
+            lasts, the layer is changed, and the layers behind are measured on the changed layer's output.
+
+    Returns:
+        {weight of an output projection: statistics of its input}.
+
+    Raises:
+        RunError: An input is not finite; the message names layer and projection.
     """
     layers: dict[int, list[Group]] = {}
     for group in groups:

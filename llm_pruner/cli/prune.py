@@ -242,8 +242,10 @@ def _config(options: PruneOptions, source: str):
 
 
 def _decided(options: PruneOptions, request, config, source: str) -> Decision:
-    """The method and the draft. Where no method is named it is a reconstruction, if there is calibration text for it
-    and it can give the shape; else magnitude.
+    """Return the method and the draft.
+
+    Where no method is named it is a reconstruction, if there is calibration text for it and it can give the shape; else
+    magnitude.
     """
     wanted = wants_reconstruction(options)
     method = method_of(options, reconstruct=wanted is not False)

@@ -20,10 +20,17 @@ NAME = re.compile(r"[^\s,\[\]\"'-][^\s,\[\]\"']*")
 
 
 def check_tasks(tasks: Sequence[str]) -> list[str]:
-    """The tasks without repeats, `usual` and comma-separated ones expanded. Reads small files only, loads nothing.
+    """Return the tasks without repeats, `usual` and comma-separated ones expanded. Reads small files only.
 
-    UsageError for a name that lm_eval does not know and for a YAML file that is missing or no task, RunError when
-    lm_eval is not installed.
+    Args:
+        tasks: Names of lm_eval's tasks, `usual`, or YAML files.
+
+    Returns:
+        Names and files, one each.
+
+    Raises:
+        UsageError: lm_eval does not know a name, or a YAML file is missing or no task.
+        RunError: lm_eval is not installed.
     """
     known, entries = known_tasks(), dict[str, str]()
     for entry in entries_of(tasks):
@@ -40,6 +47,7 @@ def check_tasks(tasks: Sequence[str]) -> list[str]:
 
 
 def entries_of(tasks: Sequence[str]) -> Iterator[str]:
+    """Yield the names and files in a list of tasks, commas and `usual` expanded."""
     for text in tasks:
         for entry in [text] if is_file(text) and Path(text).expanduser().is_file() else text.split(","):
             if is_file(entry.strip()):
@@ -49,6 +57,7 @@ def entries_of(tasks: Sequence[str]) -> Iterator[str]:
 
 
 def is_file(entry: str) -> bool:
+    """Return whether an entry is a YAML file, not a name."""
     return entry.endswith((".yaml", ".yml"))
 
 
@@ -116,6 +125,7 @@ def _check(path: Path, task: dict) -> None:
 
 
 def located(files, folder: Path):
+    """Return data files by their full names, where they lie in `folder`."""
     if isinstance(files, dict):
         return {split: located(file, folder) for split, file in files.items()}
     if isinstance(files, list):

@@ -117,8 +117,9 @@ def _check_generation(path: Path) -> None:
 
 
 def tidy(generation_config) -> list[str]:
-    """Takes out the settings that keep a generation config from being saved, and returns their names: sampling
-    parameters without do_sample, as Llama-2 has them, or those of a beam search without beams.
+    """Take out the settings that keep a generation config from being saved, and return their names.
+
+    These are sampling parameters without do_sample, as Llama-2 has them, or those of a beam search without beams.
     """
     try:
         generation_config.validate(strict=True)

@@ -270,8 +270,9 @@ def _offline(config, where: str) -> None:
 
 
 def _check_built(raw: Mapping[str, Any], config, where: str) -> None:
-    """Fields that contradict each other, defaults included: RoPE turns pairs of channels, and its lists have one factor
-    for each; layers that slide need a window.
+    """Check fields that may contradict each other, defaults included.
+
+    RoPE turns pairs of channels, and its lists have one factor for each; layers that slide need a window.
     """
     parameters = getattr(config, "rope_parameters", None)
     if config.model_type.removeprefix("pruned_") not in FAMILIES:

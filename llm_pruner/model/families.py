@@ -159,8 +159,10 @@ def _build(config_class, values: dict):
 
 
 def _nearest_legal(config, wanted: Widths) -> str:
-    """Legal shapes next to `wanted`: where hidden_size is heads × head_dim, by its heads and by its hidden_size;
-    else also its heads with less and with more hidden_size. At most three, never the shape there is.
+    """Return legal shapes next to `wanted`, at most three, never the shape there is.
+
+    Where hidden_size is heads × head_dim they differ by its heads and by its hidden_size; else also by its heads with
+    less and with more hidden_size.
     """
     before = widths_of(config)
     group = wanted[KV_HEADS] if is_grouped(before) else 1

@@ -82,7 +82,7 @@ def group_of(groups: Iterable[Group], axis: Axis, layer: int | None = None) -> G
 
 
 def output_projection(group: Group) -> Member:
-    """Return the member whose input columns are the units of a heads, kv_heads or mlp group: o_proj's or down_proj's."""
+    """Return the member whose inputs are the units of a heads, kv_heads or mlp group: o_proj's or down_proj's."""
     return next(member for member in group.members if member.reads)
 
 

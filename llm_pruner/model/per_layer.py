@@ -100,8 +100,9 @@ def _register_configs(auto_config) -> None:
 
 
 def _deferred(model_type: str) -> type:
-    """Stands in for a config class until a config is made: to import one now, in the middle of transformers'
-    own imports, would be slow and could go round in a circle.
+    """Return what stands in for a config class until a config is made.
+
+    To import one now, in the middle of transformers' own imports, would be slow and could go round in a circle.
     """
 
     class Deferred:

@@ -272,8 +272,10 @@ def _beside(target: Path) -> Path:
 
 
 def _discard(old: Path, target: Path) -> None:
-    """Removes the checkpoint that `target` replaced. A file that somebody put there meanwhile goes to `target`, or
-    stays in a folder beside it where that has one of the same name.
+    """Remove the checkpoint that `target` replaced.
+
+    A file that somebody put there meanwhile goes to `target`, or stays in a folder beside it where that has one of the
+    same name.
     """
     left = manifest.remove(old, manifest.of_checkpoint(old) or {}, but=(manifest.REPORT,))
     for name in left:

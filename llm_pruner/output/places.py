@@ -20,8 +20,11 @@ MARGIN = 64 * 2**20  # bytes for tokenizer, card and file system, beside the wei
 
 
 def inputs_of(options, more: Mapping[str, str | Path | None]) -> dict[str, Path]:
-    """{option: file or folder} of all that a run reads from this machine; `more`: what options name indirectly, such as
-    the folder of a model.
+    """Return {option: file or folder} of all that a run reads from this machine.
+
+    Args:
+        options: The options of a command.
+        more: What options name indirectly, such as the folder of a model.
     """
     given = {name: getattr(options, name, None) for name in READ} | dict(more)
     found = {}
@@ -34,8 +37,13 @@ def inputs_of(options, more: Mapping[str, str | Path | None]) -> dict[str, Path]
 
 
 def check_apart(flag: str, output: Path, inputs: Mapping[str, Path], replaced: bool = False) -> None:
-    """UsageError when `output`, given by `flag`, is an input or lies in one that is a folder; where it is a folder that
-    will be `replaced`, also when it holds one.
+    """Raise a UsageError when an output is an input or lies in one that is a folder.
+
+    Args:
+        flag: The option that names the output.
+        output: The output.
+        inputs: What the run reads.
+        replaced: Whether the output is a folder that will be replaced; then it must hold no input either.
     """
     there = _resolved(flag, output)
     for name, path in inputs.items():

@@ -17,7 +17,7 @@ SILENT = 1e-12  # of the channels' mean variance: rounding, in place of a channe
 
 
 def outside(groups: Sequence[Group]):
-    """(names of the embeddings, name of the final norm's weight)."""
+    """Return (names of the embeddings' weights, name of the final norm's weight)."""
     hidden = group_of(groups, HIDDEN)
     own = [member for member in hidden.members if layer_number(member.parameter) is None]
     embeddings = [member.parameter for member in own if member.role == "embedding"]
@@ -26,7 +26,15 @@ def outside(groups: Sequence[Group]):
 
 @torch.no_grad()
 def set_entrance(new, model, groups: Sequence[Group], basis: torch.Tensor, factor: float) -> None:
-    """Embeddings E·P·factor: what enters the first layer is Pᵀ of what it was."""
+    """Set the embeddings to E·P·factor, so that Pᵀ of the dense stream enters the first layer.
+
+    Args:
+        new: The pruned model.
+        model: The dense model.
+        groups: Its groups.
+        basis: P, [hidden_size, new hidden_size].
+        factor: What embeddings that are scaled at run time are multiplied by besides.
+    """
     for name in outside(groups)[0]:
         old = model.get_parameter(name)
         place(new, name, (old.float() @ basis.to(old.device) * factor).to(old.dtype))
@@ -36,10 +44,19 @@ def set_entrance(new, model, groups: Sequence[Group], basis: torch.Tensor, facto
 def set_end(
     new, model, groups: Sequence[Group], dense, pruned, held, basis, offset: float, factor: float, refit: bool = True
 ) -> None:
-    """The final norm and lm_head for what the last pruned layer gives. lm_head is refitted, unless it is tied.
+    """Set the final norm and lm_head for the output of the last pruned layer. lm_head is fitted, unless it is tied.
 
-    dense, pruned: what comes out of the last layers, one tensor for each batch. basis: of a smaller stream, or None.
-    factor: what the embeddings were multiplied by, which a tied lm_head has in it too.
+    Args:
+        new: The pruned model.
+        model: The dense model.
+        groups: Its groups.
+        dense: The output of the last dense layer, for each batch.
+        pruned: The output of the last pruned layer, for each batch.
+        held: For each batch, whether it is held out.
+        basis: P [hidden_size, new hidden_size] of a smaller stream, or None.
+        offset: Norms multiply by (offset + weight).
+        factor: What the embeddings were multiplied by; a tied lm_head has it in it too.
+        refit: Whether anything is fitted.
     """
     name = outside(groups)[1].removesuffix(".weight")
     theirs = model.get_submodule(name)

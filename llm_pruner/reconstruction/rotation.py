@@ -26,7 +26,20 @@ from llm_pruner.reconstruction.layers import matrix, parts_of, set_matrix, watch
 
 @torch.no_grad()
 def basis_of(model, batches: Sequence[torch.Tensor], hidden_size: int, centred: bool) -> torch.Tensor:
-    """P: float32 [hidden_size of the model, hidden_size], on the CPU."""
+    """Return the directions of the residual stream with the most energy.
+
+    Args:
+        model: In evaluation mode.
+        batches: LongTensors [prompts, length].
+        hidden_size: How many directions.
+        centred: Whether the norms are LayerNorms, which take the mean away first.
+
+    Returns:
+        P, float32 [hidden_size of the model, hidden_size], on the CPU.
+
+    Raises:
+        RunError: Hidden states are not finite.
+    """
     covariance = torch.zeros((model.config.hidden_size,) * 2, dtype=torch.float64)
     for layer in walk(model, batches, "rotation", offload=True):
         layer.run()
@@ -49,7 +62,13 @@ def basis_of(model, batches: Sequence[torch.Tensor], hidden_size: int, centred: 
 
 
 def norm_scale(hidden: Iterable[torch.Tensor], basis: torch.Tensor, centred: bool) -> float:
-    """√(ρ·d/d′) for a norm that is given `hidden`, ρ the mean over tokens of ‖Pᵀh‖² / ‖h‖²."""
+    """Return √(ρ·d/d′) for a norm, with ρ the mean over tokens of ‖Pᵀh‖² / ‖h‖².
+
+    Args:
+        hidden: The inputs h of the norm, [prompts, tokens, d] each.
+        basis: P [d, d′].
+        centred: Whether it is a LayerNorm.
+    """
     shares = []
     for tensor in hidden:
         rows = tensor.to(basis.device).reshape(-1, tensor.shape[-1]).float()
@@ -61,7 +80,14 @@ def norm_scale(hidden: Iterable[torch.Tensor], basis: torch.Tensor, centred: boo
 
 
 def set_norm(norm, scale: float, width: int, offset: float) -> None:
-    """The norm of `width` channels that multiplies by `scale`."""
+    """Make a norm one of `width` channels that multiplies each by `scale`.
+
+    Args:
+        norm: The norm.
+        scale: What it multiplies by.
+        width: The number of channels.
+        offset: It multiplies by (offset + weight).
+    """
     norm.weight = nn.Parameter(norm.weight.new_full((width,), scale - offset))
     if getattr(norm, "bias", None) is not None:
         norm.bias = nn.Parameter(norm.bias.new_zeros(width))
@@ -70,8 +96,16 @@ def set_norm(norm, scale: float, width: int, offset: float) -> None:
 
 
 def norm_bias(weight: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-    """The least b with weight·b ≈ shift, on the CPU: what a linear behind a norm has no bias for. A centred basis gives
-    `weight` a direction that is zero but for rounding, along which b must not grow.
+    """Return the least b with weight·b ≈ shift: the bias of a norm for linear layers behind it that have none.
+
+    A centred basis gives `weight` a direction that is zero but for rounding, along which b must not grow.
+
+    Args:
+        weight: [out, hidden_size].
+        shift: [out].
+
+    Returns:
+        float32 [hidden_size], on the CPU.
     """
     weight, shift = weight.double().cpu(), shift.double().cpu()[:, None]
     return torch.linalg.lstsq(weight, shift, rcond=1e-4, driver="gelsd").solution[:, 0].float()
@@ -79,9 +113,17 @@ def norm_bias(weight: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def rotate_layer(wide, dense: Layer, groups: Sequence[Group], basis: torch.Tensor, offset: float) -> None:
-    """`wide`, a float32 copy of the dense layer, made to run on Pᵀh. offset: norms multiply by (offset + weight).
+    """Make a copy of a dense layer run on Pᵀh.
 
-    PlanError where a norm stands between a projection and the stream: no rotation goes through it.
+    Args:
+        wide: The copy, in float32.
+        dense: The layer, which has been run.
+        groups: The model's groups.
+        basis: P [hidden_size, new hidden_size].
+        offset: Norms multiply by (offset + weight).
+
+    Raises:
+        PlanError: A norm stands between a projection and the stream; no rotation goes through it.
     """
     parts, basis = parts_of(groups, dense.index), basis.to(next(wide.parameters()).device)
     readers = [name for part in parts for name in part.input_projections]
@@ -128,11 +170,17 @@ def rotate_layer(wide, dense: Layer, groups: Sequence[Group], basis: torch.Tenso
 
 
 def norms_of(groups: Sequence[Group], layer: int) -> list[str]:
-    """The norms over the hidden channels in a layer, by their names there."""
+    """Return the norms over the hidden channels in a layer, by their names there.
+
+    Args:
+        groups: The model's groups.
+        layer: The number of the layer.
+    """
     hidden = group_of(groups, HIDDEN)
     own = [m for m in hidden.members if m.role in ("rmsnorm", "layernorm") and layer_number(m.parameter) == layer]
     return [inside(member.parameter).removesuffix(".weight") for member in own]
 
 
 def is_layer_norm(module: nn.Module) -> bool:
+    """Return whether the norm takes the mean away."""
     return isinstance(module, nn.LayerNorm)

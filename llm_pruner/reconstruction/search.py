@@ -139,13 +139,13 @@ def _of_variant(
 
 
 def depths_of(num_layers: int) -> range:
-    """The numbers of layers that are tried besides all: down to two thirds, at most four of them."""
+    """Return the numbers of layers that are tried besides all: down to two thirds, at most four of them."""
     least = num_layers - num_layers // 3
     return range(num_layers - 1, least - 1, -max(1, -(-(num_layers - least) // 4)))
 
 
 def cheapest_layers(costs: Costs, number: int) -> Stay:
-    """The `number` layers that change the stream most, ascending; the others go."""
+    """Return the `number` layers that change the stream most, ascending; the others go."""
     ranked = sorted(range(len(costs.layers)), key=lambda layer: -costs.layers[layer])
     return tuple(sorted(ranked[:number]))
 

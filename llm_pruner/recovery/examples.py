@@ -33,6 +33,7 @@ class Examples(Dataset):
 
     @property
     def tokens(self) -> int:
+        """Tokens of all examples."""
         return sum(len(ids) for ids, _ in self.pairs)
 
 

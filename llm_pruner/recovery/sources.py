@@ -93,12 +93,14 @@ def _text_of(report: CheckpointReport | None) -> str | None:
 
 
 def _check_teacher(options: RecoverOptions, student: str, folder: str, teacher: str, teacher_folder: str) -> None:
-    """UsageError when the teacher is the student itself, or means other things by its tokens.
+    """Raise a UsageError when the teacher is the student itself, or means other things by its tokens.
 
     Args:
         options: For the names.
-        student: What `options.model` resolves to; `folder` is where its small files are.
-        teacher: What `options.teacher` resolves to, and likewise.
+        student: What `options.model` resolves to.
+        folder: Where the student's small files are.
+        teacher: What `options.teacher` resolves to.
+        teacher_folder: Where the teacher's small files are.
     """
     local = os.path.isdir(student) and os.path.isdir(teacher)
     if student == teacher and not options.revision or local and _same_weights(student, teacher):

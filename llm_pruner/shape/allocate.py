@@ -31,11 +31,16 @@ def adaptive_groups(groups: Iterable[Group], before: Widths, axes: Iterable[Axis
 
 
 def standardised(scores: "torch.Tensor", units: int) -> "torch.Tensor":
-    """(score − mean) / std over the layer's scores, averaged over the parts of a unit where they are finer.
-
-    float32 [units].
+    """Standardise a layer's scores: (score − mean) / std, averaged over the parts of a unit where they are finer.
 
     Scores that are all alike are all 0.
+
+    Args:
+        scores: Float tensor [units · parts].
+        units: How many units there are.
+
+    Returns:
+        float32 [units].
     """
     if len(scores) > 1 and not scores.std().isfinite():  # their squares are too large for float32
         scores = scores.double()

@@ -43,7 +43,12 @@ class Goal:
         return counter.total(after) if self.whole else counter.decoder(after)
 
     def missed(self, counter: ParameterCounter, after: Layers) -> float:
-        """Return how far from the goal the model is: as a share of the goal or, not `whole`, of what there was."""
+        """Return how far the model is from the goal, as a share of the goal or, of a part, of what that part was.
+
+        Args:
+            counter: Of the model.
+            after: The widths of every layer.
+        """
         base = self.parameters if self.whole else self.count(counter, counter.full)
         return abs(self.count(counter, after) - self.parameters) / max(base, 1)
 
@@ -149,8 +154,9 @@ def _ratio(counter: ParameterCounter, axes: set[Axis], goal: Goal) -> float:
 
 
 def _shapes(before: Widths, axes: set[Axis], ratio: float) -> Iterator[Widths]:
-    """Shapes around `ratio`: heads rounded ever further, and for each number of heads so the hidden channels. Where
-    whole kv groups go, query heads inside them only go when nothing else is left.
+    """Yield shapes around `ratio`: heads rounded ever further, and for each number of heads so the hidden channels.
+
+    Where whole kv groups go, query heads inside them only go when nothing else is left.
     """
     of_kv, most = not is_grouped(before) or KV_HEADS in axes, heads_per_group(before)
     inside = range(most, 0, -1) if of_kv and HEADS in axes else [most]

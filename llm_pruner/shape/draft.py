@@ -305,8 +305,10 @@ def _by_budget(request: Budget, traced: Traced, method: Shaper) -> Draft:
 
 
 def _share_of(request: Budget, counter: ParameterCounter, left: int | None) -> float:
-    """The share of the attention and MLP parameters that goes; more than 1 where `left`, of the whole model, is less
-    than the rest of it. PlanError for a goal that is not less than the model.
+    """Return the share of the attention and MLP parameters that goes.
+
+    It is more than 1 where `left`, of the whole model, is less than the rest of it. PlanError for a goal that is not
+    less than the model.
     """
     decoder = counter.decoder(counter.full)
     if left is not None:

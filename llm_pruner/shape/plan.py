@@ -284,8 +284,10 @@ def make_plan(model: Any, groups: Iterable[Group], after: Layers, biases: bool =
 def _configured(
     config: Any, before: Widths, after: Layers, new_biases: set[str], expected: Mapping[str, tuple]
 ) -> tuple[Any, dict[str, tuple]]:
-    """(new config, {parameter: shape} of the model it builds): a stock class where one holds the shape, else one
-    whose layers have widths of their own. PlanError when what it builds is not what is `expected`.
+    """Return (the new config, {parameter: shape} of the model it builds).
+
+    It is of a stock class where one holds the shape, else of one whose layers have widths of their own. PlanError when
+    what it builds is not what is `expected`.
     """
     if len(set(after)) == 1:
         try:

@@ -86,11 +86,17 @@ def parse_target(text: str, config: Any) -> dict[Axis, int]:
 
 
 def widths_by_ratio(before: Widths, ratios: Mapping[Axis, float], derived_head_dim: bool, round_to: int = 1) -> Widths:
-    """Return the widths when each axis in `ratios` shrinks by its ratio: kept = ⌊n(1−r) + 1e-6⌋.
+    """Return the widths when axes shrink by their ratios: kept = ⌊n(1−r) + 1e-6⌋.
 
     That is how Torch-Pruning's LLM example counts. Query heads go evenly, and at least one stays in each kv group;
     without groups key and value heads go along. hidden_size and intermediate_size are rounded to the nearest multiple
     of `round_to`. Where head_dim is derived, hidden_size follows the heads.
+
+    Args:
+        before: The widths of every layer.
+        ratios: {axis: ratio in [0, 1)}.
+        derived_head_dim: Whether the class derives head_dim from hidden_size.
+        round_to: What the two sizes are a multiple of.
 
     Raises:
         PlanError: An axis would be empty.
@@ -189,8 +195,9 @@ def _check_heads(before: Widths, after: Widths) -> None:
 def ratio_of_one_step(before: Widths, axes: Iterable[Axis], round_to: int = 1) -> float:
     """Return the smallest ratio, in six digits, that takes one step of an axis.
 
+    A step is a unit, a head of every group, or `round_to` channels.
+
     Args:
-        step is a unit, a head of every group, or `round_to` channels.
         before: The widths of every layer.
         axes: The axes that shrink.
         round_to: What hidden_size and intermediate_size are a multiple of.

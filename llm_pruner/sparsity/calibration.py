@@ -30,6 +30,7 @@ class Seen:
         self._rows: list[torch.Tensor] = []
 
     def add(self, x: torch.Tensor) -> None:
+        """Add inputs x [..., in]."""
         x = x.detach().flatten(0, -2)
         self.largest = torch.maximum(x.abs().amax(0).float(), self.largest.to(x.device))
         self.squares = self.squares + x.float().square().sum(0).double()
@@ -38,10 +39,12 @@ class Seen:
 
     @property
     def norm(self) -> torch.Tensor:
+        """‖x_j‖₂ of each channel, float32 [in]."""
         return self.squares.sqrt().float()
 
     @property
     def rows(self) -> torch.Tensor:
+        """Some of the tokens, [n, in]."""
         return torch.cat(self._rows)
 
 
@@ -85,8 +88,13 @@ def sparsify_activations(
 
 
 def check(model: nn.Module, recipe: Recipe, sparse: str, batches: Sequence[torch.Tensor]) -> None:
-    """UsageError for a recipe that means nothing or is about something else, and where it needs text and has none;
-    PlanError for a model that has sparse inputs already.
+    """Raise a UsageError for a recipe that means nothing here, and a PlanError for a model that is sparse already.
+
+    Args:
+        model: The model.
+        recipe: What is to be made sparse.
+        sparse: What the recipe must be about.
+        batches: The calibration text, which some recipes need.
     """
     validate_recipe(recipe)
     if recipe.sparse != sparse:

@@ -13,7 +13,7 @@ def by_columns(layer: SparseLinear) -> None:
 
 
 def centre_of(layer: SparseLinear) -> torch.Tensor | None:
-    """c [in]."""
+    """Return c [in]."""
     sparsity = layer.sparsity
     if sparsity.recipe.transform == names.SHIFT:
         return torch.ones(layer.in_features, device=layer.weight.device) if sparsity.scale is None else sparsity.scale

@@ -59,7 +59,7 @@ def partial_sums(
 
 @triton.jit
 def added_up(sums, offset, level, gain, bias, y, parts, outputs, OUTPUTS: tl.constexpr):
-    """y = gain · (Σ_s sums[s] + level · offset) + bias of one program's outputs; what is None does not count."""
+    """Store y = gain · (Σ_s sums[s] + level · offset) + bias of one program's outputs; None does not count."""
     column = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
     inside = column < outputs
     total = tl.zeros([OUTPUTS], tl.float32)

@@ -49,6 +49,7 @@ class Kernel:
             self.norm = (1.0 if self.norm is None else self.norm) / sparsity.scale
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the layer's output for x of one token."""
         layer, sparsity, recipe = self.layer, self.layer.sparsity, self.layer.sparsity.recipe
         if self.tile is None:
             self.tile = tile_for(self, x)
@@ -83,8 +84,11 @@ class Kernel:
 
 
 def selected_by_kernel(layer: SparseLinear) -> int:
-    """How the kernel selects; ALL where it is given what torch has selected: a share of the token, a short last group,
-    and where more than the token's own scores is wanted: variances, or l's norms of the token or the sequence.
+    """Return how the kernel selects.
+
+    It is ALL, for a kernel that is given what torch has selected, where that is a share of the token or there is a
+    short last group, and where more than the token's own scores is wanted: variances, or l's norms of the token or the
+    sequence.
     """
     recipe = layer.sparsity.recipe
     own_norm = recipe.criterion == names.L_CRITERION and not (recipe.calibrated_l and recipe.m)
@@ -99,8 +103,9 @@ _tiles: dict[tuple, Tile] = {}
 
 
 def tile_for(own: Kernel, x: torch.Tensor) -> Tile | None:
-    """The tile that is fastest for this layer and its input, tried out once for all alike. None while a graph is
-    captured, so run the layer before, and in the interpreter, where times mean nothing.
+    """Return the tile that is fastest for a layer and its input, tried out once for all alike.
+
+    It is None while a graph is captured, so run the layer before, and in the interpreter, where times mean nothing.
     """
     layer, recipe = own.layer, own.layer.sparsity.recipe
     weight = layer.weight

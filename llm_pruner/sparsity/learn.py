@@ -13,8 +13,13 @@ from llm_pruner.sparsity.linear import sparse_layers
 
 @dataclass(frozen=True)
 class Learning:
-    """epochs: passes over the text. rate: of a channel's typical size, per step, at first. held: one batch in so many
-    is not trained on, and decides what stays.
+    """How learnable shifts and gains are trained.
+
+    Attributes:
+        epochs: Passes over the text.
+        rate: Of a channel's typical size, per step, at first.
+        held: One batch in so many is not trained on, and decides what stays.
+        seed: Of the order of the batches.
     """
 
     epochs: int = 4

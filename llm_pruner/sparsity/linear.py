@@ -35,6 +35,7 @@ class SparseLinear(nn.Module):
         self.decode = self.attach = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return W x̂ + b."""
         if self.decode is not None and x.numel() == self.in_features and not torch.is_grad_enabled():
             return self.decode(x)
         return self.dense(self.sparsity(x))
@@ -56,6 +57,7 @@ class SparseLinear(nn.Module):
         return self.weight if self.transposed else self.weight.T
 
     def extra_repr(self) -> str:
+        """Return what `repr` says of the layer."""
         return f"in_features={self.in_features}, out_features={self.out_features}, {self.sparsity.recipe.label}"
 
 

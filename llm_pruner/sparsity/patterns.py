@@ -1,5 +1,7 @@
-"""Which of a row's entries are kept, by their scores: n of every m neighbours, a share of the row, or what is above a
-threshold. Of equal scores the earlier entry stays. A score that is NaN is kept, so that it shows.
+"""Which of a row's entries are kept, by their scores.
+
+These are n of every m neighbours, a share of the row, or those above a threshold. Of equal scores the earlier entry
+stays. A score that is NaN is kept, so that it shows.
 """
 
 import torch
@@ -8,8 +10,15 @@ FEW = 2**15  # scores
 
 
 def kept_n_of_m(scores: torch.Tensor, n: int, m: int) -> torch.Tensor:
-    """Bool like `scores` [..., width]: the n highest of every m consecutive entries; of a short last group of `rest`
-    entries ⌈n/m · rest⌉.
+    """Keep the n highest of every m neighbours, and of a short last group of `rest` entries ⌈n/m · rest⌉.
+
+    Args:
+        scores: Float tensor [..., width].
+        n: How many stay.
+        m: Of how many.
+
+    Returns:
+        BoolTensor like `scores`.
     """
     width = scores.shape[-1]
     whole = width // m * m

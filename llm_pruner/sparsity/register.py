@@ -1,5 +1,7 @@
-"""transformers told of checkpoints with sparse activations: their configuration is the `quantization_config` of
-config.json, which is where transformers has a model's linear layers replaced while it loads. Imports nothing heavy.
+"""Registration of checkpoints with sparse activations with transformers. Imports nothing heavy.
+
+Their configuration is the `quantization_config` of config.json, by which transformers replaces a model's linear layers
+while it loads.
 """
 
 from llm_pruner.model.after_import import after_import

@@ -127,8 +127,9 @@ def _shape(model) -> dict[str, Any]:
 
 
 def _as_loaded(model) -> None:
-    """Lays the weights out as loading the saved model does: in another layout bfloat16 rounds otherwise, and the
-    perplexity would be that of a model that nobody gets.
+    """Lay the weights out as loading the saved model does.
+
+    In another layout bfloat16 rounds otherwise, and the perplexity would be that of a model that nobody gets.
     """
     for layer in sparse_layers(model).values():
         by_columns(layer)

@@ -1,5 +1,7 @@
-"""Models with sparse activations as checkpoints: the recipe in config.json, the tensors of its sparse inputs beside the
-weights, and these as they were. transformers without this package warns and loads the dense model.
+"""Models with sparse activations as checkpoints.
+
+The recipe is in config.json, the tensors of its sparse inputs beside the weights, and these are as they were.
+transformers without this package warns and loads the dense model.
 """
 
 from transformers.quantizers.base import HfQuantizer

@@ -1,5 +1,6 @@
-"""2:4 sparse weights as the semi-structured tensors of torch, which a GPU multiplies in its sparse tensor cores: for
-prefill, and for 9/16 of the bytes.
+"""2:4 sparse weights as the semi-structured tensors of torch.
+
+A GPU multiplies them in its sparse tensor cores: for prefill, and for 9/16 of the bytes.
 """
 
 import logging

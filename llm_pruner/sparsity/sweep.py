@@ -1,5 +1,6 @@
-"""Models × patterns: a run for each, a JSON for each, one table. A run whose JSON is there, made of the same inputs, is
-not done again.
+"""Models × patterns: a run for each, a JSON for each, one table.
+
+A run whose JSON is there, made of the same inputs, is not done again.
 """
 
 import hashlib
@@ -102,6 +103,7 @@ def table(runs: Sequence[SweepRun]) -> list[list[str]]:
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows as a table in Markdown."""
     lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
@@ -135,8 +137,9 @@ def _folder(options: SparsifyOptions) -> Path:
 
 
 def _check_free(folder: Path, names: Sequence[str], options: SparsifyOptions, models: Mapping[str, str]) -> None:
-    """UsageError where a report, or the table, would go to the place of an input; what is there and is no report of a
-    sweep, because it is damaged or somebody else's, is set aside.
+    """Raise a UsageError where a report, or the table, would go to the place of an input.
+
+    A file there that is no report of a sweep, because it is damaged or somebody else's, is set aside.
     """
     inputs = places.inputs_of(options, {name: loading.resolve(model) for name, model in models.items()})
     for name in (*names, TABLE_TEXT, TABLE):

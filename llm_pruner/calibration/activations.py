@@ -98,7 +98,7 @@ class Inputs:
         return (self._sums[CONTRIBUTION] / self.prompts).float()
 
     def finite(self) -> bool:
-        """Whether every sum is finite."""
+        """Return whether every sum is finite."""
         return all(torch.isfinite(value).all() for value in self._sums.values())
 
 

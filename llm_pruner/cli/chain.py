@@ -56,7 +56,7 @@ def prune_checkpoint(options: PruneOptions, argv: Sequence[str] = ()) -> PruneRe
 
 
 def recovery_options(options: PruneOptions, target: Path) -> RecoverOptions:
-    """What `--recover` asks for. UsageError when it is neither a method nor a YAML of recovery options."""
+    """Return what `--recover` asks for. UsageError when it is neither a method nor a YAML of recovery options."""
     how, flags = options.recover, _shared(options, target)
     assert how, "there is something to recover"
     if how in ("lora", "distil"):

@@ -103,7 +103,7 @@ def _add_flag(group, name: str, f: Field, hidden: bool) -> None:
 
 
 def parse(argv: list[str], command: Command = PRUNE):
-    """The command's options from its arguments. UsageError when they cannot be understood."""
+    """Return the command's options from its arguments. UsageError when they cannot be understood."""
     known = fields_of(command.options)
     words, every = [_underscored(word) for word in argv], True
     if "--help" in words or "-h" in words:
@@ -125,7 +125,7 @@ def _underscored(word: str) -> str:
 
 
 def main(argv: list[str] | None = None, command: Command = PRUNE) -> int:
-    """Runs the command and returns its exit code."""
+    """Run the command and return its exit code."""
     console.steady()
     try:
         return _main(sys.argv[1:] if argv is None else argv, command)

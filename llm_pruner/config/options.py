@@ -86,7 +86,7 @@ def kind_of(f: Field) -> type:
 
 
 def typed(f: Field, value: Any) -> Any:
-    """`value` as the type of `f`. UsageError with the value and what is legal."""
+    """Return `value` as the type of `f`. UsageError with the value and what is legal."""
     kind = kind_of(f)
     if value is None and f.default is None:
         return None
@@ -117,7 +117,7 @@ def _worded(f: Field, text: str) -> str:
 
 
 def parse_flag(f: Field, text: Any) -> Any:
-    """The value of a flag's text. UsageError with the value and what is legal."""
+    """Return the value of a flag's text. UsageError with the value and what is legal."""
     kind = kind_of(f)
     if kind in (str, tuple):
         return typed(f, text)
@@ -128,7 +128,7 @@ def parse_flag(f: Field, text: Any) -> Any:
 
 
 def check_values(options: Any) -> None:
-    """UsageError for a value of the wrong type, one that is not among its choices, too small or too large."""
+    """Raise a UsageError for a value of the wrong type, one that is not among its choices, too small or too large."""
     for name, f in fields_of(type(options)).items():
         value, told = typed(f, getattr(options, name)), f.metadata
         if value is None:
@@ -144,7 +144,7 @@ def check_values(options: Any) -> None:
 
 
 def read_yaml(path: str, known: Mapping[str, Any]) -> dict[str, Any]:
-    """A mapping of the names in `known`: fields, or mappings of fields for a section of its own.
+    """Return a mapping of the names in `known`: fields, or mappings of fields for a section of its own.
 
     UsageError, with the line, for unknown or duplicate keys, values of the wrong type, odd tags, and what is not
     within the bounds of `read_yaml_nodes`.
@@ -195,7 +195,16 @@ def _yaml_hint(value: Any) -> str:
 
 
 def resolved(options_class: type[T], flags: dict[str, Any], yaml_file: str | None = None) -> T:
-    """Defaults < YAML < flags, for a command whose options replace one another one by one. UsageError."""
+    """Return the options: defaults < YAML < flags. For a command whose options replace one another one by one.
+
+    Args:
+        options_class: The dataclass.
+        flags: Only those that were given.
+        yaml_file: A YAML file with options.
+
+    Raises:
+        UsageError: A value is wrong; the message has it, and the line of the YAML.
+    """
     known = fields_of(options_class)
     values = (read_yaml(yaml_file, known) if yaml_file else {}) | flags
     options = options_class(**{name: typed(known[name], value) for name, value in values.items()})

@@ -11,15 +11,18 @@ DEPTH = 32  # levels that mappings and lists may be nested in
 
 
 def read_yaml_nodes(path: str | Path, what: str, tags: tuple[str, ...] = ()) -> tuple[Any, Any]:
-    """(the root node, with the line of every key; the values) of a YAML file; (None, None) where it says nothing.
+    """Read a YAML file as data.
 
     Args:
         path: The file.
         what: What it is, for the message: "--config", "task".
         tags: Tags of its own, such as "!function", whose values are read as text.
 
+    Returns:
+        The root node, with the line of every key, and the values; (None, None) where the file says nothing.
+
     Raises:
-        UsageError: With the line, for what cannot be read, is not YAML, or goes beyond the bounds.
+        UsageError: With the line, where it cannot be read, is not YAML, or goes beyond the bounds.
     """
     import yaml
 

@@ -1,4 +1,15 @@
-"""How fast causal language models prefill and decode, measured in turns, and what memory they need for it."""
+"""How fast causal language models prefill and decode, measured in turns, and what memory they need for it.
+
+The modes are "eager" and, on a GPU, "cuda_graph": prefill and decode step each captured once and replayed; where that
+fails the mode holds only a "reason". All models get the same random prompts, decode greedily and go on past an end of
+text. Prefill is one forward pass over the prompts into an empty static cache, with logits for the last position;
+choosing a token completes the time to the first one; decode is the other new_tokens - 1 steps, all sequences counted.
+The models of a round run one after the other, and every round begins with another one, so that drift of the machine
+hits all alike. A layer with a sliding window holds the whole sequence; the window is in the mask.
+
+Peak memory is that of the model's parameters and buffers and of an eager run, on the GPU or else in the process's
+resident memory; None where it is not known (only Linux tells).
+"""
 
 import ctypes
 import inspect
@@ -29,14 +40,6 @@ def measure(
 ) -> dict[str, dict]:  # fmt: skip
     """Measure speed and peak memory of models, where they live and in evaluation mode.
 
-    The modes are "eager" and, on a GPU, "cuda_graph": prefill and decode step each captured once and replayed; where
-    that fails the mode holds only a "reason". All models get the same random prompts, decode greedily and go on past an
-    end of text. Prefill is one forward pass over the prompts into an empty static cache, with logits for the last
-    position; choosing a token completes the time to the first one; decode is the other new_tokens - 1 steps, all
-    sequences counted. The models of a round run one after the other, and every round begins with another one, so that
-    drift of the machine hits all alike. A layer with a sliding window holds the whole sequence; the window is in the
-    mask.
-
     Args:
         models: {name: model}.
         batch_size: Sequences.
@@ -46,10 +49,9 @@ def measure(
         seed: Of the prompts.
 
     Returns:
-        {name: {"parameters": number, "bytes": of the parameters, "peak_memory": bytes, "modes": {mode:
+        {name: {"parameters": number, "bytes": of the parameters, "peak_memory": bytes or None, "modes": {mode:
         {"prefill_tokens_per_second": [one per round], "decode_tokens_per_second": […], "time_to_first_token_seconds":
-        […]}}}}. The peak memory is that of the model's parameters and buffers and of an eager run, on the GPU or else
-        in the process's resident memory; None where it is not known (only Linux tells).
+        […]}}}}. A mode that fails holds only a "reason".
 
     Raises:
         UsageError: A model has no max_position_embeddings for so many tokens, or new_tokens is less than 2.

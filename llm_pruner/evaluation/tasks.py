@@ -63,7 +63,7 @@ def is_file(entry: str) -> bool:
 
 @functools.cache
 def known_tasks() -> dict[str, Path | None]:
-    """The names of lm_eval's tasks, each with its YAML; those of groups and tags with None.
+    """Return the names of lm_eval's tasks, each with its YAML; those of groups and tags with None.
 
     Read as text: lm_eval parses its 14,000 files for this, which takes ten seconds and more.
     """
@@ -89,9 +89,16 @@ def _suggestion(name: str, known) -> str:
 
 
 def read_task(path: Path, above: tuple[Path, ...] = ()) -> dict:
-    """What the YAML of a task says, includes merged, data files that lie beside it by their full names. UsageError.
+    """Read the YAML of a task, includes merged, data files that lie beside it by their full names.
 
     `!function utils.f` is read as text; nothing is imported.
+
+    Args:
+        path: The file.
+        above: The files that include it.
+
+    Raises:
+        UsageError: It is no task.
     """
     _, content = read_yaml_nodes(path, "task", ("!function",))
     if not isinstance(content, dict):

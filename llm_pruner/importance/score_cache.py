@@ -40,7 +40,7 @@ def save(path: Path, key: Mapping, scores: "Mapping[str, torch.Tensor]", means: 
 def load(
     path: Path, key: Mapping, lengths: Mapping[str, int], inputs: Mapping[str, int]
 ) -> "tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]":
-    """(scores, means) that `save` wrote.
+    """Return (scores, means) that `save` wrote.
 
     Args:
         path: The file.

@@ -177,7 +177,7 @@ class _Search:
     journal: Journal
 
     def form(self) -> Form:
-        """The form to reconstruct the model in."""
+        """Return the form to reconstruct the model in."""
         method, draft, counter = self.method, self.draft, self.draft.traced.counter
         some = part_of(self.tokens)
         if draft.removes_layers:

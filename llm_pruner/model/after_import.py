@@ -8,7 +8,7 @@ from typing import Any
 
 
 def after_import(module: str, action: Callable) -> None:
-    """Calls `action(module)` now if the module called so is there, and else when it is imported. Repeatable."""
+    """Call `action(module)` now if the module called so is there, and else when it is imported. Repeatable."""
     if module in sys.modules:
         action(sys.modules[module])
     waiting = next((finder for finder in sys.meta_path if isinstance(finder, _AfterImport)), None)

@@ -19,7 +19,7 @@ HEAD_FIELDS = (HEADS.field, KV_HEADS.field)
 
 
 def per_layer_config(config, layers: Sequence[Mapping[str, int]], biases: Sequence[str] = ()):
-    """`config` with widths of its own for each decoder layer: {config field: width}, one mapping per layer.
+    """Return `config` with widths of its own for each decoder layer: {config field: width}, one mapping per layer.
 
     The fields are num_attention_heads, num_key_value_heads and the family's intermediate_size; what a mapping
     leaves out is as in `config`. `biases` names modules of a decoder layer, such as "mlp.down_proj", that get a
@@ -73,7 +73,10 @@ def _overrides(model_type: str, index: int, widths: Mapping[str, int], stock: Ma
 
 @cache
 def classes(model_type: str) -> tuple[Any, Any]:
-    """The (config, causal LM) classes with per-layer widths for a stock `model_type`, known to the Auto classes."""
+    """Return the (config, causal LM) classes with per-layer widths for a stock `model_type`.
+
+    The Auto classes know them from then on.
+    """
     from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
 
     from llm_pruner.model import modeling_pruned
@@ -87,7 +90,7 @@ def classes(model_type: str) -> tuple[Any, Any]:
 
 
 def register() -> None:
-    """Makes AutoConfig and AutoModelForCausalLM load per-layer checkpoints without `trust_remote_code`.
+    """Make AutoConfig and AutoModelForCausalLM load per-layer checkpoints without `trust_remote_code`.
 
     Imports nothing: what transformers does not have yet is registered when somebody imports it. Repeatable.
     """

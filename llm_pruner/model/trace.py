@@ -201,7 +201,7 @@ class _Scale:
                 yield Member(parameter, axis, role, start=piece * units, reads=role == "linear" and not side.out)
 
     def parameters(self, name: str, target, out: bool):
-        """(parameter, axis, role) of one side of the model's module, or of the parameter, called `name`."""
+        """Return (parameter, axis, role) of one side of the model's module, or of the parameter, called `name`."""
         if isinstance(target, nn.Parameter):  # a norm's weight that torch-pruning knows no module for
             yield self.existing(name), 0, "rmsnorm"
             return
@@ -219,7 +219,7 @@ class _Scale:
                 yield self.existing(f"{name}.bias"), 0, "bias"
 
     def ordered(self, members) -> tuple[Member, ...]:
-        """Each member once (a tied tensor is reached twice), in the order of the model's parameters."""
+        """Return each member once (a tied tensor is reached twice), in the order of the model's parameters."""
         return tuple(sorted(set(members), key=lambda m: (self.order[m.parameter], m.dim, m.role, m.start)))
 
     def existing(self, name: str) -> str:
@@ -228,7 +228,7 @@ class _Scale:
         return self.canonical[name]
 
     def check(self, groups: list[Group]) -> None:
-        """Every traced axis of every parameter is owned completely, each position once."""
+        """Check that every traced axis of every parameter is owned completely, each position once."""
         owned: dict[tuple[str, int], int] = {}
         seen = set()
         for group in groups:

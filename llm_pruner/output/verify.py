@@ -19,7 +19,7 @@ WORDS = ("no space left", "out of memory", "can't allocate memory", "cannot allo
 
 
 def lacks(error: Exception) -> bool:
-    """Whether the machine lacks something: the libraries beneath say so in several ways."""
+    """Return whether the machine lacks something: the libraries beneath say so in several ways."""
     text = str(error).lower()
     return isinstance(error, MemoryError) or getattr(error, "errno", None) in LACKS or any(w in text for w in WORDS)
 

@@ -59,9 +59,7 @@ def set_end(
         refit: Whether anything is fitted.
     """
     name = outside(groups)[1].removesuffix(".weight")
-    theirs = model.get_submodule(name)
-    head = model.get_output_embeddings()
-    tied = is_tied(model)
+    theirs, tied = model.get_submodule(name), is_tied(model)
     dtype, device, width = theirs.weight.dtype, theirs.weight.device, pruned[0].shape[-1]
     basis = None if basis is None else basis.to(theirs.weight.device)
     norm = new.get_submodule(name)
@@ -78,15 +76,11 @@ def set_end(
     sums = [Moments(is_layer_norm(theirs)) for _ in range(2)]
     for batch, out in enumerate(held):
         sums[out].add(norm(pruned[batch].to(device).float()), theirs(dense[batch].to(device)))
-    scale = theirs.weight.float() + offset
-    prior = torch.eye(width, device=scale.device) if basis is None else scale[:, None] * basis
-    if sums[0].intercept:
-        shift = torch.zeros_like(scale) if theirs.bias is None else theirs.bias.float()
-        prior = torch.cat([prior, (shift if basis is not None else 0 * shift)[:, None]], 1)
     if tied:
         slope, intercept = _projected(sums[0], basis / factor)
         _set_diagonal(norm, slope, intercept, offset)
     else:
+        prior = _prior(theirs, basis, width, offset, sums[0].intercept)
         weight = fit(sums[0], sums[1], prior).weight if refit else prior
         if sums[0].intercept and norm.bias is not None:
             weight, shift = weight[:, :-1], weight[:, -1]
@@ -97,14 +91,27 @@ def set_end(
                 place(new, f"{name}.bias", (theirs.bias.float() + moved.to(theirs.bias.device)).to(dtype))
         elif sums[0].intercept:
             weight = weight[:, :-1]
-        names = {id(module): path for path, module in model.named_modules()}
-        place(
-            new,
-            f"{names[id(head)]}.weight",
-            (head.weight.float() @ weight.to(head.weight.device)).to(head.weight.dtype),
-        )
+        _set_head(new, model, weight)
     if basis is not None:
         norm.to(dtype)
+
+
+def _prior(theirs, basis: torch.Tensor | None, width: int, offset: float, intercept: bool) -> torch.Tensor:
+    """What stands between the norm's output and lm_head where nothing is fitted: [hidden_size, width (+ 1)]."""
+    scale = theirs.weight.float() + offset
+    prior = torch.eye(width, device=scale.device) if basis is None else scale[:, None] * basis
+    if not intercept:
+        return prior
+    shift = torch.zeros_like(scale) if theirs.bias is None else theirs.bias.float()
+    return torch.cat([prior, (shift if basis is not None else 0 * shift)[:, None]], 1)
+
+
+def _set_head(new, model, weight: torch.Tensor) -> None:
+    """Give `new` the lm_head of `model` times `weight`."""
+    head = model.get_output_embeddings()
+    names = {id(module): path for path, module in model.named_modules()}
+    own = head.weight.float() @ weight.to(head.weight.device)
+    place(new, f"{names[id(head)]}.weight", own.to(head.weight.dtype))
 
 
 def _projected(moments: Moments, basis: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:

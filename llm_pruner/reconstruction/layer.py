@@ -199,7 +199,7 @@ class Work:
             stream[batch] = offloaded(output)
 
     def weights(self, batch: int) -> torch.Tensor:
-        """One over the energy of each token's dense stream, [prompts, tokens]: relative errors count."""
+        """Return one over the energy of each token's dense stream, [prompts, tokens]: relative errors count."""
         return token_weights(self.here(self.dense.outputs[batch]).square().mean(-1))
 
     def writes_directly(self, attention: Part, mlp: Part) -> bool:

@@ -144,7 +144,7 @@ class _Reconstruction:
         self.last: tuple[Work, nn.Module] | None = None
 
     def enter(self) -> None:
-        """Sets the embeddings of a smaller stream."""
+        """Set the embeddings of a smaller stream."""
         width, before = self.after[0][HIDDEN], self.before[HIDDEN]
         if width == before:
             return
@@ -188,7 +188,7 @@ class _Reconstruction:
         return found
 
     def end(self, dense: Layer) -> None:
-        """Sets what stands behind the last layer, and measures what was reached. dense: the last layer."""
+        """Set what stands behind the last layer, and measure what was reached. dense: the last layer."""
         new, settings, tokens = self.new, self.settings, self.tokens
         set_end(
             new, self.model, self.groups, dense.outputs, self.pruned, tokens.held, self.basis,

@@ -41,7 +41,7 @@ class Sources:
 
 
 def find(options: RecoverOptions) -> Sources:
-    """Resolves names and defaults. UsageError, RunError or PlanError as loading them would give."""
+    """Resolve names and defaults. UsageError, RunError or PlanError as loading them would give."""
     student = loading.resolve(options.model)
     config = loading.load_config(student, options.revision, any_family=True)
     loading.check_dense(

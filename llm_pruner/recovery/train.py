@@ -79,7 +79,7 @@ def train(
     model, teacher, examples: Examples, scored: Examples | None, layers: list[int], options: RecoverOptions,
     folder: Path, precision: str,
 ) -> tuple[Recovery, Pace]:  # fmt: skip
-    """Trains `model` and returns its Trainer, with the unmerged result, and the clock.
+    """Train `model` and return its Trainer, with the unmerged result, and the clock.
 
     options: with nothing left to default. teacher: a frozen model, or None. scored: windows whose perplexity is noted
     over time. folder: where unfinished work is kept. precision: no, bf16 or fp16.

@@ -119,7 +119,7 @@ class _Ranking:
         self.heads, self.neurons = self.order[self.is_head], self.order[~self.is_head]
 
     def up_to_cost(self, goes: float, exact: bool) -> tuple[int, int]:
-        """How many heads and neurons stay when as much as `goes` is cut off the end of the list."""
+        """Return how many heads and neurons stay when as much as `goes` is cut off the end of the list."""
         left, stays = self.cost[self.order].cumsum(0), self.cost.sum() - goes
         length = max(int((left - stays).abs().argmin()) + 1, len(self.groups))
         heads, neurons = int(self.is_head[:length].sum()), int((~self.is_head[:length]).sum())
@@ -130,7 +130,7 @@ class _Ranking:
         return heads, neurons
 
     def by_numbers(self, goes: float, remove_heads: int, per_group: int) -> tuple[int, int]:
-        """How many heads and neurons stay when `remove_heads` go, and neurons for the rest of `goes`."""
+        """Return how many heads and neurons stay when `remove_heads` go, and neurons for the rest of `goes`."""
         fewer_heads = remove_heads // per_group
         if remove_heads and not fewer_heads:
             raise PlanError(f"remove_heads {remove_heads} is not a whole kv group, which has {per_group} query heads")
@@ -144,7 +144,7 @@ class _Ranking:
         return len(self.heads) - fewer_heads, len(self.neurons) - fewer_neurons
 
     def counts(self, heads: int, neurons: int) -> list[int]:
-        """How many units each group keeps."""
+        """Return how many units each group keeps."""
         import torch
 
         kept = torch.cat([self.heads[:heads], self.neurons[:neurons]])

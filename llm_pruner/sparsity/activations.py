@@ -67,7 +67,7 @@ class SparseInput(nn.Module):
         return (z if self.scale is None else z * self.scale).to(x.dtype)
 
     def centred(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(u, η or None where it is 0), in float32 at least."""
+        """Return (u, η or None where it is 0), in float32 at least."""
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         if self.scale is not None:
             x = x / self.scale

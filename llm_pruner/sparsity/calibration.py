@@ -52,7 +52,7 @@ class Seen:
 def sparsify_activations(
     model, recipe: Recipe, batches: Sequence[torch.Tensor] = (), learning: Learning | None = None
 ) -> dict[str, dict]:
-    """Makes the targeted linear layers of `model` sparse in place; {name of the layer: how well it learned}.
+    """Make the targeted linear layers of `model` sparse in place; {name of the layer: how well it learned}.
 
     batches: LongTensors [prompts, length] of calibration text, for a recipe that needs some. PlanError for targets
     that mean nothing, RunError for what is not finite.
@@ -106,7 +106,7 @@ def check(model: nn.Module, recipe: Recipe, sparse: str, batches: Sequence[torch
 
 
 def measure(layer: SparseLinear, seen: Seen) -> None:
-    """The tensors of the layer's sparsity, from what it was given."""
+    """Set the tensors of a layer's sparsity, from its inputs."""
     sparsity, recipe = layer.sparsity, layer.sparsity.recipe
     if sparsity.scale is not None:
         largest = layer.columns.detach().abs().amax(1).float()
@@ -126,7 +126,7 @@ def _set_threshold(sparsity: SparseInput, seen: Seen) -> None:
 
 
 def weigh(layer: SparseLinear) -> None:
-    """The column norms of wanda, of the weight as the scaling has it."""
+    """Set the column norms of wanda, of the weight as the scaling has it."""
     sparsity = layer.sparsity
     if sparsity.recipe.criterion == names.WANDA and sparsity.column_norm is not None:
         norms = layer.columns.detach().float().norm(dim=1)
@@ -141,7 +141,7 @@ def threshold(sparsity: SparseInput, rows: torch.Tensor, ratio: float) -> torch.
 
 
 def spread(sparsity: SparseInput, rows: torch.Tensor, m: int) -> torch.Tensor:
-    """An order of the channels [in], int64, in which every m neighbours have strong and weak ones.
+    """Return an order of the channels [in], int64, in which every m neighbours have strong and weak ones.
 
     n:m loses most where strong channels are neighbours. The channels are dealt out to the groups by their mean scores
     on `rows` [n, in], the strongest first, forwards and backwards in turns; a short last group gets the weakest.
@@ -170,7 +170,7 @@ def _through(layer: Layer, stream: Sequence[torch.Tensor]) -> list[torch.Tensor]
 
 
 def layers_of(model: nn.Module, targets: Sequence[str]) -> list[list[str]]:
-    """Those of the linear layers' names `targets` that are in each decoder layer."""
+    """Return the names among `targets` that are in each decoder layer."""
     own_names = {module: name for name, module in model.named_modules()}
     return [[name for name in targets if name.startswith(f"{own_names[layer]}.")] for layer in decoder_layers(model)]
 

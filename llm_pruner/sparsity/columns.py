@@ -7,7 +7,7 @@ from llm_pruner.sparsity.linear import SparseLinear
 
 
 def by_columns(layer: SparseLinear) -> None:
-    """Stores the weight so that what one input channel multiplies is contiguous; it stays [out, in] to everyone."""
+    """Store the weight so that what one input channel multiplies is contiguous; it stays [out, in] to everyone."""
     if not layer.transposed and not layer.columns.is_contiguous():
         layer.weight.data = layer.weight.data.T.contiguous().T
 

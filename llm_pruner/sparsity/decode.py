@@ -42,7 +42,7 @@ def speed_up(model: torch.nn.Module) -> int:
 
 
 def attach(layer: SparseLinear) -> bool:
-    """Sets the layer's `decode` to what computes one token where it is, or to None; whether there is something."""
+    """Set the layer's `decode` to what computes one token where it is, or to None; return whether there is something."""
     layer.decode, layer.attach = None, attach
     if layer.weight.is_meta:
         return False
@@ -53,7 +53,7 @@ def attach(layer: SparseLinear) -> bool:
 
 
 def fast_for(device: torch.device) -> type | None:
-    """The kernel on a GPU and, for tests, in Triton's interpreter; embedding_bag on a CPU."""
+    """Return the kernel on a GPU and, for tests, in Triton's interpreter; embedding_bag on a CPU."""
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     if (device.type == "cuda" or interpreted) and kernel_runs(device):
         from llm_pruner.sparsity.launch import Kernel
@@ -64,7 +64,7 @@ def fast_for(device: torch.device) -> type | None:
 
 @cache
 def kernel_runs(device: torch.device) -> bool:
-    """Whether Triton is there and can compile for the device, tried out on a small layer."""
+    """Return whether Triton is there and can compile for the device, tried out on a small layer."""
     if not find_spec("triton"):
         return False
     try:

@@ -41,7 +41,7 @@ class SparseLinear(nn.Module):
         return self.dense(self.sparsity(x))
 
     def dense(self, x: torch.Tensor) -> torch.Tensor:
-        """W x + b."""
+        """Return W x + b."""
         return F.linear(x, self.columns.T, self.bias)
 
     def _apply(self, function, recurse=True):
@@ -62,7 +62,13 @@ class SparseLinear(nn.Module):
 
 
 def make_sparse(model: nn.Module, names: Iterable[str], recipe: Recipe) -> dict[str, SparseLinear]:
-    """Puts a SparseLinear in the place of each of the model's linear layers of these names; {name: it}."""
+    """Put a SparseLinear in the place of linear layers, and return {name: it}.
+
+    Args:
+        model: The model.
+        names: The names of nn.Linear or Conv1D modules.
+        recipe: What is made sparse.
+    """
     made = {}
     for name in names:
         parent, _, own = name.rpartition(".")
@@ -73,5 +79,5 @@ def make_sparse(model: nn.Module, names: Iterable[str], recipe: Recipe) -> dict[
 
 
 def sparse_layers(model: nn.Module) -> dict[str, SparseLinear]:
-    """{name: layer} of those whose input is sparse."""
+    """Return {name: layer} of those whose input is sparse."""
     return {name: module for name, module in model.named_modules() if isinstance(module, SparseLinear)}

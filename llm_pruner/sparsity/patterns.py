@@ -29,7 +29,15 @@ def kept_n_of_m(scores: torch.Tensor, n: int, m: int) -> torch.Tensor:
 
 
 def kept_share(scores: torch.Tensor, ratio: float) -> torch.Tensor:
-    """Bool like `scores` [..., width]: of every row the `kept_count` highest, so that `ratio` of them go."""
+    """Return which entries stay: of every row the `kept_count` highest, so that `ratio` of them go.
+
+    Args:
+        scores: Float tensor [..., width].
+        ratio: The share that goes.
+
+    Returns:
+        BoolTensor like `scores`.
+    """
     count = kept_count(scores.shape[-1], ratio)
     lowest = scores.topk(count, dim=-1, sorted=False).values.amin(-1, keepdim=True)
     above, level = scores > lowest, scores == lowest
@@ -38,7 +46,7 @@ def kept_share(scores: torch.Tensor, ratio: float) -> torch.Tensor:
 
 
 def kept_count(width: int, ratio: float) -> int:
-    """⌊width · (1 − ratio) + 1e-6⌋, at least 1."""
+    """Return ⌊width · (1 − ratio) + 1e-6⌋, at least 1."""
     return max(1, int(width * (1 - ratio) + 1e-6))
 
 

@@ -9,7 +9,7 @@ from llm_pruner.model.families import SPARSE_ACTIVATIONS
 
 
 def register() -> None:
-    """Makes `from_pretrained` load them as what they are. Without this it warns and loads the dense model."""
+    """Make `from_pretrained` load them as what they are. Without this it warns and loads the dense model."""
     after_import("transformers.quantizers.auto", _register)
 
 

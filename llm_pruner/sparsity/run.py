@@ -136,7 +136,7 @@ def _as_loaded(model) -> None:
 
 
 def measured_share(model, recipe, tokens) -> float | None:
-    """Of the targeted matrices, or of what they read of the first few windows of `tokens`, the share that is kept."""
+    """Return the share that is kept, of the targeted matrices or of their inputs in the first few windows of `tokens`."""
     import torch
 
     if recipe.sparse == names.WEIGHTS:

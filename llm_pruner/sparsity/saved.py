@@ -50,7 +50,7 @@ class SparseActivations(HfQuantizer):
 
 
 def mark(model, recipe: Recipe) -> None:
-    """Has `model.save_pretrained` write the recipe of a model that was made sparse in memory."""
+    """Make `model.save_pretrained` write the recipe of a model that was made sparse in memory."""
     model.config.quantization_config = SparseActivationsConfig(**recipe.asdict())
     model.hf_quantizer = SparseActivations(model.config.quantization_config)
     model.is_quantized, model.quantization_method = True, SPARSE_ACTIVATIONS

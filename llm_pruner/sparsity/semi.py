@@ -40,7 +40,7 @@ def semi_structured(model: nn.Module) -> int:
 
 
 def usable(weight: torch.Tensor) -> bool:
-    """Whether torch has semi-structured kernels for such a weight where it is (a GPU from Ampere on)."""
+    """Return whether torch has semi-structured kernels for such a weight where it is (a GPU from Ampere on)."""
     if not weight.is_cuda or weight.dtype not in DTYPES:
         return False
     outputs, inputs = weight.shape
@@ -49,7 +49,7 @@ def usable(weight: torch.Tensor) -> bool:
 
 @torch.no_grad()
 def is_2_4(weight: torch.Tensor) -> bool:
-    """Whether at most two of every four neighbours along the input dimension [out, in] are not zero."""
+    """Return whether at most two of every four neighbours along the input dimension [out, in] are not zero."""
     if weight.shape[1] % 4:
         return False
     return bool((weight.unflatten(1, (-1, 4)).count_nonzero(2) <= 2).all())

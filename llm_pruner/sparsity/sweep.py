@@ -88,7 +88,7 @@ def _row(model: str, pattern: str, file: str, made: SparsifyReport) -> SweepRun:
 
 
 def table(runs: Sequence[SweepRun]) -> list[list[str]]:
-    """A row for each pattern, for each model perplexity and, where there are tasks, the mean of their scores."""
+    """Return a row for each pattern, for each model perplexity and, where there are tasks, the mean of their scores."""
     models = list(dict.fromkeys(run.model for run in runs))
     found = {(run.model, run.pattern): run for run in runs}
     labels = {run.pattern: run.label for run in runs}

@@ -48,7 +48,7 @@ def sparsify_weights(model: nn.Module, recipe: Recipe, batches: Sequence[torch.T
 
 
 def zero(layer, recipe: Recipe, name: str, norms: torch.Tensor | None = None) -> None:
-    """Keeps of the layer's weight what the recipe says; norms: ‖x_j‖₂ of what it reads [in]."""
+    """Keep of the layer's weight what the recipe says; norms: ‖x_j‖₂ of what it reads [in]."""
     weight = layer.weight.T if isinstance(layer, Conv1D) else layer.weight  # [out, in]
     scores = weight.abs().float() if norms is None else weight.abs().float() * norms
     if not torch.isfinite(scores).all():

@@ -73,7 +73,12 @@ class Layer:
 
 @torch.no_grad()
 def first_not_finite(model: nn.Module, run: Callable[[], object]) -> str | None:
-    """Return the name of the first module that gives NaN or Inf while `run` uses the model; None where none does."""
+    """Return the name of the first module whose output is not finite; None where there is none.
+
+    Args:
+        model: The model, or a part of it.
+        run: Uses it.
+    """
     found: list[str] = []
 
     def watching(name: str):
@@ -191,7 +196,12 @@ def enter(model, batch: torch.Tensor) -> tuple[torch.Tensor, list[tuple[tuple, d
 
 @contextlib.contextmanager
 def replaced_layers(model, forward):
-    """Make every decoder layer compute `forward` instead of its own, as long as the context lasts."""
+    """Make every decoder layer compute something else, as long as the context lasts.
+
+    Args:
+        model: The model.
+        forward: What every layer computes.
+    """
     layers = decoder_layers(model)
     own = [layer.__dict__.get("forward") for layer in layers]  # accelerate sets one on the instance
     for layer in layers:

@@ -122,7 +122,12 @@ def summary(values: Sequence[float]) -> dict[str, float]:
 
 
 def turn_of(names: list[str], turn: int) -> list[str]:
-    """Return the order of a round: each name goes first, second … as often as the others."""
+    """Return the order of a round: each name goes first, second … as often as the others.
+
+    Args:
+        names: The names.
+        turn: The number of the round.
+    """
     start = turn % len(names)
     return names[start:] + names[:start]
 
@@ -267,7 +272,13 @@ def generate(steps: Steps, new_tokens: int) -> tuple[torch.Tensor, tuple[float, 
 
 
 def check_lengths(configs: Mapping[str, object], prompt_len: int, new_tokens: int) -> None:
-    """Raise a UsageError when a model has too few positions for so many tokens, or new_tokens is less than 2."""
+    """Raise a UsageError when a model has too few positions for so many tokens, or new_tokens is less than 2.
+
+    Args:
+        configs: {name: configuration of a model}.
+        prompt_len: Tokens of each prompt.
+        new_tokens: Tokens that are decoded for each.
+    """
     if new_tokens < 2:
         raise UsageError(f"new_tokens must be at least 2, not {new_tokens}: the first one comes from the prefill")
     for name, config in configs.items():

@@ -46,7 +46,7 @@ class ScoreAndCut:
     Attributes:
         criterion: What scores: a criterion, or its name, perhaps with options (`flap:metrics=IFV`).
         order: Whether the lowest scores go (standard), the highest (reversed) or any (random).
-        compensate: `bias`: o_proj and down_proj get a bias for what the removed units added on average; or `none`.
+        compensate: `bias`: o_proj and down_proj get the mean output of the removed units as a bias; or `none`.
         mask_only: Whether units are set to zero instead of cut.
         seed: Of everything random.
 
@@ -222,7 +222,13 @@ class ScoreAndCut:
         return replace(plan, importance=self.name, order=self.order, seed=self.seed, compensate=self.compensate), config
 
     def with_units(self, plan: Plan, draft: Draft, measured: Measured) -> Plan:
-        """Return the plan with the units that stay."""
+        """Return the plan with the units that stay.
+
+        Args:
+            plan: The plan, which a replay has the units of already.
+            draft: What was asked for.
+            measured: The scores.
+        """
         if plan.kept is not None:
             return plan
         kept = choose(draft.traced.groups, self.ranked(measured.scores), plan.before, plan.after)

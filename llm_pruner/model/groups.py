@@ -77,7 +77,13 @@ class Group:
 
 
 def group_of(groups: Iterable[Group], axis: Axis, layer: int | None = None) -> Group:
-    """Return the group of an axis: of a layer, or the one that runs through the whole model."""
+    """Return the group of an axis: of a layer, or the one that runs through the whole model.
+
+    Args:
+        groups: The groups of the model.
+        axis: The axis.
+        layer: The number of the layer; None for the whole model.
+    """
     return next(group for group in groups if group.axis == axis and group.layer == layer)
 
 
@@ -176,7 +182,12 @@ def bias_of(weight: str) -> str:
 
 
 def units_after(group: Group, after: Sequence[Widths]) -> int:
-    """Return how many units of the group are left when the layers have the widths `after`."""
+    """Return how many units of a group are left.
+
+    Args:
+        group: The group.
+        after: The widths of every layer afterwards.
+    """
     return after[group.layer or 0][group.axis]
 
 

@@ -183,7 +183,7 @@ def _zero(parameter: torch.Tensor, member, units: list[int]) -> None:
 
 
 def _width_corrections(model, groups: list[Group], kept: Kept) -> dict[str, tuple[float, float]]:
-    """{parameter: (factor, offset)}: what makes up for the change of width, w' + offset = (w + offset)·factor.
+    """{parameter: (factor, offset)}: the correction for the change of width, w' + offset = (w + offset)·factor.
 
     A norm divides by the root of the mean square, and removing silent channels raises that mean by d/d', so its
     weight grows by √(d/d'): exact for RMSNorm, for LayerNorm only as far as the mean is small. Where the

@@ -176,7 +176,7 @@ class _Scale:
         return groups
 
     def attention_members(self, side: _Side):
-        """Members in heads, from the layout that the family declares for its projections."""
+        """Return the members in heads, from the layout that the family declares for its projections."""
         name, part = self.projections[side.target]
         if any(position != unit for position, unit in side.pairs) or len(side.pairs) != PROXY[HIDDEN]:
             raise PlanError(f"{name}: the trace does not couple its heads one to one")
@@ -191,7 +191,7 @@ class _Scale:
             yield Member(parameter, axis, role, start, stride, head_dim, reads=part == "out")
 
     def members(self, side: _Side, proxy_units: int, units: int):
-        """Members in channels: a side holds the units once, or several times in a row (gate_up)."""
+        """Return the members in channels: a side holds the units once, or several times in a row (gate_up)."""
         name = self.projections[side.target][0] if side.target in self.projections else self.names[side.target]
         pieces = sorted({position // proxy_units for position, _ in side.pairs})
         if set(side.pairs) != {(piece * proxy_units + unit, unit) for piece in pieces for unit in range(proxy_units)}:

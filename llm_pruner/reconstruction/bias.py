@@ -1,4 +1,4 @@
-"""FLAP's compensation: what the removed units gave on average becomes a bias."""
+"""FLAP's compensation: the mean output of the removed units becomes a bias."""
 
 from collections.abc import Iterable, Mapping
 

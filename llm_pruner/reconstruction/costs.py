@@ -37,7 +37,12 @@ class Costs:
     layers: tuple[float, ...] = ()
 
     def of(self, layer: int, widths: Widths) -> float:
-        """Return the cost of a layer of some widths; between two points of the curve, on the line."""
+        """Return the cost of a layer; between two points of the curve, on the line.
+
+        Args:
+            layer: The number of the layer.
+            widths: Its widths afterwards.
+        """
         points = self.neurons[layer]
         kept = widths[MLP]
         for (more, low), (fewer, high) in zip(points, points[1:]):

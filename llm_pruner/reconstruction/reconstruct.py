@@ -154,7 +154,7 @@ class _Reconstruction:
         set_entrance(self.new, self.model, self.groups, self.basis, self.factor)
 
     def layer(self, dense: Layer) -> None:
-        """Reconstructs a layer, or leaves it out."""
+        """Reconstruct a layer, or leave it out."""
         work = Work(dense, self.pruned or dense.stream, self.tokens, self.basis)
         if not self.pruned:
             work.pruned = self.pruned = [offloaded(work.toward(own).to(own.dtype)) for own in dense.stream]

@@ -44,7 +44,7 @@ class Recovery(Trainer):
         return self.lr_scheduler
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Sum over the predicted tokens, divided by how many there are in the whole optimiser step.
+        """Return the sum over the predicted tokens, divided by how many there are in the whole optimiser step.
 
         While the model is being scored it is the text's loss, whatever the training's is.
         """

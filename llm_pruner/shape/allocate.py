@@ -71,7 +71,7 @@ def allocate(
         share: What goes of the attention and MLP parameters.
         structure: AL-AM or AL-MM.
         remove_heads: How many query heads AL-MM removes.
-        exact: Whether, in AL-AM, the last neurons on either side of the limit make up for what a large unit leaves.
+        exact: Whether, in AL-AM, neurons at the limit fill the rest of the budget that a large unit leaves.
 
     Raises:
         PlanError: The share cannot be met.

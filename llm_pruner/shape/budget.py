@@ -39,7 +39,12 @@ class Goal:
     whole: bool
 
     def count(self, counter: ParameterCounter, after: Layers) -> float:
-        """Return the parameters that the goal is about."""
+        """Return the parameters that the goal is about.
+
+        Args:
+            counter: Of the model.
+            after: The widths of every layer.
+        """
         return counter.total(after) if self.whole else counter.decoder(after)
 
     def missed(self, counter: ParameterCounter, after: Layers) -> float:
@@ -128,7 +133,12 @@ def filled_with_neurons(counter: ParameterCounter, shape: Widths, goal: Goal) ->
 
 
 def smallest(before: Widths, axes: Iterable[Axis]) -> Widths:
-    """Return the widths with one unit of each axis, of heads one in every kv group that stays."""
+    """Return the widths with one unit of each axis, of heads one in every kv group that stays.
+
+    Args:
+        before: The widths of every layer.
+        axes: The axes that shrink.
+    """
     axes = set(axes)
     kv_heads = 1 if KV_HEADS in axes or HEADS in axes and not is_grouped(before) else before[KV_HEADS]
     shape = with_heads(before, kv_heads, 1 if HEADS in axes else heads_per_group(before))

@@ -48,7 +48,13 @@ class Shaper(Protocol):
         """Whether it can remove whole layers."""
 
     def usual_axes(self, request: Request, before: Widths, family: Family) -> tuple[Axis, ...]:
-        """Return the axes that shrink where the request names none."""
+        """Return the axes that shrink where the request names none.
+
+        Args:
+            request: How much should go.
+            before: The widths of every layer.
+            family: What is declared of the model's type.
+        """
 
     def check(self, draft: "Draft") -> None:
         """Raise a PrunerError where the method cannot do what the draft asks for."""
@@ -115,7 +121,7 @@ class Adaptive:
         structure: AL-AM or AL-MM.
         remove_heads: Query heads that AL-MM removes.
         uniform: Whether the result is rounded to one width for all layers.
-        exact: Whether neurons make up for what a large unit leaves.
+        exact: Whether neurons fill the rest of the budget that a large unit leaves.
         goal: The size of the whole model that has to be met, if there is one.
     """
 
@@ -238,7 +244,12 @@ def draft(request: Request, config: Any, method: Shaper) -> Draft:
 
 
 def check_scored(axis: Axis, method: Shaper) -> None:
-    """Raise a UsageError where the method does not score the units of an axis."""
+    """Raise a UsageError where the method does not score the units of an axis.
+
+    Args:
+        axis: The axis.
+        method: The method.
+    """
     if axis not in method.axes:
         known = ", ".join(own.name for own in method.axes)
         raise UsageError(f"importance {method.name} does not score {axis}; known: {known}")

@@ -52,7 +52,7 @@ class Plan:
         order: Whether the lowest scores went (standard), the highest (reversed) or any (random).
         seed: Of everything random in that choice.
         calibration: The text that scores were measured on.
-        compensate: What makes up for what goes.
+        compensate: How the removed units are compensated for: `bias` or `none`.
         layers: Those of the model that stay; None where all do.
         num_layers_before: How many there were, where layers go.
         kept: {group name: ascending indices of the units that stay}, or None while nothing is scored.

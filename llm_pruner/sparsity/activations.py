@@ -75,7 +75,7 @@ class SparseInput(nn.Module):
         return (x if centre is None else x - centre), centre
 
     def scores(self, u: torch.Tensor) -> torch.Tensor:
-        """Like u: the higher, the sooner it is kept."""
+        """Return the scores of channels, like u: the higher, the sooner a channel is kept."""
         scores = u.detach().abs()
         if self.recipe.criterion == names.L_CRITERION:
             lengths = scores.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(scores.dtype).tiny)
@@ -84,7 +84,7 @@ class SparseInput(nn.Module):
         return scores if self.column_norm is None else scores * self.column_norm
 
     def kept(self, u: torch.Tensor) -> torch.Tensor:
-        """Bool like u."""
+        """Return which channels are kept: a BoolTensor like u."""
         recipe, scores = self.recipe, self.scores(u)
         if recipe.n_of_m and self.order is not None:
             kept = kept_n_of_m(scores[..., self.order], *recipe.n_of_m)
@@ -96,7 +96,7 @@ class SparseInput(nn.Module):
         return kept_share(scores, recipe.share)
 
     def factor(self, u: torch.Tensor, z: torch.Tensor) -> torch.Tensor | None:
-        """v, or None where it is 1."""
+        """Return v, or None where it is 1."""
         if self.recipe.transform != names.VARIANCE:
             return self.gain
         axes = (-1,) if self.recipe.causal or u.dim() < 2 else (-2, -1)

@@ -134,7 +134,16 @@ def weigh(layer: SparseLinear) -> None:
 
 
 def threshold(sparsity: SparseInput, rows: torch.Tensor, ratio: float) -> torch.Tensor:
-    """The highest score among the lowest `ratio` of those that `rows` [n, in] have; below all where that is none."""
+    """Return the highest of the lowest scores, `ratio` of all; below all of them where that is none.
+
+    Args:
+        sparsity: What scores.
+        rows: Inputs [n, in].
+        ratio: The share that goes.
+
+    Returns:
+        A scalar.
+    """
     scores = torch.cat([own.flatten() for own in _scores(sparsity, rows)])
     count = int(scores.numel() * ratio + 1e-6)
     return scores.kthvalue(count).values if count else torch.tensor(-1.0)
@@ -177,7 +186,17 @@ def layers_of(model: nn.Module, targets: Sequence[str]) -> list[list[str]]:
 
 @contextlib.contextmanager
 def watched(model: nn.Module, targets: Sequence[str], batches: Sequence[torch.Tensor], sampled: bool = True):
-    """{name: what the linear layer of this name is given while this lasts}, by running `batches` once."""
+    """Run the model once and yield what its linear layers are given.
+
+    Args:
+        model: The model.
+        targets: Names of linear layers.
+        batches: What will be run, for its number of tokens.
+        sampled: Whether some of the tokens are kept.
+
+    Yields:
+        {name: what the linear layer was given}, which fills while the context lasts.
+    """
     seen: dict[str, Seen] = {}
     hooks = []
 

@@ -42,7 +42,7 @@ def speed_up(model: torch.nn.Module) -> int:
 
 
 def attach(layer: SparseLinear) -> bool:
-    """Set the layer's `decode` to what computes one token where it is, or to None; return whether there is something."""
+    """Set the layer's `decode` to what computes one token on its device, or to None; return whether there is one."""
     layer.decode, layer.attach = None, attach
     if layer.weight.is_meta:
         return False

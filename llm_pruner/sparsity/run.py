@@ -136,7 +136,7 @@ def _as_loaded(model) -> None:
 
 
 def measured_share(model, recipe, tokens) -> float | None:
-    """Return the share that is kept, of the targeted matrices or of their inputs in the first few windows of `tokens`."""
+    """Return the share that is kept, of the targeted matrices or of their inputs in a few windows of `tokens`."""
     import torch
 
     if recipe.sparse == names.WEIGHTS:

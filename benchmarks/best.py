@@ -41,13 +41,13 @@ PUBLISHED = {
 }
 OURS = {"best": {"method": "best", "search_minutes": 30.0}, "best, per layer": {"method": "best", "per_layer": True}}
 PARTS = {
-    "second-order selection": Recipe(refit=False, epochs=0),
-    "… and o_proj, down_proj refitted to the dense outputs": Recipe(readers=False, stream=False, epochs=0),
-    "… to the dense stream": Recipe(readers=False, epochs=0),
-    "… and what reads the stream refitted": Recipe(epochs=0),
-    "… and layers optimised, 4 passes": Recipe(epochs=4, logits=False),
-    "… 8 passes": Recipe(epochs=8, logits=False),
-    "… and the last layer towards the logits": Recipe(epochs=8),
+    "second-order selection": Settings(refit=False, epochs=0),
+    "… and o_proj, down_proj refitted to the dense outputs": Settings(input_projections=False, stream=False, epochs=0),
+    "… to the dense stream": Settings(input_projections=False, epochs=0),
+    "… and what reads the stream refitted": Settings(epochs=0),
+    "… and layers optimised, 4 passes": Settings(epochs=4, logits=False),
+    "… 8 passes": Settings(epochs=8, logits=False),
+    "… and the last layer towards the logits": Settings(epochs=8),
 }
 HALF = "num_attention_heads=4,num_key_value_heads=2,intermediate_size=352"  # half of llama-6m's attention and MLP
 

@@ -76,7 +76,7 @@ def prune(model, device: str):
     plan = replace(plan, kept=choose(groups, scores, before, after))
     synchronize(device)
     scored_at = time.perf_counter()
-    new = cut(model, groups, plan, config)
+    new = cut(model, groups, plan.kept, config)
     synchronize(device)
     return new, scored_at - started, time.perf_counter() - scored_at
 

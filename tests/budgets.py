@@ -6,6 +6,7 @@ from llm_pruner.model.axes import HEADS, KV_HEADS, MLP, heads_per_group
 from llm_pruner.model.families import widths_of
 from llm_pruner.model.skeleton import meta_model
 from llm_pruner.model.trace import trace_groups
+from llm_pruner.reconstruction import search
 from llm_pruner.reconstruction.costs import Costs
 from llm_pruner.shape.budget import Goal
 from llm_pruner.shape.counter import ParameterCounter
@@ -49,3 +50,8 @@ def missed(counter: ParameterCounter, budget: Goal, after) -> float:
 def total(costs: Costs, layers) -> float:
     """Of layers of these widths."""
     return sum(costs.of(layer, widths) for layer, widths in enumerate(layers))
+
+
+def candidates(counter: ParameterCounter, config, axes, goal: Goal, costs: Costs, shallow=None, untied=None):
+    """The candidates of the search in a space of these; see `search.Space`."""
+    return search.candidates(search.Space(counter, config, axes, goal, shallow or {}, untied), costs)

@@ -12,6 +12,7 @@ from llm_pruner.reconstruction.reconstruct import Reconstructed, reconstruct
 from llm_pruner.reconstruction.tokens import Tokens
 from llm_pruner.shape.draft import draft
 from llm_pruner.shape.plan import make_plan
+from llm_pruner.shape.request import axis_of
 from llm_pruner.shape.widths import widths_by_ratio
 from tests import tiny
 from tests.in_memory import asked
@@ -32,7 +33,8 @@ def planned(model, after: Widths | tuple[Widths, ...] | dict):
     """(groups, plan without kept units, new config). after: of every layer, of each one, or ratios."""
     groups, before = trace_groups(model), widths_of(model.config)
     if isinstance(after, dict):
-        after = widths_by_ratio(before, after, family_of(model.config.model_type).derived_head_dim)
+        ratios = {axis_of(name): ratio for name, ratio in after.items()}
+        after = widths_by_ratio(before, ratios, family_of(model.config.model_type).derived_head_dim)
     if isinstance(after, Widths):
         after = (after,) * model.config.num_hidden_layers
     return groups, *make_plan(model, groups, after)

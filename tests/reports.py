@@ -64,6 +64,7 @@ PRUNED = {
     "layers": SIX,
     "removed": {"parameters": 0.4},
     "importance": "flap",
+    "order": "standard",
     "compensate": "bias",
     "masked": False,
     "scores": {"num_key_value_heads": [quantiles(n + 1.0) for n in range(6)], "hidden_size": [quantiles(1e-3)]},

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from llm_pruner.calibration import layerwise as module
+from llm_pruner.reconstruction import layer as one
 from llm_pruner.reconstruction import reconstruct as rebuild
 from tests import tiny
 from tests.rebuilding import best_of
@@ -41,7 +42,7 @@ def test_streams_are_moved_before_anything_is_computed(case, asked, monkeypatch)
         count.append(1)
         return hidden.as_subclass(Aside)
 
-    for own in (module, rebuild):
+    for own in (module, rebuild, one):
         monkeypatch.setattr(own, "offloaded", offloaded)
     found = best_of(tiny.model(case), epochs=1, **asked)
     assert count

@@ -1,4 +1,4 @@
-"""`prune_best`: the shape it finds for a budget, that the model has it, and that an interrupted run goes on."""
+"""the method: the shape it finds for a budget, that the model has it, and that an interrupted run goes on."""
 
 import copy
 import json
@@ -10,9 +10,9 @@ import torch
 
 from llm_pruner.config.prune import PruneOptions
 from llm_pruner.errors import RunError
+from llm_pruner.methods import reconstruct as module
 from llm_pruner.model.axes import HEADS, KV_HEADS, MLP
 from llm_pruner.model.families import widths_of
-from llm_pruner.reconstruction import method as module
 from llm_pruner.reconstruction.tokens import Tokens, split
 from tests import tiny
 from tests.in_memory import prune_model
@@ -29,8 +29,8 @@ def test_the_less_text_the_more_often_it_is_gone_over(tokens, times):
 
 @pytest.mark.parametrize(("asked", "times"), [(None, 8), (1, 1)])
 def test_unless_another_number_is_asked_for(asked, times, monkeypatch):
-    recipes, own = [], module.rebuild
-    monkeypatch.setattr(module, "rebuild", lambda *rest, **more: recipes.append(rest[5]) or own(*rest, **more))
+    recipes, own = [], module.reconstruct
+    monkeypatch.setattr(module, "reconstruct", lambda *rest, **more: recipes.append(rest[5]) or own(*rest, **more))
     best_of(tiny.model("llama"), prune="mlp=0.3", epochs=asked)
     assert [recipe.epochs for recipe in recipes] == [times]
 
@@ -44,7 +44,7 @@ def test_a_rebuild_that_is_better_is_kept(ratios):
     (plain,) = result.notes["kl_plain"].values()
     assert result.notes["kl"] == pytest.approx(divergence(dense, result.model, held), rel=1e-3)
     assert result.notes["kl"] < plain
-    assert (result.plan.importance, result.plan.compensate) == ("best", "none")
+    assert (result.plan.importance, result.plan.compensate) == ("reconstruct", "none")
     assert not any(line.startswith("note") for line in said)
     assert any(f"{result.notes['kl']:.4f}" in line and f"{plain:.4f}" in line for line in said)
     assert result.plan.parameters_after == sum(parameter.numel() for parameter in result.model.parameters())
@@ -91,18 +91,18 @@ def test_layers_have_widths_of_their_own(minutes):
 
 
 def test_layers_are_alike_where_that_is_better(monkeypatch):
-    own = module.rebuild
+    own = module.reconstruct
 
-    def spoiled(model, groups, plan, *rest, **more):
-        done = own(model, groups, plan, *rest, **more)
-        return done if len(set(plan.after)) == 1 else replace(done, kl=9.0)
+    def spoiled(model, groups, after, *rest, **more):
+        done = own(model, groups, after, *rest, **more)
+        return done if len(set(after)) == 1 else replace(done, kl=9.0)
 
-    monkeypatch.setattr(module, "rebuild", spoiled)
+    monkeypatch.setattr(module, "reconstruct", spoiled)
     model = tiny.model("llama", **FINE)
     model.model.layers[0].mlp.down_proj.weight.data *= 0.05
     result = best_of(model, param_ratio=0.4, per_layer=True, search_minutes=0.01)
     assert result.notes["finals"][-1]["kl"] == 9
-    assert isinstance(result.notes["finals"][-1]["widths"], tuple)
+    assert isinstance(result.notes["finals"][-1]["widths"], list)
     assert len(set(result.plan.after)) == 1
     assert result.model.config.model_type == "llama"
 
@@ -133,8 +133,8 @@ def test_the_same_run_again_goes_on_where_the_first_ended(tmp_path, monkeypatch)
     assert len(known["kl"]) == len(first.notes["search"])
     assert [len(list(folder.glob("layer-*.safetensors"))) for folder in folders] == [len(first.plan.after)]
 
-    measured, own = [], module.rebuild
-    monkeypatch.setattr(module, "rebuild", lambda *rest, **more: (measured.append(rest), own(*rest, **more))[1])
+    measured, own = [], module.reconstruct
+    monkeypatch.setattr(module, "reconstruct", lambda *rest, **more: (measured.append(rest), own(*rest, **more))[1])
     again = best_of(tiny.model("llama", **FINE), **options)
     assert len(measured) == 1
     wanted = first.model.state_dict()
@@ -152,11 +152,11 @@ def test_a_target_of_layers(worse, monkeypatch):
         for name in ("self_attn.o_proj", "mlp.down_proj"):
             dense.model.layers[1].get_submodule(name).weight *= 0.01
     if worse:
-        own = module.rebuild
-        monkeypatch.setattr(module, "rebuild", lambda *rest, **more: replace(own(*rest, **more), kl=math.nan))
+        own = module.reconstruct
+        monkeypatch.setattr(module, "reconstruct", lambda *rest, **more: replace(own(*rest, **more), kl=math.nan))
     result = best_of(copy.deepcopy(dense), target="num_hidden_layers=2,intermediate_size=60")
     assert result.plan.layers == [0, 2]
-    assert result.plan.importance == ("flap" if worse else "best")
+    assert result.plan.importance == ("flap" if worse else "reconstruct")
     assert sorted(name for name in result.plan.kept if name.endswith("mlp")) == ["layers.0.mlp", "layers.1.mlp"]
     assert result.plan.parameters_after == sum(parameter.numel() for parameter in result.model.parameters())
     assert result.model.config.num_hidden_layers == len(result.model.model.layers) == 2
@@ -178,5 +178,5 @@ def test_it_is_what_prune_model_does_with_text_alone():
     """In the mode that the model was in."""
     expected = best_of(tiny.model("llama"), prune="mlp=0.3").model.state_dict()
     new, plan = prune_model(tiny.model("llama").train(), PruneOptions(prune="mlp=0.3", epochs=0), prompts())
-    assert (plan.importance, new.training) == ("best", True)
+    assert (plan.importance, new.training) == ("reconstruct", True)
     assert all(torch.equal(tensor, expected[name]) for name, tensor in new.state_dict().items())

@@ -1,7 +1,5 @@
 """The biases that make up for removed units, by hand."""
 
-from types import SimpleNamespace
-
 from llm_pruner.model.axes import HEADS, HIDDEN, MLP
 from llm_pruner.model.groups import Group, Member
 from llm_pruner.reconstruction.bias import output_biases
@@ -18,8 +16,8 @@ def test_bias_is_what_the_removed_columns_gave_on_average():
     weights = {"o.weight": WEIGHT, "down.weight": WEIGHT[:, :3]}
     means = {"o.weight": measured().mean, "down.weight": measured().mean[:3]}
     kept = {"hidden": [0, 1], "layers.0.heads": [1], "layers.0.mlp": [1]}
-    biases = output_biases([hidden, heads, neurons], SimpleNamespace(kept=kept), weights, means)
+    biases = output_biases([hidden, heads, neurons], kept, weights, means)
     assert {name: bias.tolist() for name, bias in biases.items()} == {"o.bias": [4, 0], "down.bias": [2, 2]}
     kept = {"hidden": [1], "layers.0.heads": [0], "layers.0.mlp": [0, 1, 2]}  # head 1: 1·0 - 4·5
-    biases = output_biases([hidden, heads, neurons], SimpleNamespace(kept=kept), weights, means)
+    biases = output_biases([hidden, heads, neurons], kept, weights, means)
     assert {name: bias.tolist() for name, bias in biases.items()} == {"o.bias": [-20], "down.bias": [0]}

@@ -1,15 +1,20 @@
 """PruneOptions: defaults < YAML < flags, and nothing that cannot be meant gets through."""
 
+import ast
+import re
 from pathlib import Path
 
 import pytest
 
-from llm_pruner.cli.main import parse
+from llm_pruner.cli.commands import COMMANDS
+from llm_pruner.cli.main import build_parser, parse
+from llm_pruner.cli.messages import with_flags
 from llm_pruner.cli.requests import resolve, validate_pruning, wants_reconstruction
-from llm_pruner.config.options import read_yaml
+from llm_pruner.config.options import fields_of, read_yaml
 from llm_pruner.config.prune import FIELDS, PruneOptions
 from llm_pruner.config.quantities import parse_bytes
 from llm_pruner.errors import UsageError
+from llm_pruner.importance import criterion_of
 from llm_pruner.model.loading import pick_device
 
 REPOSITORY = Path(__file__).parents[1]
@@ -87,18 +92,18 @@ def test_flags_leave_out_what_the_yaml_says_about_another_method():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--importance", "magnitude"], "method best and importance both say how units are chosen"),
-        (["--criterion", "reversed"], "method best and criterion both say"),
-        (["--compensate", "none"], "method best and compensate both say"),
-        (["--compensate", "bias"], "method best and compensate both say"),
-        (["--structure", "UL-UM"], "method best and structure both say"),
-        (["--mask_only"], "method best and mask_only both say"),
-        (["--scores", "s.safetensors"], "method best and scores both say"),
-        (["--save_plan", "plan.json"], "save_plan lists units; method best makes new weights"),
+        (["--importance", "magnitude"], "method reconstruct and importance both say how units are chosen"),
+        (["--order", "reversed"], "method reconstruct and order both say"),
+        (["--compensate", "none"], "method reconstruct and compensate both say"),
+        (["--compensate", "bias"], "method reconstruct and compensate both say"),
+        (["--structure", "UL-UM"], "method reconstruct and structure both say"),
+        (["--mask_only"], "method reconstruct and mask_only both say"),
+        (["--scores", "s.safetensors"], "method reconstruct and scores both say"),
+        (["--save_plan", "plan.json"], "save_plan lists units; a reconstruction makes new weights"),
         (["--round_to", "64"], "round_to goes with width ratios"),
     ],
 )
-def test_what_contradicts_the_best_method(arguments, message):
+def test_what_contradicts_a_reconstruction(arguments, message):
     with pytest.raises(UsageError, match=message):
         parse(["--model", "m", "--param_ratio", "0.3", "--method", "reconstruct", *arguments])
 
@@ -106,7 +111,7 @@ def test_what_contradicts_the_best_method(arguments, message):
 def test_a_plan_says_the_method():
     with pytest.raises(UsageError, match="plan already says what method would"):
         parse(["--model", "m", "--plan", "plan.json", "--method", "reconstruct"])
-    with pytest.raises(UsageError, match="method best and plan both say"):
+    with pytest.raises(UsageError, match="method reconstruct and plan both say"):
         validate_pruning(PruneOptions(plan="plan.json", method="reconstruct"))
 
 
@@ -126,7 +131,7 @@ def test_a_plan_says_the_method():
         (["--iteration", "1", "--prune", "mlp"], "iteration takes both heads and neurons"),
     ],
 )
-def test_options_of_the_best_method_that_cannot_be_meant(method, arguments, message):
+def test_options_of_a_reconstruction_that_cannot_be_meant(method, arguments, message):
     with pytest.raises(UsageError, match=message):
         parse(["--model", "m", *method, *arguments])
 
@@ -134,8 +139,8 @@ def test_options_of_the_best_method_that_cannot_be_meant(method, arguments, mess
 @pytest.mark.parametrize(
     ("name", "value"), [("per_layer", True), ("search_minutes", 0.0), ("epochs", 0), ("work_dir", "w")]
 )
-def test_options_of_the_best_method_beside_another(name, value):
-    with pytest.raises(UsageError, match=f"{name} belongs to --method best"):
+def test_options_of_a_reconstruction_beside_another(name, value):
+    with pytest.raises(UsageError, match=f"{name} belongs to --method reconstruct"):
         validate_pruning(PruneOptions(param_ratio=0.3, importance="magnitude", **{name: value}))
 
 
@@ -171,10 +176,10 @@ def test_a_method_on_the_command_line_replaces_that_of_the_yaml(tmp_path):
         ({"prune": "mlp"}, None),
         ({"round_to": 64}, None),
         ({"calibration_data": "text.txt", "nsamples": 8, "seed": 1}, None),
-        ({"method": "best"}, True),
-        ({"method": "best", "iteration": 1}, True),
+        ({"method": "reconstruct"}, True),
+        ({"method": "reconstruct", "iteration": 1}, True),
         ({"importance": "magnitude"}, False),
-        ({"criterion": "random"}, False),
+        ({"order": "random"}, False),
         ({"compensate": "none"}, False),
         ({"structure": "AL-AM"}, False),
         ({"mask_only": True}, False),
@@ -184,7 +189,7 @@ def test_a_method_on_the_command_line_replaces_that_of_the_yaml(tmp_path):
         ({"iteration": 1}, False),
     ],
 )
-def test_when_the_best_method_is_wanted(options, wanted):
+def test_when_a_reconstruction_is_wanted(options, wanted):
     """None: where it can be had."""
     assert wants_reconstruction(PruneOptions(**options)) is wanted
 
@@ -244,7 +249,6 @@ def test_values_that_make_no_sense(name, value, message):
 
     def start():
         options = parse([word for flag, text in flags.items() for word in (f"--{flag}", text)])
-        goal_of(options, 2)
         pick_device(options.device)
 
     with pytest.raises(UsageError, match=message) as caught:
@@ -271,3 +275,59 @@ def test_every_shipped_yaml_is_complete(path):
 def test_every_option_has_a_legal_default_and_help():
     assert PruneOptions()
     assert all(len(f.metadata["help"]) > 10 for f in FIELDS.values())
+
+
+def test_no_option_is_declared_twice():
+    """Groups are composed, and a command that needs another default says so without a declaration."""
+    declared = []
+    for path in (REPOSITORY / "llm_pruner" / "config").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            called = getattr(getattr(node, "value", None), "func", None)
+            if isinstance(node, ast.AnnAssign) and getattr(called, "id", "") == "option":
+                declared.append(node.target.id)
+    assert sorted(declared) == sorted(set(declared))
+    every = {name for command in COMMANDS.values() for name in fields_of(command.options)}
+    assert set(declared) == every
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_shows_what_is_common_and_help_all_everything(name):
+    command = COMMANDS[name]
+    known = fields_of(command.options)
+    short, long = (build_parser(command, every).format_help() for every in (False, True))
+    flags = [set(re.findall(r"^  --(\w+)", text, re.MULTILINE)) for text in (short, long)]
+    assert flags == [{option for option, f in known.items() if f.metadata["common"]}, set(known)]
+    assert 5 < len(flags[0]) < 20
+    assert "--help all" in short
+
+
+def test_parameters_in_messages_become_flags():
+    message = "use a smaller `nsamples`, `dtype=bfloat16` or `lm_eval ls tasks`; `teacher` is no option of it"
+    expected = "use a smaller --nsamples, --dtype bfloat16 or `lm_eval ls tasks`; `teacher` is no option of it"
+    assert with_flags(message, PruneOptions) == expected
+
+
+def test_every_parameter_in_a_message_is_an_option_of_a_command():
+    every = {name for command in COMMANDS.values() for name in fields_of(command.options)}
+    named = set()
+    for path in (REPOSITORY / "llm_pruner").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Raise):
+                named |= set(re.findall(r"(?<!`)`([a-z_]+)(?:=[^`\s]+)?`(?!`)", ast.unparse(node)))
+    assert len(named) > 15
+    assert named - every <= {"text", "instruction", "input", "output", "messages", "role", "content", "usual", "task"}
+
+
+@pytest.mark.parametrize(
+    ("importance", "message"),
+    [
+        ("flap:metrics=IFW", "metrics: 'IFW'; did you mean 'IFV'"),
+        ("flap:metric=IFV", "metric says nothing about importance flap"),
+        ("random:seed=x", "seed: 'x' is no int"),
+        ("amp:metrics=IFV", "metrics says nothing about importance amp"),
+    ],
+)
+def test_options_of_a_criterion(importance, message):
+    assert criterion_of("flap:metrics=IFV").metrics == "IFV"
+    with pytest.raises(UsageError, match=message):
+        parse(["--model", "m", "--param_ratio", "0.3", "--importance", importance])

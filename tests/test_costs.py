@@ -121,7 +121,7 @@ def test_layers_meet_the_budget(case, share):
     for widths in layers:
         assert widths[HEADS] % widths[KV_HEADS] == 0
         assert (widths[HIDDEN], widths[HEAD_DIM]) == (before[HIDDEN], before[HEAD_DIM])
-        assert all(1 <= width <= getattr(before, name) for name, width in widths.by_field().items())
+        assert all(1 <= width <= before[axis] for axis, width in widths.items())
 
 
 def test_a_layer_that_costs_more_keeps_more():
@@ -159,7 +159,7 @@ def test_no_other_layers_cost_much_less(share):
         costs.of(0, widths) + cost
         for widths in every
         for rest, cost in cheapest.items()
-        if abs(size[widths] + rest - budget.goal) <= missed(counter, budget, found) * budget.goal
+        if abs(size[widths] + rest - budget.parameters) <= missed(counter, budget, found) * budget.parameters
     )
     assert total(costs, found) < 1.1 * best
 

@@ -12,7 +12,7 @@ from llm_pruner.calibration.gradients import Products, weight_gradient_products
 from llm_pruner.calibration.statistics import ABSOLUTE, CONTRIBUTION, MOMENTS, Statistics
 from llm_pruner.calibration.weights import Weights
 from llm_pruner.config.prune import PruneOptions
-from llm_pruner.importance import criterion_of
+from llm_pruner.importance import criterion_of, score
 from llm_pruner.importance.selection import unit_scores
 from llm_pruner.model.axes import HEADS, HIDDEN, KV_HEADS, MLP
 from llm_pruner.model.groups import Group, Member
@@ -24,12 +24,12 @@ TWO_HEADS = Group("h", HEADS, 0, 2, (Member("w", 1, "linear", 0, 2, 2, reads=Tru
 THREE_NEURONS = Group("m", MLP, 0, 3, (Member("w", 1, "linear", reads=True),))
 
 
-def score(name: str, group: Group, weight: torch.Tensor = WEIGHT, **evidence) -> torch.Tensor:
+def scored(name: str, group: Group, weight: torch.Tensor = WEIGHT, **options) -> torch.Tensor:
     """One score per unit."""
     columns = group.units * group.members[0].width
     weight = weight.narrow(group.members[0].dim, 0, columns)
-    evidence = Statistics(Weights({"w": weight}), {"w": measured(columns)}, **evidence)
-    return unit_scores(score([group], criterion_of(name), evidence)[group.name], group.units)
+    statistics = Statistics(Weights({"w": weight}), {"w": measured(columns)})
+    return unit_scores(score([group], criterion_of(name, options), statistics)[group.name], group.units)
 
 
 # Statistics of the inputs
@@ -96,40 +96,40 @@ def test_only_neighbours_of_one_length_share_a_batch():
     ],
 )
 def test_flap(metrics, heads, neurons):
-    assert_close(score("flap", TWO_HEADS, metrics=metrics), heads)
-    assert_close(score("flap", THREE_NEURONS, metrics=metrics), neurons)
+    assert_close(scored("flap", TWO_HEADS, metrics=metrics), heads)
+    assert_close(scored("flap", THREE_NEURONS, metrics=metrics), neurons)
 
 
 def test_wanda_sp():
     """√20·1, 4·2, 4·½, 10·3½."""
-    assert_close(score("wanda_sp", TWO_HEADS), [math.sqrt(20) + 8, 2 + 35])
-    assert_close(score("wanda_sp", THREE_NEURONS), [math.sqrt(20), 8, 2])
+    assert_close(scored("wanda_sp", TWO_HEADS), [math.sqrt(20) + 8, 2 + 35])
+    assert_close(scored("wanda_sp", THREE_NEURONS), [math.sqrt(20), 8, 2])
 
 
 def test_mag_sp():
     """√2, √8, √1, √25."""
-    assert_close(score("mag_sp", TWO_HEADS), [3 * math.sqrt(2), 6])
-    assert_close(score("mag_sp", THREE_NEURONS), [math.sqrt(2), math.sqrt(8), 1])
+    assert_close(scored("mag_sp", TWO_HEADS), [3 * math.sqrt(2), 6])
+    assert_close(scored("mag_sp", THREE_NEURONS), [math.sqrt(2), math.sqrt(8), 1])
 
 
 def test_amp():
     """‖X_h W_hᵀ‖₁ per token. Head 0: (1 1) → 2 | (3 3) → 6, (1 1) → 2, (11 -5) → 16: 2 and 8 by prompt.
     Head 1: (15 -18) → 33 | (15 -22) → 37, 33, 37: 33 and 107/3. Over tokens head 0 would have 6.5."""
-    assert_close(score("amp", TWO_HEADS), [(2 + 8) / 2, (33 + 107 / 3) / 2])
-    assert_close(score("amp", THREE_NEURONS), [5 / 3, 2 / 3, 2])
+    assert_close(scored("amp", TWO_HEADS), [(2 + 8) / 2, (33 + 107 / 3) / 2])
+    assert_close(scored("amp", THREE_NEURONS), [5 / 3, 2 / 3, 2])
 
 
 def test_a_kv_group_has_the_sum_of_its_heads():
     group = Group("kv", KV_HEADS, 0, 1, (Member("w", 1, "linear", 0, 4, 4, reads=True),))
-    assert_close(score("amp", group), [5 + (33 + 107 / 3) / 2])
-    assert_close(score("flap", group, metrics="IFV"), [26])
+    assert_close(scored("amp", group), [5 + (33 + 107 / 3) / 2])
+    assert_close(scored("flap", group, metrics="IFV"), [26])
 
 
 @pytest.mark.parametrize("name", ["flap", "wanda_sp", "mag_sp"])
 def test_weights_stored_the_other_way_round(name):
     """gpt2 holds its projections as [in, out]."""
     turned = Group("h", HEADS, 0, 2, (Member("w", 0, "linear", 0, 2, 2, reads=True),))
-    torch.testing.assert_close(score(name, turned, WEIGHT.T.contiguous()), score(name, TWO_HEADS))
+    torch.testing.assert_close(scored(name, turned, WEIGHT.T.contiguous()), scored(name, TWO_HEADS))
 
 
 def test_absolute_means_in_pieces_are_those_of_the_whole(monkeypatch):
@@ -164,8 +164,8 @@ def test_taylor():
     )  # fmt: skip
     group = Group("h", HEADS, 0, 2, members)
     for taylor, expected in (("param_first", [7 + 8, 6 + 4]), ("vectorize", [abs(3 - 6), abs(2 + 4)])):
-        evidence = Statistics(products=found, taylor=taylor)
-        assert_close(score([group], criterion_of("taylor"), evidence)["h"], expected)
+        found_by = score([group], criterion_of("taylor", {"taylor": taylor}), Statistics(products=found))
+        assert_close(found_by["h"], expected)
 
 
 @pytest.mark.parametrize("taylor", ["param_first", "vectorize"])
@@ -173,9 +173,9 @@ def test_taylor_of_a_tied_channel_counts_the_shared_tensor_once(taylor):
     """Channel: its column in the embeddings, q, k, v, gate and up, its row in o and down, its norm weights."""
     model = tiny.model("llama_tied", dtype=torch.float64)
     prompts = [tiny.tokens(rows=2, length=9, seed=3), tiny.tokens(rows=1, length=5, seed=4)]
-    evidence = Statistics(products=weight_gradient_products(model, prompts), taylor=taylor)
+    statistics = Statistics(products=weight_gradient_products(model, prompts))
     hidden = next(group for group in trace_groups(model) if group.axis == HIDDEN)
-    found = score([hidden], criterion_of("taylor"), evidence)["hidden"].double()
+    found = score([hidden], criterion_of("taylor", {"taylor": taylor}), statistics)["hidden"].double()
     losses = []
     for batch in prompts:
         logits = model(batch).logits
@@ -209,10 +209,10 @@ def demo_scores(path, **options) -> dict[str, torch.Tensor]:
     return load_file(path)
 
 
-@pytest.mark.parametrize("criterion", ["standard", "reversed"])
-def test_wanda_sp_scores_depend_on_what_was_pruned_before(tmp_path, criterion):
+@pytest.mark.parametrize("order", ["standard", "reversed"])
+def test_wanda_sp_scores_depend_on_what_was_pruned_before(tmp_path, order):
     """Nothing comes before the first layer's attention; its MLP is measured before its heads go."""
-    options = {"importance": "wanda_sp", "structure": "UL-UM", "criterion": criterion}
+    options = {"importance": "wanda_sp", "structure": "UL-UM", "order": order}
     little = demo_scores(tmp_path / "a", pruning_ratio=0.25, **options)
     much = demo_scores(tmp_path / "b", pruning_ratio=0.75, **options)
     names = [name for name in little if name in much and not name.startswith("mean/")]

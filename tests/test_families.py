@@ -21,7 +21,7 @@ METHODS: dict[str, dict] = {
     "flap UL-UM": {"importance": "flap", "structure": "UL-UM", "pruning_ratio": 0.5, "compensate": "bias"},
     "flap uniform": {"importance": "flap", "structure": "AL-AM", "param_ratio": 0.4, "uniform": True},
     "wanda_sp": {"importance": "wanda_sp", "structure": "UL-MM", "remove_heads": 16, "pruning_ratio": 0.4},
-    "mag_sp": {"importance": "mag_sp", "structure": "UL-UM", "pruning_ratio": 0.5, "criterion": "reversed"},
+    "mag_sp": {"importance": "mag_sp", "structure": "UL-UM", "pruning_ratio": 0.5, "order": "reversed"},
     "taylor": {"importance": "taylor", "pruning_ratio": 0.5},
     "taylor vectorize": {
         "importance": "taylor", "taylor": "vectorize", "param_ratio": 0.4, "prune": "hidden,heads,mlp",

@@ -1,4 +1,4 @@
-"""The plain method that a rebuild is compared with, the rebuild that is worse, and what `prune_best` makes of both."""
+"""The plain method that a rebuild is compared with, the rebuild that is worse, and what the method makes of both."""
 
 import copy
 import math
@@ -8,8 +8,8 @@ import torch
 
 from llm_pruner.calibration.layerwise import walk
 from llm_pruner.config.prune import PruneOptions
+from llm_pruner.methods import reconstruct as module
 from llm_pruner.model.families import widths_of
-from llm_pruner.reconstruction import method as module
 from llm_pruner.reconstruction.baseline import baseline
 from llm_pruner.reconstruction.tokens import split
 from tests import tiny
@@ -41,17 +41,17 @@ def test_the_baseline_is_the_model_that_would_be_cut(name, case, ratios):
     state = copy.deepcopy(model.state_dict())
     for layer in walk(model, tokens.batches):
         layer.run()
-    found, kept, means, kl = baseline(model, groups, plan, tokens, layer.outputs)
+    found = baseline(model, groups, plan.after, tokens, layer.outputs)
     assert all(torch.equal(tensor, state[key]) for key, tensor in model.state_dict().items())
-    assert (found, bool(means)) == (name, name == "flap")
+    assert (found.criterion, bool(found.means)) == (name, name == "flap")
     prompts, held = fitted_and_held(tokens)
     options = PruneOptions(
-        model="tiny", importance=name, compensate="bias" if means else "none", prune=ratios_of(ratios)
+        model="tiny", importance=name, compensate="bias" if found.means else "none", prune=ratios_of(ratios)
     )  # fmt: skip
     cut, done = prune_model(copy.deepcopy(model), options, prompts)
-    assert done.kept == kept
-    assert kl == pytest.approx(divergence(model, cut, held), rel=1e-4)
-    assert kl > 0.01
+    assert done.kept == found.kept
+    assert found.kl == pytest.approx(divergence(model, cut, held), rel=1e-4)
+    assert found.kl > 0.01
 
 
 def test_nothing_that_goes_costs_nothing():
@@ -59,7 +59,7 @@ def test_nothing_that_goes_costs_nothing():
     groups, plan, _ = planned(model, widths_of(model.config))
     for layer in walk(model, tokens.batches):
         layer.run()
-    assert baseline(model, groups, plan, tokens, layer.outputs)[3] == pytest.approx(0, abs=1e-9)
+    assert baseline(model, groups, plan.after, tokens, layer.outputs).kl == pytest.approx(0, abs=1e-9)
 
 
 @pytest.fixture
@@ -67,14 +67,14 @@ def spoiled(monkeypatch):
     """Makes every rebuild's KL what the test says."""
 
     def spoil(kl: float) -> None:
-        own = module.rebuild
+        own = module.reconstruct
 
-        def rebuild(*arguments, **options):
+        def reconstruct(*arguments, **options):
             done = own(*arguments, **options)
             done.kl = kl
             return done
 
-        monkeypatch.setattr(module, "rebuild", rebuild)
+        monkeypatch.setattr(module, "reconstruct", reconstruct)
 
     return spoil
 

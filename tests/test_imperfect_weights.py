@@ -256,7 +256,7 @@ def test_scores_too_large_to_be_squared_still_have_an_order():
 @pytest.mark.parametrize(
     ("options", "where"),
     [
-        ({"prune": "heads=0.5,mlp=0.3"}, "the rebuild of layer 1"),
+        ({"prune": "heads=0.5,mlp=0.3"}, "the reconstruction of layer 1"),
         ({"param_ratio": 0.3, "per_layer": True}, "measuring the costs of layer 1"),
     ],
 )
@@ -283,8 +283,8 @@ def overflowing():
     ids=str,
 )  # fmt: skip
 def test_a_layer_that_overflows_is_named_with_what_helps(options):
-    method = {} if "importance" in options else {"method": "best"}
-    expected = "layer 1: mlp.up_proj gives NaN or Inf on the calibration data, computed in float16; try --dtype bfloat"
+    method = {} if "importance" in options else {"method": "reconstruct"}
+    expected = "layer 1: mlp.up_proj gives NaN or Inf on the calibration data, computed in float16; try `dtype=bfloat"
     with pytest.raises(RunError, match=expected):
         prune_model(overflowing(), PruneOptions(model="tiny", **method, **options), prompts())
 
@@ -317,9 +317,9 @@ def test_a_rebuild_is_not_lost_with_what_it_is_compared_with(monkeypatch):
     def fails(*_, **__):
         raise RunError("flap gives no finite score")
 
-    monkeypatch.setattr(guard.importance, "score", fails)
+    monkeypatch.setattr(guard, "score", fails)
     best = best_of(tiny.model("llama"), prune="mlp=0.3")
-    assert best.plan.importance == "best"
+    assert best.plan.importance == "reconstruct"
     assert best.notes["kl_plain"] == {"flap": math.inf}
 
 

@@ -1,15 +1,15 @@
 """Scores: by hand, against torch-pruning's own, and for every criterion on every family."""
 
-from dataclasses import replace
+from dataclasses import dataclass
 
 import pytest
 import torch
 
-from llm_pruner import importance
+from llm_pruner.calibration.statistics import Statistics
 from llm_pruner.calibration.weights import Weights
 from llm_pruner.errors import RunError, UsageError
-from llm_pruner.importance import CRITERIA, criterion_of, score
-from llm_pruner.model.axes import HEADS, KV_HEADS
+from llm_pruner.importance import CRITERIA, Criterion, criterion_of, score
+from llm_pruner.model.axes import HEADS, HIDDEN, KV_HEADS, MLP
 from llm_pruner.model.groups import Group, Member, attention_units
 from llm_pruner.model.trace import trace_groups
 from tests import tiny
@@ -17,8 +17,7 @@ from tests.steps import planned
 
 
 def scores_of(groups, parameters, name="magnitude", seed=0):
-    evidence = importance.Statistics(weights=Weights(parameters), seed=seed)
-    return score(groups, criterion_of(name), evidence)
+    return score(groups, criterion_of(name, usual={"seed": seed}), Statistics(Weights(parameters)))
 
 
 def test_magnitude_by_hand():
@@ -35,7 +34,7 @@ def test_magnitude_by_hand():
         Member("up", 0, "linear"), Member("down", 1, "linear"), Member("ln", 0, "layernorm"),
         Member("bias", 0, "bias"), Member("embed", 1, "embedding"), Member("rms", 0, "rmsnorm"),
     )  # fmt: skip
-    scores = scores_of([Group("g", "mlp", 0, 2, members)], parameters)["g"]
+    scores = scores_of([Group("g", MLP, 0, 2, members)], parameters)["g"]
     torch.testing.assert_close(scores, torch.tensor([(5 + 5 + 4) / 3, (9 + 1 + 1) / 3]))
 
 
@@ -43,7 +42,7 @@ def test_head_score_is_the_mean_of_its_channels():
     """Two heads of two rows in q; k interleaved with it as a fused per-head layout has it."""
     weight = torch.tensor([[1.0], [2.0], [10.0], [3.0], [4.0], [20.0]])  # q0 q0 k0 q1 q1 k1
     members = (Member("qk", 0, "linear", 0, 3, 2), Member("qk", 0, "linear", 2, 3, 1))
-    scores = scores_of([Group("h", "heads", 0, 2, members)], {"qk": weight})["h"]
+    scores = scores_of([Group("h", HEADS, 0, 2, members)], {"qk": weight})["h"]
     torch.testing.assert_close(scores, torch.tensor([((1 + 4) / 2 + 100) / 2, ((9 + 16) / 2 + 400) / 2]))
 
 
@@ -133,8 +132,8 @@ def test_permuting_the_neurons_permutes_the_scores(case):
 @pytest.mark.parametrize("case", tiny.CASES)
 def test_every_criterion_on_every_family(case, name):
     """Finite, one score per unit, deterministic for a seed, and it decides a legal plan."""
-    kinds = criterion_of(name).kinds
-    ratios = tiny.axes(case)["all" if "hidden" in kinds or case not in tiny.DERIVED else "mlp"]
+    axes = criterion_of(name).axes
+    ratios = tiny.axes(case)["all" if HIDDEN in axes or case not in tiny.DERIVED else "mlp"]
     _, plan, _ = planned(tiny.model(case), ratios, name, seed=3)
     again = planned(tiny.model(case), ratios, name, seed=3)[1]
     assert plan == again
@@ -158,7 +157,7 @@ def test_broken_weights_are_named(bad, name):
     weights, groups = Weights(dict(model.named_parameters())), trace_groups(model)
 
     def check():
-        score(groups, criterion_of("magnitude"), importance.Statistics(weights=weights))
+        score(groups, criterion_of("magnitude"), Statistics(weights=weights))
         weights.check_all_finite()
 
     with pytest.raises(RunError, match=f"{name} holds 1 values that are NaN or Inf"):
@@ -180,20 +179,29 @@ def test_squared_sums_in_pieces_are_those_of_the_whole(monkeypatch):
     torch.testing.assert_close(columns, weight.square().sum(0))
 
 
+@dataclass(frozen=True)
+class Broken(Criterion):
+    """Scores that are no numbers."""
+
+    name = "broken"
+
+    def score(self, group, statistics):
+        return torch.full((group.units,), float("nan"))
+
+
 def test_a_criterion_that_gives_no_finite_score_is_an_error():
     group = trace_groups(tiny.model("llama"))[0]
-    broken = replace(criterion_of("random"), name="broken", score=lambda g, _: torch.full((g.units,), float("nan")))
     with pytest.raises(RunError, match="broken gives no finite score for each of the 48 units of hidden"):
-        score([group], broken, importance.Statistics())
+        score([group], Broken(), Statistics())
 
 
 def test_registry():
     assert {"magnitude", "amp", "flap", "wanda_sp", "mag_sp", "taylor", "random"} <= set(CRITERIA.names())
     with pytest.raises(UsageError, match="unknown importance 'magnitud'; did you mean 'magnitude'"):
         criterion_of("magnitud")
-    criterion_of("random")
-
-    def random(group, evidence): ...
-
-    with pytest.raises(ValueError, match="'random' is defined twice"):
-        importance.criterion()(random)
+    assert criterion_of("random", usual={"seed": 3}).seed == 3
+    assert criterion_of(Broken()) == Broken()
+    with pytest.raises(ValueError, match="importance 'random' is there already"):
+        CRITERIA.register("random", Broken)
+    with pytest.raises(ValueError, match=r"criterion 'odd' needs \['colours'\]; known: weights"):
+        type("Odd", (Criterion,), {"name": "odd", "needs": frozenset(("colours",))})

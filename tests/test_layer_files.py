@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from llm_pruner.reconstruction import reconstruct as module
+from llm_pruner.reconstruction.layer import Outcome
 from llm_pruner.reconstruction.layer_files import read_layer, write_layer
 from tests import tiny
 from tests.rebuilding import BRIEF, calibration, planned, rebuilt
@@ -32,9 +33,9 @@ def assert_same(found, expected) -> None:
 @pytest.fixture
 def layers_done(monkeypatch) -> list[int]:
     """The layers that are rebuilt, while the test lasts, in order."""
-    order, own = [], module.rebuild_layer
+    order, own = [], module.reconstruct_layer
     monkeypatch.setattr(
-        module, "rebuild_layer", lambda work, *rest: (order.append(work.dense.index), own(work, *rest))[1]
+        module, "reconstruct_layer", lambda work, *rest: (order.append(work.dense.index), own(work, *rest))[1]
     )
     return order
 
@@ -47,7 +48,7 @@ def test_same_text_same_bytes(case, tmp_path):
 
 @pytest.mark.parametrize("case", AXES)
 def test_it_goes_on_where_it_was(case, tmp_path, monkeypatch, layers_done):
-    own = module.rebuild_layer
+    own = module.reconstruct_layer
     with monkeypatch.context() as patch:
 
         def die(work, *rest):
@@ -55,7 +56,7 @@ def test_it_goes_on_where_it_was(case, tmp_path, monkeypatch, layers_done):
                 raise KeyboardInterrupt
             return own(work, *rest)
 
-        patch.setattr(module, "rebuild_layer", die)
+        patch.setattr(module, "reconstruct_layer", die)
         with pytest.raises(KeyboardInterrupt):
             run(case, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["layer-0.safetensors"]
@@ -69,10 +70,10 @@ def test_it_goes_on_where_it_was(case, tmp_path, monkeypatch, layers_done):
 
 def test_killed_while_writing(tmp_path, monkeypatch):
     """The file is there whole or not at all."""
-    from llm_pruner.reconstruction import layer_files
+    from llm_pruner import files
 
     with monkeypatch.context() as patch:
-        patch.setattr(layer_files.os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(files.os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run("llama", tmp_path)
     assert not list(tmp_path.glob("layer-*"))
@@ -122,7 +123,7 @@ def test_a_file_that_does_not_fit_is_ignored(spoil, tmp_path, layers_done):
 def test_a_layer_comes_back_as_it_was(tmp_path):
     """Conv1D too, with what is known about it."""
     layer, other = (tiny.model("gpt2", seed=seed).transformer.h[1] for seed in (0, 1))
-    found = {"layers.1.mlp": [0, 2]}, {"mlp.c_proj": "refit"}
+    found = Outcome({"layers.1.mlp": [0, 2]}, {"mlp.c_proj": "refit"})
     write_layer(tmp_path / "new" / "folder", 1, layer, found)
     assert read_layer(tmp_path / "new" / "folder", 1, other) == found
     assert all(torch.equal(tensor, other.state_dict()[name]) for name, tensor in layer.state_dict().items())
@@ -136,8 +137,8 @@ def test_an_empty_layer_is_filled(tmp_path):
 
     model = tiny.model("llama")
     _, _, config = planned(model, {"mlp": 0.3})
-    write_layer(tmp_path, 0, model.model.layers[0], ({}, {}))
+    write_layer(tmp_path, 0, model.model.layers[0], Outcome({}, {}))
     assert read_layer(tmp_path, 0, skeleton(config).model.layers[0]) is None, "other widths"
     empty = skeleton(model.config).model.layers[0]
-    assert read_layer(tmp_path, 0, empty) == ({}, {})
+    assert read_layer(tmp_path, 0, empty) == Outcome({}, {})
     assert torch.equal(empty.mlp.up_proj.weight, model.model.layers[0].mlp.up_proj.weight)

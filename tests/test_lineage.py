@@ -218,7 +218,7 @@ WRONG: dict[str, tuple] = {
     "widths": ("wide", {"before": {"mlp": "x"}, "after": {}}, {"before": {"mlp": []}, "after": {}}, {"after": {}}),
     "layers": ("all", None, {"before": 2}, {"before": 10**9, "after": 1}, {**TWO, "before": 3, "kept": [0, 0]},
                {**TWO, "kept": [0, 99]}, {**TWO, "kept": ["a", "b"]}, {**TWO, "kept": [0] * 50}),
-    "importance": (7, ["flap"]), "compensate": (7,), "masked": ("yes", 1), "command": ({"a": 1}, None),
+    "importance": (7, ["flap"]), "order": (7,), "compensate": (7,), "masked": ("yes", 1), "command": ({"a": 1}, None),
     "scores": ("x", {"mlp": []}, {"mlp": [[1, 2]]}, {"mlp": [[*quantiles(1)[:6], "a"]]}),
     "reconstruction": (7, {"search": [7]}, {"search": [{"kl": 1}]}, {"stream_errors": ["a"]}, {"kl_plain": 7},
                        {"kl": "x"}),

@@ -80,6 +80,11 @@ def test_without_matplotlib_the_page_has_its_tables(no_matplotlib):
             assert each in found.sections[section]
 
 
+def test_which_scores_stay():
+    assert "Higher scores stay" in Read(page([pruned()])).sections["scores"]
+    assert "Lower scores stay" in Read(page([pruned(order="reversed")])).sections["scores"]
+
+
 def test_widths_are_in_a_table_by_layer():
     rows = Read(full()).rows["widths"]
     assert rows[0] == ["layer", "num_attention_heads", "num_key_value_heads", "intermediate_size"]

@@ -2,7 +2,6 @@ import copy
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
 from llm_pruner.errors import PlanError
 from llm_pruner.model import per_layer
-from llm_pruner.model.axes import HEADS, HIDDEN
+from llm_pruner.model.axes import HEADS, KV_HEADS, MLP
 from llm_pruner.model.families import family_of, resize, widths_of
 from llm_pruner.model.per_layer import per_layer_config
 from tests import tiny
@@ -139,11 +138,9 @@ def test_the_folder_carries_the_modelling_file_once(reloaded, saved):
 def test_uniform_overrides_are_the_stock_model_of_those_widths(case):
     base = tiny.config(case)
     family, widths = family_of(base.model_type), widths_of(base)
-    smaller = {"intermediate_size": 40}
-    if case not in tiny.DERIVED:
-        smaller |= {"num_attention_heads": 6, "num_key_value_heads": 3}
-    expected = randomised(AutoModelForCausalLM.from_config(resize(base, replace(widths, **smaller))))
-    smaller[family.intermediate_size] = smaller.pop("intermediate_size")
+    fewer = {MLP: 40} if case in tiny.DERIVED else {MLP: 40, HEADS: 6, KV_HEADS: 3}
+    expected = randomised(AutoModelForCausalLM.from_config(resize(base, widths.but(fewer))))
+    smaller = {axis.field: width for axis, width in fewer.items() if axis != MLP} | {family.intermediate_size: 40}
     built = AutoModelForCausalLM.from_config(per_layer_config(base, [smaller] * base.num_hidden_layers)).eval()
     built.load_state_dict(expected.state_dict())
     assert torch.equal(tiny.logits(built), tiny.logits(expected))
@@ -186,7 +183,7 @@ def test_config_keeps_what_it_is_not_told_to_change():
 def test_a_layer_reads_its_own_widths_and_all_else_from_the_config(models):
     model = copy.deepcopy(models["llama"])
     layer = model.model.layers[0].self_attn.config
-    assert (layer[HEADS], layer[HIDDEN], model.config.num_attention_heads) == (6, 48, 8)
+    assert (layer.num_attention_heads, layer.hidden_size, model.config.num_attention_heads) == (6, 48, 8)
     model.config.attention_dropout = 0.25
     assert layer.attention_dropout == 0.25
     with pytest.raises(AttributeError, match="no_such_field"):

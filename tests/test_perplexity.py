@@ -104,9 +104,7 @@ def test_out_of_memory_at_one_window_gives_advice(monkeypatch):
 
             with monkeypatch.context() as patch:
                 patch.setattr(place, "forward", no_memory)
-                with pytest.raises(
-                    RunError, match="a window of 16 tokens does not fit in memory; use a smaller `max_"
-                ):
+                with pytest.raises(RunError, match="a window of 16 tokens does not fit in memory; use a smaller `max_"):
                     perplexity(model, tiny.tokens(2, 16))
 
 

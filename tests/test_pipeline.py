@@ -6,7 +6,7 @@ import re
 import pytest
 import yaml
 
-from llm_pruner.cli import pipeline
+from llm_pruner.cli import pipeline, stages
 from llm_pruner.cli.commands import COMMANDS
 from llm_pruner.cli.stages import PipelineOptions, stage_options
 from llm_pruner.config import options as flags
@@ -137,7 +137,7 @@ def test_yamls_that_cannot_be_meant(tmp_path, text, message):
     path = tmp_path / "pipeline.yaml"
     path.write_text(text)
     with pytest.raises(UsageError, match=message):
-        pipeline_options.resolve({"model": "demo", "folder": str(tmp_path / "run")}, str(path))
+        stages.resolve({"model": "demo", "folder": str(tmp_path / "run")}, str(path))
 
 
 def test_folders_that_hold_something_else(tmp_path, ran):
@@ -152,7 +152,7 @@ def test_the_shipped_yamls_can_be_run():
     found = sorted(REPOSITORY.glob("configs/pipeline_*.yaml"))
     assert found
     for path in found:
-        options = pipeline_options.resolve({"model": "demo", "folder": "runs/x"}, str(path))
+        options = stages.resolve({"model": "demo", "folder": "runs/x"}, str(path))
         assert all(stage_options(options, stage) for stage in ("prune", "recover", "evaluate"))
     for path in sorted(REPOSITORY.glob("configs/recover/*.yaml")):
         assert COMMANDS["recover"].resolve({"model": "demo"}, str(path)).method

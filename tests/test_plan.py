@@ -18,10 +18,10 @@ from tests import tiny
 from tests.steps import planned, pruned
 
 GROUPS = [
-    Group("hidden", "hidden", None, 6, ()),
-    Group("layers.0.heads", "heads", 0, 8, ()),
-    Group("layers.0.kv_heads", "kv_heads", 0, 4, ()),
-    Group("layers.0.mlp", "mlp", 0, 5, ()),
+    Group("hidden", HIDDEN, None, 6, ()),
+    Group("layers.0.heads", HEADS, 0, 8, ()),
+    Group("layers.0.kv_heads", KV_HEADS, 0, 4, ()),
+    Group("layers.0.mlp", MLP, 0, 5, ()),
 ]
 BEFORE = Widths({HIDDEN: 6, HEADS: 8, KV_HEADS: 4, MLP: 5, HEAD_DIM: 2})
 
@@ -82,7 +82,7 @@ def test_replay_on_a_sibling_keeps_the_same_units():
     check_replay(plan, sibling.config, groups)
     expected = sibling.model.layers[1].mlp.up_proj.weight[plan.kept["layers.1.mlp"]][:, plan.kept["hidden"]].clone()
     replay, config = make_plan(sibling, groups, plan.after)
-    new = cut(sibling, groups, replace(replay, kept=plan.kept), config)
+    new = cut(sibling, groups, plan.kept, config)
     assert torch.equal(new.model.layers[1].mlp.up_proj.weight, expected)
     assert (new.config.vocab_size, new.config.rope_parameters["rope_theta"]) == (60, 77.0)
 
@@ -92,7 +92,7 @@ def test_replay_on_a_sibling_keeps_the_same_units():
     [
         (lambda p: replace(p, model_type="mistral"), "the plan is for mistral with 2 layers, this model is llama"),
         (lambda p: replace(p, after=p.after * 2), "with 4 layers"),
-        (lambda p: replace(p, before=replace(p.before, hidden_size=64)), "hidden_size=64, this model has 48"),
+        (lambda p: replace(p, before=p.before.but({HIDDEN: 64})), "hidden_size=64, this model has 48"),
         (lambda p: replace(p, kept={k: v for k, v in p.kept.items() if k != "layers.1.mlp"}), "layers.1.mlp"),
         (lambda p: replace(p, kept={**p.kept, "hidden": list(range(23))}), "hidden is not 24 ascending units of 48"),
         (lambda p: replace(p, kept={**p.kept, "hidden": [*range(23), 48]}), "hidden is not 24 ascending units"),
@@ -123,11 +123,11 @@ def saved_plan(folder):
         ("[]", "is not a plan"),
         ("null", "is not a plan"),
         ("{}", "is not a plan"),
-        (json.dumps({"format": 1, "kept": {}}), "has another format than 2"),
-        (json.dumps({"format": 2, "kept": {}}), "has no model_type"),
-        ('{"format": 2, "kept": {}, "kept": {}}', "'kept' is there twice"),
+        (json.dumps({"schema": 2, "model_type": "llama", "kept": {}}), "has another schema than 3"),
+        (json.dumps({"format": 2, "model_type": "llama", "kept": {}}), "has another schema than 3"),
+        ('{"schema": 3, "kept": {}, "kept": {}}', "'kept' is there twice"),
         ("[" * 100_000, "nested more than"),
-        ('{"format": ' + "9" * 5000 + "}", "is not JSON"),
+        ('{"schema": ' + "9" * 5000 + "}", "is not JSON"),
     ],
 )
 def test_files_that_are_no_plans(tmp_path, text, message):
@@ -139,7 +139,7 @@ def test_files_that_are_no_plans(tmp_path, text, message):
 
 HUGE, NAN = 10**400, float("nan")
 COUNTS = (None, True, 0, -1, 1.5, "8", [], NAN, HUGE)
-WIDE = {**BEFORE.asdict(), "hidden_size": 48}
+WIDE = {**BEFORE.by_field(), "hidden_size": 48}
 WRONG = {
     "model_type": (None, 5, [], {}),
     **dict.fromkeys(
@@ -152,6 +152,7 @@ WRONG = {
     "importance": (None, 5, ["magnitude"], True),
     "seed": (None, True, -1, 1.5, "0", {}, 2**32, NAN),
     "calibration": (5, [], {"data": 5}, {"data": "c4", "nsamples": 0}, {"data": "c4", "seq_len": "x"}),
+    "order": (None, "upwards", 5, []),
     "compensate": (None, "more", 5, []),
     "layers": (5, {}, [-1], [1.5], ["0"], [True]),
     "num_layers_before": (0, True, "2", 1.5, []),
@@ -172,13 +173,15 @@ def test_a_field_of_a_plan_with_a_wrong_value_is_named(tmp_path, field):
         assert len(str(caught.value)) < 1000
 
 
-@pytest.mark.parametrize("field", [name for name in WRONG if name not in ("more", "config", "calibration", "layers",
-                                                                         "num_layers_before")])  # fmt: skip
+OPTIONAL = ("more", "config", "calibration", "order", "layers", "num_layers_before")
+
+
+@pytest.mark.parametrize("field", [name for name in WRONG if name not in OPTIONAL])
 def test_a_field_that_a_plan_lacks_is_named(tmp_path, field):
     right = saved_plan(tmp_path)
     del right[field]
     (tmp_path / "plan.json").write_text(json.dumps(right))
-    with pytest.raises(UsageError, match=f"has no {field}" if field != "kept" else "is not a plan"):
+    with pytest.raises(UsageError, match="is not a plan" if field in ("kept", "model_type") else f"has no {field}"):
         Plan.load(tmp_path / "plan.json")
 
 

@@ -2,7 +2,6 @@
 
 import copy
 import functools
-from dataclasses import replace
 
 import pytest
 import torch
@@ -13,9 +12,8 @@ from llm_pruner.model.families import widths_of
 from llm_pruner.model.skeleton import meta_model
 from llm_pruner.model.surgery import cut
 from llm_pruner.output.checkpoint import write
-from llm_pruner.reconstruction.reconstruct import rebuild
 from tests import tiny
-from tests.rebuilding import BRIEF, PLAIN, calibration, planned
+from tests.rebuilding import BRIEF, PLAIN, planned, rebuilt
 
 CASES_AND_AXES = [
     (case, name)
@@ -31,8 +29,8 @@ def done(case: str, name: str):
     """(dense model, its parameters before, (groups, plan, config), rebuilt without refit, with it and an epoch)."""
     model = tiny.model(case)
     before = {key: parameter.detach().clone() for key, parameter in model.named_parameters()}
-    shape = planned(model, tiny.axes(case)[name])
-    return model, before, shape, *(rebuild(model, *shape, calibration(), recipe) for recipe in (PLAIN, BRIEF))
+    axes = tiny.axes(case)[name]
+    return model, before, planned(model, axes), *(rebuilt(model, axes, settings) for settings in (PLAIN, BRIEF))
 
 
 @pytest.mark.parametrize(("case", "name"), CASES_AND_AXES)
@@ -66,7 +64,7 @@ def test_the_dense_model_stays_as_it_is(case, name):
 def test_without_refit_it_is_the_cut(case, name):
     """Of the units that were chosen."""
     model, _, (groups, plan, config), plain, _ = done(case, name)
-    new = cut(copy.deepcopy(model), groups, replace(plan, kept=plain.kept), config)
+    new = cut(copy.deepcopy(model), groups, plain.kept, config)
     for key, parameter in new.named_parameters():
         assert torch.equal(parameter, plain.model.get_parameter(key)), key
     torch.testing.assert_close(tiny.logits(plain.model), tiny.logits(new), atol=1e-6, rtol=1e-6)

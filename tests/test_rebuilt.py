@@ -11,7 +11,7 @@ from llm_pruner.model.depth import shallow_config
 from llm_pruner.model.families import widths_of
 from llm_pruner.model.layers import decoder_layers
 from llm_pruner.output.checkpoint import write
-from llm_pruner.reconstruction.reconstruct import rebuild
+from llm_pruner.reconstruction.reconstruct import reconstruct
 from llm_pruner.reconstruction.tokens import HELD, split
 from tests import tiny
 from tests.rebuilding import BRIEF, PLAIN, REFIT, calibration, divergence, planned, rebuilt
@@ -74,7 +74,8 @@ def test_whole_layers_go(case):
     groups, plan, _ = planned(model, {"mlp": 0.3})
     config = shallow_config(planned(model, {"mlp": 0.3})[2], (0, 2))
     plain, found = (
-        rebuild(model, groups, plan, config, calibration(), recipe, layers=(0, 2)) for recipe in (PLAIN, REFIT)
+        reconstruct(model, groups, plan.after, config, calibration(), recipe, layers=(0, 2))
+        for recipe in (PLAIN, REFIT)
     )
     assert found.kl == pytest.approx(divergence(model, found.model, calibration().batches[-1:]), rel=1e-4)
     assert found.kl < 0.95 * plain.kl
@@ -125,7 +126,9 @@ def test_prompts_are_split():
     for batch, held in zip(tokens.batches, tokens.held, strict=True):
         rows[held] += batch[:, 0].tolist()
     assert (rows[True], len(rows[False]), HELD) == ([1, 9, 17], 15, 8)
-    with pytest.raises(UsageError, match="1 calibration window: a rebuild needs one to fit on and one to hold out"):
+    with pytest.raises(
+        UsageError, match="1 calibration window: a reconstruction needs one to fit on and one to hold out"
+    ):
         split(prompts[:1])
 
 

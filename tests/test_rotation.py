@@ -1,13 +1,13 @@
 """A smaller residual stream loses nothing where the stream lives in a subspace of that size."""
 
 import copy
-from dataclasses import replace
 
 import pytest
 import torch
 
 from llm_pruner.calibration.layerwise import walk
 from llm_pruner.errors import PlanError
+from llm_pruner.model.axes import HEADS, HIDDEN, KV_HEADS
 from llm_pruner.model.families import family_of, widths_of
 from llm_pruner.model.layers import decoder_layers
 from llm_pruner.model.trace import trace_groups
@@ -44,12 +44,12 @@ def confine(model, projection: torch.Tensor) -> None:
         model.get_parameter(name).copy_(model.get_parameter(name) @ projection)
     for layer, module in enumerate(decoder_layers(model)):
         for part in parts_of(groups, layer):
-            writer = module.get_submodule(part.writer)
+            writer = module.get_submodule(part.output_projection)
             set_affine(writer, projection @ affine(writer))
 
 
-def narrower(model, **widths):
-    return replace(widths_of(model.config), hidden_size=NARROW, **widths)
+def narrower(model, fewer=()):
+    return widths_of(model.config).but({HIDDEN: NARROW, **dict(fewer)})
 
 
 @pytest.mark.parametrize("case", ROTATED)
@@ -95,7 +95,7 @@ def layer_norm_model(case: str, **changes):
 @pytest.mark.parametrize(("case", "changes"), [("gpt2", {}), ("gpt_neox", {}), ("gpt_neox", {"attention_bias": False})])
 def test_nothing_is_lost_behind_layer_norms(case, changes):
     model = layer_norm_model(case, **changes)
-    found = rebuilt(model, narrower(model, num_attention_heads=3, num_key_value_heads=3), PLAIN)
+    found = rebuilt(model, narrower(model, {HEADS: 3, KV_HEADS: 3}), PLAIN)
     assert [found.kept[f"layers.{layer}.heads"] for layer in (0, 1)] == [[1, 3, 4]] * 2
     torch.testing.assert_close(tiny.logits(found.model), tiny.logits(model), atol=2e-5, rtol=1e-4)
 

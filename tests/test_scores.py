@@ -12,14 +12,14 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from llm_pruner import prune_checkpoint
-from llm_pruner.calibration import activations as calibrate
-from llm_pruner.calibration import gradients
 from llm_pruner.config.prune import PruneOptions
 from llm_pruner.errors import UsageError
-from llm_pruner.importance import CRITERIA, criterion_of
-from llm_pruner.pruning import found_in
-from llm_pruner.shape.draft import shape_of
+from llm_pruner.importance import CRITERIA
+from llm_pruner.methods import ScoreAndCut, score_and_cut
+from llm_pruner.model.axes import MLP
+from llm_pruner.shape.draft import draft
 from llm_pruner.shape.plan import Plan
+from llm_pruner.shape.request import Ratio
 from tests import tiny
 from tests.commands import edit_tensors
 
@@ -36,8 +36,8 @@ def forbid(monkeypatch):
     def forward(*_, **__):
         raise AssertionError("a forward pass")
 
-    monkeypatch.setattr(calibrate, "collect", forward)
-    monkeypatch.setattr(gradients, "weight_gradient_products", forward)
+    monkeypatch.setattr(score_and_cut, "collect", forward)
+    monkeypatch.setattr(score_and_cut, "weight_gradient_products", forward)
 
 
 @pytest.mark.parametrize("importance", ["flap", "amp", "taylor"])
@@ -48,7 +48,7 @@ def test_second_ratio_costs_no_forward_pass(tmp_path, monkeypatch, importance):
     others = [
         {"param_ratio": 0.6},
         {"param_ratio": 0.4, "structure": "AL-AM"},
-        {"param_ratio": 0.3, "criterion": "reversed"},
+        {"param_ratio": 0.3, "order": "reversed"},
     ]
     expected = [prune(tmp_path, importance=importance, **other).kept for other in others]
     forbid(monkeypatch)
@@ -209,13 +209,14 @@ def one_file_of_scores(tmp_path_factory):
 @pytest.mark.parametrize("name", CRITERIA.names())
 @pytest.mark.parametrize("case", ["llama", "llama_multi_head", "gpt_neox"])
 def test_every_criterion_has_as_many_scores_as_it_says(name, case):
-    model, criterion = tiny.model(case), criterion_of(name)
-    shape = shape_of(PruneOptions(pruning_ratio=0.5, prune="mlp"), model.config, criterion)
-    groups = evidence.scoreable(shape, criterion)
+    model = tiny.model(case)
+    method = ScoreAndCut(name, compensate="bias")
+    made = draft(Ratio({MLP: 0.5}), model.config, method)
+    groups = method.scoreable(made)
     prompts = [torch.randint(96, (16,)) for _ in range(2)]
-    found = found_in(model, shape, groups, criterion, PruneOptions(compensate="bias"), prompts)
-    lengths, inputs = evidence.sizes(shape, criterion)
-    if not criterion.sequential:  # it scores what its shape needs
+    found = method.measure(model, made, groups, prompts)
+    lengths, inputs = method.sizes(made)
+    if not method.scorer.sequential:  # it scores what its shape needs
         assert set(found.scores) == set(lengths)
     assert {group: len(values) for group, values in found.scores.items()}.items() <= lengths.items()
     assert {weight: len(mean) for weight, mean in found.means.items()} == inputs

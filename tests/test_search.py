@@ -14,12 +14,11 @@ from llm_pruner.reconstruction import search as module
 from llm_pruner.reconstruction.search import (
     PATIENCE,
     Candidate,
-    candidates,
     cheapest_layers,
     depths_of,
     search,
 )
-from tests.budgets import budget_of, counter_of, made_up, missed, total
+from tests.budgets import budget_of, candidates, counter_of, made_up, missed, total
 
 BLOCK = (KV_HEADS, HEADS, MLP)
 FINE = {"intermediate_size": 320}  # neurons small enough to meet any budget
@@ -43,8 +42,8 @@ def test_candidates_meet_the_budget_and_are_legal(case, kinds, share, whole):
         assert missed(counter, budget, counter.everywhere(widths)) < 0.005
         assert holds(config, widths)
         assert widths[HEAD_DIM] == before[HEAD_DIM]
-        for name, width in widths.by_field().items():
-            assert 1 <= width <= getattr(before, name)
+        for axis, width in widths.items():
+            assert 1 <= width <= before[axis]
         assert widths[HIDDEN] == before[HIDDEN] or HIDDEN in kinds
         assert widths[KV_HEADS] == before[KV_HEADS] or set(kinds) & {KV_HEADS, HEADS}
         assert heads_per_group(widths) == heads_per_group(before) or HEADS in kinds
@@ -100,7 +99,7 @@ def test_fewer_layers_are_candidates_too(kinds):
     assert len(shallow) > 2
     for candidate in shallow:
         widths = candidate.widths
-        assert abs(fewer.decoder(fewer.everywhere(widths)) / budget.goal - 1) < 0.005
+        assert abs(fewer.decoder(fewer.everywhere(widths)) / budget.parameters - 1) < 0.005
         assert widths[HIDDEN] == counter.before[HIDDEN]
         assert candidate.expected == pytest.approx(0.3 + sum(costs.of(layer, widths) for layer in stay))
 
@@ -142,7 +141,10 @@ class Measure:
 
 def options(count: int) -> list[Candidate]:
     """With 1, 2, … neurons."""
-    return [Candidate(Widths(8, 2, 2, neurons, 4), float(neurons)) for neurons in range(1, count + 1)]
+    return [
+        Candidate(Widths({HIDDEN: 8, HEADS: 2, KV_HEADS: 2, MLP: neurons, HEAD_DIM: 4}), float(neurons))
+        for neurons in range(1, count + 1)
+    ]
 
 
 def neurons(found: list[Candidate]) -> list[int]:
@@ -172,7 +174,7 @@ def test_patience(monkeypatch):
 def test_patience_begins_when_every_hidden_size_depth_and_tie_has_been_tried(monkeypatch):
     measure, listed = Measure(monkeypatch, range(1, 99)), options(50)
     listed[:4] = [
-        replace(listed[0], widths=replace(listed[0].widths, hidden_size=16)),
+        replace(listed[0], widths=listed[0].widths.but({HIDDEN: 16})),
         replace(listed[1], layers=(0, 2)), replace(listed[2], untied=True), listed[3],
     ]  # fmt: skip
     search(listed, measure, 60.0)
@@ -213,7 +215,7 @@ def test_a_search_that_is_over_stays_so(monkeypatch, tmp_path):
 def test_one_is_measured_when_time_is_long_over(monkeypatch, tmp_path):
     """As when what was measured is not what may go now."""
     cache = tmp_path / "search.json"
-    cache.write_text(json.dumps({"key": "key", "kl": {"another": 1.0}, "seconds": 999.0}))
+    cache.write_text(json.dumps({"version": 1, "key": "key", "kl": {"another": 1.0}, "seconds": 999.0}))
     assert neurons(search(options(4), Measure(monkeypatch, [2.0]), 1.0, cache, "key")) == [1]
 
 

@@ -2,33 +2,29 @@
 
 import pytest
 import torch
-from llm_pruner.importance.evidence import ordered
 
-from llm_pruner.config.prune import PruneOptions
 from llm_pruner.importance.selection import choose
-from llm_pruner.model.axes import Widths
+from llm_pruner.methods import ScoreAndCut
+from llm_pruner.model.axes import HEADS, MLP
 from llm_pruner.model.groups import units_of
 from tests.toys import counter_of
 
 
-def chosen(scores: dict[str, torch.Tensor], criterion: str = "standard", **widths) -> dict[str, list[int]]:
+def chosen(scores: dict[str, torch.Tensor], fewer: dict, order: str = "standard") -> dict[str, list[int]]:
     case = {"hidden_size": 4, "num_attention_heads": 4, "head_dim": 2, "intermediate_size": 3, "num_hidden_layers": 1}
     counter = counter_of(**case, num_key_value_heads=2)
-    after = Widths(**{**counter.before.by_field(), **widths})
-    ranked = ordered(scores, PruneOptions(model="demo", pruning_ratio=0.5, criterion=criterion))
-    return choose(counter.groups, ranked, counter.before, (after,))
+    ranked = ScoreAndCut(order=order).ranked(scores)
+    return choose(counter.groups, ranked, counter.before, (counter.before.but(fewer),))
 
 
-@pytest.mark.parametrize(
-    ("criterion", "neurons", "heads"), [("standard", [0, 2], [0, 3]), ("reversed", [1, 2], [1, 2])]
-)
-def test_standard_removes_the_lowest_and_reversed_the_highest(criterion, neurons, heads):
+@pytest.mark.parametrize(("order", "neurons", "heads"), [("standard", [0, 2], [0, 3]), ("reversed", [1, 2], [1, 2])])
+def test_standard_removes_the_lowest_and_reversed_the_highest(order, neurons, heads):
     """Heads 3 1 | 0 2, in columns of 2 1 | 0 1 | -1 1 | 5 -3: one of each kv group goes."""
     scores = {
         "layers.0.mlp": torch.tensor([3.0, 1.0, 2.0]),
         "layers.0.heads": torch.tensor([2.0, 1.0, 0.0, 1.0, -1.0, 1.0, 5.0, -3.0]),
     }
-    kept = chosen(scores, criterion, num_attention_heads=2, intermediate_size=2)
+    kept = chosen(scores, {HEADS: 2, MLP: 2}, order)
     assert kept["layers.0.mlp"] == neurons
     assert kept["layers.0.heads"] == heads
     assert kept["layers.0.kv_heads"] == [0, 1]

@@ -28,11 +28,8 @@ from tests.toys import counter_of
 )
 def test_what_prune_does_not_name_stays(kind, options):
     _, plan, _ = planned(tiny.model("llama_multi_head"), None, "mag_sp", prune=kind, **options)
-    fewer = {
-        name: any(getattr(layer, name) < getattr(plan.before, name) for layer in plan.after)
-        for name in ("num_attention_heads", "intermediate_size")
-    }
-    assert fewer == {"num_attention_heads": kind == "heads", "intermediate_size": kind == "mlp"}
+    fewer = {axis: any(layer[axis] < plan.before[axis] for layer in plan.after) for axis in (HEADS, MLP)}
+    assert fewer == {HEADS: kind == "heads", MLP: kind == "mlp"}
 
 
 @pytest.mark.parametrize(

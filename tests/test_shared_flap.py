@@ -158,7 +158,7 @@ def wanda_sp(reference: Reference, criterion: str) -> tuple[dict[str, Array], li
 def test_wanda_sp(reference, tmp_path, criterion):
     expected, _ = wanda_sp(reference, criterion)
     scores, plan = product(
-        reference, tmp_path, importance="wanda_sp", criterion=criterion, structure="UL-UM", pruning_ratio=0.5
+        reference, tmp_path, importance="wanda_sp", order=criterion, structure="UL-UM", pruning_ratio=0.5
     )
     assert_scores(scores, expected)
     assert_kept(plan, uniform(turned(expected, criterion), 4, NEURONS // 2))

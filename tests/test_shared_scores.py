@@ -45,7 +45,7 @@ def test_mag_sp(reference, tmp_path, criterion):
         for kind, weight in zip(("heads", "mlp"), reference.weights(layer)):
             expected[f"layers.{layer}.{kind}"] = weight.square().sum(0).sqrt().numpy()
     scores, plan = product(
-        reference, tmp_path, importance="mag_sp", criterion=criterion, structure="UL-UM", pruning_ratio=0.5
+        reference, tmp_path, importance="mag_sp", order=criterion, structure="UL-UM", pruning_ratio=0.5
     )
     assert_scores(scores, expected)
     assert_kept(plan, uniform(turned(expected, criterion), 4, NEURONS // 2))

@@ -47,7 +47,7 @@ def test_cut_equals_zeroed_columns(case, axis):
     assert zeroed
     expected = tiny.logits(masked)
     assert (expected - tiny.logits(model)).abs().max() > 1e-2
-    torch.testing.assert_close(tiny.logits(cut(model, groups, plan, config)), expected, atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(tiny.logits(cut(model, groups, plan.kept, config)), expected, atol=2e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("case", tiny.RMSNORM)
@@ -67,7 +67,7 @@ def test_cutting_silent_channels_changes_nothing(case):
             if writes or member.role == "embedding":
                 parameters[member.parameter].index_fill_(member.dim, silent, 0.0)
     expected = tiny.logits(model)
-    new = cut(model, groups, plan, config)
+    new = cut(model, groups, plan.kept, config)
     assert new.config.hidden_size == 32
     torch.testing.assert_close(tiny.logits(new), expected, atol=1e-5, rtol=1e-5)
 
@@ -77,7 +77,7 @@ def test_shapes_are_the_plans(case, name):
     model = tiny.model(case)
     before = sum(p.numel() for p in model.parameters())
     groups, plan, config = planned(model, tiny.axes(case)[name])
-    new = cut(model, groups, plan, config)
+    new = cut(model, groups, plan.kept, config)
     assert (widths_of(new.config),) * 2 == plan.after != (plan.before,) * 2
     stock = meta_model(new.config)
     assert {n: p.shape for n, p in new.named_parameters()} == {n: p.shape for n, p in stock.named_parameters()}
@@ -95,12 +95,12 @@ def test_fused_projections_keep_the_rows_of_the_kept_heads(case):
         old = model.transformer.h[1].attn.c_attn  # weight [in, Q | K | V]
         weight = old.weight.T.reshape(3, 6, 8, 48)[:, heads].reshape(72, 48)[:, hidden].T.clone()
         bias = old.bias.reshape(3, 6, 8)[:, heads].flatten().clone()
-        new = cut(model, groups, plan, config).transformer.h[1].attn.c_attn
+        new = cut(model, groups, plan.kept, config).transformer.h[1].attn.c_attn
     else:
         old = model.gpt_neox.layers[1].attention.query_key_value  # rows: q, k, v of head 0, then of head 1 …
         weight = old.weight.reshape(6, 24, 48)[heads].reshape(72, 48)[:, hidden].clone()
         bias = old.bias.reshape(6, 24)[heads].flatten().clone()
-        new = cut(model, groups, plan, config).gpt_neox.layers[1].attention.query_key_value
+        new = cut(model, groups, plan.kept, config).gpt_neox.layers[1].attention.query_key_value
     assert torch.equal(new.weight, weight)
     assert torch.equal(new.bias, bias)
 
@@ -154,8 +154,8 @@ def test_relabelled_llama_computes_what_llama_does():
     values = {**config.to_dict(), **changes, "model_type": model_type}
     from transformers import MistralConfig
 
-    as_mistral = cut(copy.deepcopy(model), groups, plan, MistralConfig.from_dict(values))
-    assert torch.equal(tiny.logits(as_mistral), tiny.logits(cut(model, groups, plan, config)))
+    as_mistral = cut(copy.deepcopy(model), groups, plan.kept, MistralConfig.from_dict(values))
+    assert torch.equal(tiny.logits(as_mistral), tiny.logits(cut(model, groups, plan.kept, config)))
 
 
 def test_biases_prevent_the_relabelling():
@@ -169,7 +169,7 @@ def test_offloaded_model_is_refused():
     groups, plan, config = planned(model, tiny.ALL)
     model.model.layers[0].mlp.up_proj.weight = torch.nn.Parameter(torch.empty(80, 48, device="meta"))
     with pytest.raises(PlanError, match=r"layers\.0\.mlp\.up_proj\.weight is offloaded"):
-        cut(model, groups, plan, config)
+        cut(model, groups, plan.kept, config)
 
 
 @pytest.fixture(scope="module")

@@ -1,19 +1,19 @@
 """An lm_head of its own where the embeddings were shared: what it computes, what it costs, and when it is tried."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from llm_pruner.methods import reconstruct as module
 from llm_pruner.model.axes import HEADS, HIDDEN, KV_HEADS, MLP
 from llm_pruner.model.untie import is_tied, untied
 from llm_pruner.output.checkpoint import write
-from llm_pruner.reconstruction import method as module
-from llm_pruner.reconstruction.search import candidates
 from llm_pruner.reconstruction.tokens import split
 from tests import tiny
-from tests.budgets import budget_of, counter_of, made_up, missed
+from tests.budgets import budget_of, candidates, counter_of, made_up, missed
 from tests.rebuilding import best_of, divergence, fitted_and_held, prompts
 
 TIED = ("llama_tied", "qwen2", "gemma", "gpt2")
@@ -64,7 +64,7 @@ def only_untied(monkeypatch):
 def test_a_model_that_is_untied(case, better, only_untied, monkeypatch, tmp_path):
     """Rebuilt, or by the plain method where that is better, it is a checkpoint like any other."""
     if not better:
-        monkeypatch.setattr(module, "baseline", lambda *a, own=module.baseline: (*own(*a)[:3], -1.0))
+        monkeypatch.setattr(module, "baseline", lambda *a, own=module.baseline: replace(own(*a), kl=-1.0))
     given = tiny.model(case, intermediate_size=320)
     dense, total = copy.deepcopy(given), sum(parameter.numel() for parameter in given.parameters())
     result = best_of(given, target_params=str(round(0.8 * total)), prune="hidden,heads,mlp")
@@ -92,7 +92,7 @@ def test_a_model_that_is_untied(case, better, only_untied, monkeypatch, tmp_path
 def test_it_is_tried_where_a_budget_pays_for_it(case, budget, tried, monkeypatch):
     """A share of attention and MLP says nothing of the embeddings, and without a tie there is none to undo."""
     asked = []
-    monkeypatch.setattr(module, "candidates", lambda *a, own=module.candidates: asked.append(a[-1]) or own(*a))
+    monkeypatch.setattr(module, "candidates", lambda *a, own=module.candidates: asked.append(a[0].untied) or own(*a))
     model = tiny.model(case, intermediate_size=320)
     if "target_params" in budget:
         budget = {"target_params": str(round(0.8 * sum(parameter.numel() for parameter in model.parameters())))}

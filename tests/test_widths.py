@@ -51,7 +51,7 @@ PUBLISHED = {
 def test_published_parameter_counts(name):
     model_type, values, ratio, parameters = PUBLISHED[name]
     model = meta_model(AutoConfig.for_model(model_type, **values))
-    after = widths_by_ratio(widths_of(model.config), dict.fromkeys(("hidden", "heads", "mlp"), ratio), False)
+    after = widths_by_ratio(widths_of(model.config), dict.fromkeys((HIDDEN, HEADS, MLP), ratio), False)
     layers = (after,) * model.config.num_hidden_layers
     assert make_plan(model, trace_groups(model), layers)[0].parameters_after == parameters
 
@@ -59,13 +59,13 @@ def test_published_parameter_counts(name):
 @given(n=st.integers(2, 20_000), ratio=st.floats(0, 0.999))
 def test_kept_is_the_published_formula(n, ratio):
     kept = math.floor(n * (1 - ratio) + 1e-6)
-    before = Widths(n, 4, 4, n, 8)
+    before = Widths({HIDDEN: n, HEADS: 4, KV_HEADS: 4, MLP: n, HEAD_DIM: 8})
     if kept == 0:
         with pytest.raises(PlanError, match="leaves nothing of hidden_size"):
-            widths_by_ratio(before, {"hidden": ratio}, False)
+            widths_by_ratio(before, {HIDDEN: ratio}, False)
     else:
-        after = widths_by_ratio(before, {"hidden": ratio, "mlp": ratio}, False)
-        assert (after.hidden_size, after.intermediate_size) == (kept, kept)
+        after = widths_by_ratio(before, {HIDDEN: ratio, MLP: ratio}, False)
+        assert (after[HIDDEN], after[MLP]) == (kept, kept)
 
 
 @given(
@@ -77,12 +77,12 @@ def test_kept_is_the_published_formula(n, ratio):
 def test_grouped_heads_go_evenly(groups, per_group, ratio, kv_ratio):
     if groups == 1:
         kv_ratio = None
-    before = Widths(64, groups * per_group, groups, 64, 8)
-    ratios = {"heads": ratio} | ({} if kv_ratio is None else {"kv_heads": kv_ratio})
+    before = Widths({HIDDEN: 64, HEADS: groups * per_group, KV_HEADS: groups, MLP: 64, HEAD_DIM: 8})
+    ratios = {HEADS: ratio} | ({} if kv_ratio is None else {KV_HEADS: kv_ratio})
     after = widths_by_ratio(before, ratios, False)
-    assert after.num_key_value_heads == math.floor(groups * (1 - (kv_ratio or 0)) + 1e-6)
-    assert after.num_attention_heads == after.num_key_value_heads * max(1, math.floor(per_group * (1 - ratio) + 1e-6))
-    assert after.head_dim == 8
+    assert after[KV_HEADS] == math.floor(groups * (1 - (kv_ratio or 0)) + 1e-6)
+    assert after[HEADS] == after[KV_HEADS] * max(1, math.floor(per_group * (1 - ratio) + 1e-6))
+    assert after[HEAD_DIM] == 8
 
 
 @pytest.mark.parametrize(
@@ -90,33 +90,33 @@ def test_grouped_heads_go_evenly(groups, per_group, ratio, kv_ratio):
     [
         (
             LLAMA_6M,
-            {"hidden": 0.5, "heads": 0.5, "mlp": 0.5},
+            {HIDDEN: 0.5, HEADS: 0.5, MLP: 0.5},
             Widths({HIDDEN: 128, HEADS: 4, KV_HEADS: 4, MLP: 352, HEAD_DIM: 32}),
         ),
         (
             LLAMA_6M,
-            {"heads": 0.25},
+            {HEADS: 0.25},
             Widths({HIDDEN: 256, HEADS: 4, KV_HEADS: 4, MLP: 704, HEAD_DIM: 32}),
         ),  # a group of two heads keeps one
         (
             LLAMA_6M,
-            {"heads": 0.9},
+            {HEADS: 0.9},
             Widths({HIDDEN: 256, HEADS: 4, KV_HEADS: 4, MLP: 704, HEAD_DIM: 32}),
         ),  # and never none
-        (LLAMA_6M, {"kv_heads": 0.5}, Widths({HIDDEN: 256, HEADS: 4, KV_HEADS: 2, MLP: 704, HEAD_DIM: 32})),
+        (LLAMA_6M, {KV_HEADS: 0.5}, Widths({HIDDEN: 256, HEADS: 4, KV_HEADS: 2, MLP: 704, HEAD_DIM: 32})),
         (
             LLAMA_6M,
-            {"kv_heads": 0.5, "heads": 0.5},
+            {KV_HEADS: 0.5, HEADS: 0.5},
             Widths({HIDDEN: 256, HEADS: 2, KV_HEADS: 2, MLP: 704, HEAD_DIM: 32}),
         ),
         (
             Widths({HIDDEN: 64, HEADS: 8, KV_HEADS: 8, MLP: 64, HEAD_DIM: 8}),
-            {"heads": 0.3},
+            {HEADS: 0.3},
             Widths({HIDDEN: 64, HEADS: 5, KV_HEADS: 5, MLP: 64, HEAD_DIM: 8}),
         ),
         (
             Widths({HIDDEN: 64, HEADS: 8, KV_HEADS: 8, MLP: 64, HEAD_DIM: 8}),
-            {"kv_heads": 0.5},
+            {KV_HEADS: 0.5},
             Widths({HIDDEN: 64, HEADS: 4, KV_HEADS: 4, MLP: 64, HEAD_DIM: 8}),
         ),
     ],
@@ -127,7 +127,7 @@ def test_ratios(before, ratios, expected):
 
 def test_derived_head_dim_ties_hidden_to_heads():
     gpt2 = Widths({HIDDEN: 768, HEADS: 12, KV_HEADS: 12, MLP: 3072, HEAD_DIM: 64})
-    both = {"hidden": 0.3, "heads": 0.3}
+    both = {HIDDEN: 0.3, HEADS: 0.3}
     assert widths_by_ratio(gpt2, both, True) == Widths({HIDDEN: 512, HEADS: 8, KV_HEADS: 8, MLP: 3072, HEAD_DIM: 64})
     assert widths_by_ratio(gpt2, both, True, round_to=128) == Widths(
         {HIDDEN: 512, HEADS: 8, KV_HEADS: 8, MLP: 3072, HEAD_DIM: 64}
@@ -136,42 +136,42 @@ def test_derived_head_dim_ties_hidden_to_heads():
 
 def test_rounding():
     before = Widths({HIDDEN: 4096, HEADS: 32, KV_HEADS: 32, MLP: 11008, HEAD_DIM: 128})
-    after = widths_by_ratio(before, {"hidden": 0.3, "mlp": 0.3}, False, round_to=128)
-    assert (after.hidden_size, after.intermediate_size) == (2816, 7680)  # nearest to 2867 and 7705
+    after = widths_by_ratio(before, {HIDDEN: 0.3, MLP: 0.3}, False, round_to=128)
+    assert (after[HIDDEN], after[MLP]) == (2816, 7680)  # nearest to 2867 and 7705
     assert (
-        widths_by_ratio(
-            Widths({HIDDEN: 100, HEADS: 4, KV_HEADS: 4, MLP: 100, HEAD_DIM: 8}), {"mlp": 0.01}, False, 64
-        ).intermediate_size
+        widths_by_ratio(Widths({HIDDEN: 100, HEADS: 4, KV_HEADS: 4, MLP: 100, HEAD_DIM: 8}), {MLP: 0.01}, False, 64)[
+            MLP
+        ]
         == 64
     )
     with pytest.raises(PlanError, match="intermediate_size=150 rounds to no multiple of 512 up to 300"):
-        widths_by_ratio(Widths({HIDDEN: 300, HEADS: 4, KV_HEADS: 4, MLP: 300, HEAD_DIM: 8}), {"mlp": 0.5}, False, 512)
-    nothing = {"hidden": 0.0, "heads": 0.0, "mlp": 0.0}
+        widths_by_ratio(Widths({HIDDEN: 300, HEADS: 4, KV_HEADS: 4, MLP: 300, HEAD_DIM: 8}), {MLP: 0.5}, False, 512)
+    nothing = {HIDDEN: 0.0, HEADS: 0.0, MLP: 0.0}
     assert widths_by_ratio(LLAMA_6M, nothing, False, 100) == LLAMA_6M, "ratio 0 is an exact copy"
 
 
 def test_ratio_of_one_step_when_rounding():
-    ratio = ratio_of_one_step(LLAMA_6M, ["mlp"], 128)
-    assert widths_by_ratio(LLAMA_6M, {"mlp": ratio}, False, 128).intermediate_size < 704
+    ratio = ratio_of_one_step(LLAMA_6M, [MLP], 128)
+    assert widths_by_ratio(LLAMA_6M, {MLP: ratio}, False, 128)[MLP] < 704
     below = widths_by_ratio(
-        Widths({HIDDEN: 256, HEADS: 8, KV_HEADS: 4, MLP: 640, HEAD_DIM: 32}), {"mlp": 0.09}, False, 128
+        Widths({HIDDEN: 256, HEADS: 8, KV_HEADS: 4, MLP: 640, HEAD_DIM: 32}), {MLP: 0.09}, False, 128
     )
-    assert below.intermediate_size == 640
+    assert below[MLP] == 640
     assert ratio_of_one_step(
-        Widths({HIDDEN: 256, HEADS: 8, KV_HEADS: 4, MLP: 640, HEAD_DIM: 32}), ["mlp"], 128
+        Widths({HIDDEN: 256, HEADS: 8, KV_HEADS: 4, MLP: 640, HEAD_DIM: 32}), [MLP], 128
     ) == pytest.approx(65 / 640, abs=1e-6)
 
 
 def test_head_and_kv_ratio_of_a_multi_head_model_cannot_differ():
     with pytest.raises(PlanError, match="heads and kv_heads cannot differ"):
         widths_by_ratio(
-            Widths({HIDDEN: 64, HEADS: 8, KV_HEADS: 8, MLP: 64, HEAD_DIM: 8}), {"heads": 0.5, "kv_heads": 0.25}, False
+            Widths({HIDDEN: 64, HEADS: 8, KV_HEADS: 8, MLP: 64, HEAD_DIM: 8}), {HEADS: 0.5, KV_HEADS: 0.25}, False
         )
 
 
 def test_parse_prune():
-    assert parse_prune("hidden,heads=0.25, mlp", 0.5) == {"hidden": 0.5, "heads": 0.25, "mlp": 0.5}
-    assert parse_prune("mlp=0.1", None) == {"mlp": 0.1}
+    assert parse_prune("hidden,heads=0.25, mlp", 0.5) == {HIDDEN: 0.5, HEADS: 0.25, MLP: 0.5}
+    assert parse_prune("mlp=0.1", None) == {MLP: 0.1}
     for text, ratio, message in [
         ("hiden", 0.5, "did you mean 'hidden'"),
         ("mlp,mlp", 0.5, "twice"),
@@ -185,8 +185,8 @@ def test_parse_prune():
 
 
 def test_targets_by_standard_and_own_names():
-    assert parse_target("hidden_size=24,intermediate_size=9", tiny.config("llama")) == {"hidden": 24, "mlp": 9}
-    assert parse_target("n_embd=24,n_head=3,n_inner=7", tiny.config("gpt2")) == {"hidden": 24, "heads": 3, "mlp": 7}
+    assert parse_target("hidden_size=24,intermediate_size=9", tiny.config("llama")) == {HIDDEN: 24, MLP: 9}
+    assert parse_target("n_embd=24,n_head=3,n_inner=7", tiny.config("gpt2")) == {HIDDEN: 24, HEADS: 3, MLP: 7}
     for text, error, message in [
         ("hidden_sise=24", UsageError, "did you mean 'hidden_size'"),
         ("hidden_size=2e3", UsageError, "'2e3' is not a width"),
@@ -200,34 +200,33 @@ def test_targets_by_standard_and_own_names():
 
 
 def test_widths_by_target():
-    assert widths_by_target(LLAMA_6M, {"hidden": 200}) == Widths(
+    assert widths_by_target(LLAMA_6M, {HIDDEN: 200}) == Widths(
         {HIDDEN: 200, HEADS: 8, KV_HEADS: 4, MLP: 704, HEAD_DIM: 32}
     )
-    assert widths_by_target(LLAMA_6M, {"kv_heads": 2}) == Widths(
+    assert widths_by_target(LLAMA_6M, {KV_HEADS: 2}) == Widths(
         {HIDDEN: 256, HEADS: 4, KV_HEADS: 2, MLP: 704, HEAD_DIM: 32}
     )
-    assert widths_by_target(LLAMA_6M, {"kv_heads": 2, "heads": 2}) == Widths(
+    assert widths_by_target(LLAMA_6M, {KV_HEADS: 2, HEADS: 2}) == Widths(
         {HIDDEN: 256, HEADS: 2, KV_HEADS: 2, MLP: 704, HEAD_DIM: 32}
     )
-    assert widths_by_target(Widths({HIDDEN: 64, HEADS: 8, KV_HEADS: 8, MLP: 64, HEAD_DIM: 8}), {"heads": 5}) == Widths(
+    assert widths_by_target(Widths({HIDDEN: 64, HEADS: 8, KV_HEADS: 8, MLP: 64, HEAD_DIM: 8}), {HEADS: 5}) == Widths(
         {HIDDEN: 64, HEADS: 5, KV_HEADS: 5, MLP: 64, HEAD_DIM: 8}
     )
     for target, message in [
-        ({"hidden": 257}, "is more than the model has \\(256\\)"),
-        ({"heads": 6}, "nearest legal: 4 or 8"),
-        ({"kv_heads": 3, "heads": 7}, "nearest legal: 6"),
-        ({"kv_heads": 2, "heads": 8}, "is 4 query heads a group, and a group has 2; at most 4 heads are legal"),
+        ({HIDDEN: 257}, "is more than the model has \\(256\\)"),
+        ({HEADS: 6}, "nearest legal: 4 or 8"),
+        ({KV_HEADS: 3, HEADS: 7}, "nearest legal: 6"),
+        ({KV_HEADS: 2, HEADS: 8}, "is 4 query heads a group, and a group has 2; at most 4 heads are legal"),
     ]:
         with pytest.raises(PlanError, match=message):
             widths_by_target(LLAMA_6M, target)
 
 
-@pytest.mark.parametrize("kind", ["hidden", "heads", "kv_heads", "mlp"])
+@pytest.mark.parametrize("kind", [HIDDEN, HEADS, KV_HEADS, MLP])
 def test_ratio_of_one_step_takes_exactly_one(kind):
     after = widths_by_ratio(LLAMA_6M, {kind: ratio_of_one_step(LLAMA_6M, [kind])}, False)
-    lost = {"hidden": (1, 0, 0, 0), "heads": (0, 4, 0, 0), "kv_heads": (0, 2, 1, 0), "mlp": (0, 0, 0, 1)}[kind]
-    names = ("hidden_size", "num_attention_heads", "num_key_value_heads", "intermediate_size")
-    assert tuple(getattr(LLAMA_6M, n) - getattr(after, n) for n in names) == lost
+    lost = {HIDDEN: (1, 0, 0, 0), HEADS: (0, 4, 0, 0), KV_HEADS: (0, 2, 1, 0), MLP: (0, 0, 0, 1)}[kind]
+    assert tuple(LLAMA_6M[axis] - after[axis] for axis in (HIDDEN, HEADS, KV_HEADS, MLP)) == lost
 
 
 @pytest.mark.parametrize(
@@ -263,7 +262,9 @@ def test_nearest_legal_shapes_are_legal():
         resize(config, Widths({HIDDEN: 31, HEADS: 4, KV_HEADS: 4, MLP: 80, HEAD_DIM: 12}))
     found = re.findall(r"hidden_size=(\d+),num_attention_heads=(\d+),num_key_value_heads=(\d+)", str(error.value))
     for hidden, heads, kv_heads in found[1:]:
-        assert resize(config, Widths(int(hidden), int(heads), int(kv_heads), 80, 12)).hidden_size == int(hidden)
+        assert resize(
+            config, Widths({HIDDEN: int(hidden), HEADS: int(heads), KV_HEADS: int(kv_heads), MLP: 80, HEAD_DIM: 12})
+        ).hidden_size == int(hidden)
     assert len(found) == 3
 
 

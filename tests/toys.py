@@ -7,7 +7,7 @@ from transformers import AutoConfig
 
 from llm_pruner.calibration.activations import Inputs
 from llm_pruner.calibration.statistics import ABSOLUTE, CONTRIBUTION, MOMENTS
-from llm_pruner.model.axes import HEADS, MLP
+from llm_pruner.model.axes import HEAD_DIM, HEADS, HIDDEN, KV_HEADS, MLP, Widths
 from llm_pruner.model.families import widths_of
 from llm_pruner.model.skeleton import meta_model
 from llm_pruner.model.trace import trace_groups
@@ -73,3 +73,8 @@ def hundred() -> ParameterCounter:
 
 def heads_and_neurons(layers) -> list[tuple[int, int]]:
     return [(layer[HEADS], layer[MLP]) for layer in layers]
+
+
+def widths(hidden: int, heads: int, kv_heads: int, mlp: int, head_dim: int) -> Widths:
+    """Widths by their axes' names."""
+    return Widths({HIDDEN: hidden, HEADS: heads, KV_HEADS: kv_heads, MLP: mlp, HEAD_DIM: head_dim})

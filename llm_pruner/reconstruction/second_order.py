@@ -2,8 +2,9 @@
 
 With W A = B the normal equations of the refit (regression.py), leaving out the columns P raises the least squares
 error by tr(W_P (A⁻¹_PP)⁻¹ W_Pᵀ), and what is left is refitted by W −= W_P (A⁻¹_PP)⁻¹ A⁻¹_P,: with A⁻¹ downdated alike.
-Units go in rounds, because a unit that compensates for another one cannot do so when both are gone. (Hassibi and Stork 1993; for
-structures, ZipLM, Kurtic et al. 2023, https://arxiv.org/abs/2302.04089, and OSSCAR, https://arxiv.org/abs/2403.12983.)
+Units go in rounds, because a unit that compensates for another one cannot do so when both are gone. (Hassibi and Stork
+1993; for structures, ZipLM, Kurtic et al. 2023, https://arxiv.org/abs/2302.04089, and OSSCAR,
+https://arxiv.org/abs/2403.12983.)
 """
 
 import copy

@@ -17,9 +17,9 @@ from tests.faults.stock import FAMILIES, REPOSITORY, Stock
 from tests.forks import IMPORTED, Forks
 
 HEAVY = (
-    *IMPORTED, "datasets", "peft", "llm_pruner.reconstruction.method", "llm_pruner.cli.chain",
+    *IMPORTED, "datasets", "peft", "llm_pruner.methods.reconstruct", "llm_pruner.cli.chain",
     "llm_pruner.evaluation.run",
-    "llm_pruner.output.page.html",
+    "llm_pruner.output.page",
     "llm_pruner.recovery.adapters", "llm_pruner.recovery.run", "llm_pruner.recovery.train", "llm_pruner.sparsity.sweep",
     "llm_pruner.cli.pipeline", "transformers.models.auto.tokenization_auto", "tests.faults.warm", "llm_pruner.cli.main",
     *[f"transformers.models.{name}.modeling_{name}" for name in FAMILIES if name != "gemma3_text"],

@@ -18,7 +18,7 @@ import sys
 sys.path.insert(0, sys.argv[2])
 from transformers import AutoTokenizer
 from tests import tiny
-tokenizer = AutoTokenizer.from_pretrained(sys.argv[2] + "/llm_pruner/demo/model")
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[2] + "/llm_pruner/model/demo/model")
 tiny.model(sys.argv[1], 0, vocab_size=len(tokenizer)).save_pretrained("model")
 tokenizer.save_pretrained("model")
 """

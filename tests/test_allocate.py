@@ -16,7 +16,7 @@ SCORES = {
     "layers.0.mlp": torch.tensor([1.0, 2.0, 3.0, 4.0]),  # std 1.291: -1.162 -0.387 0.387 1.162
     "layers.1.mlp": torch.tensor([0.0, 0.0, 0.0, 10.0]),  # std 5: -0.5 -0.5 -0.5 1.5
 }
-# The best of every layer and kind, 2·8 + 2·1 = 18, stay. Then, with the cost in neurons that has been kept:
+# The best of every layer and axis, 2·8 + 2·1 = 18, stay. Then, with the cost in neurons that has been kept:
 #   layer 0 neuron 2 (19), layer 1 head 0 (27), layer 0 neuron 1 (28), layer 1 neurons 0 1 2 (29 30 31),
 #   layer 0 head 0 (39), layer 0 neuron 0 (40)
 
@@ -47,7 +47,7 @@ def test_al_am(share, expected):
     assert heads_and_neurons(allocated(toy(), share, "AL-AM")) == expected
 
 
-def test_al_am_leaves_the_best_unit_of_every_layer_and_kind():
+def test_al_am_leaves_the_best_unit_of_every_layer_and_axis():
     """Of 40, 16 are left: less than the 18 that stay whatever is asked."""
     assert heads_and_neurons(allocated(toy(), 0.6, "AL-AM")) == [(1, 1), (1, 1)]
 

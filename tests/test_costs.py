@@ -7,12 +7,12 @@ import torch
 
 from llm_pruner.calibration.layerwise import walk
 from llm_pruner.errors import PlanError
-from llm_pruner.model.axes import HEAD_DIM, HEADS, HIDDEN, KV_HEADS, MLP, Widths, heads_per_group
+from llm_pruner.model.axes import HEAD_DIM, HEADS, HIDDEN, KV_HEADS, MLP, heads_per_group
 from llm_pruner.model.families import widths_of
 from llm_pruner.model.trace import trace_groups
 from llm_pruner.reconstruction.costs import RIDGE, Costs, measure_costs, measure_layers
 from llm_pruner.reconstruction.search import layers_by_costs
-from tests import tiny
+from tests import tiny, toys
 from tests.budgets import budget_of, counter_of, made_up, missed, total
 
 BLOCK = (KV_HEADS, HEADS, MLP)
@@ -21,7 +21,7 @@ BLOCK = (KV_HEADS, HEADS, MLP)
 def test_costs_are_interpolated():
     heads = ({(2, 1): 10.0, (1, 1): 20.0}, {(2, 1): 0.0, (1, 1): 100.0})
     costs = Costs(heads, (((8, 0.0), (6, 1.0), (2, 5.0)), ((8, 0.0), (4, 8.0))))
-    widths = Widths({HIDDEN: 16, HEADS: 2, KV_HEADS: 2, MLP: 8, HEAD_DIM: 4})
+    widths = toys.widths(16, 2, 2, 8, 4)
     found = [costs.of(0, widths.but({MLP: n})) for n in (9, 8, 7, 6, 5, 3, 2, 1)]
     assert found == [10, 10, 10.5, 11, 12, 14, 15, 15]
     fewer = widths.but({HEADS: 1, KV_HEADS: 1, MLP: 6})
@@ -164,7 +164,7 @@ def test_no_other_layers_cost_much_less(share):
     assert total(costs, found) < 1.1 * best
 
 
-def test_only_the_kinds_that_may_go_do():
+def test_only_the_axes_that_may_go_do():
     counter, _ = counter_of("llama", num_hidden_layers=4)
     costs, before = made_up(counter, 1.0, 4.0, 0.1, 2.0), counter.before
     for widths in layers_by_costs(counter, (MLP,), budget_of(counter, 0.2, False), costs):
@@ -173,11 +173,11 @@ def test_only_the_kinds_that_may_go_do():
         assert widths[KV_HEADS] == before[KV_HEADS]
 
 
-@pytest.mark.parametrize(("kinds", "share"), [((MLP,), 0.9), ((HEADS,), 0.9), ((KV_HEADS,), 0.08)])
-def test_a_budget_that_no_layers_meet(kinds, share):
+@pytest.mark.parametrize(("axes", "share"), [((MLP,), 0.9), ((HEADS,), 0.9), ((KV_HEADS,), 0.08)])
+def test_a_budget_that_no_layers_meet(axes, share):
     counter, _ = counter_of("llama")
     with pytest.raises(PlanError, match="single layers cannot meet the budget; ask for less, or `prune` more axes"):
-        layers_by_costs(counter, kinds, budget_of(counter, share, False), made_up(counter))
+        layers_by_costs(counter, axes, budget_of(counter, share, False), made_up(counter))
 
 
 @pytest.mark.parametrize("case", ["llama", "gpt2"])

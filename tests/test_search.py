@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from llm_pruner.errors import PlanError
-from llm_pruner.model.axes import HEAD_DIM, HEADS, HIDDEN, KV_HEADS, MLP, Widths, heads_per_group
+from llm_pruner.model.axes import HEAD_DIM, HEADS, HIDDEN, KV_HEADS, MLP, heads_per_group
 from llm_pruner.model.families import holds
 from llm_pruner.reconstruction import search as module
 from llm_pruner.reconstruction.search import (
@@ -18,6 +18,7 @@ from llm_pruner.reconstruction.search import (
     depths_of,
     search,
 )
+from tests import toys
 from tests.budgets import budget_of, candidates, counter_of, made_up, missed, total
 
 BLOCK = (KV_HEADS, HEADS, MLP)
@@ -27,15 +28,15 @@ FINE = {"intermediate_size": 320}  # neurons small enough to meet any budget
 @pytest.mark.parametrize("whole", [True, False])
 @pytest.mark.parametrize("share", [0.2, 0.5])
 @pytest.mark.parametrize(
-    ("case", "kinds"),
+    ("case", "axes"),
     [("llama", (HIDDEN, *BLOCK)), ("llama_multi_head", BLOCK), ("qwen2", (HEADS, MLP)), ("mistral", (KV_HEADS, MLP)),
      ("gpt2", (MLP,)), ("gpt_neox", (HIDDEN, HEADS, MLP))],
 )  # fmt: skip
-def test_candidates_meet_the_budget_and_are_legal(case, kinds, share, whole):
+def test_candidates_meet_the_budget_and_are_legal(case, axes, share, whole):
     counter, config = counter_of(case, **FINE if case != "gpt2" else {})
     budget = budget_of(counter, share, whole)
     costs, before = made_up(counter), counter.before
-    listed = candidates(counter, config, kinds, budget, costs)
+    listed = candidates(counter, config, axes, budget, costs)
     assert len({candidate.widths for candidate in listed}) == len(listed) > 0
     for candidate in listed:
         widths = candidate.widths
@@ -44,9 +45,9 @@ def test_candidates_meet_the_budget_and_are_legal(case, kinds, share, whole):
         assert widths[HEAD_DIM] == before[HEAD_DIM]
         for axis, width in widths.items():
             assert 1 <= width <= before[axis]
-        assert widths[HIDDEN] == before[HIDDEN] or HIDDEN in kinds
-        assert widths[KV_HEADS] == before[KV_HEADS] or set(kinds) & {KV_HEADS, HEADS}
-        assert heads_per_group(widths) == heads_per_group(before) or HEADS in kinds
+        assert widths[HIDDEN] == before[HIDDEN] or HIDDEN in axes
+        assert widths[KV_HEADS] == before[KV_HEADS] or set(axes) & {KV_HEADS, HEADS}
+        assert heads_per_group(widths) == heads_per_group(before) or HEADS in axes
         narrow = widths.but({HIDDEN: before[HIDDEN]})
         assert candidate.expected == pytest.approx(total(costs, counter.everywhere(narrow)))
     for hidden in {candidate.widths[HIDDEN] for candidate in listed}:
@@ -88,12 +89,12 @@ def test_all_heads_that_a_budget_allows_are_listed(share, least, most):
     assert least <= len(found) <= most
 
 
-@pytest.mark.parametrize("kinds", [BLOCK, (HIDDEN, *BLOCK)])
-def test_fewer_layers_are_candidates_too(kinds):
+@pytest.mark.parametrize("axes", [BLOCK, (HIDDEN, *BLOCK)])
+def test_fewer_layers_are_candidates_too(axes):
     """With all channels, and what is left of the budget; the layers that go cost what they change."""
     (counter, config), (fewer, _) = (counter_of("llama", num_hidden_layers=number, **FINE) for number in (4, 3))
     budget, costs, stay = budget_of(counter, 0.3, False), made_up(counter, 0.1, 0.2, 0.3, 0.4), (0, 1, 3)
-    listed = candidates(counter, config, kinds, budget, costs, {stay: fewer})
+    listed = candidates(counter, config, axes, budget, costs, {stay: fewer})
     shallow = [candidate for candidate in listed if candidate.layers == stay]
     assert {candidate.layers for candidate in listed} == {stay, None}
     assert len(shallow) > 2
@@ -117,12 +118,12 @@ def test_layers_that_change_least_go():
     assert [cheapest_layers(costs, number) for number in (4, 3, 1)] == [(0, 2, 3, 4), (0, 2, 3), (3,)]
 
 
-@pytest.mark.parametrize(("kinds", "share"), [((MLP,), 0.9), ((HEADS,), 0.3), ((KV_HEADS, HEADS), 0.5)])
-def test_a_budget_that_nothing_meets(kinds, share):
+@pytest.mark.parametrize(("axes", "share"), [((MLP,), 0.9), ((HEADS,), 0.3), ((KV_HEADS, HEADS), 0.5)])
+def test_a_budget_that_nothing_meets(axes, share):
     counter, config = counter_of("llama")
     budget = budget_of(counter, share, False)
     with pytest.raises(PlanError, match="meets the budget; ask for less, or `prune` more axes"):
-        candidates(counter, config, kinds, budget, made_up(counter))
+        candidates(counter, config, axes, budget, made_up(counter))
 
 
 class Measure:
@@ -141,10 +142,7 @@ class Measure:
 
 def options(count: int) -> list[Candidate]:
     """With 1, 2, … neurons."""
-    return [
-        Candidate(Widths({HIDDEN: 8, HEADS: 2, KV_HEADS: 2, MLP: neurons, HEAD_DIM: 4}), float(neurons))
-        for neurons in range(1, count + 1)
-    ]
+    return [Candidate(toys.widths(8, 2, 2, neurons, 4), float(neurons)) for neurons in range(1, count + 1)]
 
 
 def neurons(found: list[Candidate]) -> list[int]:
@@ -219,7 +217,13 @@ def test_one_is_measured_when_time_is_long_over(monkeypatch, tmp_path):
     assert neurons(search(options(4), Measure(monkeypatch, [2.0]), 1.0, cache, "key")) == [1]
 
 
-@pytest.mark.parametrize("spoiled", ['{"key": "other"', "[1, 2]", '{"key": "key", "kl": {}}', '"key"', "", "\x00"])
+@pytest.mark.parametrize(
+    "spoiled",
+    [
+        '{"version": 1, "key": "other"', "[1, 2]", '{"version": 1, "key": "key", "kl": {}}', '"key"', "", "\x00",
+        '{"version": 2, "key": "key", "kl": {}, "seconds": 9999.0}', '{"key": "key", "kl": {}, "seconds": 9999.0}',
+    ],
+)  # fmt: skip
 def test_a_cache_that_is_not_one_is_ignored(monkeypatch, tmp_path, spoiled):
     cache = tmp_path / "search.json"
     cache.write_text(spoiled)

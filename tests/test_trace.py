@@ -7,8 +7,8 @@ import time
 import pytest
 import torch
 
+import llm_pruner
 from llm_pruner.errors import PlanError, RunError
-from llm_pruner.model import trace as trace_module
 from llm_pruner.model.axes import HEADS, HIDDEN, KV_HEADS, MLP
 from llm_pruner.model.families import widths_of
 from llm_pruner.model.groups import attention_units
@@ -23,7 +23,7 @@ def test_groups_of_every_family(case):
     widths = widths_of(model.config)
     groups = trace_groups(model)
     assert [g.name for g in groups] == ["hidden"] + [
-        f"layers.{i}.{kind}" for i in range(2) for kind in (HEADS, KV_HEADS, MLP)
+        f"layers.{i}.{axis}" for i in range(2) for axis in (HEADS, KV_HEADS, MLP)
     ]
     units = {
         HIDDEN: widths[HIDDEN],
@@ -162,6 +162,6 @@ def test_cost_grows_linearly_with_layers():
 def test_only_trace_imports_torch_pruning():
     from pathlib import Path
 
-    package = Path(trace_module.__file__).parent
+    package = Path(llm_pruner.__file__).parent
     users = [f.name for f in package.rglob("*.py") if "torch_pruning" in f.read_text(encoding="utf-8")]
     assert users == ["trace.py"]

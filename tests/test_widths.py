@@ -8,15 +8,16 @@ from hypothesis import strategies as st
 from transformers import AutoConfig
 
 from llm_pruner.errors import PlanError, UsageError
-from llm_pruner.model.axes import HEAD_DIM, HEADS, HIDDEN, KV_HEADS, MLP, Widths
+from llm_pruner.model.axes import HEAD_DIM, HEADS, HIDDEN, KV_HEADS, MLP
 from llm_pruner.model.families import resize, widths_of
 from llm_pruner.model.skeleton import meta_model
 from llm_pruner.model.trace import trace_groups
 from llm_pruner.shape.plan import make_plan
 from llm_pruner.shape.widths import parse_prune, parse_target, ratio_of_one_step, widths_by_ratio, widths_by_target
 from tests import tiny
+from tests.toys import widths
 
-LLAMA_6M = Widths({HIDDEN: 256, HEADS: 8, KV_HEADS: 4, MLP: 704, HEAD_DIM: 32})
+LLAMA_6M = widths(256, 8, 4, 704, 32)
 LLAMA_3 = {
     "hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32, "num_key_value_heads": 8,
     "num_hidden_layers": 32, "vocab_size": 128256, "rms_norm_eps": 1e-05, "rope_theta": 500000.0,
@@ -59,7 +60,7 @@ def test_published_parameter_counts(name):
 @given(n=st.integers(2, 20_000), ratio=st.floats(0, 0.999))
 def test_kept_is_the_published_formula(n, ratio):
     kept = math.floor(n * (1 - ratio) + 1e-6)
-    before = Widths({HIDDEN: n, HEADS: 4, KV_HEADS: 4, MLP: n, HEAD_DIM: 8})
+    before = widths(n, 4, 4, n, 8)
     if kept == 0:
         with pytest.raises(PlanError, match="leaves nothing of hidden_size"):
             widths_by_ratio(before, {HIDDEN: ratio}, False)
@@ -77,7 +78,7 @@ def test_kept_is_the_published_formula(n, ratio):
 def test_grouped_heads_go_evenly(groups, per_group, ratio, kv_ratio):
     if groups == 1:
         kv_ratio = None
-    before = Widths({HIDDEN: 64, HEADS: groups * per_group, KV_HEADS: groups, MLP: 64, HEAD_DIM: 8})
+    before = widths(64, groups * per_group, groups, 64, 8)
     ratios = {HEADS: ratio} | ({} if kv_ratio is None else {KV_HEADS: kv_ratio})
     after = widths_by_ratio(before, ratios, False)
     assert after[KV_HEADS] == math.floor(groups * (1 - (kv_ratio or 0)) + 1e-6)
@@ -88,37 +89,13 @@ def test_grouped_heads_go_evenly(groups, per_group, ratio, kv_ratio):
 @pytest.mark.parametrize(
     ("before", "ratios", "expected"),
     [
-        (
-            LLAMA_6M,
-            {HIDDEN: 0.5, HEADS: 0.5, MLP: 0.5},
-            Widths({HIDDEN: 128, HEADS: 4, KV_HEADS: 4, MLP: 352, HEAD_DIM: 32}),
-        ),
-        (
-            LLAMA_6M,
-            {HEADS: 0.25},
-            Widths({HIDDEN: 256, HEADS: 4, KV_HEADS: 4, MLP: 704, HEAD_DIM: 32}),
-        ),  # a group of two heads keeps one
-        (
-            LLAMA_6M,
-            {HEADS: 0.9},
-            Widths({HIDDEN: 256, HEADS: 4, KV_HEADS: 4, MLP: 704, HEAD_DIM: 32}),
-        ),  # and never none
-        (LLAMA_6M, {KV_HEADS: 0.5}, Widths({HIDDEN: 256, HEADS: 4, KV_HEADS: 2, MLP: 704, HEAD_DIM: 32})),
-        (
-            LLAMA_6M,
-            {KV_HEADS: 0.5, HEADS: 0.5},
-            Widths({HIDDEN: 256, HEADS: 2, KV_HEADS: 2, MLP: 704, HEAD_DIM: 32}),
-        ),
-        (
-            Widths({HIDDEN: 64, HEADS: 8, KV_HEADS: 8, MLP: 64, HEAD_DIM: 8}),
-            {HEADS: 0.3},
-            Widths({HIDDEN: 64, HEADS: 5, KV_HEADS: 5, MLP: 64, HEAD_DIM: 8}),
-        ),
-        (
-            Widths({HIDDEN: 64, HEADS: 8, KV_HEADS: 8, MLP: 64, HEAD_DIM: 8}),
-            {KV_HEADS: 0.5},
-            Widths({HIDDEN: 64, HEADS: 4, KV_HEADS: 4, MLP: 64, HEAD_DIM: 8}),
-        ),
+        (LLAMA_6M, {HIDDEN: 0.5, HEADS: 0.5, MLP: 0.5}, widths(128, 4, 4, 352, 32)),
+        (LLAMA_6M, {HEADS: 0.25}, widths(256, 4, 4, 704, 32)),  # a group of two heads keeps one
+        (LLAMA_6M, {HEADS: 0.9}, widths(256, 4, 4, 704, 32)),  # and never none
+        (LLAMA_6M, {KV_HEADS: 0.5}, widths(256, 4, 2, 704, 32)),
+        (LLAMA_6M, {KV_HEADS: 0.5, HEADS: 0.5}, widths(256, 2, 2, 704, 32)),
+        (widths(64, 8, 8, 64, 8), {HEADS: 0.3}, widths(64, 5, 5, 64, 8)),
+        (widths(64, 8, 8, 64, 8), {KV_HEADS: 0.5}, widths(64, 4, 4, 64, 8)),
     ],
 )
 def test_ratios(before, ratios, expected):
@@ -126,26 +103,19 @@ def test_ratios(before, ratios, expected):
 
 
 def test_derived_head_dim_ties_hidden_to_heads():
-    gpt2 = Widths({HIDDEN: 768, HEADS: 12, KV_HEADS: 12, MLP: 3072, HEAD_DIM: 64})
+    gpt2 = widths(768, 12, 12, 3072, 64)
     both = {HIDDEN: 0.3, HEADS: 0.3}
-    assert widths_by_ratio(gpt2, both, True) == Widths({HIDDEN: 512, HEADS: 8, KV_HEADS: 8, MLP: 3072, HEAD_DIM: 64})
-    assert widths_by_ratio(gpt2, both, True, round_to=128) == Widths(
-        {HIDDEN: 512, HEADS: 8, KV_HEADS: 8, MLP: 3072, HEAD_DIM: 64}
-    )
+    assert widths_by_ratio(gpt2, both, True) == widths(512, 8, 8, 3072, 64)
+    assert widths_by_ratio(gpt2, both, True, round_to=128) == widths(512, 8, 8, 3072, 64)
 
 
 def test_rounding():
-    before = Widths({HIDDEN: 4096, HEADS: 32, KV_HEADS: 32, MLP: 11008, HEAD_DIM: 128})
+    before = widths(4096, 32, 32, 11008, 128)
     after = widths_by_ratio(before, {HIDDEN: 0.3, MLP: 0.3}, False, round_to=128)
     assert (after[HIDDEN], after[MLP]) == (2816, 7680)  # nearest to 2867 and 7705
-    assert (
-        widths_by_ratio(Widths({HIDDEN: 100, HEADS: 4, KV_HEADS: 4, MLP: 100, HEAD_DIM: 8}), {MLP: 0.01}, False, 64)[
-            MLP
-        ]
-        == 64
-    )
+    assert widths_by_ratio(widths(100, 4, 4, 100, 8), {MLP: 0.01}, False, 64)[MLP] == 64
     with pytest.raises(PlanError, match="intermediate_size=150 rounds to no multiple of 512 up to 300"):
-        widths_by_ratio(Widths({HIDDEN: 300, HEADS: 4, KV_HEADS: 4, MLP: 300, HEAD_DIM: 8}), {MLP: 0.5}, False, 512)
+        widths_by_ratio(widths(300, 4, 4, 300, 8), {MLP: 0.5}, False, 512)
     nothing = {HIDDEN: 0.0, HEADS: 0.0, MLP: 0.0}
     assert widths_by_ratio(LLAMA_6M, nothing, False, 100) == LLAMA_6M, "ratio 0 is an exact copy"
 
@@ -153,20 +123,14 @@ def test_rounding():
 def test_ratio_of_one_step_when_rounding():
     ratio = ratio_of_one_step(LLAMA_6M, [MLP], 128)
     assert widths_by_ratio(LLAMA_6M, {MLP: ratio}, False, 128)[MLP] < 704
-    below = widths_by_ratio(
-        Widths({HIDDEN: 256, HEADS: 8, KV_HEADS: 4, MLP: 640, HEAD_DIM: 32}), {MLP: 0.09}, False, 128
-    )
+    below = widths_by_ratio(widths(256, 8, 4, 640, 32), {MLP: 0.09}, False, 128)
     assert below[MLP] == 640
-    assert ratio_of_one_step(
-        Widths({HIDDEN: 256, HEADS: 8, KV_HEADS: 4, MLP: 640, HEAD_DIM: 32}), [MLP], 128
-    ) == pytest.approx(65 / 640, abs=1e-6)
+    assert ratio_of_one_step(widths(256, 8, 4, 640, 32), [MLP], 128) == pytest.approx(65 / 640, abs=1e-6)
 
 
 def test_head_and_kv_ratio_of_a_multi_head_model_cannot_differ():
     with pytest.raises(PlanError, match="heads and kv_heads cannot differ"):
-        widths_by_ratio(
-            Widths({HIDDEN: 64, HEADS: 8, KV_HEADS: 8, MLP: 64, HEAD_DIM: 8}), {HEADS: 0.5, KV_HEADS: 0.25}, False
-        )
+        widths_by_ratio(widths(64, 8, 8, 64, 8), {HEADS: 0.5, KV_HEADS: 0.25}, False)
 
 
 def test_parse_prune():
@@ -200,18 +164,10 @@ def test_targets_by_standard_and_own_names():
 
 
 def test_widths_by_target():
-    assert widths_by_target(LLAMA_6M, {HIDDEN: 200}) == Widths(
-        {HIDDEN: 200, HEADS: 8, KV_HEADS: 4, MLP: 704, HEAD_DIM: 32}
-    )
-    assert widths_by_target(LLAMA_6M, {KV_HEADS: 2}) == Widths(
-        {HIDDEN: 256, HEADS: 4, KV_HEADS: 2, MLP: 704, HEAD_DIM: 32}
-    )
-    assert widths_by_target(LLAMA_6M, {KV_HEADS: 2, HEADS: 2}) == Widths(
-        {HIDDEN: 256, HEADS: 2, KV_HEADS: 2, MLP: 704, HEAD_DIM: 32}
-    )
-    assert widths_by_target(Widths({HIDDEN: 64, HEADS: 8, KV_HEADS: 8, MLP: 64, HEAD_DIM: 8}), {HEADS: 5}) == Widths(
-        {HIDDEN: 64, HEADS: 5, KV_HEADS: 5, MLP: 64, HEAD_DIM: 8}
-    )
+    assert widths_by_target(LLAMA_6M, {HIDDEN: 200}) == widths(200, 8, 4, 704, 32)
+    assert widths_by_target(LLAMA_6M, {KV_HEADS: 2}) == widths(256, 4, 2, 704, 32)
+    assert widths_by_target(LLAMA_6M, {KV_HEADS: 2, HEADS: 2}) == widths(256, 2, 2, 704, 32)
+    assert widths_by_target(widths(64, 8, 8, 64, 8), {HEADS: 5}) == widths(64, 5, 5, 64, 8)
     for target, message in [
         ({HIDDEN: 257}, "is more than the model has \\(256\\)"),
         ({HEADS: 6}, "nearest legal: 4 or 8"),
@@ -222,36 +178,32 @@ def test_widths_by_target():
             widths_by_target(LLAMA_6M, target)
 
 
-@pytest.mark.parametrize("kind", [HIDDEN, HEADS, KV_HEADS, MLP])
-def test_ratio_of_one_step_takes_exactly_one(kind):
-    after = widths_by_ratio(LLAMA_6M, {kind: ratio_of_one_step(LLAMA_6M, [kind])}, False)
-    lost = {HIDDEN: (1, 0, 0, 0), HEADS: (0, 4, 0, 0), KV_HEADS: (0, 2, 1, 0), MLP: (0, 0, 0, 1)}[kind]
+@pytest.mark.parametrize("one", [HIDDEN, HEADS, KV_HEADS, MLP])
+def test_ratio_of_one_step_takes_exactly_one(one):
+    after = widths_by_ratio(LLAMA_6M, {one: ratio_of_one_step(LLAMA_6M, [one])}, False)
+    lost = {HIDDEN: (1, 0, 0, 0), HEADS: (0, 4, 0, 0), KV_HEADS: (0, 2, 1, 0), MLP: (0, 0, 0, 1)}[one]
     assert tuple(LLAMA_6M[axis] - after[axis] for axis in (HIDDEN, HEADS, KV_HEADS, MLP)) == lost
 
 
 @pytest.mark.parametrize(
-    ("case", "widths", "message"),
+    ("case", "wanted", "message"),
     [
-        (
-            "gemma3_text",
-            Widths({HIDDEN: 47, HEADS: 4, KV_HEADS: 4, MLP: 80, HEAD_DIM: 12}),
-            "hidden_size=44,num_attention_heads=4.* or hidden_size=48",
-        ),
+        ("gemma3_text", widths(47, 4, 4, 80, 12), "hidden_size=44,num_attention_heads=4.* or hidden_size=48"),
         (
             "gpt2",
-            Widths({HIDDEN: 48, HEADS: 3, KV_HEADS: 3, MLP: 192, HEAD_DIM: 8}),
+            widths(48, 3, 3, 192, 8),
             "shrink together; nearest legal: hidden_size=24,num_attention_heads=3,num_key_value_heads=3$",
         ),
         (
             "gpt_neox",
-            Widths({HIDDEN: 30, HEADS: 6, KV_HEADS: 6, MLP: 80, HEAD_DIM: 8}),
+            widths(30, 6, 6, 80, 8),
             "shrink together; nearest legal: hidden_size=24,.*=3 or hidden_size=32,.*=4,.*=4$",
         ),
     ],
 )
-def test_shape_that_no_class_holds_names_the_nearest(case, widths, message):
+def test_shape_that_no_class_holds_names_the_nearest(case, wanted, message):
     with pytest.raises(PlanError, match=message):
-        resize(tiny.config(case), widths)
+        resize(tiny.config(case), wanted)
 
 
 def test_nearest_legal_shapes_are_legal():
@@ -259,12 +211,10 @@ def test_nearest_legal_shapes_are_legal():
 
     config = tiny.config("gemma3_text")
     with pytest.raises(PlanError) as error:
-        resize(config, Widths({HIDDEN: 31, HEADS: 4, KV_HEADS: 4, MLP: 80, HEAD_DIM: 12}))
+        resize(config, widths(31, 4, 4, 80, 12))
     found = re.findall(r"hidden_size=(\d+),num_attention_heads=(\d+),num_key_value_heads=(\d+)", str(error.value))
     for hidden, heads, kv_heads in found[1:]:
-        assert resize(
-            config, Widths({HIDDEN: int(hidden), HEADS: int(heads), KV_HEADS: int(kv_heads), MLP: 80, HEAD_DIM: 12})
-        ).hidden_size == int(hidden)
+        assert resize(config, widths(int(hidden), int(heads), int(kv_heads), 80, 12)).hidden_size == int(hidden)
     assert len(found) == 3
 
 
@@ -273,7 +223,7 @@ def test_longrope_allows_only_widths_that_keep_its_table():
     factors = [1.0, 2.0, 3.0]
     rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": factors, "long_factor": factors}
     config = tiny.config("phi3", rope_parameters=rope, original_max_position_embeddings=32)
-    assert resize(config, Widths({HIDDEN: 24, HEADS: 4, KV_HEADS: 4, MLP: 80, HEAD_DIM: 6})).hidden_size == 24
+    assert resize(config, widths(24, 4, 4, 80, 6)).hidden_size == 24
     nearest = "nearest legal: hidden_size=24,num_attention_heads=4"
     with pytest.raises(PlanError, match=f"no stock phi3 class holds hidden_size=24,num_attention_heads=8.*{nearest}"):
-        resize(config, Widths({HIDDEN: 24, HEADS: 8, KV_HEADS: 4, MLP: 80, HEAD_DIM: 6}))
+        resize(config, widths(24, 8, 4, 80, 6))

@@ -30,6 +30,9 @@ test-gpu: .venv/.installed
 lint: .venv/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+	$(BIN)/codespell
 
 # The documentation, into build/site. A broken link or a public name without its page ends the build.
 docs: .venv/.installed

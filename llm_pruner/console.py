@@ -52,7 +52,7 @@ class _Steady:
 
 
 def steady() -> None:
-    """Makes the standard streams ones that cannot fail. A program calls it first of all; repeatable."""
+    """Make the standard streams ones that cannot fail. A program calls it first of all; repeatable."""
     for number in range(3):  # or the next file that is opened would get the number, and what libraries print
         try:
             os.fstat(number)
@@ -67,18 +67,18 @@ def steady() -> None:
 
 
 def is_main() -> bool:
-    """Whether this is the first of the processes that a launcher started, or the only one."""
+    """Return whether this is the first of the processes that a launcher started, or the only one."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def say(text: str) -> None:
-    """Prints a line, by the first process only."""
+    """Print a line, by the first process only."""
     if is_main():
         print(redact(text), flush=True)
 
 
 def quiet() -> None:
-    """One voice: ours, not that of transformers."""
+    """Silence transformers, so that there is one voice, ours."""
     from transformers.utils import logging as theirs
 
     theirs.set_verbosity_error()
@@ -87,7 +87,7 @@ def quiet() -> None:
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Lines of cells, the first column to the left, the others to the right."""
+    """Return lines of cells, the first column to the left, the others to the right."""
     sizes = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join(
         "  ".join([row[0].ljust(sizes[0]), *(cell.rjust(size) for cell, size in zip(row[1:], sizes[1:]))]).rstrip()

@@ -1,6 +1,7 @@
 """What can go wrong, by exit code. Every message is one line: the value, the legal range, what to do."""
 
 import contextlib
+import difflib
 import errno
 import re
 
@@ -36,39 +37,37 @@ class VerificationError(PrunerError):
 
 
 def did_you_mean(word: str, known) -> str:
-    """A suggestion to append to a message, or the whole list when nothing is close."""
-    import difflib
-
+    """Return a suggestion to append to a message, or the whole list when nothing is close."""
     known = sorted(known)
     close = difflib.get_close_matches(str(word)[:LONG], known, n=1, cutoff=0.5)
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
 
 
 def shown(value) -> str:
-    """A value as a message quotes it: its repr, without the middle where that is long."""
+    """Return a value as a message quotes it: its repr, without the middle where that is long."""
     text = repr(value[: 2 * LONG] if isinstance(value, str | list | tuple) else value)
     return text if len(text) <= LONG else f"{text[: LONG // 2]}…{text[-LONG // 4 :]}"
 
 
 def shortened(text: str) -> str:
-    """A message without its middle where it is very long: whatever a file holds may have got into it."""
+    """Return a message without its middle where it is very long: whatever a file holds may have got into it."""
     return text if len(text) <= LINE else f"{text[: LINE // 2]} … {text[-LINE // 2 :]}"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch (either allocator) or Python ran out of memory."""
+    """Return whether torch (either allocator) or Python ran out of memory."""
     text = str(error).lower()
     return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
 
 
 def is_out_of_disk(error: BaseException) -> bool:
-    """Whether a disk, or a quota, is full; the libraries that write tensors say so in words of their own."""
+    """Return whether a disk, or a quota, is full; the libraries that write tensors say so in words of their own."""
     full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
     return full or any(words in str(error).lower() for words in ("no space left", "pytorchstreamwriter failed"))
 
 
 def redact(text: str) -> str:
-    """`text` without access tokens: Hugging Face's (`hf_…`) and credentials inside URLs."""
+    """Return `text` without access tokens: Hugging Face's (`hf_…`) and credentials inside URLs."""
     text = re.sub(r"hf_[A-Za-z0-9]{8,}", "hf_***", text)
     return re.sub(r"(https?://)[^/\s@]+@", r"\1***@", text)
 
@@ -78,8 +77,12 @@ SMALLER = "use a smaller `nsamples` or `calibration_seq_len`, `dtype=bfloat16`, 
 
 @contextlib.contextmanager
 def computing(what: str, smaller: str = SMALLER):
-    """While this lasts, no memory left and equations without a solution are RunErrors about `what`, with what helps;
-    smaller: against the first."""
+    """Turn a lack of memory, and equations without a solution, into RunErrors, as long as the context lasts.
+
+    Args:
+        what: What is computed, for the message.
+        smaller: What helps against a lack of memory.
+    """
     try:
         yield
     except (RuntimeError, MemoryError) as error:

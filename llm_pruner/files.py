@@ -26,7 +26,7 @@ BLOCK, BLOCKS = 65_536, 512  # so many blocks of so many bytes, spread over a fi
 
 
 def sync(path: Path) -> None:
-    """Waits until a file's content, or a folder's list of entries, is on the disk.
+    """Wait until a file's content, or a folder's list of entries, is on the disk.
 
     Raises:
         OSError: The disk does not take it. A file system without this for folders is no error.
@@ -42,13 +42,13 @@ def sync(path: Path) -> None:
 
 
 def sync_all(folder: Path) -> None:
-    """`sync` of all that is in the folder, and of itself."""
+    """Call `sync` for all that is in the folder, and for itself."""
     for path in (*folder.rglob("*"), folder):
         sync(path)
 
 
 def write_whole(path: Path, write: Callable[[Path], None]) -> None:
-    """Calls `write` with a temporary path beside `path`, and renames what it wrote: `path` is old or new, never half.
+    """Call `write` with a temporary path beside `path`, and rename what it wrote: `path` is old or new, never half.
 
     Raises:
         OSError: The file cannot be written; what was at `path` is still there.
@@ -90,13 +90,16 @@ def _renameat2(one: Path, other: Path, how: int) -> bool:
 
 
 def partial_of(path: Path) -> Path:
-    """Where a file is written before it is renamed to `path`: hidden, of this process, and of a legal length."""
+    """Return where a file is written before it is renamed to `path`: hidden, of this process, and of a legal length."""
     digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:12]
     return spelled(path.parent) / f".{digest}.{os.getpid()}.partial"
 
 
 def spelled(path: Path) -> Path:
-    """`path`, by a link where its name is not UTF-8: the libraries that read and write tensors open no such name."""
+    """Return `path`, by a link where its name is not UTF-8.
+
+    The libraries that read and write tensors open no such name.
+    """
     try:
         str(path).encode("utf-8")
         return path
@@ -109,17 +112,21 @@ def spelled(path: Path) -> Path:
 
 
 def write_text(path: Path, text: str) -> None:
-    """`write_whole` of UTF-8 text; what UTF-8 does not have (names of files may) becomes `?`."""
-    write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8", errors="replace"))
+    """Write UTF-8 text as `write_whole`; what UTF-8 does not have (names of files may) becomes `?`."""
+
+    def write(partial: Path) -> None:
+        partial.write_text(text, encoding="utf-8", errors="replace")
+
+    write_whole(path, write)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """`write_whole` of JSON, indented."""
+    """Write JSON as `write_whole`, indented."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def check_regular(path: Path, what: str, error: type[PrunerError] = UsageError) -> None:
-    """Raises `error` unless `path` is a regular file: a pipe would be waited for, and a device never ends."""
+    """Raise `error` unless `path` is a regular file: a pipe would be waited for, and a device never ends."""
     try:
         mode = os.stat(path).st_mode
     except (OSError, ValueError) as reason:
@@ -129,7 +136,7 @@ def check_regular(path: Path, what: str, error: type[PrunerError] = UsageError) 
 
 
 def read_text(path: Path, what: str, most: int = SMALL, error: type[PrunerError] = UsageError) -> str:
-    """The text of a file of settings, UTF-8 with or without a byte order mark.
+    """Return the text of a file of settings, UTF-8 with or without a byte order mark.
 
     Args:
         path: The file.
@@ -155,7 +162,7 @@ def read_text(path: Path, what: str, most: int = SMALL, error: type[PrunerError]
 def read_json(
     path: Path, what: str, most: int = SMALL, error: type[PrunerError] = UsageError, unique: bool = False
 ) -> Any:
-    """The value in a JSON file, as `read_text` reads it; `unique`: no mapping may have a field twice.
+    """Return the value in a JSON file, as `read_text` reads it; `unique`: no mapping may have a field twice.
 
     Raises:
         PrunerError: `error`, with the line, for what is no JSON or is nested deeper than DEPTH.
@@ -177,8 +184,10 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) < len(pairs):
         seen: set[str] = set()
-        twice = next(name for name, _ in pairs if name in seen or seen.add(name))
-        raise ValueError(f"{shown(twice)} is there twice")
+        for name, _ in pairs:
+            if name in seen:
+                raise ValueError(f"{shown(name)} is there twice")
+            seen.add(name)
     return fields
 
 
@@ -197,7 +206,7 @@ def _inside(value: list | dict) -> list:
 
 
 def fingerprint(path: Path) -> str:
-    """A digest of a file's size and of blocks of it: of all of it, up to 32 MiB."""
+    """Return a digest of a file's size and of blocks of it: of all of it, up to 32 MiB."""
     size = path.stat().st_size
     digest = hashlib.sha256(str(size).encode())
     with open(path, "rb") as file:
@@ -208,7 +217,7 @@ def fingerprint(path: Path) -> str:
 
 
 def read_state(path: Path, schema: Mapping[str, Rule], version: int = 1) -> dict[str, Any]:
-    """What an unfinished run left in `path`; {} where there is nothing that can be used.
+    """Return what an unfinished run left in `path`; {} where there is nothing that can be used.
 
     A file that is damaged, or of another version, is set aside as `<name>.damaged`, and a warning says so.
     """
@@ -226,7 +235,7 @@ def read_state(path: Path, schema: Mapping[str, Rule], version: int = 1) -> dict
 
 
 def set_aside(path: Path) -> Path:
-    """Renames what is damaged to `<name>.damaged`, or `<name>.damaged-2` …, and returns that path."""
+    """Rename what is damaged to `<name>.damaged`, or `<name>.damaged-2` …, and return that path."""
     aside, number = path.with_name(f"{path.name}.damaged"), 1
     while os.path.lexists(aside):
         number += 1
@@ -236,13 +245,20 @@ def set_aside(path: Path) -> Path:
 
 
 def write_state(path: Path, state: Mapping[str, Any], version: int = 1) -> None:
-    """Keeps the state of an unfinished run, whole or not at all, for `read_state`."""
+    """Keep the state of an unfinished run, whole or not at all, for `read_state`."""
     write_json(path, {"version": version, **state})
 
 
 def checkpoint_digest(source: str, folder: str | Path) -> str:
-    """What tells a checkpoint from others: a hub id with its commit, which is the name of the `folder` it is in; of
-    a local folder its config, and of each weight file size and blocks of it: all, up to 32 MiB."""
+    """Return what tells a checkpoint from others.
+
+    It is of a hub id the id with its commit, which is the name of its folder; of a local folder the digest of its
+    config and, for each weight file, of its size and blocks of it: of all, up to 32 MiB.
+
+    Args:
+        source: A hub id or a local folder.
+        folder: The local folder with the files.
+    """
     if not os.path.isdir(source):
         return f"{source}@{Path(folder).name}"
     digest = hashlib.sha256()
@@ -260,7 +276,7 @@ def checkpoint_digest(source: str, folder: str | Path) -> str:
 
 
 def text_digest(name: str) -> str:
-    """A data set's name as it is; a file's content, shortened."""
+    """Return a data set's name as it is; a file's content, shortened."""
     path = Path(name).expanduser()
     if not path.is_file():
         return name

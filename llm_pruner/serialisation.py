@@ -54,7 +54,7 @@ def read(kind: type[T], value: Any, where: str) -> T:
     Raises:
         UsageError: A field is missing, or its value is illegal.
     """
-    rules, required = schema(kind)
+    rules, required = schema(kind)  # type: ignore[arg-type]  # of T; a class is hashable
     check(value, rules, where, required)
     return _built(kind, value)
 

@@ -15,13 +15,13 @@ Rule = Callable[[Any], str | None]
 
 
 def whole(low: int = 0, high: int | None = None) -> Rule:
-    """A whole number in [low, high]."""
+    """Return the rule for a whole number in [low, high]."""
     legal = f"a whole number of at least {low}" if high is None else f"a whole number from {low} to {high:,}"
     return lambda value: None if type(value) is int and value >= low and (high is None or value <= high) else legal
 
 
 def number(low: float = -math.inf, high: float = math.inf, above: bool = False) -> Rule:
-    """A finite number in [low, high], or in (low, high] with `above`."""
+    """Return the rule for a finite number in [low, high], or in (low, high] with `above`."""
     words = [f"{'above' if above else 'of at least'} {low:g}"] * (low > -math.inf) + [f"at most {high:g}"] * (
         high < math.inf
     )
@@ -36,18 +36,23 @@ def number(low: float = -math.inf, high: float = math.inf, above: bool = False) 
 
 
 def text(value: Any) -> str | None:
+    """Accept text."""
     return None if isinstance(value, str) else "text"
 
 
 def truth(value: Any) -> str | None:
+    """Accept true or false."""
     return None if isinstance(value, bool) else "true or false"
 
 
 def mapping(value: Any) -> str | None:
+    """Accept a mapping."""
     return None if isinstance(value, dict) else "a mapping"
 
 
 def one_of(known: Sequence[str]) -> Rule:
+    """Return the rule for one of some names."""
+
     def rule(value: Any) -> str | None:
         if isinstance(value, str) and value in known:
             return None
@@ -57,6 +62,8 @@ def one_of(known: Sequence[str]) -> Rule:
 
 
 def list_of(rule: Rule) -> Rule:
+    """Return the rule for a list, each value as `rule` says."""
+
     def check(value: Any) -> str | None:
         if not isinstance(value, list):
             return "a list"
@@ -67,7 +74,7 @@ def list_of(rule: Rule) -> Rule:
 
 
 def each(rule: Rule) -> Rule:
-    """A mapping whose every value is as the rule says."""
+    """Return the rule for a mapping whose every value is as `rule` says."""
 
     def check(value: Any) -> str | None:
         if not isinstance(value, dict):
@@ -79,12 +86,18 @@ def each(rule: Rule) -> Rule:
 
 
 def filled(rule: Rule) -> Rule:
-    """A list of at least one value, each as the rule says."""
+    """Return the rule for a list of at least one value, each as `rule` says."""
     return lambda value: "a list of at least one value" if value == [] else list_of(rule)(value)
 
 
 def fields(schema: Mapping[str, Rule], required: Sequence[str] = (), others: bool = True) -> Rule:
-    """A mapping whose fields are as their rules say; `others`: it may have more than those."""
+    """Return the rule for a mapping of fields.
+
+    Args:
+        schema: {field: its rule}.
+        required: Fields that must be there.
+        others: Whether there may be fields without a rule.
+    """
 
     def rule(value: Any) -> str | None:
         if not isinstance(value, dict):
@@ -100,11 +113,13 @@ def fields(schema: Mapping[str, Rule], required: Sequence[str] = (), others: boo
 
 
 def maybe(rule: Rule) -> Rule:
-    """null, or what the rule says."""
+    """Return the rule for null, or what `rule` accepts."""
     return lambda value: None if value is None else (legal := rule(value)) and f"{legal}, or null"
 
 
 def either(*rules: Rule) -> Rule:
+    """Return the rule for a value that one of several rules accepts."""
+
     def rule(value: Any) -> str | None:
         found = [one(value) for one in rules]
         return None if None in found else " or ".join(filter(None, found))
@@ -116,7 +131,7 @@ def check(
     values: Any, schema: Mapping[str, Rule], where: str, required: Sequence[str] = (),
     error: type[PrunerError] = UsageError,
 ) -> None:  # fmt: skip
-    """Checks the fields that are there by their rules; fields without a rule are as they are.
+    """Check the fields that are there by their rules; fields without a rule are as they are.
 
     Args:
         values: What the file holds.

@@ -1,0 +1,1 @@
+"""Calibration: from text to windows, one walk through the layers, statistics of weights, activations and gradients."""

@@ -24,19 +24,28 @@ Changed = Callable[[int, "dict[str, Inputs]"], contextlib.AbstractContextManager
 class Inputs:
     """Running statistics of the input X [tokens, n] of one projection, per column: float32 [n] tensors.
 
-    mean, variance (of the population) and norm (‖X_j‖₂) are over all tokens; absolute is the mean over prompts of
-    each prompt's mean |X_j|. contribution, per head [heads], is the mean over prompts of each prompt's mean
-    ‖X_h W_hᵀ‖₁: the L1 norm of what the head adds to the residual stream.
+    mean, variance (of the population) and norm (‖X_j‖₂) are over all tokens; absolute is the mean over prompts of each
+    prompt's mean |X_j|. contribution, per head [heads], is the mean over prompts of each prompt's mean ‖X_h W_hᵀ‖₁: the
+    L1 norm of what the head adds to the residual stream. A statistic that is not among the needs is a KeyError.
+
+    Args:
+        needs: Which statistics: of MOMENTS, ABSOLUTE and CONTRIBUTION.
+        weight: [hidden_size, n], for the contribution.
+        heads: How many heads there are, for the contribution.
     """
 
     def __init__(self, needs: Collection[str], weight: torch.Tensor | None = None, heads: int = 0) -> None:
         """weight: [hidden_size, n], and heads, where the contribution is needed."""
         self.needs, self.weight, self.heads = needs, weight, heads
         self.tokens = self.prompts = 0
-        self._mean = self._squares = self._absolute = self._contribution = 0.0
+        self._sums: dict[str, torch.Tensor] = {}  # those that are needed
 
     def add(self, x: torch.Tensor) -> None:
-        """x: [prompts, tokens, n], one prompt per row."""
+        """Add the input of some prompts.
+
+        Args:
+            x: Float tensor [prompts, tokens, n], one prompt per row.
+        """
         prompts, length, columns = x.shape
         count, x = prompts * length, x.detach().float()
         if MOMENTS in self.needs:
@@ -45,45 +54,52 @@ class Inputs:
             mean = rows.mean(0)
             squares = (rows - mean).square_().sum(0)
             mean, total = _wide(mean), self.tokens + count
-            delta = mean - self._mean
-            self._squares = self._squares + _wide(squares) + delta.square() * (self.tokens * count / total)
-            self._mean = self._mean + delta * (count / total)
+            before = self._sums.get("mean", 0.0)
+            delta = mean - before
+            between = delta.square() * (self.tokens * count / total)
+            self._sums["squares"] = self._sums.get("squares", 0.0) + _wide(squares) + between
+            self._sums["mean"] = before + delta * (count / total)
         if ABSOLUTE in self.needs:
-            self._absolute = self._absolute + _wide(x.abs().mean(1).sum(0))
+            self._sums[ABSOLUTE] = self._sums.get(ABSOLUTE, 0.0) + _wide(x.abs().mean(1).sum(0))
         if CONTRIBUTION in self.needs:
+            assert self.weight is not None, "the contribution is made of inputs and weights"
             width = columns // self.heads
             norms = [
                 (x[..., h * width : (h + 1) * width] @ self.weight[:, h * width : (h + 1) * width].float().T)
                 .abs_().sum(2).mean(1).sum()
                 for h in range(self.heads)
             ]  # fmt: skip
-            self._contribution = self._contribution + _wide(torch.stack(norms))
+            self._sums[CONTRIBUTION] = self._sums.get(CONTRIBUTION, 0.0) + _wide(torch.stack(norms))
         self.tokens, self.prompts = self.tokens + count, self.prompts + prompts
 
     @property
     def mean(self) -> torch.Tensor:
-        return self._mean.float()
+        """The mean of each column."""
+        return self._sums["mean"].float()
 
     @property
     def variance(self) -> torch.Tensor:
-        return (self._squares / self.tokens).float()
+        """The variance of each column."""
+        return (self._sums["squares"] / self.tokens).float()
 
     @property
     def norm(self) -> torch.Tensor:
-        return (self._squares + self._mean.square() * self.tokens).sqrt().float()
+        """The L2 norm of each column."""
+        return (self._sums["squares"] + self._sums["mean"].square() * self.tokens).sqrt().float()
 
     @property
     def absolute(self) -> torch.Tensor:
-        return (self._absolute / self.prompts).float()
+        """The mean absolute value of each column."""
+        return (self._sums[ABSOLUTE] / self.prompts).float()
 
     @property
     def contribution(self) -> torch.Tensor:
-        return (self._contribution / self.prompts).float()
+        """The mean L1 norm of what each head adds to the residual stream."""
+        return (self._sums[CONTRIBUTION] / self.prompts).float()
 
     def finite(self) -> bool:
-        """Whether every sum is finite."""
-        sums = (self._squares, self._mean, self._absolute, self._contribution)
-        return all(torch.isfinite(torch.as_tensor(value)).all() for value in sums)
+        """Return whether every sum is finite."""
+        return all(torch.isfinite(value).all() for value in self._sums.values())
 
 
 def _wide(sums: torch.Tensor) -> torch.Tensor:
@@ -92,9 +108,14 @@ def _wide(sums: torch.Tensor) -> torch.Tensor:
 
 
 def batches_of(prompts: Sequence[torch.Tensor], tokens: int) -> list[torch.Tensor]:
-    """Neighbours of one length stacked: LongTensors [prompts, length] of at most `tokens` tokens, or one prompt.
+    """Stack neighbouring prompts of one length.
 
-    prompts: LongTensors [length].
+    Args:
+        prompts: LongTensors [length].
+        tokens: How many tokens a batch has at most; a longer prompt is a batch of its own.
+
+    Returns:
+        LongTensors [prompts, length].
     """
     batches: list[list[torch.Tensor]] = []
     for prompt in prompts:
@@ -107,7 +128,19 @@ def batches_of(prompts: Sequence[torch.Tensor], tokens: int) -> list[torch.Tenso
 
 
 def with_batches(model, prompts: Sequence[torch.Tensor], function: Callable):
-    """`function(batches)`, again with smaller ones as long as memory runs out. RunError when one prompt is too much."""
+    """Call a function with batches, again with smaller ones as long as memory runs out.
+
+    Args:
+        model: The model; its device says how large batches are at first.
+        prompts: LongTensors [length].
+        function: Takes the batches.
+
+    Returns:
+        What the function returns.
+
+    Raises:
+        RunError: Memory does not hold a single prompt.
+    """
     tokens = TOKENS.get(model.device.type, TOKENS["cpu"])
     while True:
         try:
@@ -134,16 +167,26 @@ def collect(
     needs: Collection[str],
     changed: Changed | None = None,
 ) -> dict[str, Inputs]:
-    """{name of the weight of each layer's o_proj and down_proj: statistics of what it reads}.
+    """Collect statistics of the inputs of every layer's o_proj and down_proj.
 
-    batches: LongTensors [prompts, length]. needs: of importance.ACTIVATIONS. changed: called with a layer's
-    number and statistics when it is measured; while what it returns lasts, the layer is changed, and the layers
-    behind are measured on what it then gives. RunError, naming layer and projection, for what is not finite.
+    Args:
+        model: A causal language model in evaluation mode.
+        batches: LongTensors [prompts, length].
+        groups: The model's groups.
+        needs: Which statistics, of ACTIVATIONS.
+        changed: Called with a layer's number and statistics when it is measured; while the context that it returns
+            lasts, the layer is changed, and the layers behind are measured on the changed layer's output.
+
+    Returns:
+        {weight of an output projection: statistics of its input}.
+
+    Raises:
+        RunError: An input is not finite; the message names layer and projection.
     """
     layers: dict[int, list[Group]] = {}
     for group in groups:
         if group.axis in (HEADS, MLP):
-            layers.setdefault(group.layer, []).append(group)
+            layers.setdefault(group.own_layer, []).append(group)
     found: dict[str, Inputs] = {}
     for layer in walk(model, batches):
         measured: dict[str, Inputs] = {}

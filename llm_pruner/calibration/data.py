@@ -16,6 +16,7 @@ from llm_pruner.calibration.records import (
 from llm_pruner.errors import RunError, UsageError, did_you_mean, is_out_of_memory, redact
 from llm_pruner.files import check_regular, fingerprint
 from llm_pruner.model.checkpoint_files import POINTER
+from llm_pruner.model.demo.text import held_out, training
 
 if TYPE_CHECKING:
     import torch
@@ -38,28 +39,40 @@ OTHERS = {  # how files begin that are no UTF-8
 
 @dataclass(frozen=True)
 class Prose:
-    """Running text: in memory or, as long as it is only looked at in places, in a large file. where: its name, for
-    error messages."""
+    """Running text: in memory or, as long as only places of it are looked at, in a large file.
+
+    Attributes:
+        where: Its name, for messages.
+        text: The text, where it is in memory.
+        path: The file, where it is not.
+    """
 
     where: str
     text: str | None = None
     path: Path | None = None
 
     @property
+    def _file(self) -> Path:
+        assert self.path is not None, "prose that is not in memory is in a file"
+        return self.path
+
+    @property
     def is_large(self) -> bool:
+        """Whether only pieces of it are tokenised."""
         return self.text is None or len(self.text) > LARGE
 
     def __len__(self) -> int:
         """Characters, or bytes in a file."""
-        return self.path.stat().st_size if self.text is None else len(self.text)
+        return self._file.stat().st_size if self.text is None else len(self.text)
 
     def whole(self) -> str:
-        return _decoded(_content(self.path, self.where), self.where) if self.text is None else self.text
+        """Return all of the text."""
+        return _decoded(_content(self._file, self.where), self.where) if self.text is None else self.text
 
     def piece(self, start: int, size: int) -> str:
-        """What is there from `start` on, without the characters, or the word, that are cut at its ends."""
+        """Return what is there from `start` on, without the characters, or the word, that are cut at its ends."""
         if self.text is None:
-            with open(self.path, "rb") as file:
+            with open(self._file, "rb") as file:
                 file.seek(start)
                 content = file.read(size)
             place = next((i for i, byte in enumerate(content[:4]) if byte & 0xC0 != 0x80), 0)
@@ -71,7 +84,13 @@ class Prose:
 
 
 def check_name(name: str, known: tuple[str, ...] = DATASETS, what: str = "evaluation") -> None:
-    """UsageError when `name` is neither a data set nor a regular file."""
+    """Raise a UsageError when `name` is neither a data set nor a regular file.
+
+    Args:
+        name: A data set or a file.
+        known: The data sets.
+        what: What the text is for, for the message.
+    """
     if name in known:
         return
     path = _path(name)
@@ -81,13 +100,20 @@ def check_name(name: str, known: tuple[str, ...] = DATASETS, what: str = "evalua
 
 
 def load_text(name: str, tokenizer=None) -> str:
-    """The evaluation text called `name`: a data set's test split, a text file as it is, or what records stand for.
+    """Return the evaluation text of a name.
 
-    UsageError for a name or a file that is nothing, RunError when the data set cannot be had.
+    Args:
+        name: A data set, whose test split is read, or a file of text or records.
+        tokenizer: Its chat template spells the records of a chat.
+
+    Returns:
+        The text.
+
+    Raises:
+        UsageError: There is no such data set or file.
+        RunError: The hub does not give the data set.
     """
     if name == "demo":
-        from llm_pruner.model.demo.text import held_out
-
         return held_out()
     if name == "wikitext2":
         return "\n\n".join(_dataset("eval_data", "Salesforce/wikitext", "wikitext-2-raw-v1", split="test")["text"])
@@ -97,12 +123,23 @@ def load_text(name: str, tokenizer=None) -> str:
 
 
 def texts(name: str, what: str = "calibration") -> Prose | Records:
-    """What to learn from called `name`, other than c4: wikitext2's train split joined with " ", the demo's text,
-    Alpaca, or a file. Errors as `load_text`."""
+    """Return the text to learn from of a name other than c4.
+
+    wikitext2 is its train split joined with " ".
+
+    Args:
+        name: A data set or a file.
+        what: What the text is for, for messages.
+
+    Returns:
+        Running text, or records.
+
+    Raises:
+        UsageError: There is no such data set or file.
+        RunError: The hub does not give the data set.
+    """
     where = f"{what} data {name}"
     if name == "demo":
-        from llm_pruner.model.demo.text import training
-
         return Prose(where, training())
     if name == "wikitext2":
         found = _dataset(_option(what), "Salesforce/wikitext", "wikitext-2-raw-v1", split="train")["text"]
@@ -116,12 +153,26 @@ def texts(name: str, what: str = "calibration") -> Prose | Records:
 def calibration_prompts(
     name: str, nsamples: int, seq_len: int, seed: int, tokenizer, vocab_size: int | None = None
 ) -> "list[torch.Tensor]":
-    """`nsamples` LongTensors [at most seq_len], the same for the same seed.
+    """Draw calibration prompts; the same for the same seed.
 
-    Windows of seq_len tokens at random offsets, which may overlap, of running text: a text file, records joined by
-    blank lines, or wikitext2's train split joined with " "; one random window of each of so many random c4 documents
-    that are long enough; or so many random Alpaca prompts without their answers, cut off at seq_len. UsageError for
-    less than one window, RunError when a data set cannot be had.
+    Of running text (a text file, records joined by blank lines, or wikitext2's train split joined with " ") they are
+    windows at random offsets, which may overlap; of c4 one random window of each of so many random documents that are
+    long enough; of Alpaca random prompts without their answers, cut off at seq_len.
+
+    Args:
+        name: A data set or a file.
+        nsamples: Number of prompts.
+        seq_len: Tokens of each, at most.
+        seed: Of the draw.
+        tokenizer: The model's.
+        vocab_size: How many tokens the model knows; None where that does not matter.
+
+    Returns:
+        LongTensors [length].
+
+    Raises:
+        UsageError: The text is shorter than one window, or has tokens that the model does not know.
+        RunError: The hub does not give the data set.
     """
     import torch
 
@@ -153,9 +204,9 @@ def _windows(prose: Prose, nsamples: int, seq_len: int, generator, tokenizer) ->
         text, where = unless_blank(prose.whole(), prose.where)
         ids = _ids(tokenizer, text)
         check_enough(len(ids), seq_len, where, "`calibration_seq_len`")
-        ids = torch.tensor(ids)
+        tokens = torch.tensor(ids)
         offsets = torch.randint(len(ids) - seq_len + 1, (nsamples,), generator=generator).tolist()
-        return [ids[offset : offset + seq_len] for offset in offsets]
+        return [tokens[offset : offset + seq_len] for offset in offsets]
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
@@ -182,12 +233,19 @@ def _window_at(place: int, prose: Prose, seq_len: int, tokenizer) -> list[int]:
 
 
 def unless_blank(text: str, where: str) -> tuple[str, str]:
-    """(the text, what to call it): blanks alone are no text."""
+    """Return (the text, what to call it): blanks alone are no text."""
     return ("", f"{where} holds nothing but blanks and") if text.isspace() else (text, where)
 
 
 def check_enough(found: int, needed: int, where: str, option: str) -> None:
-    """UsageError when a text has too few tokens."""
+    """Raise a UsageError when a text has too few tokens.
+
+    Args:
+        found: How many it has.
+        needed: How many are needed.
+        where: The text, for the message.
+        option: The option that says how many, for the message.
+    """
     if found < max(needed, 1):
         raise UsageError(
             f"{where} has {_tokens(found)}, one window needs {needed}; give a longer text or a smaller {option}"
@@ -199,6 +257,7 @@ def _tokens(number: int) -> str:
 
 
 def c4_documents(option: str = "calibration_data"):
+    """Return the documents of one shard of c4's train split."""
     return _dataset(option, "allenai/c4", data_files={"train": C4_SHARD}, split="train")["text"]
 
 
@@ -303,6 +362,12 @@ def _ids(tokenizer, text: str) -> list[int]:
 
 
 def check_vocabulary(highest: int, vocab_size: int) -> None:
+    """Raise a UsageError when a token is beyond the vocabulary of the model.
+
+    Args:
+        highest: The largest token id.
+        vocab_size: How many tokens the model knows.
+    """
     if highest >= vocab_size:
         raise UsageError(
             f"the tokenizer gives token {highest}, the model knows {vocab_size}; they do not belong together"
@@ -310,8 +375,20 @@ def check_vocabulary(highest: int, vocab_size: int) -> None:
 
 
 def evaluation_windows(name: str, tokenizer, config, max_seq_len: int) -> "torch.Tensor":
-    """Windows of the evaluation text called `name`, of max_seq_len tokens or as many as the model has positions for:
-    LongTensor [n, length]. Errors as `load_text` and `token_windows`."""
+    """Return the windows of an evaluation text.
+
+    Args:
+        name: A data set or a file.
+        tokenizer: The model's.
+        config: The model's, for its number of positions and its vocabulary.
+        max_seq_len: Tokens of a window, at most as many as the model has positions for.
+
+    Returns:
+        LongTensor [n, length].
+
+    Raises:
+        UsageError: As in `load_text` and `token_windows`; RunError likewise.
+    """
     config = config.get_text_config()
     length = min(max_seq_len, getattr(config, "max_position_embeddings", None) or max_seq_len)
     text = load_text(name, tokenizer)
@@ -319,7 +396,12 @@ def evaluation_windows(name: str, tokenizer, config, max_seq_len: int) -> "torch
 
 
 def described(name: str, windows: "torch.Tensor") -> dict:
-    """What a report says of the evaluation text: its name, its windows, and of a file the digest of its content."""
+    """Return what a report says of the evaluation text: name, windows, and of a file the digest of its content.
+
+    Args:
+        name: A data set or a file.
+        windows: LongTensor [n, length].
+    """
     told = {"data": redact(name), "max_seq_len": windows.shape[1], "windows": len(windows)}
     return told if name in DATASETS else told | {"digest": fingerprint(_path(name))}
 
@@ -327,10 +409,20 @@ def described(name: str, windows: "torch.Tensor") -> dict:
 def token_windows(
     text: str, tokenizer, length: int, vocab_size: int | None = None, where: str = "the evaluation text"
 ) -> "torch.Tensor":
-    """`text` tokenised once, cut into windows without overlap, the remainder dropped: LongTensor [n, length].
+    """Tokenise a text once and cut it into windows without overlap; the remainder is dropped.
 
-    UsageError, which calls the text `where`, when it is shorter than one window, or has tokens that the model does not
-    know.
+    Args:
+        text: The text.
+        tokenizer: The model's.
+        length: Tokens of a window.
+        vocab_size: How many tokens the model knows; None where that does not matter.
+        where: The text, for messages.
+
+    Returns:
+        LongTensor [n, length].
+
+    Raises:
+        UsageError: The text is shorter than one window, or has tokens that the model does not know.
     """
     import torch
 

@@ -21,9 +21,11 @@ from llm_pruner.calibration.weights import Weights
 
 @dataclass(frozen=True)
 class Products:
-    """Of one parameter, per axis: float32 [length of the axis] on the CPU.
+    """Weight times gradient of one parameter, summed for each of its axes: float32 [length of the axis] on the CPU.
 
-    absolute: Σ |w·g| over the other axes. signed: Σ w·g over the other axes.
+    Attributes:
+        absolute: Σ |w·g| over the other axes.
+        signed: Σ w·g over the other axes.
     """
 
     absolute: tuple[torch.Tensor, ...]
@@ -32,17 +34,24 @@ class Products:
 
 @torch.enable_grad()
 def weight_gradient_products(model, batches: Sequence[torch.Tensor]) -> dict[str, Products]:
-    """The products of every parameter w, by name as in `model.named_parameters()`, with g = ∂L/∂w.
+    """Measure weight times gradient of every parameter w, with g = ∂L/∂w.
 
-    model: in evaluation mode, on any devices. batches: LongTensors [prompts, tokens], at least two tokens.
-    L is the mean next-token cross-entropy over all their predicted tokens; g is summed over the batches, and over
-    both uses of a tied tensor, before |w·g| is taken. Parameters without a gradient have zeros. `requires_grad`
-    and `grad` are afterwards what they were.
+    L is the mean next-token cross-entropy over all predicted tokens; g is summed over the batches, and over both uses
+    of a tied tensor, before |w·g| is taken. Parameters without a gradient have zeros. `requires_grad` and `grad` are
+    afterwards what they were.
 
-    Memory beside the model's: the hidden states between the layers (tokens × hidden × layers, where the layers
-    are), then either the logits of one prompt or one layer's gradients (float32) and its activations for one batch.
+    Memory beside the model's: the hidden states between the layers (tokens × hidden × layers, where the layers are),
+    then either the logits of one prompt or one layer's gradients (float32) and its activations for one batch.
 
-    RunError, naming the parameter, for weights and gradients that are not finite; naming the layer, for its outputs.
+    Args:
+        model: In evaluation mode, on any devices.
+        batches: LongTensors [prompts, tokens], of at least two tokens.
+
+    Returns:
+        {parameter, as in `model.named_parameters()`: its products}.
+
+    Raises:
+        RunError: Weights, gradients or the output of a layer are not finite; the message names the first of them.
     """
     named = dict(model.named_parameters())
     Weights(named).check_all_finite()
@@ -68,18 +77,27 @@ def weight_gradient_products(model, batches: Sequence[torch.Tensor]) -> dict[str
 class Gradients:
     """Sums of gradients over the batches, in float32 (float64 for float64 parameters), until they are finished.
 
-    parameters: {name: parameter}. predicted: what L, of which the gradients are added as sums over tokens, is
-    divided by; divided first, float16 would lose the smallest.
+    Args:
+        parameters: {name: parameter}.
+        predicted: Number of predicted tokens. Gradients are added as sums over tokens and divided at the end: divided
+            first, float16 would lose the smallest.
     """
 
     def __init__(self, parameters: dict[str, nn.Parameter], predicted: int) -> None:
         self.parameters = parameters
         self.predicted = predicted
         self.products = {name: _zeros(parameter) for name, parameter in parameters.items()}
-        self._sums: dict[nn.Parameter, torch.Tensor] = {}
+        self._sums: dict[torch.Tensor, torch.Tensor] = {}
 
     def add(self, output, upstream, parameters: Iterable[nn.Parameter], hidden: Sequence[torch.Tensor] = ()):
-        """Adds the gradients of `output` (weighed by `upstream`); returns those of `hidden`."""
+        """Add the gradients of an output, and return those of hidden states.
+
+        Args:
+            output: What is differentiated.
+            upstream: The gradient that comes from behind, like `output`; None of a scalar.
+            parameters: Whose gradients are added.
+            hidden: Whose gradients are returned.
+        """
         inputs = [*hidden, *parameters]
         found = torch.autograd.grad(output, inputs, upstream, allow_unused=True)
         for parameter, gradient in zip(inputs[len(hidden) :], found[len(hidden) :], strict=True):
@@ -92,7 +110,7 @@ class Gradients:
         return found[: len(hidden)]
 
     def finish(self, names: Iterable[str]) -> None:
-        """Makes the products of those parameters that were given gradients, and forgets the gradients."""
+        """Make the products of parameters that were given gradients, and forget the gradients."""
         for name in names:
             parameter = self.parameters[name]
             if parameter not in self._sums:

@@ -6,8 +6,9 @@ no knowledge of families: the model itself says what its layers are called with.
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,32 +21,46 @@ from llm_pruner.model.layers import decoder_layers
 
 @dataclass
 class Layer:
-    """One decoder layer on the way: hooks on its modules see every batch that `run` pushes through it.
+    """One decoder layer on the walk: hooks on its modules see every batch that `run` pushes through it.
 
-    stream: the hidden states that enter, one tensor [prompts, tokens, hidden_size] for each batch.
-    arguments: what else the layer is called with, for each batch. offload: outputs wait in the host's memory.
+    Attributes:
+        index: Its number.
+        module: The layer itself.
+        stream: The hidden states that enter, one tensor [prompts, tokens, hidden_size] for each batch.
+        arguments: What else the layer is called with, for each batch.
+        outputs: What left it when it was last run, for each batch; empty before.
+        offload: Whether outputs wait in the host's memory.
     """
 
     index: int
-    module: nn.Module
+    module: Any  # of transformers
     stream: list[torch.Tensor]
     arguments: list[tuple[tuple, dict]]
-    outputs: list[torch.Tensor] | None = None
+    outputs: list[torch.Tensor] = field(default_factory=list)
     offload: bool = False
 
     @property
     def device(self) -> torch.device:
+        """Where the layer is."""
         return next(self.module.parameters()).device
 
     def call(self, batch: int, hidden: torch.Tensor) -> torch.Tensor:
-        """The layer's output for `hidden` in place of the hidden states of batch number `batch`."""
+        """Return the layer's output for other hidden states.
+
+        Args:
+            batch: Number of the batch whose other arguments are used.
+            hidden: [prompts, tokens, hidden_size].
+        """
         arguments, options = self.arguments[batch]
         return self.module(hidden.to(self.device) if self.offload else hidden, *arguments, **options)
 
     @torch.no_grad()
     def run(self) -> None:
-        """Pushes the stream through the layer as it is now; running it again replaces the outputs. RunError, naming the
-        layer, for outputs that are not finite."""
+        """Push the stream through the layer as it is now; running it again replaces the outputs.
+
+        Raises:
+            RunError: An output is not finite; the message names the layer.
+        """
         self.outputs = []
         for batch, hidden in enumerate(self.stream):
             output = self.call(batch, hidden)
@@ -58,7 +73,12 @@ class Layer:
 
 @torch.no_grad()
 def first_not_finite(model: nn.Module, run: Callable[[], object]) -> str | None:
-    """The name of the first module in `model` that gives NaN or Inf while `run` uses it."""
+    """Return the name of the first module whose output is not finite; None where there is none.
+
+    Args:
+        model: The model, or a part of it.
+        run: Uses it.
+    """
     found: list[str] = []
 
     def watching(name: str):
@@ -78,15 +98,25 @@ def first_not_finite(model: nn.Module, run: Callable[[], object]) -> str | None:
 
 
 def not_finite(what: str, dtype: torch.dtype) -> RunError:
-    """The error for `what` computed in `dtype`, with what helps."""
+    """Return the error for something that is not finite, with what helps.
+
+    Args:
+        what: What is not finite, and where.
+        dtype: What it was computed in.
+    """
     name = str(dtype).removeprefix("torch.")
     wider = {"float16": "try `dtype=bfloat16` or float32", "bfloat16": "try `dtype=float32`"}
     return RunError(f"{what}, computed in {name}; {wider.get(name, 'its weights or its config.json must be wrong')}")
 
 
 def cause_of_nan(model, prompts: torch.Tensor, what: str) -> RunError:
-    """The error for `what` when the model gives NaN or Inf for some of `prompts` [prompts, tokens]: it names the first
-    tensor or module that does."""
+    """Return the error for a model that gives NaN or Inf; it names the first tensor or module that does.
+
+    Args:
+        model: The model.
+        prompts: LongTensor [prompts, tokens], for some of which it does.
+        what: What is not finite, for the message.
+    """
     Weights(dict(model.named_parameters())).check_all_finite()
     for ids in prompts.split(1):
         read = partial(model, input_ids=ids.to(model.device), use_cache=False)
@@ -96,18 +126,32 @@ def cause_of_nan(model, prompts: torch.Tensor, what: str) -> RunError:
 
 
 def offloaded(hidden: torch.Tensor) -> torch.Tensor:
-    """In the host's memory what is on a GPU, page-locked so that it comes back quickly; anything else as it is."""
+    """Return hidden states that are on a GPU in the host's memory, page-locked so that they come back quickly.
+
+    Others are returned as they are.
+    """
     if hidden.device.type != "cuda":
         return hidden
     return torch.empty(hidden.shape, dtype=hidden.dtype, pin_memory=True).copy_(hidden)
 
 
 def walk(model, batches: Sequence[torch.Tensor], label: str = "calibrate", offload: bool = False) -> Iterator[Layer]:
-    """Yields the decoder layers in order. batches: LongTensors [prompts, tokens]. offload: the streams wait in the
-    host's memory, and a GPU holds one batch at a time.
+    """Yield the decoder layers in order.
 
-    Whoever walks may `run` a layer, look, change its weights and run it again: the layers behind see its last
-    outputs. One that was not run is run by the walk. RunError for what is not finite.
+    The consumer may `run` a layer, look, change its weights and run it again: the layers behind see its last outputs. A
+    layer that the consumer did not run is run by the walk.
+
+    Args:
+        model: In evaluation mode.
+        batches: LongTensors [prompts, tokens].
+        label: What the progress bar says.
+        offload: Whether the streams wait in the host's memory, so that a GPU holds one batch at a time.
+
+    Yields:
+        Each layer, before it was run.
+
+    Raises:
+        RunError: Hidden states are not finite.
     """
     from accelerate.utils import send_to_device
 
@@ -124,14 +168,19 @@ def walk(model, batches: Sequence[torch.Tensor], label: str = "calibrate", offlo
         if offload:
             layer.arguments = send_to_device(layer.arguments, layer.device)
         yield layer
-        if layer.outputs is None:
+        if not layer.outputs:
             layer.run()
         stream = layer.outputs
 
 
 @torch.no_grad()
 def enter(model, batch: torch.Tensor) -> tuple[torch.Tensor, list[tuple[tuple, dict]]]:
-    """(hidden states that enter the first layer, for each layer its other arguments) of `batch` [prompts, tokens]."""
+    """Return what enters the layers: the hidden states of the first, and for each layer its other arguments.
+
+    Args:
+        model: The model.
+        batch: LongTensor [prompts, tokens].
+    """
     first: list[torch.Tensor] = []
     arguments: list[tuple[tuple, dict]] = []
 
@@ -147,7 +196,12 @@ def enter(model, batch: torch.Tensor) -> tuple[torch.Tensor, list[tuple[tuple, d
 
 @contextlib.contextmanager
 def replaced_layers(model, forward):
-    """Every decoder layer computes `forward` instead of its own while this lasts."""
+    """Make every decoder layer compute something else, as long as the context lasts.
+
+    Args:
+        model: The model.
+        forward: What every layer computes.
+    """
     layers = decoder_layers(model)
     own = [layer.__dict__.get("forward") for layer in layers]  # accelerate sets one on the instance
     for layer in layers:

@@ -32,7 +32,12 @@ WITHOUT_INPUT = (
 
 
 class Part(NamedTuple):
-    """A piece of a record's text. learned: whether training predicts it."""
+    """A piece of a record's text.
+
+    Attributes:
+        text: The text.
+        learned: Whether training predicts it.
+    """
 
     text: str
     learned: bool
@@ -40,25 +45,30 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Records:
-    """Records of one kind. of: a text each, {field of Alpaca: text} each, or a list of messages each. where: the file,
-    for error messages."""
+    """Records of one kind.
+
+    Attributes:
+        kind: TEXT, ALPACA or CHAT.
+        of: A text each, {field of Alpaca: text} each, or a list of messages each.
+        where: The file, for messages.
+    """
 
     kind: str
     of: list
     where: str
 
     def text(self, tokenizer=None) -> str:
-        """All of them as running text. UsageError where the tokenizer's chat template refuses one."""
+        """Return all of them as running text. UsageError where the tokenizer's chat template refuses one."""
         if self.kind == TEXT:
             return "\n\n".join(self.of)
         return "\n\n".join("".join(part.text for part in self.parts(i, tokenizer)) for i in range(len(self.of)))
 
     def templated(self, tokenizer) -> bool:
-        """Whether the text of a record has its begin and end already."""
+        """Return whether the text of a record has its begin and end already."""
         return self.kind == CHAT and bool(getattr(tokenizer, "chat_template", None))
 
     def answered(self) -> "Records":
-        """Those that have something to learn. UsageError when there is none."""
+        """Return those that have something to learn. UsageError when there is none."""
         if self.kind == ALPACA:
             found, what = [record for record in self.of if record["output"]], "an 'output'"
         else:
@@ -68,7 +78,7 @@ class Records:
         return Records(self.kind, found, self.where)
 
     def parts(self, number: int, tokenizer=None) -> list[Part]:
-        """The text of a record of Alpaca's or a chat, in parts that are learned and such that are not."""
+        """Return the text of a record of Alpaca's or a chat, in parts that are learned and parts that are not."""
         record = self.of[number]
         if self.kind == ALPACA:
             template = WITH_INPUT if record["input"] else WITHOUT_INPUT
@@ -85,7 +95,7 @@ class Records:
 
 
 def parsed(text: str, path: Path, where: str) -> Records | None:
-    """The records in the text of a file, None where it is running text.
+    """Return the records in the text of a file, None where it is running text.
 
     Args:
         text: What the file holds.
@@ -98,12 +108,12 @@ def parsed(text: str, path: Path, where: str) -> Records | None:
     """
     named = path.suffix.lower() in SUFFIXES
     values: list[Any] = []
-    decoder, place = json.JSONDecoder(), BLANKS.match(text).end()
+    decoder, place = json.JSONDecoder(), _behind_blanks(text, 0)
     try:
         while place < len(text):
             value, place = decoder.raw_decode(text, place)
             values.append(value)
-            place = BLANKS.match(text, place).end()
+            place = _behind_blanks(text, place)
     except (ValueError, RecursionError) as error:
         if named or _kind(values[0] if values else _first_of_list(text)):
             line = text.count("\n", 0, place if values else getattr(error, "pos", place)) + 1
@@ -117,11 +127,18 @@ def parsed(text: str, path: Path, where: str) -> Records | None:
     return checked(records, where)
 
 
+def _behind_blanks(text: str, place: int) -> int:
+    """The first place from `place` on that is not blank."""
+    found = BLANKS.match(text, place)
+    assert found, "no blanks are a match too"
+    return found.end()
+
+
 def _first_of_list(text: str) -> Any:
     """The first value of a JSON list that breaks off later."""
     try:
-        place = BLANKS.match(text).end()
-        return json.JSONDecoder().raw_decode(text, BLANKS.match(text, place + 1).end())[0]
+        place = _behind_blanks(text, 0)
+        return json.JSONDecoder().raw_decode(text, _behind_blanks(text, place + 1))[0]
     except (ValueError, RecursionError):
         return None
 
@@ -131,8 +148,8 @@ def _reason(error: Exception) -> str:
 
 
 def checked(records: Sequence[Any], where: str) -> Records:
-    """The records as what they are. UsageError, with its number, for one that is of no known kind or another one."""
-    kind = _kind(records[0])
+    """Return the records as what they are. UsageError, with its number, for one that is of no known or another kind."""
+    kind = _kind(records[0]) or ""  # of no known kind, the first record ends it below
     own = {TEXT: _text, ALPACA: _alpaca, CHAT: _chat}
     found = []
     for number, record in enumerate(records, 1):

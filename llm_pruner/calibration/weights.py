@@ -10,9 +10,10 @@ CHUNK = 4_194_304  # elements converted to float32 at a time: 16 MiB
 
 
 class Weights:
-    """Sums over the parameters of a model, kept so that the groups sharing a parameter read it once.
+    """Sums over the parameters of a model, kept so that the groups that share a parameter read it once.
 
-    parameters: {name: tensor} on any device, in any floating dtype; nothing is changed.
+    Args:
+        parameters: {name: tensor} on any device, in any floating dtype; nothing is changed.
     """
 
     def __init__(self, parameters: Mapping[str, torch.Tensor]) -> None:
@@ -23,9 +24,16 @@ class Weights:
 
     @torch.no_grad()
     def squared_sums(self, name: str) -> tuple[torch.Tensor, ...]:
-        """For each axis of `name`, Σ w² over the other axes: float32 [length of the axis] on its device.
+        """Return, for each axis of a parameter, Σ w² over the other axes.
 
-        RunError, naming the tensor, when it holds NaN or Inf.
+        Args:
+            name: The parameter.
+
+        Returns:
+            float32 [length of the axis], on the parameter's device, for each axis.
+
+        Raises:
+            RunError: The parameter holds NaN or Inf.
         """
         if name not in self._sums:
             self._sums[name] = self._square(name)
@@ -33,7 +41,18 @@ class Weights:
 
     @torch.no_grad()
     def absolute_means(self, name: str, axis: int) -> torch.Tensor:
-        """Mean |w| over the other axis of the matrix `name`: float32 [length of the axis] on its device."""
+        """Return the mean |w| over the other axis of a matrix.
+
+        Args:
+            name: The parameter.
+            axis: 0 or 1.
+
+        Returns:
+            float32 [length of the axis], on the parameter's device.
+
+        Raises:
+            RunError: The parameter holds NaN or Inf.
+        """
         if name not in self._absolute:
             weight = self.parameters[name].detach()
             weight = weight.T if axis == 0 else weight
@@ -48,7 +67,7 @@ class Weights:
     def _square(self, name: str) -> tuple[torch.Tensor, ...]:
         weight = self.parameters[name].detach()
         if weight.dim() == 1:
-            sums = (weight.float().square(),)
+            sums: tuple[torch.Tensor, ...] = (weight.float().square(),)
         elif weight.dim() == 2:
             rows = torch.empty(weight.shape[0], dtype=torch.float32, device=weight.device)
             columns = torch.zeros(weight.shape[1], dtype=torch.float32, device=weight.device)
@@ -74,7 +93,7 @@ class Weights:
 
     @torch.no_grad()
     def check_finite(self, name: str) -> None:
-        """RunError when the parameter holds NaN or Inf."""
+        """Raise a RunError when the parameter holds NaN or Inf."""
         weight = self.parameters[name].detach()
         if torch.isfinite(weight.sum(dtype=torch.float32)):  # one pass, no copy; overflow is looked at again
             return
@@ -83,7 +102,7 @@ class Weights:
             raise RunError(f"{name} holds {bad} values that are NaN or Inf; the checkpoint is broken")
 
     def check_all_finite(self) -> None:
-        """RunError, naming the tensor, when any parameter that was not summed holds NaN or Inf."""
+        """Raise a RunError, naming the tensor, when any parameter that was not summed holds NaN or Inf."""
         for name in self.parameters:
             if name not in self._sums:
                 self.check_finite(name)

@@ -40,7 +40,9 @@ def prune_checkpoint(options: PruneOptions, argv: Sequence[str] = ()) -> PruneRe
     validate(options)
     source = loading.resolve(options.model)
     target = check_outputs(options, source)
+    assert target, "validate() refuses `recover` beside `no_save`"
     after = recovery_options(options, target)
+    assert after.save_model, "recovery_options names the folder"
     check_folder(Path(after.save_model), inputs_of(options, {"model": source}), after.overwrite)
     if "lora" in (after.train_weights, after.method):
         check_installed()
@@ -54,8 +56,9 @@ def prune_checkpoint(options: PruneOptions, argv: Sequence[str] = ()) -> PruneRe
 
 
 def recovery_options(options: PruneOptions, target: Path) -> RecoverOptions:
-    """What `--recover` asks for. UsageError when it is neither a method nor a YAML of recovery options."""
+    """Return what `--recover` asks for. UsageError when it is neither a method nor a YAML of recovery options."""
     how, flags = options.recover, _shared(options, target)
+    assert how, "there is something to recover"
     if how in ("lora", "distil"):
         flags["method"] = how
     elif not Path(how).expanduser().is_file():

@@ -17,8 +17,13 @@ CODES = "exit codes: 0 ok, 1 failed, 2 usage, 3 unsupported or illegal shape, 4 
 
 @dataclass(frozen=True)
 class Command:
-    """`options` is the dataclass whose fields are the flags; `resolve` makes one from flags and a YAML file; `run` is
-    "module:function", called with the options and the arguments as they were typed."""
+    """One command.
+
+    Attributes:
+        options: The dataclass whose fields are the flags.
+        resolve: Makes one from flags and a YAML file.
+        run: "module:function", called with the options and the arguments as they were typed.
+    """
 
     prog: str
     description: str

@@ -5,6 +5,7 @@ import logging
 import signal
 import sys
 import threading
+import traceback
 from dataclasses import Field
 from importlib import import_module
 from typing import Any
@@ -38,6 +39,7 @@ class Stopped(SystemExit):
 
     def __init__(self, number: int) -> None:
         super().__init__(128 + number)
+        self.status = 128 + number
         self.signal = signal.Signals(number).name
 
 
@@ -75,12 +77,12 @@ def build_parser(command: Command = PRUNE, every: bool = True) -> argparse.Argum
     )
     sections: dict[str, argparse._ArgumentGroup] = {}
     for name, f in sorted(known.items(), key=lambda item: SECTIONS.index(item[1].metadata["group"])):
+        group: argparse._ActionsContainer = parser
         if every or f.metadata["common"]:
             title = f.metadata["group"]
-            group = sections[title] if title in sections else parser.add_argument_group(title)
-            sections[title] = group
-        else:
-            group = parser
+            if title not in sections:
+                sections[title] = parser.add_argument_group(title)
+            group = sections[title]
         _add_flag(group, name, f, hidden=not every and not f.metadata["common"])
     return parser
 
@@ -101,14 +103,16 @@ def _add_flag(group, name: str, f: Field, hidden: bool) -> None:
 
 
 def parse(argv: list[str], command: Command = PRUNE):
-    """The command's options from its arguments. UsageError when they cannot be understood."""
+    """Return the command's options from its arguments. UsageError when they cannot be understood."""
     known = fields_of(command.options)
     words, every = [_underscored(word) for word in argv], True
     if "--help" in words or "-h" in words:
         every = "all" in words
         words = ["--help"]
     given = vars(build_parser(command, every).parse_args(words))
-    flags = {name: value if value is True else parse_flag(known[name], value) for name, value in given.items()}
+    flags: dict[str, Any] = {
+        name: value if value is True else parse_flag(known[name], value) for name, value in given.items()
+    }
     return command.resolve(flags, flags.get("config"))
 
 
@@ -121,7 +125,7 @@ def _underscored(word: str) -> str:
 
 
 def main(argv: list[str] | None = None, command: Command = PRUNE) -> int:
-    """Runs the command and returns its exit code."""
+    """Run the command and return its exit code."""
     console.steady()
     try:
         return _main(sys.argv[1:] if argv is None else argv, command)
@@ -146,7 +150,7 @@ def _main(argv: list[str], command: Command) -> int:
         return _fail(name, f"interrupted{_saved() or '; nothing was published'}", 130, show_traceback)
     except Stopped as stop:
         message = f"ended by {stop.signal}{_saved() or '; nothing was published'}"
-        return _fail(name, message, stop.code, show_traceback)
+        return _fail(name, message, stop.status, show_traceback)
     except Exception as error:
         return _fail(name, f"{_describe(error)}{_saved()}", 1, show_traceback)
     return 0
@@ -202,8 +206,6 @@ def _describe(error: Exception) -> str:
 
 def _fail(name: str, message: str, code: int, show_traceback: bool) -> int:
     if show_traceback:
-        import traceback
-
         print(redact(traceback.format_exc()), file=sys.stderr)
     print(f"{name}: error: {shortened(redact(' '.join(message.split())))}", file=sys.stderr)
     return code

@@ -81,6 +81,7 @@ def _stage(name: str, values: dict, folder: Path, options: PipelineOptions, sour
 
 def _folder(options: PipelineOptions, source: str) -> Path:
     """The pipeline's folder. UsageError where it cannot be written, or would write over what is not its own."""
+    assert options.folder, "validate() asks for it"
     folder = Path(options.folder).expanduser()
     check_apart("folder", folder, {"model": Path(source)})
     if os.path.lexists(folder) and not folder.is_dir():
@@ -187,7 +188,7 @@ def _run_stage(stage: str, values: dict, folder: Path, options: PipelineOptions)
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8", errors="replace"
         )
         try:
-            for line in process.stdout:
+            for line in process.stdout or ():
                 print(line, end="", flush=True)
                 with contextlib.suppress(OSError):  # a full disk ends the log, not the stage
                     file.write(line)

@@ -72,6 +72,12 @@ class Decision:
     prompts: Any = None
 
     @property
+    def scoring(self) -> ScoreAndCut:
+        """The method, of a decision to score units."""
+        assert isinstance(self.method, ScoreAndCut), "only this method has scores"
+        return self.method
+
+    @property
     def to_score(self) -> list:
         """The groups whose units have to be ranked."""
         return groups_to_score(self.draft) if isinstance(self.method, ScoreAndCut) else []
@@ -110,9 +116,8 @@ def run(options: PruneOptions, argv: Sequence[str] = ()) -> PruneReport | Plan:
     say("options: " + ", ".join(f"{k}={v}" for k, v in options.asdict().items() if v is not None and v is not False))
     source = loading.resolve(options.model)
     target = check_outputs(options, source)
-    eval_data = None if options.dry_run else text_to_score(options.eval_data, options.model)
+    eval_data, tasks = _to_score(options)
     exporters = exporters_called(options.export)
-    tasks = check_tasks(["usual"]) if options.eval_zero_shot and not options.dry_run else []
     with stopwatch("plan"):
         request = request_of(options)
         asked = replayed(options, request)
@@ -124,8 +129,7 @@ def run(options: PruneOptions, argv: Sequence[str] = ()) -> PruneReport | Plan:
     if asked.dry_run and (plan := _dry_plan(asked, decision, known)):
         return plan
 
-    if decision.plan:
-        _check_disk(target, decision.plan, asked)
+    _check_disk(target, decision.plan, asked)
     with stopwatch("data"):
         folder = loading.fetch(source, asked.revision, weights=False)
         origin = lineage.report_of(folder)
@@ -146,8 +150,7 @@ def run(options: PruneOptions, argv: Sequence[str] = ()) -> PruneReport | Plan:
 
     def report() -> PruneReport:
         made = _told(asked, decision, known, pruned, prompts)
-        under = conditions(asked, stopwatch.seconds, argv, PROGRAM) | {"seed": pruned.plan.seed}
-        return PruneReport(**made, **told, **under)
+        return PruneReport(**conditions(asked, stopwatch.seconds, argv, PROGRAM) | made | told)
 
     if target is None:
         return report()
@@ -155,6 +158,13 @@ def run(options: PruneOptions, argv: Sequence[str] = ()) -> PruneReport | Plan:
         pruned.model, tokenizer, target, folder, report, finite=finite, overwrite=asked.overwrite, stopwatch=stopwatch,
         export=exporters,
     )  # fmt: skip
+
+
+def _to_score(options: PruneOptions) -> tuple[str | None, list[str]]:
+    """(the text, the zero-shot tasks) that the model is scored on; a dry run scores nothing."""
+    if options.dry_run:
+        return None, []
+    return text_to_score(options.eval_data, options.model), check_tasks(["usual"]) if options.eval_zero_shot else []
 
 
 def _told(options: PruneOptions, decision: Decision, known: Known, pruned: Pruned, prompts) -> dict[str, Any]:
@@ -187,6 +197,7 @@ def _planned(options: PruneOptions, plan: Plan, model_type: str, size: Size) -> 
         "layers": Layers(plan.num_layers_before or len(plan.after), len(plan.after), plan.layers),
         "removed": {name: round(share, 6) for name, share in plan.removed().items()},
         "importance": plan.importance,
+        "seed": plan.seed,
         "order": plan.order,
         "compensate": plan.compensate,
         "masked": options.mask_only,
@@ -194,19 +205,21 @@ def _planned(options: PruneOptions, plan: Plan, model_type: str, size: Size) -> 
 
 
 def _reconstruction(notes: dict[str, Any]) -> Reconstruction | None:
-    """What the method notes for the report."""
-    tried = {name: [Tried(**one) for one in notes[name]] for name in ("search", "finals") if name in notes}
+    """What the method notes for the report; None where it was another method."""
+    tried: dict[str, Any] = {
+        name: [Tried(**one) for one in notes[name]] for name in ("search", "finals") if name in notes
+    }
     return Reconstruction(**notes | tried) if notes else None
 
 
 def _texts(options: PruneOptions, decision: Decision, known: Known, config, folder: str, scored: bool):
     """(the tokenizer or None, calibration prompts or None). scored: whether something is going to be scored."""
-    calibrated, prompts = bool(known.calibration and not known.measured), decision.prompts
-    tokenizer = load_tokenizer(folder, scored or calibrated and not prompts)
+    calibration, prompts = None if known.measured else known.calibration, decision.prompts
+    tokenizer = load_tokenizer(folder, scored or calibration is not None and not prompts)
     if not has_tokenizer(folder):
         say("note: the model has no tokenizer, so none is saved")
-    if calibrated and not prompts:
-        prompts = _prompts(known.calibration, options, config, tokenizer)
+    if calibration and not prompts:
+        prompts = _prompts(calibration, options, config, tokenizer)
     return tokenizer, prompts
 
 
@@ -229,8 +242,11 @@ def _config(options: PruneOptions, source: str):
 
 
 def _decided(options: PruneOptions, request, config, source: str) -> Decision:
-    """The method and the draft. Where no method is named it is a reconstruction, if there is calibration text for it
-    and it can give the shape; else magnitude."""
+    """Return the method and the draft.
+
+    Where no method is named it is a reconstruction, if there is calibration text for it and it can give the shape; else
+    magnitude.
+    """
     wanted = wants_reconstruction(options)
     method = method_of(options, reconstruct=wanted is not False)
     if wanted is None:
@@ -241,7 +257,7 @@ def _decided(options: PruneOptions, request, config, source: str) -> Decision:
     return _outlined(method, draft(request, config, method))
 
 
-def _by_default(options: PruneOptions, request, method: Reconstruct, config, source: str) -> Decision:
+def _by_default(options: PruneOptions, request, method: Method, config, source: str) -> Decision:
     prompts = None
     try:
         made = draft(request, config, method)
@@ -303,15 +319,15 @@ def _known(options: PruneOptions, decision: Decision, config, source: str) -> Kn
         say(f"note: importance {method.scorer.name} measures no activations, so there is nothing to calibrate")
     known = Known(calibration)
     if options.scores and scored:
-        known = _with_scores(options, decision, known, source)
+        known = _with_scores(Path(options.scores).expanduser(), options, decision, known, source)
     if options.dry_run and scored and not known.measured and not method.scorer.needs:
         bare = method.without_compensation()
         known = replace(known, measured=bare.measure(None, decision.draft, decision.to_score))
     return known
 
 
-def _with_scores(options: PruneOptions, decision: Decision, known: Known, source: str) -> Known:
-    path, method = Path(options.scores).expanduser(), decision.method
+def _with_scores(path: Path, options: PruneOptions, decision: Decision, known: Known, source: str) -> Known:
+    method = decision.scoring
     model = checkpoint_digest(source, loading.fetch(source, options.revision, weights=False))
     key = _key(options, decision, known.calibration, model)
     if not path.exists():
@@ -327,7 +343,7 @@ def _with_scores(options: PruneOptions, decision: Decision, known: Known, source
 
 def _key(options: PruneOptions, decision: Decision, calibration: Calibration | None, model: str) -> dict[str, object]:
     """What scores are made from: two runs with the same key have the same scores. model: its digest."""
-    scorer = decision.method.scorer
+    scorer = decision.scoring.scorer
     key: dict[str, object] = {"model": model, "dtype": options.dtype, "importance": scorer.name, **scorer.options}
     if calibration:
         key |= {
@@ -337,7 +353,7 @@ def _key(options: PruneOptions, decision: Decision, calibration: Calibration | N
             "seed": options.seed,
         }
     if scorer.sequential:  # its scores are of this shape only
-        key |= {"criterion": decision.method.order, "widths": [layer.by_field() for layer in decision.draft.after]}
+        key |= {"criterion": decision.scoring.order, "widths": [layer.by_field() for layer in decision.draft.widths]}
     return key
 
 
@@ -360,7 +376,7 @@ def _finished(
 
     A dry run that saves nothing has no scores to choose units by.
     """
-    method, made = decision.method, decision.draft
+    method, made = decision.scoring, decision.draft
     plan, config = method.plan(made, measured, model)
     if decision.plan is None:
         _announce(plan, config, decision, options)
@@ -382,6 +398,7 @@ def _pruned(
     method, journal = decision.method, Journal(say, stopwatch)
     if not isinstance(method, ScoreAndCut):
         pruned, outline = method.prune(model, decision.draft, prompts, journal), decision.plan
+        assert outline is not None, "only scores leave widths open"
         if pruned.plan.after != outline.after or pruned.config.model_type != decision.config.model_type:
             _announce(pruned.plan, pruned.config, decision, options)
         return pruned
@@ -397,19 +414,19 @@ def _pruned(
 
 
 def _measured(options: PruneOptions, decision: Decision, known: Known, model, prompts, stopwatch) -> Measured:
-    method = decision.method
+    method = decision.scoring
     with stopwatch("score"):
         of_any_shape = known.key and not method.scorer.sequential
         groups = method.scoreable(decision.draft) if of_any_shape else decision.to_score
         measured = method.measure(model, decision.draft, groups, prompts)
-        if known.key:
+        if options.scores and known.key:
             score_cache.save(Path(options.scores).expanduser(), known.key, measured.scores, measured.means)
             say(f"scores saved to {options.scores}")
     return measured
 
 
-def _check_disk(target: Path | None, plan: Plan, options: PruneOptions) -> None:
-    if target:
+def _check_disk(target: Path | None, plan: Plan | None, options: PruneOptions) -> None:
+    if target and plan:
         check_disk(target, plan.bytes_before if options.mask_only else plan.bytes_after)
 
 

@@ -39,9 +39,13 @@ UNUSED = {  # what else says the same as each of them, or says nothing beside it
 
 
 def resolve(flags: dict[str, Any], yaml_file: str | None = None) -> PruneOptions:
-    """Defaults, then the YAML, then `flags` (only those given). UsageError for anything that cannot be meant.
+    """Return the options: defaults, then the YAML, then the flags. UsageError for anything that cannot be meant.
 
     A flag that says the shape replaces all that the YAML says about it.
+
+    Args:
+        flags: Only those that were given.
+        yaml_file: A YAML file with options.
     """
     values = read_yaml(yaml_file, FIELDS) if yaml_file else {}
     if _own_ratios(flags.get("prune")):
@@ -69,7 +73,10 @@ def resolve(flags: dict[str, Any], yaml_file: str | None = None) -> PruneOptions
 
 
 def wants_reconstruction(options: PruneOptions) -> bool | None:
-    """Whether a reconstruction is asked for, by its name or by options that only it has; None where nothing is said."""
+    """Return whether a reconstruction is asked for; None where nothing is said.
+
+    It is asked for by its name or by options that only it has.
+    """
     if options.method:
         return True
     if asked_of(options, (*SCORING, "save_plan", "iteration")):
@@ -78,12 +85,12 @@ def wants_reconstruction(options: PruneOptions) -> bool | None:
 
 
 def asked_of(options: PruneOptions, names: tuple[str, ...]) -> list[str]:
-    """Those of `names` that are not at their default."""
+    """Return those of `names` that are not at their default."""
     return [name for name in names if getattr(options, name) != FIELDS[name].default]
 
 
 def validate(options: PruneOptions) -> None:
-    """UsageError for values out of range and for options that contradict each other."""
+    """Raise a UsageError for values out of range and for options that contradict each other."""
     if not options.model:
         raise UsageError("no model: give --model FOLDER, --model HUB_ID or --model demo")
     validate_pruning(options)
@@ -98,7 +105,7 @@ def validate(options: PruneOptions) -> None:
 
 
 def validate_pruning(options: PruneOptions) -> None:
-    """`validate`, as far as it is about shape and units."""
+    """Raise a UsageError as `validate`, as far as it is about shape and units."""
     check_values(options)
     for name in ("pruning_ratio", "param_ratio"):
         if getattr(options, name) is not None:
@@ -128,7 +135,7 @@ def validate_pruning(options: PruneOptions) -> None:
 
 
 def _own_ratios(prune: str | None) -> bool:
-    return bool(prune) and all("=" in part for part in prune.split(","))
+    return prune is not None and all("=" in part for part in prune.split(","))
 
 
 def _validate_best(options: PruneOptions) -> None:
@@ -177,8 +184,10 @@ def request_of(options: PruneOptions) -> Request:
         return Target(options.target)
     others = [name for name in BUDGETS if name != "pruning_ratio" and getattr(options, name) is not None]
     if not options.structure and not others:
-        ratios = parse_prune(options.prune, options.pruning_ratio) if options.prune else options.pruning_ratio
-        return Ratio(ratios, options.round_to)
+        if options.prune:
+            return Ratio(parse_prune(options.prune, options.pruning_ratio), options.round_to)
+        assert options.pruning_ratio is not None, "validate() asks for a size"
+        return Ratio(options.pruning_ratio, options.round_to)
     return Budget(
         param_ratio=options.param_ratio,
         params=options.target_params,

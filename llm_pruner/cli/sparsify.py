@@ -9,7 +9,18 @@ from llm_pruner.sparsity.sweep import sweep
 
 
 def sparsify_checkpoint(options: SparsifyOptions, argv: Sequence[str] = ()):
-    """Do what the options say and return the report. Every failure is a PrunerError with its exit code."""
+    """Make a checkpoint sparse and score it, or run a sweep of patterns over models.
+
+    Args:
+        options: What to do.
+        argv: The arguments of the command as they were typed, for the report.
+
+    Returns:
+        The report of the run, or of the sweep.
+
+    Raises:
+        PrunerError: Whatever fails, with its exit code.
+    """
     validate(options)
     if options.patterns:
         return sweep(options, argv)

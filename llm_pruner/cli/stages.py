@@ -61,7 +61,7 @@ def in_order(stages: Sequence[Stage]) -> list[Done]:
 
 
 def resolve(flags: dict[str, Any], yaml_file: str | None = None) -> PipelineOptions:
-    """Defaults < YAML < flags. UsageError for anything that cannot be meant, in any stage."""
+    """Return the options: defaults < YAML < flags. UsageError for anything that cannot be meant, in any stage."""
     known = fields_of(PipelineOptions)
     if not yaml_file:
         raise UsageError("which stages? give --config FILE, such as configs/pipeline_amp.yaml")
@@ -74,7 +74,7 @@ def resolve(flags: dict[str, Any], yaml_file: str | None = None) -> PipelineOpti
 
 
 def validate(options: PipelineOptions) -> None:
-    """UsageError for what no stage could be run with."""
+    """Raise a UsageError for what no stage could be run with."""
     check_values(options)
     if not options.model:
         raise UsageError("no model: give --model FOLDER, --model HUB_ID or --model demo")
@@ -89,10 +89,11 @@ def validate(options: PipelineOptions) -> None:
 
 
 def stage_options(options: PipelineOptions, stage: str):
-    """(values, options) of a stage as its own command would read them; None for a stage that is not asked for."""
+    """Return (values, options) of a stage as its own command would read them; None for one that is not asked for."""
     section = getattr(options, stage)
     if section is None:
         return None
+    assert options.folder, "validate() asks for it"
     folder = options.folder.rstrip("/")
     values: dict[str, Any] = {"model": options.model}
     last = RECOVERED if options.recover is not None else PRUNED

@@ -38,14 +38,14 @@ class EvaluateOptions(RunOptions, ReportOptions, ZeroShotOptions, EvaluationOpti
 
 
 def resolve(flags: dict[str, Any], yaml_file: str | None = None) -> EvaluateOptions:
-    """Defaults < YAML < flags. UsageError for anything that cannot be meant."""
+    """Return the options: defaults < YAML < flags. UsageError for anything that cannot be meant."""
     options = resolved(EvaluateOptions, flags, yaml_file)
     validate(options)
     return options
 
 
 def validate(options: EvaluateOptions) -> None:
-    """UsageError for values out of range and for options that contradict each other."""
+    """Raise a UsageError for values out of range and for options that contradict each other."""
     check_values(options)
     if not options.model:
         raise UsageError("no model: give --model DIR [DIR …]")

@@ -6,11 +6,12 @@ A string of the YAML stays a string: `5e-1`, which YAML 1.1 reads as text, is re
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields
-from typing import Any
+from typing import Any, TypeVar, dataclass_transform
 
 from llm_pruner.config.yaml_files import read_yaml_nodes
 from llm_pruner.errors import UsageError, did_you_mean, shown
 
+T = TypeVar("T")
 LEGAL = {float: "a number such as 0.5", int: "a whole number", bool: "true or false", str: "text", tuple: "names"}
 
 
@@ -54,14 +55,15 @@ def option(
     return field(default=default, metadata=told | {"least": least, "most": most, "common": common})
 
 
-def command_options(**changes: Mapping[str, Any]) -> Callable[[type], type]:
+@dataclass_transform(frozen_default=True)
+def command_options(**changes: Mapping[str, Any]) -> Callable[[type[T]], type[T]]:
     """Decorate the options of a command: a frozen dataclass of its groups, some of whose options are told otherwise.
 
     Args:
         changes: {name of an option of a group: its default, or whatever else `option` takes, in this command}.
     """
 
-    def decorate(cls: type) -> type:
+    def decorate(cls: type[T]) -> type[T]:
         declared = {f.name: f for base in cls.__bases__ for f in fields(base)}
         for name, change in changes.items():
             known = declared[name]
@@ -84,7 +86,7 @@ def kind_of(f: Field) -> type:
 
 
 def typed(f: Field, value: Any) -> Any:
-    """`value` as the type of `f`. UsageError with the value and what is legal."""
+    """Return `value` as the type of `f`. UsageError with the value and what is legal."""
     kind = kind_of(f)
     if value is None and f.default is None:
         return None
@@ -97,8 +99,10 @@ def typed(f: Field, value: Any) -> Any:
             return float(value)
         except OverflowError:
             raise UsageError(f"{f.name}: {shown(value)} is too large for a number") from None
-    if type(value) is kind and kind is not tuple:
-        return _worded(f, value) if kind is str else value
+    if isinstance(value, str) and kind is str:
+        return _worded(f, value)
+    if type(value) is kind and kind not in (str, tuple):
+        return value
     legal = f.metadata["legal"] or LEGAL[kind]
     raise UsageError(f"{f.name}: {shown(value)} is {type(value).__name__}, it must be {legal}")
 
@@ -113,7 +117,7 @@ def _worded(f: Field, text: str) -> str:
 
 
 def parse_flag(f: Field, text: Any) -> Any:
-    """The value of a flag's text. UsageError with the value and what is legal."""
+    """Return the value of a flag's text. UsageError with the value and what is legal."""
     kind = kind_of(f)
     if kind in (str, tuple):
         return typed(f, text)
@@ -124,7 +128,7 @@ def parse_flag(f: Field, text: Any) -> Any:
 
 
 def check_values(options: Any) -> None:
-    """UsageError for a value of the wrong type, one that is not among its choices, too small or too large."""
+    """Raise a UsageError for a value of the wrong type, one that is not among its choices, too small or too large."""
     for name, f in fields_of(type(options)).items():
         value, told = typed(f, getattr(options, name)), f.metadata
         if value is None:
@@ -140,7 +144,7 @@ def check_values(options: Any) -> None:
 
 
 def read_yaml(path: str, known: Mapping[str, Any]) -> dict[str, Any]:
-    """A mapping of the names in `known`: fields, or mappings of fields for a section of its own.
+    """Return a mapping of the names in `known`: fields, or mappings of fields for a section of its own.
 
     UsageError, with the line, for unknown or duplicate keys, values of the wrong type, odd tags, and what is not
     within the bounds of `read_yaml_nodes`.
@@ -155,7 +159,7 @@ def read_yaml(path: str, known: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
-def _check_section(path: str, section, values: dict, known: Mapping[str, Any]) -> None:
+def _check_section(path: str, section: Any, values: dict, known: Mapping[str, Any]) -> None:
     seen = set()
     for key, value in section.value:
         line = f"{path}, line {key.start_mark.line + 1}"
@@ -190,8 +194,17 @@ def _yaml_hint(value: Any) -> str:
     return ""
 
 
-def resolved(options_class: type, flags: dict[str, Any], yaml_file: str | None = None):
-    """Defaults < YAML < flags, for a command whose options replace one another one by one. UsageError."""
+def resolved(options_class: type[T], flags: dict[str, Any], yaml_file: str | None = None) -> T:
+    """Return the options: defaults < YAML < flags. For a command whose options replace one another one by one.
+
+    Args:
+        options_class: The dataclass.
+        flags: Only those that were given.
+        yaml_file: A YAML file with options.
+
+    Raises:
+        UsageError: A value is wrong; the message has it, and the line of the YAML.
+    """
     known = fields_of(options_class)
     values = (read_yaml(yaml_file, known) if yaml_file else {}) | flags
     options = options_class(**{name: typed(known[name], value) for name, value in values.items()})

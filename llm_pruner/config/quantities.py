@@ -2,13 +2,14 @@
 
 import math
 import re
+from typing import Any
 
 from llm_pruner.errors import UsageError, shown
 
 MOST = 2**62  # parameters, or bytes
 
 
-def check_ratio(value, name: str) -> float:
+def check_ratio(value: Any, name: str) -> float:
     """Return `value` as a ratio, 0 <= ratio < 1.
 
     Raises:

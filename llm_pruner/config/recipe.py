@@ -15,14 +15,24 @@ TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 
 @dataclass(frozen=True)
 class Recipe:
-    """sparse: what loses entries, the inputs of linear layers as they run, or their weights, once.
-    n, m: n of every m neighbours along the input dimension stay; or ratio: this share goes, by `select` of every token
-    or below a threshold calibrated for each linear layer (of weights: of every matrix, by `wanda` of every row).
-    criterion: magnitude, |x|; wanda, |x_j|·‖W_:j‖₂ (of weights |W_ij|·‖x_j‖₂); l, |x_tj|·‖x_:j‖/‖x_t:‖.
-    spread: the neighbours of n:m are not those of the weight, but so chosen for each linear layer that every m have
-    strong and weak channels, see calibration.py. transform, scaling: see activations.py. causal: no token's result
-    depends on others that it is computed with. targets: projections or regular expressions, see
-    targets.py.
+    """What is made sparse, and how.
+
+    Attributes:
+        sparse: What loses entries: `activations`, the inputs of linear layers as they run, or `weights`, their
+            matrices, once.
+        n: How many of every m neighbours along the input dimension stay.
+        m: See n.
+        ratio: Instead of n and m, the share that goes: of every token's channels or, by `select`, below a threshold; of
+            weights, of every matrix and, by `wanda`, of every row.
+        select: `token`, or `threshold` for one that is calibrated for each linear layer.
+        criterion: What ranks: `magnitude`, |x|; `wanda`, |x_j|·‖W_:j‖₂ (of weights |W_ij|·‖x_j‖₂); `l`,
+            |x_tj|·‖x_:j‖/‖x_t:‖.
+        transform: `none`, `variance`, `shift` or `learnable`; see sparsity/activations.py.
+        scaling: Whether channels are scaled first; see sparsity/activations.py.
+        spread: Whether channels are permuted so that every m neighbours have strong and weak ones; see
+            sparsity/calibration.py.
+        causal: Whether the result of a token depends on no other token that it is computed with.
+        targets: Which linear layers: projections or regular expressions; see sparsity/targets.py.
     """
 
     sparse: str = ACTIVATIONS
@@ -38,14 +48,26 @@ class Recipe:
     targets: tuple[str, ...] = TARGETS
 
     def asdict(self) -> dict[str, Any]:
+        """Return the recipe as plain data."""
         return asdict(self) | {"targets": list(self.targets)}
 
     @classmethod
-    def of(cls, options) -> "Recipe":
-        """From an object or a mapping that has its fields, and perhaps others."""
+    def of(cls, options: Any) -> "Recipe":
+        """Return the recipe that is in an object or a mapping, which may have other fields too."""
         given = options if isinstance(options, dict) else vars(options)
         values = {f.name: given[f.name] for f in fields(cls) if f.name in given}
         return cls(**{**values, "targets": tuple(values.get("targets", TARGETS))})
+
+    @property
+    def n_of_m(self) -> tuple[int, int] | None:
+        """(n, m), of a recipe that says so many of so many."""
+        return None if self.n is None or self.m is None else (self.n, self.m)
+
+    @property
+    def share(self) -> float:
+        """The share that goes, of a recipe that says a ratio."""
+        assert self.ratio is not None, "validate_recipe asks for n and m, or for ratio"
+        return self.ratio
 
     @property
     def pattern(self) -> str:

@@ -133,14 +133,14 @@ class RecoverOptions(
 
 
 def resolve(flags: dict[str, Any], yaml_file: str | None = None) -> RecoverOptions:
-    """Defaults < YAML < flags. UsageError for anything that cannot be meant."""
+    """Return the options: defaults < YAML < flags. UsageError for anything that cannot be meant."""
     options = resolved(RecoverOptions, flags, yaml_file)
     validate(options)
     return options
 
 
 def validate(options: RecoverOptions) -> None:
-    """UsageError for values out of range and for options that contradict each other."""
+    """Raise a UsageError for values out of range and for options that contradict each other."""
     check_values(options)
     if not options.model:
         raise UsageError("no model: give --model FOLDER, the pruned checkpoint")

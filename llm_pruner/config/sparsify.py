@@ -105,7 +105,7 @@ class SparsifyOptions(
 
 
 def resolve(flags: dict[str, Any], yaml_file: str | None = None) -> SparsifyOptions:
-    """Defaults < YAML < flags. UsageError for anything that cannot be meant."""
+    """Return the options: defaults < YAML < flags. UsageError for anything that cannot be meant."""
     options = resolved(SparsifyOptions, flags, yaml_file)
     values = options.asdict() | {"targets": parts(options.targets)}
     values["flags"] = tuple(flags)
@@ -117,7 +117,7 @@ def resolve(flags: dict[str, Any], yaml_file: str | None = None) -> SparsifyOpti
 
 
 def parts(targets: tuple[str, ...]) -> tuple[str, ...]:
-    """`q,k,v` as three; a regular expression may have commas of its own."""
+    """Return `q,k,v` as three; a regular expression may have commas of its own."""
     found: list[str] = []
     for target in targets:
         split = [part.strip() for part in target.split(",")]
@@ -126,7 +126,7 @@ def parts(targets: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def validate(options: SparsifyOptions) -> None:
-    """UsageError for values out of range and for options that contradict each other."""
+    """Raise a UsageError for values out of range and for options that contradict each other."""
     check_values(options)
     if not options.model:
         raise UsageError("no model: give --model DIR")
@@ -165,10 +165,10 @@ def _validate_run(options: SparsifyOptions) -> None:
 
 
 def validate_recipe(recipe: Recipe) -> None:
-    """UsageError for a recipe that means nothing."""
+    """Raise a UsageError for a recipe that means nothing."""
     if (recipe.n is None) != (recipe.m is None) or (recipe.m is None) == (recipe.ratio is None):
         raise UsageError("how sparse: give n and m, such as 8 and 16, or ratio, such as 0.5")
-    if recipe.m and recipe.n >= recipe.m:
+    if recipe.m and recipe.n is not None and recipe.n >= recipe.m:
         raise UsageError(
             f"n: {recipe.n} of {recipe.m} would keep everything; it must be a whole number with 1 <= n < m"
         )

@@ -11,15 +11,18 @@ DEPTH = 32  # levels that mappings and lists may be nested in
 
 
 def read_yaml_nodes(path: str | Path, what: str, tags: tuple[str, ...] = ()) -> tuple[Any, Any]:
-    """(the root node, with the line of every key; the values) of a YAML file; (None, None) where it says nothing.
+    """Read a YAML file as data.
 
     Args:
         path: The file.
         what: What it is, for the message: "--config", "task".
         tags: Tags of its own, such as "!function", whose values are read as text.
 
+    Returns:
+        The root node, with the line of every key, and the values; (None, None) where the file says nothing.
+
     Raises:
-        UsageError: With the line, for what cannot be read, is not YAML, or goes beyond the bounds.
+        UsageError: With the line, where it cannot be read, is not YAML, or goes beyond the bounds.
     """
     import yaml
 
@@ -30,15 +33,17 @@ def read_yaml_nodes(path: str | Path, what: str, tags: tuple[str, ...] = ()) -> 
         root = loader.get_single_node()
         return (None, None) if root is None else (root, loader.construct_document(root))
     except yaml.reader.ReaderError as error:
-        line = text.count("\n", 0, error.position) + 1
-        raise UsageError(f"{what} {path}, line {line}: a character that YAML does not have: {error.reason}") from error
+        number = text.count("\n", 0, error.position) + 1
+        raise UsageError(
+            f"{what} {path}, line {number}: a character that YAML does not have: {error.reason}"
+        ) from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         raise UsageError(f"{what} {path}{line}: {getattr(error, 'problem', None) or 'not YAML'}") from error
 
 
-def _loader(tags: tuple[str, ...]):
+def _loader(tags: tuple[str, ...]) -> Any:
     import yaml
 
     class Loader(yaml.SafeLoader):
@@ -46,7 +51,7 @@ def _loader(tags: tuple[str, ...]):
 
         depth = 0
 
-        def compose_node(self, parent, index):
+        def compose_node(self, parent: Any, index: Any) -> Any:
             mark = self.peek_event().start_mark
             if self.check_event(yaml.AliasEvent):
                 raise yaml.composer.ComposerError(None, None, "aliases (*name) are not read; write the value out", mark)
@@ -57,7 +62,7 @@ def _loader(tags: tuple[str, ...]):
             self.depth -= 1
             return node
 
-        def construct_object(self, node, deep=False):
+        def construct_object(self, node: Any, deep: bool = False) -> Any:
             try:
                 return super().construct_object(node, deep)
             except (ValueError, ArithmeticError, KeyError, IndexError, AttributeError) as error:  # a tag's own reader

@@ -17,10 +17,14 @@ NEAR = 0.02  # of the largest logit: the same, computed in other shapes
 
 @torch.no_grad()
 def body_of(model, window: torch.Tensor) -> tuple[nn.Module | None, int]:
-    """(the part whose hidden states the model turns into logits position by position, the number of logits of each).
+    """Return the part of a model whose hidden states it turns into logits position by position.
 
-    None where there is no such part. The model itself says so: its logits of the first tokens of `window` [length]
-    are compared with those that it makes of the part's hidden states in two pieces.
+    Args:
+        model: A causal language model.
+        window: LongTensor [length], to try it on.
+
+    Returns:
+        The part, None where there is no such one, and the number of logits of each position.
     """
     ids = window[None, :PREFIX].to(model.device)
     wanted = model(input_ids=ids, use_cache=False).logits
@@ -38,14 +42,22 @@ def body_of(model, window: torch.Tensor) -> tuple[nn.Module | None, int]:
 
 
 def hidden_states(output) -> torch.Tensor:
-    """[prompts, tokens, width] of what a body returns."""
+    """Return [prompts, tokens, width] of what a body returns."""
     return output[0] if isinstance(output, tuple) else output.last_hidden_state
 
 
 def logits_of(model, body: nn.Module, output, ids: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-    """The model's logits [prompts, tokens, vocabulary] where `body` gives `hidden` [prompts, tokens, width] for `ids`.
+    """Return the model's logits where its body gives other hidden states.
 
-    output: what it returned; the rest of it is given back as it is.
+    Args:
+        model: A causal language model.
+        body: Its part of `body_of`.
+        output: What the body returned.
+        ids: LongTensor [prompts, tokens].
+        hidden: [prompts, tokens, width].
+
+    Returns:
+        [prompts, tokens, vocabulary].
     """
     if isinstance(output, tuple):
         given = (hidden, *output[1:])
@@ -57,7 +69,7 @@ def logits_of(model, body: nn.Module, output, ids: torch.Tensor, hidden: torch.T
 
 @contextlib.contextmanager
 def replaced_forward(module: nn.Module, forward):
-    """`module` computes `forward` instead of its own while this lasts."""
+    """Make a module compute `forward` instead of its own, as long as the context lasts."""
     own = module.__dict__.get("forward")  # accelerate sets one on the instance
     module.forward = forward
     try:

@@ -20,11 +20,23 @@ TOKENS = {"cuda": 16_384, "cpu": 4_096}  # tokens per forward pass to start with
 
 @torch.no_grad()
 def perplexity(model, windows: torch.Tensor, batch_size: int | None = None, label: str = "perplexity") -> float:
-    """exp of the mean over windows of the window's mean next-token loss; infinity where that is too large a number.
+    """Measure the perplexity of a model.
 
-    windows: LongTensor [n, length]. batch_size: windows per forward pass; by default what should fit, halved
-    as long as memory runs out. UsageError for windows without a next token. RunError when not even one window fits,
-    and, naming what is the first to be so, when the loss is not a number.
+    It is exp of the mean over windows of each window's mean next-token loss; infinity where that is too large a number.
+
+    Args:
+        model: A causal language model, in evaluation mode.
+        windows: LongTensor [n, length].
+        batch_size: Windows per forward pass; by default as many as should fit, halved as long as memory runs out.
+        label: What the progress bar says.
+
+    Returns:
+        The perplexity.
+
+    Raises:
+        UsageError: The windows have no next token.
+        RunError: Not even one window fits in memory, or the loss is not a number; the message names the first module
+            that gives NaN.
     """
     length = windows.shape[1]
     if length < 2 or not len(windows):
@@ -64,8 +76,11 @@ def perplexity(model, windows: torch.Tensor, batch_size: int | None = None, labe
 
 
 class Scorer:
-    """Sums the next-token losses of windows: of hidden states, in chunks of positions, where the model's class lets its
-    logits be made so, else of whole logits, a window at a time."""
+    """Sums the next-token losses of windows.
+
+    The losses are computed from hidden states, in chunks of positions, where the model's class lets its logits be made
+    so; else from whole logits, a window at a time.
+    """
 
     def __init__(self, model, window: torch.Tensor) -> None:
         """window: LongTensor [length], for the trial; see `body_of`."""
@@ -74,7 +89,14 @@ class Scorer:
         self.step = max(1, LOGITS // vocabulary)
 
     def summed_loss(self, windows: torch.Tensor) -> float:
-        """Σ of the next-token losses of `windows` [n, length], in nats."""
+        """Return the sum of the next-token losses of windows.
+
+        Args:
+            windows: LongTensor [n, length].
+
+        Returns:
+            Σ of the losses, in nats.
+        """
         if self.body is None:
             return sum(self._whole(window) for window in windows)
         output = self.body(input_ids=windows.to(self.model.device), use_cache=False)

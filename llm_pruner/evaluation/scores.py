@@ -8,6 +8,7 @@ from llm_pruner.calibration import data
 from llm_pruner.console import say
 from llm_pruner.errors import RunError
 from llm_pruner.evaluation import zero_shot
+from llm_pruner.evaluation.perplexity import perplexity
 from llm_pruner.output.conditions import Stopwatch
 from llm_pruner.output.reports import Evaluation, Measured
 
@@ -39,8 +40,6 @@ class Measurement:
 
     def of(self, model: Any, tokenizer: Any, side: str, stopwatch: Stopwatch) -> Scores:
         """Score a model; `side` is "before" or "after", for the console and the stopwatch."""
-        from llm_pruner.evaluation.perplexity import perplexity
-
         value = answers = None
         if self.windows is not None:
             with stopwatch(f"evaluate {side}"):
@@ -80,7 +79,7 @@ def text_to_score(name: str | None, model: str) -> str | None:
 
 
 def windows_of(
-    name: str | None, model: str, tokenizer: Any, config: Any, length: int | None, stride: int = 1
+    name: str | None, model: str, tokenizer: Any, config: Any, length: int, stride: int = 1
 ) -> tuple[Any, Evaluation | None]:
     """Return the token windows of a text, every `stride`-th of them, and what a report tells of them.
 

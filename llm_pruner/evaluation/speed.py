@@ -1,4 +1,15 @@
-"""How fast causal language models prefill and decode, measured in turns, and what memory they need for it."""
+"""How fast causal language models prefill and decode, measured in turns, and what memory they need for it.
+
+The modes are "eager" and, on a GPU, "cuda_graph": prefill and decode step each captured once and replayed; where that
+fails the mode holds only a "reason". All models get the same random prompts, decode greedily and go on past an end of
+text. Prefill is one forward pass over the prompts into an empty static cache, with logits for the last position;
+choosing a token completes the time to the first one; decode is the other new_tokens - 1 steps, all sequences counted.
+The models of a round run one after the other, and every round begins with another one, so that drift of the machine
+hits all alike. A layer with a sliding window holds the whole sequence; the window is in the mask.
+
+Peak memory is that of the model's parameters and buffers and of an eager run, on the GPU or else in the process's
+resident memory; None where it is not known (only Linux tells).
+"""
 
 import ctypes
 import inspect
@@ -27,23 +38,23 @@ def measure(
     models: Mapping[str, PreTrainedModel], batch_size: int = 1, prompt_len: int = 128, new_tokens: int = 64,
     repeats: int = 5, seed: int = 0,
 ) -> dict[str, dict]:  # fmt: skip
-    """Speed and peak memory of each model, where it lives and in eval mode, as plain data by the models' names:
+    """Measure speed and peak memory of models, where they live and in evaluation mode.
 
-        {"parameters": number, "bytes": of the parameters, "peak_memory": bytes or None, "modes": {mode: {
-            "prefill_tokens_per_second": [one per round], "decode_tokens_per_second": […],
-            "time_to_first_token_seconds": […]}}}
+    Args:
+        models: {name: model}.
+        batch_size: Sequences.
+        prompt_len: Tokens of each prompt.
+        new_tokens: Tokens that are decoded for each.
+        repeats: Rounds.
+        seed: Of the prompts.
 
-    The modes are "eager" and, on a GPU, "cuda_graph": prefill and decode step each captured once and replayed; where
-    that cannot be done it holds only a "reason". All models get the same random prompts, decode greedily and go on
-    past an end of text. Prefill is one forward pass over the prompts into an empty static cache, with logits for the
-    last position; choosing a token completes the time to the first one; decode is the other new_tokens - 1 steps, all
-    sequences counted. In a round the models run one after the other, in the next one another is first, so that drift
-    of the machine hits all alike. A layer with a sliding window holds the whole sequence, the window is in the mask.
+    Returns:
+        {name: {"parameters": number, "bytes": of the parameters, "peak_memory": bytes or None, "modes": {mode:
+        {"prefill_tokens_per_second": [one per round], "decode_tokens_per_second": […], "time_to_first_token_seconds":
+        […]}}}}. A mode that fails holds only a "reason".
 
-    peak_memory: the model's parameters and buffers and what an eager run takes besides, of the GPU or else of the
-    process's resident memory; None where it cannot be known (only Linux tells).
-
-    UsageError when a model has no max_position_embeddings for so many tokens, or new_tokens is less than 2.
+    Raises:
+        UsageError: A model has no max_position_embeddings for so many tokens, or new_tokens is less than 2.
     """
     check_lengths({name: model.config for name, model in models.items()}, prompt_len, new_tokens)
     vocabulary = min(model.get_input_embeddings().weight.shape[0] for model in models.values())
@@ -78,12 +89,22 @@ def measure(
 
 
 def ratios(measured: Mapping[str, dict], dense: str) -> dict[str, dict]:
-    """How many times as fast as the model `dense` the others are: {name: {mode: {"prefill" | "decode": summary}}}.
+    """Compare the speed of models with that of one of them.
 
     The summaries are of the ratios of tokens per second in the same round. A mode that one of the two lacks is left
-    out. KeyError when there is no such model.
+    out.
+
+    Args:
+        measured: What `measure` returned.
+        dense: The name of the model that the others are compared with.
+
+    Returns:
+        {name: {mode: {"prefill" or "decode": summary}}}.
+
+    Raises:
+        KeyError: There is no such model.
     """
-    result = {name: {} for name in measured if name != dense}
+    result: dict[str, dict] = {name: {} for name in measured if name != dense}
     for name, modes in result.items():
         for mode, base in measured[dense]["modes"].items():
             own = measured[name]["modes"].get(mode, {"reason": "not measured"})
@@ -96,30 +117,45 @@ def ratios(measured: Mapping[str, dict], dense: str) -> dict[str, dict]:
 
 
 def summary(values: Sequence[float]) -> dict[str, float]:
-    """Median, lowest and highest of `values`; StatisticsError when there are none."""
+    """Return the median, lowest and highest of some values. StatisticsError when there are none."""
     return {"median": median(values), "low": min(values), "high": max(values)}
 
 
 def turn_of(names: list[str], turn: int) -> list[str]:
-    """The order of round `turn`: each goes first, second … as often as the others."""
+    """Return the order of a round: each name goes first, second … as often as the others.
+
+    Args:
+        names: The names.
+        turn: The number of the round.
+    """
     start = turn % len(names)
     return names[start:] + names[:start]
 
 
 class Steps(NamedTuple):
-    """One way to run a model on given prompts."""
+    """One way to run a model on given prompts.
 
-    reset: Callable[[], object]  # empties the cache
-    prefill: Callable[[], torch.Tensor]  # → logits of the last position, [batch, 1, vocabulary]
-    decode: Callable[[], object]  # feeds `token`, puts the next one there
-    token: torch.Tensor  # [batch, 1]
-    now: Callable[[], float]  # seconds, when the model's GPUs have done all that they were given
+    Attributes:
+        reset: Empties the cache.
+        prefill: Reads the prompts and returns the logits of the last position, [batch, 1, vocabulary].
+        decode: Feeds `token` and puts the next one there.
+        token: LongTensor [batch, 1].
+        now: Returns seconds, when the model's GPUs have done all that they were given.
+    """
+
+    reset: Callable[[], object]
+    prefill: Callable[[], torch.Tensor]
+    decode: Callable[[], object]
+    token: torch.Tensor
+    now: Callable[[], float]
 
 
 class _Layer(StaticLayer):
-    """A static layer that knows without asking the device that it is empty, so that a prefill needs no mask, not even
-    in a capture, where transformers may not ask. Also for sliding windows: transformers' own layer for them counts
-    what it holds in Python, which a replayed graph does not run."""
+    """A static layer that knows without asking the device that it is empty, so that a prefill needs no mask.
+
+    Not even in a capture, where transformers may not ask. Also for sliding windows: transformers' own layer for them
+    counts what it holds in Python, which a replayed graph does not run.
+    """
 
     empty = True
 
@@ -136,9 +172,14 @@ class _Layer(StaticLayer):
 
 
 def eager(model: PreTrainedModel, prompts: torch.Tensor, new_tokens: int) -> Steps:
-    """The model as it is, with a static cache for `prompts` [batch, length] and `new_tokens`.
+    """Return the steps of the model as it is, with a static cache.
 
     A layer's part of the cache is made for the first keys that it gives, so kv heads may differ between layers.
+
+    Args:
+        model: In evaluation mode.
+        prompts: LongTensor [batch, length].
+        new_tokens: Tokens that will be decoded.
     """
     prompts = prompts.to(model.device)
     cache = Cache(layers=[_Layer(prompts.shape[1] + new_tokens) for _ in range(model.config.num_hidden_layers)])
@@ -163,7 +204,7 @@ def eager(model: PreTrainedModel, prompts: torch.Tensor, new_tokens: int) -> Ste
 
 
 def captured(steps: Steps) -> Steps:
-    """Eager `steps`, on one GPU, as two CUDA graphs that work on the same cache and token.
+    """Return eager steps, on one GPU, as two CUDA graphs that work on the same cache and token.
 
     What changes from step to step (the token, how much the cache holds, and with it positions and mask) lies on the
     device and is updated there by the graph itself: nothing comes from the host. Raises what a failed capture raises.
@@ -206,7 +247,16 @@ def _graphs(model: PreTrainedModel, steps: Steps, new_tokens: int) -> Steps | st
 
 
 def generate(steps: Steps, new_tokens: int) -> tuple[torch.Tensor, tuple[float, float, float]]:
-    """The tokens [batch, new_tokens], and the seconds for the prefill, for choosing the first and for the others."""
+    """Run the steps.
+
+    Args:
+        steps: How the model is run.
+        new_tokens: Tokens to decode.
+
+    Returns:
+        The tokens [batch, new_tokens], and the seconds for the prefill, for choosing the first token and for the
+        others.
+    """
     steps.reset()
     start = steps.now()
     logits = steps.prefill()
@@ -222,7 +272,13 @@ def generate(steps: Steps, new_tokens: int) -> tuple[torch.Tensor, tuple[float, 
 
 
 def check_lengths(configs: Mapping[str, object], prompt_len: int, new_tokens: int) -> None:
-    """UsageError when a model has no max_position_embeddings for so many tokens, or new_tokens is less than 2."""
+    """Raise a UsageError when a model has too few positions for so many tokens, or new_tokens is less than 2.
+
+    Args:
+        configs: {name: configuration of a model}.
+        prompt_len: Tokens of each prompt.
+        new_tokens: Tokens that are decoded for each.
+    """
     if new_tokens < 2:
         raise UsageError(f"new_tokens must be at least 2, not {new_tokens}: the first one comes from the prefill")
     for name, config in configs.items():

@@ -11,7 +11,7 @@ from llm_pruner.output.wording import NOT_FINITE
 
 
 def tables(evaluation: EvaluateReport) -> str:
-    """Size, perplexities, speed with its ratio to the dense model, and the zero-shot table where there is one."""
+    """Return tables of sizes, perplexities, speed with its ratio to the dense model, and the zero-shot table."""
     models, ratios = evaluation.models, evaluation.ratios
     rows = [["", *(model.name for model in models)]]
     for key in ("parameters", "bytes"):

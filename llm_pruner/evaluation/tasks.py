@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from llm_pruner.config.groups import USUAL_TASKS
 from llm_pruner.config.yaml_files import read_yaml_nodes
@@ -19,12 +20,19 @@ NAME = re.compile(r"[^\s,\[\]\"'-][^\s,\[\]\"']*")
 
 
 def check_tasks(tasks: Sequence[str]) -> list[str]:
-    """The tasks without repeats, `usual` and comma-separated ones expanded. Reads small files only, loads nothing.
+    """Return the tasks without repeats, `usual` and comma-separated ones expanded. Reads small files only.
 
-    UsageError for a name that lm_eval does not know and for a YAML file that is missing or no task, RunError when
-    lm_eval is not installed.
+    Args:
+        tasks: Names of lm_eval's tasks, `usual`, or YAML files.
+
+    Returns:
+        Names and files, one each.
+
+    Raises:
+        UsageError: lm_eval does not know a name, or a YAML file is missing or no task.
+        RunError: lm_eval is not installed.
     """
-    known, entries = known_tasks(), {}
+    known, entries = known_tasks(), dict[str, str]()
     for entry in entries_of(tasks):
         name = entry
         if is_file(entry):
@@ -39,6 +47,7 @@ def check_tasks(tasks: Sequence[str]) -> list[str]:
 
 
 def entries_of(tasks: Sequence[str]) -> Iterator[str]:
+    """Yield the names and files in a list of tasks, commas and `usual` expanded."""
     for text in tasks:
         for entry in [text] if is_file(text) and Path(text).expanduser().is_file() else text.split(","):
             if is_file(entry.strip()):
@@ -48,19 +57,20 @@ def entries_of(tasks: Sequence[str]) -> Iterator[str]:
 
 
 def is_file(entry: str) -> bool:
+    """Return whether an entry is a YAML file, not a name."""
     return entry.endswith((".yaml", ".yml"))
 
 
 @functools.cache
 def known_tasks() -> dict[str, Path | None]:
-    """The names of lm_eval's tasks, each with its YAML; those of groups and tags with None.
+    """Return the names of lm_eval's tasks, each with its YAML; those of groups and tags with None.
 
     Read as text: lm_eval parses its 14,000 files for this, which takes ten seconds and more.
     """
     spec = importlib.util.find_spec("lm_eval")
-    if spec is None:
+    if spec is None or not spec.submodule_search_locations:
         raise RunError('zero-shot tasks need lm_eval: pip install "llm_pruner[zero_shot]"')
-    known = {}
+    known: dict[str, Path | None] = {}
     files = (path for path in Path(spec.submodule_search_locations[0], "tasks").rglob("*"))
     for path in sorted(path for path in files if path.suffix in ("", ".yaml") and path.is_file()):
         found = NAMES.findall(path.read_text(encoding="utf-8", errors="replace"))
@@ -79,9 +89,16 @@ def _suggestion(name: str, known) -> str:
 
 
 def read_task(path: Path, above: tuple[Path, ...] = ()) -> dict:
-    """What the YAML of a task says, includes merged, data files that lie beside it by their full names. UsageError.
+    """Read the YAML of a task, includes merged, data files that lie beside it by their full names.
 
     `!function utils.f` is read as text; nothing is imported.
+
+    Args:
+        path: The file.
+        above: The files that include it.
+
+    Raises:
+        UsageError: It is no task.
     """
     _, content = read_yaml_nodes(path, "task", ("!function",))
     if not isinstance(content, dict):
@@ -89,7 +106,7 @@ def read_task(path: Path, above: tuple[Path, ...] = ()) -> dict:
     options = content.get("dataset_kwargs")
     if isinstance(options, dict) and "data_files" in options:
         content["dataset_kwargs"] = {**options, "data_files": located(options["data_files"], path.parent)}
-    merged, includes = {}, content.pop("include", None) or []
+    merged, includes = dict[str, Any](), content.pop("include", None) or []
     for include in includes if isinstance(includes, list) else [includes]:
         other = path.parent / str(include)
         if other.resolve() in (path.resolve(), *above):
@@ -115,6 +132,7 @@ def _check(path: Path, task: dict) -> None:
 
 
 def located(files, folder: Path):
+    """Return data files by their full names, where they lie in `folder`."""
     if isinstance(files, dict):
         return {split: located(file, folder) for split, file in files.items()}
     if isinstance(files, list):

@@ -45,15 +45,28 @@ def zero_shot(
     limit: int | None = None,
     seed: int = 0,
 ) -> dict[str, dict]:
-    """{task: {metric: value, metric_stderr: value, …, "samples": n}} in the order asked; a group gives its aggregate.
+    """Run zero-shot tasks of lm_eval on a model in memory, which stays where and as it is.
 
-    Metrics are called as in lm_eval, a filter's name behind a comma unless it is `none`; what is not finite is left
-    out. The model stays where and as it is. num_fewshot: default the task's; one whose YAML says 0 keeps it, as in
-    lm_eval. batch_size: by default 8 on the CPU, what fits on a GPU, 1 for whole texts. limit: only the first questions
-    of each task.
+    Metrics are called as in lm_eval, a filter's name behind a comma unless it is `none`; values that are not finite are
+    left out.
 
-    UsageError as in `check_tasks` and for a tokenizer without a chat template where one is to be applied, RunError for
-    data that cannot be had, no tokenizer, too little memory, or a model whose log-likelihoods are not numbers.
+    Args:
+        model: A causal language model.
+        tokenizer: Its tokenizer.
+        tasks: Names of lm_eval's tasks, groups and tags, or YAML files of local ones.
+        num_fewshot: Examples in the prompt; by default the task's. A task whose YAML says 0 keeps it, as in lm_eval.
+        batch_size: Questions per forward pass; by default 8 on a CPU, what fits on a GPU, 1 for whole texts.
+        apply_chat_template: Whether questions are put in the tokenizer's chat template.
+        limit: Only so many questions of each task.
+        seed: Of everything random.
+
+    Returns:
+        {task: {metric: value, metric_stderr: value, …, "samples": n}} in the order asked; a group gives its aggregate.
+
+    Raises:
+        UsageError: As in `check_tasks`, or a chat template is asked for and the tokenizer has none.
+        RunError: The hub does not give the data, there is no tokenizer, memory does not suffice, or log-likelihoods are
+            not numbers.
     """
     tasks = check_tasks(tasks)
     if tokenizer is None:
@@ -79,9 +92,12 @@ def zero_shot(
 
 
 def table(results: Mapping[str, dict[str, dict]]) -> str:
-    """Rows: tasks and the mean of the accuracies, of those that every model has. Columns: models, by their names.
+    """Return a table of results: rows are tasks and the mean of the accuracies that every model has.
 
     The metric is acc_norm, else acc, else another accuracy, else the task's first; accuracies are in percent.
+
+    Args:
+        results: {model: {task: {metric: value}}}.
     """
     lines, accuracies, models = [["", *results]], [], list(results.values())
     for task in tasks_of(models):
@@ -172,8 +188,11 @@ def _evaluate(task, parts, model, tokenizer, batch_size, apply_chat_template, li
 
 
 def _batch_size(model, kinds: set[str]) -> int | str:
-    """What to ask lm_eval for. Its `auto` tries sizes on the longest question, but on the longest text that the model
-    could read where it is a text that is scored or to be written."""
+    """Return what to ask lm_eval for.
+
+    Its `auto` tries sizes on the longest question, but on the longest text that the model could read where it is a text
+    that is scored or to be written.
+    """
     if "loglikelihood_rolling" in kinds:
         return 1
     return FIXED_BATCH if "generate_until" in kinds or model.device.type == "cpu" else "auto"
@@ -240,7 +259,9 @@ def _one_line(task: str, what: str) -> Iterator[None]:
         raise
     except Exception as raised:
         error = _cause(raised)
-        line = next(iter(str(error).strip().splitlines()), "") or traceback.extract_tb(error.__traceback__)[-1].line
+        line = (
+            next(iter(str(error).strip().splitlines()), "") or traceback.extract_tb(error.__traceback__)[-1].line or ""
+        )
         if is_out_of_memory(error):
             raise RunError(f"{task}: memory does not suffice; use a smaller `batch_size`") from raised
         if _from_hub(error):

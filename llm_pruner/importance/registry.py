@@ -72,7 +72,19 @@ def _typed(own, value: Any) -> Any:
 
 
 def score(groups: Iterable[Group], criterion: Criterion, statistics: Statistics) -> "dict[str, torch.Tensor]":
-    """Return {group name: float32 scores on the CPU}. RunError when a score is not finite."""
+    """Score the units of groups.
+
+    Args:
+        groups: In the units that are ranked.
+        criterion: What scores.
+        statistics: What the criterion needs, and perhaps more.
+
+    Returns:
+        {group name: float32 [units], or equal parts of units, on the CPU}.
+
+    Raises:
+        RunError: A score is not finite.
+    """
     import torch
     from tqdm.auto import tqdm
 

@@ -18,7 +18,14 @@ BLOCK, BLOCKS = 65_536, 512  # so many blocks of so many bytes, spread over a we
 
 
 def save(path: Path, key: Mapping, scores: "Mapping[str, torch.Tensor]", means: "Mapping[str, torch.Tensor]") -> None:
-    """Writes scores by group, and mean inputs by the weight that reads them, with what they were made from."""
+    """Write scores and means to a file, with what they were made from.
+
+    Args:
+        path: The file.
+        key: What they were made from.
+        scores: {group name: scores of its units}.
+        means: {weight of an output projection: mean of its input [columns]}.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -33,7 +40,7 @@ def save(path: Path, key: Mapping, scores: "Mapping[str, torch.Tensor]", means: 
 def load(
     path: Path, key: Mapping, lengths: Mapping[str, int], inputs: Mapping[str, int]
 ) -> "tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]":
-    """(scores, means) that `save` wrote.
+    """Return (scores, means) that `save` wrote.
 
     Args:
         path: The file.

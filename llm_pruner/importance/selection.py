@@ -13,7 +13,13 @@ QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 
 
 def scored_groups(groups: Iterable[Group], before: Widths, after: Layers) -> list[Group]:
-    """The groups whose units have to be ranked to get from `before` to `after`, in the units that are ranked."""
+    """Return the groups whose units have to be ranked to get from `before` to `after`, in the units that are ranked.
+
+    Args:
+        groups: All groups.
+        before: The widths of every layer.
+        after: The widths of every layer afterwards.
+    """
     return [group for group in units_of(groups) if _ranked(group, before, after)]
 
 
@@ -45,16 +51,33 @@ def quantiles(scores: "Mapping[str, torch.Tensor]", groups: Iterable[Group]) -> 
 
 
 def unit_scores(scores: "torch.Tensor", units: int) -> "torch.Tensor":
-    """One score per unit, from scores of its parts (a head's columns, a kv group's heads), which add up."""
+    """Add up the scores of the parts of each unit: of a head's columns, or of a kv group's heads.
+
+    Args:
+        scores: Float tensor [units · parts].
+        units: How many units there are.
+
+    Returns:
+        Float tensor [units].
+    """
     return scores.view(units, -1).sum(1)
 
 
 def choose(
     groups: Iterable[Group], scores: "Mapping[str, torch.Tensor]", before: Widths, after: Layers
 ) -> dict[str, list[int]]:
-    """{group name: indices of the units that stay}: the highest scores, at equal scores the first.
+    """Choose the units that stay: those with the highest scores, at equal scores the first ones.
 
-    Query heads stay in equal number in every kv group that stays, so each finds its keys again.
+    Query heads stay in equal number in every kv group that stays, so that each finds its keys again.
+
+    Args:
+        groups: All groups.
+        scores: {group name: scores of its units or of parts of them}, of the groups that are ranked.
+        before: The widths of every layer.
+        after: The widths of every layer afterwards.
+
+    Returns:
+        {group name: ascending indices of the units that stay}.
     """
     kept: dict[str, list[int]] = {}
     for group in groups:
@@ -65,7 +88,7 @@ def choose(
             heads = f"layers.{group.layer}.{HEADS}"
             if is_grouped(before):
                 kept[group.name] = _highest(scores.get(group.name), group.units, count)
-                per_group = heads_per_group(after[group.layer])
+                per_group = heads_per_group(after[group.own_layer])
                 kept[heads] = _heads_in(kept[group.name], scores.get(heads), before, per_group)
             else:
                 kept[heads] = kept[group.name] = _highest(scores.get(heads), group.units, count)

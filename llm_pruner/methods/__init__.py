@@ -8,7 +8,12 @@ __all__ = ["METHODS", "Journal", "Measured", "Method", "Pruned", "Reconstruct", 
 
 
 def settled(method: Method, is_copy: bool) -> Method:
-    """Return what makes a copy where nothing changes: no reconstruction and no compensation; else the method."""
+    """Return the method for a draft; for one that changes nothing, a method that makes a copy.
+
+    Args:
+        method: The method. Of a copy there is no reconstruction and no compensation.
+        is_copy: Whether nothing changes.
+    """
     if not is_copy:
         return method
     if isinstance(method, ScoreAndCut):

@@ -56,17 +56,15 @@ class Pruned:
 
 @runtime_checkable
 class Method(Shaper, Protocol):
-    """A pruning method: a frozen dataclass whose fields are its options.
+    """A pruning method: a frozen dataclass whose fields are its options."""
 
-    Attributes:
-        name: What reports and `--method` call it.
-        calibration: The calibration text that it is used with by default.
-        seed: Of everything random.
-    """
+    @property
+    def calibration(self) -> Calibration:
+        """The calibration text that it is used with by default."""
 
-    name: str
-    calibration: Calibration
-    seed: int
+    @property
+    def seed(self) -> int:
+        """The seed of everything random."""
 
     def needs_text(self, draft: Draft) -> bool:
         """Return whether calibration prompts are needed for what the draft asks for."""

@@ -14,7 +14,7 @@ from llm_pruner.calibration.weights import Weights
 from llm_pruner.errors import PlanError, UsageError
 from llm_pruner.methods.method import Journal, Pruned
 from llm_pruner.methods.score_and_cut import Measured, ScoreAndCut
-from llm_pruner.model.axes import HEADS, HIDDEN, KV_HEADS, MLP, PRUNABLE, Axis, Widths, is_grouped
+from llm_pruner.model.axes import HEADS, HIDDEN, KV_HEADS, MLP, PRUNABLE, Axis, Layers, Widths, is_grouped
 from llm_pruner.model.depth import make_shallow, shallow_config
 from llm_pruner.model.families import Family, family_of
 from llm_pruner.model.surgery import empty
@@ -34,6 +34,7 @@ from llm_pruner.reconstruction.search import (
     search,
 )
 from llm_pruner.reconstruction.tokens import Tokens, split
+from llm_pruner.shape.budget import Goal
 from llm_pruner.shape.draft import Draft, Searched, Traced
 from llm_pruner.shape.plan import Plan
 from llm_pruner.shape.request import Budget, Request
@@ -97,8 +98,8 @@ class Reconstruct:
 
     def outline(self, draft: Draft) -> tuple[Plan, Any]:
         """Return the plan that a search would start from; see `Method.outline`."""
-        layers = tuple(range(len(draft.after))) if draft.removes_layers else None
-        planned = Planned.of(draft.traced, Form(draft.after, layers))
+        layers = tuple(range(len(draft.widths))) if draft.removes_layers else None
+        planned = Planned.of(draft.traced, Form(draft.widths, layers))
         return replace(planned.plan, importance=self.name, seed=self.seed), planned.config
 
     def prune(
@@ -109,7 +110,7 @@ class Reconstruct:
             raise UsageError(f"method {self.name} needs calibration prompts")
         journal = journal or Journal()
         Weights(dict(model.named_parameters())).check_all_finite()
-        tokens, notes = split(prompts), {}
+        tokens, notes = split(prompts), dict[str, Any]()
         folder = Path(self.work_dir).expanduser() if self.work_dir else None
         identity = ""
         if folder:
@@ -121,7 +122,7 @@ class Reconstruct:
         plan = replace(planned.plan, importance=self.name, seed=self.seed)
         planned = replace(planned, plan=plan)
         groups, wide, layers = planned.dense.groups, planned.wide, form.layers
-        dense = untied(model) if form.untied else model
+        dense: Any = untied(model) if form.untied else model
         settings = Settings(epochs=passes(tokens) if self.epochs is None else self.epochs, seed=self.seed)
         with journal.timed("reconstruct"):
             key = hashlib.sha256(repr((identity, form, asdict(settings))).encode()).hexdigest()
@@ -176,14 +177,14 @@ class _Search:
     journal: Journal
 
     def form(self) -> Form:
-        """The form to reconstruct the model in."""
+        """Return the form to reconstruct the model in."""
         method, draft, counter = self.method, self.draft, self.draft.traced.counter
         some = part_of(self.tokens)
         if draft.removes_layers:
-            number = len(draft.after)
-            return Form(draft.after, cheapest_layers(measure_layers(self.model, some.fitted), number))
+            number = len(draft.widths)
+            return Form(draft.widths, cheapest_layers(measure_layers(self.model, some.fitted), number))
         if not isinstance(draft.shape, Searched) or not (method.search_minutes or method.per_layer):
-            return Form(draft.after)
+            return Form(draft.widths)
         goal = draft.shape.goal
         costs = measure_costs(self.model, draft.traced.groups, some.fitted, counter.before)
         own = layers_by_costs(counter, draft.axes, goal, costs) if method.per_layer else None
@@ -191,13 +192,13 @@ class _Search:
             return Form(own)
         free = untied(self.model) if is_tied(self.model) and goal.whole else None
         try:
-            listed = candidates(self._space(costs, free), costs)
+            listed = candidates(self._space(draft.shape, costs, free), costs)
         except PlanError:  # heads alone, for one, are too few to meet a budget as closely as a search has to
-            return Form(own or draft.after)
-        return self._best(listed, some, costs, own, free)
+            return Form(own or draft.widths)
+        return self._best(goal, listed, some, costs, own, free)
 
-    def _space(self, costs: Costs, free) -> Space:
-        traced, shape = self.draft.traced, self.draft.shape
+    def _space(self, shape: Searched, costs: Costs, free) -> Space:
+        traced = self.draft.traced
         counter, config = traced.counter, traced.config
         depths = [cheapest_layers(costs, number) for number in depths_of(counter.num_layers) if shape.depths]
         return Space(
@@ -206,15 +207,16 @@ class _Search:
             Traced.of(free.config, counter.before).counter if free else None,
         )  # fmt: skip
 
-    def _best(self, listed: list[Candidate], some: Tokens, costs: Costs, own, free) -> Form:
+    def _best(self, goal: Goal, listed: list[Candidate], some: Tokens, costs: Costs, own: Layers | None, free) -> Form:
         """The best of the candidates, measured on some of the text and the closest then on all of it."""
         number = len(costs.neurons)
 
         def form_of(candidate: Candidate) -> Form:
             if candidate.widths == own:
                 return Form(own)
-            return Form((candidate.widths,) * len(candidate.layers or range(number)), candidate.layers,
-                        candidate.untied)  # fmt: skip
+            assert isinstance(candidate.widths, Widths), "only `own` has widths of its own for every layer"
+            depth = len(candidate.layers or range(number))
+            return Form((candidate.widths,) * depth, candidate.layers, candidate.untied)
 
         def measure(text: Tokens, candidate: Candidate) -> float:
             planned = Planned.of(self.draft.traced, form_of(candidate))
@@ -222,13 +224,13 @@ class _Search:
             groups = planned.dense.groups
             return reconstruct(dense, groups, planned.wide, planned.config, text, QUICK, layers=layers).kl
 
-        key = f"{self.identity} {self.draft.shape.goal} {self.draft.axes} {self.method.per_layer}"
+        key = f"{self.identity} {goal} {self.draft.axes} {self.method.per_layer}"
         name, folder, log = hashlib.sha256(key.encode()).hexdigest()[:16], self.folder, self.journal.log
         cache = folder and folder / f"search-{name}.json"
         found = search(listed, partial(measure, some), self.method.search_minutes, cache, key)
         self.notes["search"] = [candidate.told() for candidate in found]
         log(f"search: {len(found)} of {len(listed)} shapes measured; KL {found[0].kl:.4f} to {found[-1].kl:.4f}")
-        close = [candidate for candidate in found[:FINALISTS] if candidate.kl <= CLOSE * found[0].kl]
+        close = [candidate for candidate in found[:FINALISTS] if candidate.measured <= CLOSE * found[0].measured]
         close += [Candidate(own, sum(costs.of(*each) for each in enumerate(own)))] if own else []
         if len(close) > 1:
             cache = folder and folder / f"finals-{name}.json"

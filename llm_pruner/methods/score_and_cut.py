@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from llm_pruner.calibration.activations import collect, with_batches
 from llm_pruner.calibration.gradients import weight_gradient_products
@@ -46,7 +46,7 @@ class ScoreAndCut:
     Attributes:
         criterion: What scores: a criterion, or its name, perhaps with options (`flap:metrics=IFV`).
         order: Whether the lowest scores go (standard), the highest (reversed) or any (random).
-        compensate: `bias`: o_proj and down_proj get a bias for what the removed units added on average; or `none`.
+        compensate: `bias`: o_proj and down_proj get the mean output of the removed units as a bias; or `none`.
         mask_only: Whether units are set to zero instead of cut.
         seed: Of everything random.
 
@@ -70,24 +70,29 @@ class ScoreAndCut:
                 raise UsageError(f"{name}: {getattr(self, name)!r}; {did_you_mean(getattr(self, name), known)}")
 
     @property
+    def _scores_by(self) -> Criterion:
+        assert not isinstance(self.criterion, str), "a name has become a criterion as soon as the method was made"
+        return self.criterion
+
+    @property
     def name(self) -> str:
         """The criterion's name."""
-        return self.criterion.name
+        return self._scores_by.name
 
     @property
     def axes(self) -> tuple[Axis, ...]:
         """The axes that the criterion scores."""
-        return self.criterion.axes
+        return self._scores_by.axes
 
     @property
     def calibration(self) -> Calibration:
         """The text that the criterion was published with."""
-        return self.criterion.calibration
+        return self._scores_by.calibration
 
     @property
     def scorer(self) -> Criterion:
         """What scores: the criterion, or random numbers where the order is random."""
-        return Random(self.seed) if self.order == "random" else self.criterion
+        return Random(self.seed) if self.order == "random" else self._scores_by
 
     def without_compensation(self) -> "ScoreAndCut":
         """Return the method for a model that stays as it is."""
@@ -115,7 +120,7 @@ class ScoreAndCut:
         """Return whether calibration prompts are needed."""
         return bool(self.needs(bool(groups_to_score(draft))) - {WEIGHTS})
 
-    def outline(self, draft: Draft) -> tuple[Plan, object]:
+    def outline(self, draft: Draft) -> tuple[Plan, Any]:
         """Return the plan without its kept units, where no scores are needed for that; see `Method.outline`."""
         return self.plan(draft, Measured())
 
@@ -182,9 +187,9 @@ class ScoreAndCut:
             measured.scores.update(scores)
             inside = [group for group in draft.traced.groups if group.layer == layer]
             if isinstance(draft.shape, Replayed):
-                kept = draft.shape.plan.kept
+                kept = draft.shape.plan.units
             else:
-                kept = choose(inside, self.ranked(scores), counter.before, draft.after)
+                kept = choose(inside, self.ranked(scores), counter.before, draft.widths)
             return silenced(parameters, [group for group in inside if group.axis in (HEADS, MLP)], kept)
 
         return changed
@@ -193,7 +198,7 @@ class ScoreAndCut:
         """Return the scores as the order wants them ranked: as they are, or the other way round."""
         return {name: -values if self.order == "reversed" else values for name, values in scores.items()}
 
-    def plan(self, draft: Draft, measured: Measured, model=None) -> tuple[Plan, object]:
+    def plan(self, draft: Draft, measured: Measured, model=None) -> tuple[Plan, Any]:
         """Return the plan, without its kept units unless it is a replay, and the new configuration.
 
         Args:
@@ -209,12 +214,21 @@ class ScoreAndCut:
         plan, config = make_plan(model or draft.traced.model, draft.traced.groups, after, biases)
         if isinstance(draft.shape, Replayed):
             saved = draft.shape.plan
-            made = {"importance": saved.importance, "order": saved.order, "seed": saved.seed, "kept": saved.kept}
-            return replace(plan, **made, calibration=saved.calibration, compensate=self.compensate), config
+            plan = replace(
+                plan, importance=saved.importance, order=saved.order, seed=saved.seed, kept=saved.kept,
+                calibration=saved.calibration, compensate=self.compensate,
+            )  # fmt: skip
+            return plan, config
         return replace(plan, importance=self.name, order=self.order, seed=self.seed, compensate=self.compensate), config
 
     def with_units(self, plan: Plan, draft: Draft, measured: Measured) -> Plan:
-        """Return the plan with the units that stay."""
+        """Return the plan with the units that stay.
+
+        Args:
+            plan: The plan, which a replay has the units of already.
+            draft: What was asked for.
+            measured: The scores.
+        """
         if plan.kept is not None:
             return plan
         kept = choose(draft.traced.groups, self.ranked(measured.scores), plan.before, plan.after)
@@ -236,11 +250,11 @@ class ScoreAndCut:
         groups, biases = draft.traced.groups, None
         with (journal or Journal()).timed("cut"):
             if self.compensate == "bias":
-                biases = output_biases(groups, plan.kept, dict(model.named_parameters()), measured.means)
+                biases = output_biases(groups, plan.units, dict(model.named_parameters()), measured.means)
             if not self.mask_only:
-                return Pruned(cut(model, groups, plan.kept, config, biases), plan, config)
+                return Pruned(cut(model, groups, plan.units, config, biases), plan, config)
             _, same_shape = make_plan(model, groups, draft.traced.counter.full, biases=bool(biases))
-            return Pruned(mask(model, groups, plan.kept, same_shape, biases), plan, same_shape)
+            return Pruned(mask(model, groups, plan.units, same_shape, biases), plan, same_shape)
 
     def sizes(self, draft: Draft) -> tuple[dict[str, int], dict[str, int]]:
         """Return ({group: number of its scores}, {weight of an output projection: number of its inputs})."""

@@ -1,0 +1,1 @@
+"""What a model of transformers is: families, axes, configuration, loading, groups, surgery, per-layer classes."""

@@ -4,10 +4,11 @@ import sys
 from collections.abc import Callable
 from importlib.abc import MetaPathFinder
 from importlib.machinery import PathFinder
+from typing import Any
 
 
 def after_import(module: str, action: Callable) -> None:
-    """Calls `action(module)` now if the module called so is there, and else when it is imported. Repeatable."""
+    """Call `action(module)` now if the module called so is there, and else when it is imported. Repeatable."""
     if module in sys.modules:
         action(sys.modules[module])
     waiting = next((finder for finder in sys.meta_path if isinstance(finder, _AfterImport)), None)
@@ -25,11 +26,12 @@ class _AfterImport(MetaPathFinder):
     def find_spec(self, fullname, path=None, target=None):
         spec = PathFinder.find_spec(fullname, path, target) if fullname in self.actions else None
         if spec is not None:
-            run, action = spec.loader.exec_module, self.actions[fullname]
+            loader: Any = spec.loader
+            run, action = loader.exec_module, self.actions[fullname]
 
             def exec_module(module):
                 run(module)
                 action(module)
 
-            spec.loader.exec_module = exec_module
+            loader.exec_module = exec_module
         return spec

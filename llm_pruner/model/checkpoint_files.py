@@ -79,7 +79,7 @@ class Tensor(NamedTuple):
 
 
 def check_folder(folder: str | Path) -> None:
-    """Looks at what stands beside the weights.
+    """Look at what stands beside the weights.
 
     Raises:
         UsageError: The folder holds an adapter, a file that would be opened is no regular one, or
@@ -98,7 +98,7 @@ def check_folder(folder: str | Path) -> None:
 
 
 def check_openable(path: Path, error: type[PrunerError] = UsageError) -> None:
-    """Raises `error` for a pipe, a device or a socket, which would be opened; a folder or nothing is passed over."""
+    """Raise `error` for a pipe, a device or a socket, which would be opened; a folder or nothing is passed over."""
     if os.path.exists(path) and not os.path.isdir(path):
         check_regular(path, "the file", error)
 
@@ -117,8 +117,10 @@ def _check_generation(path: Path) -> None:
 
 
 def tidy(generation_config) -> list[str]:
-    """Takes out the settings that keep a generation config from being saved, and returns their names: sampling
-    parameters without do_sample, as Llama-2 has them, or those of a beam search without beams."""
+    """Take out the settings that keep a generation config from being saved, and return their names.
+
+    These are sampling parameters without do_sample, as Llama-2 has them, or those of a beam search without beams.
+    """
     try:
         generation_config.validate(strict=True)
         return []
@@ -130,7 +132,7 @@ def tidy(generation_config) -> list[str]:
 
 
 def check_no_pointer(path: Path, error: type[PrunerError] = RunError) -> None:
-    """Raises `error` for a Git LFS pointer, which stands for a file that was not fetched, and for an empty file."""
+    """Raise `error` for a Git LFS pointer, which stands for a file that was not fetched, and for an empty file."""
     with open(path, "rb") as file:
         start = file.read(len(POINTER))
     if start == POINTER:
@@ -140,7 +142,7 @@ def check_no_pointer(path: Path, error: type[PrunerError] = RunError) -> None:
 
 
 def weight_files(folder: str | Path, named: str | None = None) -> tuple[dict[str, str] | None, list[Path]]:
-    """(the index's weight_map, or None; the files) that transformers would read, by its own rules.
+    """Return (the index's weight_map, or None; the files) that transformers would read, by its own rules.
 
     Args:
         folder: Of the checkpoint.
@@ -186,7 +188,7 @@ def _check_inside(name: str, where: str) -> None:
 
 
 def check_weights(folder: str | Path, config) -> dict[str, Tensor]:
-    """Looks at the weight files that will be read, and at no others, without reading a tensor.
+    """Look at the weight files that will be read, and at no others, without reading a tensor.
 
     Args:
         folder: Of the checkpoint.
@@ -205,7 +207,7 @@ def check_weights(folder: str | Path, config) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for file in files:
         check_no_pointer(file)
-        tensors |= {name: Tensor(file, *rest) for name, *rest in _listed(file)}
+        tensors |= {name: Tensor(file, dtype, shape) for name, dtype, shape in _listed(file)}
     for name, shard in (places or {}).items():
         if name not in tensors or tensors[name].file.name != shard:
             raise RunError(f"{Path(folder, shard)} does not hold {shown(name)}, which the index says is in it")
@@ -222,7 +224,14 @@ def check_weights(folder: str | Path, config) -> dict[str, Tensor]:
 
 
 def check_unused(tensors: Mapping[str, Tensor], unused: Iterable[str]) -> None:
-    """PlanError for a matrix outside the layers that the model has no place for: without it, it is another model."""
+    """Raise a PlanError for a matrix outside the layers that the model has no place for.
+
+    Without that matrix it is another model.
+
+    Args:
+        tensors: {name: tensor} of the weight files.
+        unused: The names that the model has no place for.
+    """
     for name in unused:
         if name in tensors and len(tensors[name].shape) > 1 and not LAYER.search(name):
             raise _other_parts(tensors[name].file, name)

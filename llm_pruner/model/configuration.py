@@ -151,7 +151,7 @@ ELSEWHERE: dict[str, Rule] = {
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The content of a config.json, its fields checked one by one.
+    """Return the content of a config.json, its fields checked one by one.
 
     Raises:
         UsageError: It is no JSON object, or a field holds what it cannot mean.
@@ -205,7 +205,7 @@ def _ropes(raw: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def build(raw: Mapping[str, Any], where: str, load) -> Any:
-    """The configuration object that `load` makes, once a model of it can be built.
+    """Return the configuration object that `load` makes, once a model of it can be built.
 
     Args:
         raw: What `read` returned.
@@ -270,8 +270,10 @@ def _offline(config, where: str) -> None:
 
 
 def _check_built(raw: Mapping[str, Any], config, where: str) -> None:
-    """Fields that contradict each other, defaults included: RoPE turns pairs of channels, and its lists have one factor
-    for each; layers that slide need a window."""
+    """Check fields that may contradict each other, defaults included.
+
+    RoPE turns pairs of channels, and its lists have one factor for each; layers that slide need a window.
+    """
     parameters = getattr(config, "rope_parameters", None)
     if config.model_type.removeprefix("pruned_") not in FAMILIES:
         return

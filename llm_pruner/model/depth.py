@@ -3,6 +3,7 @@
 import copy
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from llm_pruner.model.axes import HIDDEN, Layers, Widths
 from llm_pruner.model.axes.depth import PER_LAYER
@@ -10,7 +11,7 @@ from llm_pruner.model.layers import decoder_layers
 
 
 def shallow_config(config, layers: Sequence[int]):
-    """A copy of `config` for a model of these `layers` only; its lists of one entry per layer are cut alike."""
+    """Return a copy of `config` for a model of these `layers` only; its lists of one entry per layer are cut alike."""
     shallow = copy.deepcopy(config)
     for name in PER_LAYER:
         if getattr(config, name, None):
@@ -20,8 +21,8 @@ def shallow_config(config, layers: Sequence[int]):
 
 
 def make_shallow(model, layers: Sequence[int]) -> None:
-    """Takes all but `layers` out of the model."""
-    modules = decoder_layers(model)
+    """Take all but `layers` out of the model."""
+    modules: Any = decoder_layers(model)
     stay = [modules[layer] for layer in layers]
     model.config = model.base_model.config = shallow_config(model.config, layers)
     del modules[len(layers) :]
@@ -33,7 +34,7 @@ def make_shallow(model, layers: Sequence[int]) -> None:
 
 
 def renumbered(name: str, layers: Sequence[int]) -> str | None:
-    """The name of a parameter or a group when only `layers` are left; None for one in a layer that goes."""
+    """Return the name of a parameter or a group when only `layers` are left; None for one in a layer that goes."""
     found = re.match(r"((?:.*?\.)?)(\d+)(\..*)", name)
     if not found:
         return name
@@ -42,7 +43,14 @@ def renumbered(name: str, layers: Sequence[int]) -> str | None:
 
 
 def spread(after: Layers, layers: Sequence[int], before: Widths, number: int) -> Layers:
-    """The widths of all `number` layers of the dense model, of which only `layers` stay and have those of `after`."""
+    """Return the widths of all layers of the dense model, of which some go.
+
+    Args:
+        after: The widths of the layers that stay.
+        layers: The numbers of these.
+        before: The widths of the dense model's layers.
+        number: How many layers it has.
+    """
     gone = before.but({HIDDEN: after[0][HIDDEN]})
     widths = [gone] * number
     for layer, own in zip(layers, after, strict=True):

@@ -16,20 +16,23 @@ SPARSE_ACTIVATIONS = "sparse_activations"
 
 @dataclass(frozen=True)
 class Family:
-    """One `model_type`.
+    """What is declared of one `model_type`. Everything else is traced.
 
-    qkv, out: names of the projections inside the attention module; one name in `qkv` is a fused one.
-    qkv_layout: rows of a fused qkv: `concatenated` [Q; K; V] or `per_head` (q, k, v of head 0, of head 1 …).
-    intermediate_size: the config field that holds the MLP's width.
-    derived_head_dim: the class computes head_dim as hidden_size / num_attention_heads, whatever the config
-        says, so the two can only shrink together.
-    norm_offset: the norms multiply by (norm_offset + weight).
-    scaled_embedding: embeddings are multiplied by √hidden_size at run time.
-    output_biases: config fields that give the attention's and the MLP's output projection a bias; None where
-        the class cannot have both.
-    post_norms: norms stand between the projections that write to the residual stream and the stream itself.
-    relabel: a model_type that computes the same and accepts shapes that this one's config class refuses,
-        with the config values that make it the same; possible while the fields in `relabel_unless` are falsy.
+    Attributes:
+        qkv: Names of the query, key and value projections in the attention module; a single name is a fused one.
+        out: Name of the output projection in the attention module.
+        qkv_layout: Rows of a fused qkv: `concatenated` [Q; K; V] or `per_head` (q, k, v of head 0, of head 1 …).
+        intermediate_size: The configuration's field that holds the MLP's width.
+        derived_head_dim: Whether the class computes head_dim as hidden_size / num_attention_heads, whatever the
+            configuration says, so that the two can only shrink together.
+        norm_offset: The norms multiply by (norm_offset + weight).
+        scaled_embedding: Whether embeddings are multiplied by √hidden_size at run time.
+        output_biases: The configuration's fields that give the output projections of attention and MLP a bias; None
+            where the class cannot have both.
+        post_norms: Whether norms stand between the output projections and the residual stream.
+        relabel: A model_type that computes the same and accepts shapes that this one's configuration refuses, with the
+            values that make it the same.
+        relabel_unless: Fields of the configuration that must be falsy for that.
     """
 
     qkv: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")
@@ -68,7 +71,11 @@ FAMILIES: dict[str, Family] = {
 
 
 def family_of(model_type: str | None) -> Family:
-    """The declaration of `model_type`. PlanError, with the list, when there is none."""
+    """Return the declaration of a `model_type`.
+
+    Raises:
+        PlanError: There is none; the message lists those that are known.
+    """
     if str(model_type).startswith("pruned_"):
         raise PlanError(f"{model_type} has been pruned, and its layers differ in width; prune the original model again")
     if model_type not in FAMILIES:
@@ -83,11 +90,18 @@ def widths_of(config) -> Widths:
 
 
 def resize(config, widths: Widths, biases: bool = False):
-    """A copy of `config` with other widths, in the class that can hold them; `biases`: with those of the output
-    projections, as far as the class can have them.
+    """Return a copy of a configuration with other widths, in a class that can hold them.
 
-    The same class when it accepts the shape; else, where the family has one, the class that computes the
-    same without the restriction. PlanError, with the nearest legal widths, when neither can.
+    It is the same class where that accepts the shape; else, where the family has one, the class that computes the same
+    without the restriction.
+
+    Args:
+        config: The configuration.
+        widths: Of every layer.
+        biases: Whether the output projections get biases, as far as the class can have them.
+
+    Raises:
+        PlanError: Neither class can hold the widths; the message has the nearest legal ones.
     """
     try:
         return _resized(config, widths, biases)
@@ -145,8 +159,11 @@ def _build(config_class, values: dict):
 
 
 def _nearest_legal(config, wanted: Widths) -> str:
-    """Legal shapes next to `wanted`: where hidden_size is heads × head_dim, by its heads and by its hidden_size;
-    else also its heads with less and with more hidden_size. At most three, never the shape there is."""
+    """Return legal shapes next to `wanted`, at most three, never the shape there is.
+
+    Where hidden_size is heads × head_dim they differ by its heads and by its hidden_size; else also by its heads with
+    less and with more hidden_size.
+    """
     before = widths_of(config)
     group = wanted[KV_HEADS] if is_grouped(before) else 1
     heads = max(1, round(wanted[HEADS] / group)) * group
@@ -170,7 +187,13 @@ def _nearest_legal(config, wanted: Widths) -> str:
 
 
 def holds(config, widths: Widths, biases: bool = False) -> bool:
-    """Whether a stock class holds the shape, with output biases if they are wanted."""
+    """Return whether a stock class holds the shape.
+
+    Args:
+        config: The configuration of the model as it is.
+        widths: Of every layer.
+        biases: Whether the output projections have biases too.
+    """
     try:
         _resized(config, widths, biases)
     except ValueError:

@@ -6,17 +6,26 @@ in the positions of their members, so nothing that works on groups knows about l
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from llm_pruner.model.axes import HEADS, HIDDEN, KV_HEADS, Axis, Layers, Widths
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
 class Member:
-    """One axis of one parameter, cut in units.
+    """One axis of one parameter, cut in units: unit u owns the `width` positions from `start + u * stride` on.
 
-    Unit u owns the `width` positions from `start + u * stride`.
-    `role` is what the parameter is: linear, bias, embedding, layernorm or rmsnorm.
-    `reads`: the units are the inputs of a linear one, as heads are o_proj's and neurons down_proj's.
+    Attributes:
+        parameter: The name of the parameter.
+        dim: The axis of its tensor.
+        role: What the parameter is: linear, bias, embedding, layernorm or rmsnorm.
+        start: The first position of unit 0.
+        stride: From the first position of a unit to that of the next.
+        width: How many neighbouring positions a unit owns.
+        reads: Whether the units are the inputs of a linear layer, as heads are of o_proj and neurons of down_proj.
     """
 
     parameter: str
@@ -27,8 +36,15 @@ class Member:
     width: int = 1
     reads: bool = False
 
-    def positions(self, units):
-        """The positions of `units` (LongTensor [k]) on the axis: LongTensor [k * width]."""
+    def positions(self, units: "torch.Tensor") -> "torch.Tensor":
+        """Return the positions of some units on the axis.
+
+        Args:
+            units: LongTensor [k].
+
+        Returns:
+            LongTensor [k · width].
+        """
         import torch
 
         first = self.start + units * self.stride
@@ -37,9 +53,14 @@ class Member:
 
 @dataclass(frozen=True)
 class Group:
-    """`units` things that are removed whole: hidden channels, heads, kv heads or MLP neurons.
+    """Units that are removed whole: hidden channels, heads, kv heads or MLP neurons.
 
-    `layer` is None for the residual stream, whose channels run through the whole model.
+    Attributes:
+        name: Such as `hidden` or `layers.3.mlp`.
+        axis: The axis that shrinks when units go.
+        layer: The number of the layer; None for the residual stream, whose channels run through the whole model.
+        units: How many units there are.
+        members: What goes along with them.
     """
 
     name: str
@@ -48,23 +69,40 @@ class Group:
     units: int
     members: tuple[Member, ...]
 
+    @property
+    def own_layer(self) -> int:
+        """The number of the layer that the group is inside of."""
+        assert self.layer is not None, f"{self.name} runs through the whole model"
+        return self.layer
+
 
 def group_of(groups: Iterable[Group], axis: Axis, layer: int | None = None) -> Group:
-    """Return the group of an axis: of a layer, or the one that runs through the whole model."""
+    """Return the group of an axis: of a layer, or the one that runs through the whole model.
+
+    Args:
+        groups: The groups of the model.
+        axis: The axis.
+        layer: The number of the layer; None for the whole model.
+    """
     return next(group for group in groups if group.axis == axis and group.layer == layer)
 
 
 def output_projection(group: Group) -> Member:
-    """The projection whose input columns are the units of a heads, kv_heads or mlp group: o_proj or down_proj."""
+    """Return the member whose inputs are the units of a heads, kv_heads or mlp group: o_proj's or down_proj's."""
     return next(member for member in group.members if member.reads)
 
 
 def attention_units(heads: Group, kv_heads: Group, axis: Axis) -> Group:
-    """The group in whose units attention is scored, with every projection that goes along.
+    """Return the group in whose units attention is scored, with every projection that goes along.
 
-    axis heads: query heads. Without grouped queries each takes its key and value head with it; with
-    them, those stay, and only the query rows and the output columns belong to the unit.
-    axis kv_heads: whole kv groups, i.e. a key and value head with all its query heads.
+    Query heads (`axis` heads) take their key and value heads along where queries are not grouped; where they are, only
+    the query rows and the output columns belong to a unit. Kv groups (`axis` kv_heads) are a key and a value head with
+    all their query heads.
+
+    Args:
+        heads: The group of query heads of a layer.
+        kv_heads: The group of kv heads of the same layer.
+        axis: HEADS or KV_HEADS.
     """
     per_group = heads.units // kv_heads.units
     if axis == KV_HEADS:
@@ -85,7 +123,7 @@ def _widen(member: Member, factor: int) -> Member:
 
 
 def units_of(groups: Iterable[Group]) -> list[Group]:
-    """Every group in the units that can be ranked on their own, with all that goes along with them."""
+    """Return every group in the units that can be ranked on their own, with all that goes along with them."""
     by_name = {group.name: group for group in groups}
     ranked = []
     for group in by_name.values():
@@ -98,10 +136,20 @@ def units_of(groups: Iterable[Group]) -> list[Group]:
     return ranked
 
 
-def kept_positions(groups: Iterable[Group], kept: Mapping[str, list[int]], shapes: Mapping[str, tuple[int, ...]]):
-    """{parameter: {axis: sorted LongTensor of the positions that stay}} for every axis that gets shorter.
+def kept_positions(
+    groups: Iterable[Group], kept: Mapping[str, list[int]], shapes: Mapping[str, tuple[int, ...]]
+) -> "dict[str, dict[int, torch.Tensor]]":
+    """Return the positions that stay, for every axis of a parameter that gets shorter.
 
     Positions that no member owns stay.
+
+    Args:
+        groups: The groups.
+        kept: {group name: indices of the units that stay}.
+        shapes: {parameter: its shape}.
+
+    Returns:
+        {parameter: {axis: ascending LongTensor of positions}}.
     """
     import torch
 
@@ -124,22 +172,38 @@ def kept_positions(groups: Iterable[Group], kept: Mapping[str, list[int]], shape
 
 
 def prunable(groups: Iterable[Group]) -> set[str]:
-    """The parameters of attention and MLP: those that heads or neurons run through."""
+    """Return the names of the parameters of attention and MLP, that is those that heads or neurons run through."""
     return {member.parameter for group in groups if group.axis != HIDDEN for member in group.members}
 
 
 def bias_of(weight: str) -> str:
-    """The name of the bias beside the weight called `weight`."""
+    """Return the name of the bias beside a weight."""
     return weight.removesuffix("weight") + "bias"
 
 
 def units_after(group: Group, after: Sequence[Widths]) -> int:
-    """How many units of the group there are when the layers have the widths `after`."""
+    """Return how many units of a group are left.
+
+    Args:
+        group: The group.
+        after: The widths of every layer afterwards.
+    """
     return after[group.layer or 0][group.axis]
 
 
-def shapes_after(shapes, groups: Iterable[Group], after: Layers) -> dict[str, tuple[int, ...]]:
-    """The parameters' shapes when the layers have the widths `after`."""
+def shapes_after(
+    shapes: Mapping[str, tuple[int, ...]], groups: Iterable[Group], after: Layers
+) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of all parameters when the layers have other widths.
+
+    Args:
+        shapes: {parameter: its shape}.
+        groups: The groups.
+        after: The widths of every layer.
+
+    Returns:
+        {parameter: its shape then}.
+    """
     result = {name: list(shape) for name, shape in shapes.items()}
     removed = {}
     for group in groups:

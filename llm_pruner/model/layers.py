@@ -6,17 +6,17 @@ from torch import nn
 
 
 def decoder_layers(model) -> nn.ModuleList:
-    """The model's decoder layers."""
+    """Return the model's decoder layers."""
     lists = (child for child in model.base_model.children() if isinstance(child, nn.ModuleList))
     return next(layers for layers in lists if len(layers) == model.config.num_hidden_layers)
 
 
 def inside(parameter: str) -> str:
-    """`model.layers.3.mlp.up_proj.weight` → `mlp.up_proj.weight`."""
+    """Return the name inside the layer: `model.layers.3.mlp.up_proj.weight` → `mlp.up_proj.weight`."""
     return re.sub(r"^.*?\.\d+\.", "", parameter, count=1)
 
 
 def layer_number(parameter: str) -> int | None:
-    """`model.layers.3.mlp.up_proj.weight` → 3; None outside the decoder layers."""
+    """Return the number of the layer: `model.layers.3.mlp.up_proj.weight` → 3; None outside the decoder layers."""
     found = re.match(r"^.*?\.(\d+)\.", parameter)
     return int(found[1]) if found else None

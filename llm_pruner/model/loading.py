@@ -25,7 +25,14 @@ SMALL_FILES = ("*.json", "tokenizer*", "*.model", "*.txt", "*.jinja", "*.tiktoke
 
 
 def resolve(name: str) -> str:
-    """`name` as what to load from: the folder of the demo model, a local folder, or a hub id. RunError."""
+    """Return what to load from: the folder of the demo model, a local folder, or a hub id.
+
+    Args:
+        name: What the user calls the model.
+
+    Raises:
+        RunError: It is neither.
+    """
     if name == "demo":
         return str(Path(__file__).parent / "demo" / "model")
     path = Path(name).expanduser()
@@ -43,8 +50,20 @@ def resolve(name: str) -> str:
 
 
 def check_family(source: str, revision: str | None = None) -> dict:
-    """The content of config.json. UsageError for what it cannot mean, PlanError for a family that is not supported or
-    quantised weights, RunError when it cannot be had. Imports nothing heavy."""
+    """Read and check config.json. Imports nothing heavy.
+
+    Args:
+        source: A local folder or a hub id.
+        revision: Branch, tag or commit of a hub model.
+
+    Returns:
+        The content.
+
+    Raises:
+        UsageError: It says what it cannot mean.
+        PlanError: The family is not supported, or the weights are quantised.
+        RunError: It is not there, or the hub does not give it.
+    """
     raw = _config_json(source, revision)
     if not raw.get("model_type"):
         raise UsageError(f"{os.path.join(source, 'config.json')} has no model_type")
@@ -54,15 +73,34 @@ def check_family(source: str, revision: str | None = None) -> dict:
 
 
 def check_dense(source: str, quantised, advice: str) -> None:
-    """PlanError, with `advice`, for the `quantization_config` of quantised weights or sparse activations."""
+    """Raise a PlanError for the `quantization_config` of quantised weights or of sparse activations.
+
+    Args:
+        source: The model, for the message.
+        quantised: The configuration's `quantization_config`, or None.
+        advice: What to do instead, for the message.
+    """
     if quantised:
         sparse = isinstance(quantised, dict) and quantised.get("quant_method") == SPARSE_ACTIVATIONS
         raise PlanError(f"{source} {'has sparse activations' if sparse else 'holds quantised weights'}; {advice}")
 
 
 def load_config(source: str, revision: str | None = None, any_family: bool = False):
-    """The model's configuration, from config.json alone, of which a model can be built; with `any_family` of any type
-    that transformers knows. What stands beside it in a local folder is looked at as well. Errors as `check_family`."""
+    """Load the configuration of a model, from config.json alone; a model can be built of it.
+
+    What stands beside it in a local folder is looked at as well.
+
+    Args:
+        source: A local folder or a hub id.
+        revision: Branch, tag or commit of a hub model.
+        any_family: Whether every type that transformers knows will do.
+
+    Returns:
+        The configuration, an object of transformers.
+
+    Raises:
+        UsageError: As `check_family`; PlanError and RunError likewise.
+    """
     raw = _config_json(source, revision) if any_family else check_family(source, revision)
     if os.path.isdir(source):
         check_folder(source)
@@ -113,7 +151,16 @@ def _from_hub(source: str, revision: str | None, download):
 
 
 def fetch(source: str, revision: str | None = None, weights: bool = True) -> str:
-    """The local folder with the files of `source`; downloads them for a hub id, safetensors before pickles."""
+    """Return the local folder with the files of a model; download them for a hub id, safetensors before pickles.
+
+    Args:
+        source: A local folder or a hub id.
+        revision: Branch, tag or commit of a hub model.
+        weights: Whether the weights are wanted too.
+
+    Raises:
+        RunError: The hub does not give them.
+    """
     if os.path.isdir(source):
         return source
 
@@ -133,7 +180,11 @@ def fetch(source: str, revision: str | None = None, weights: bool = True) -> str
 
 
 def pick_device(name: str):
-    """The torch device called `name`; `auto` is the first GPU, else the CPU. UsageError."""
+    """Return the torch device of a name; `auto` is the first GPU, else the CPU.
+
+    Raises:
+        UsageError: There is no such device.
+    """
     import torch
 
     if name == "auto":
@@ -149,10 +200,21 @@ def pick_device(name: str):
 
 
 def load_model(folder: str, config, dtype: str = "auto", device=None, device_map: str | None = None):
-    """The trained model in `folder`, in evaluation mode.
+    """Load the trained model in a folder, in evaluation mode.
 
-    RunError when a tensor is missing or has another shape than the configuration says: weights that
-    are not there would be random, and random weights are never pruned. Errors as `check_weights` too.
+    Args:
+        folder: A local folder.
+        config: Its configuration.
+        dtype: A dtype of torch by its name, or `auto` for the checkpoint's.
+        device: A torch device; None with `device_map`.
+        device_map: How the model is spread over devices, as in from_pretrained.
+
+    Returns:
+        The model, an object of transformers.
+
+    Raises:
+        RunError: A tensor is missing or has another shape than the configuration says: weights that are not there would
+            be random, and random weights are never pruned. And as in `check_weights`.
     """
     from transformers import AutoModelForCausalLM
 

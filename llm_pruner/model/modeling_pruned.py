@@ -11,6 +11,7 @@ the names are "Pruned" and the name of a class of transformers.
 """
 
 from functools import cache
+from typing import Any
 
 import transformers
 from torch import nn
@@ -44,9 +45,11 @@ class PrunedModel:
     """What a causal language model gains: it builds its decoder layers as the config's two fields say."""
 
     _auto_class = "AutoModelForCausalLM"
+    base_model: Any
+    post_init: Any
 
     def __init__(self, config):
-        super().__init__(config)
+        super().__init__(config)  # type: ignore[call-arg]  # of the stock class, which comes behind this one
         layers = next(child for child in self.base_model.children() if isinstance(child, nn.ModuleList))
         for index, (layer, widths) in enumerate(zip(layers, config.per_layer_widths, strict=True)):
             if widths:

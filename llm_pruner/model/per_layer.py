@@ -6,6 +6,7 @@ The classes live in modeling_pruned.py, which every such checkpoint carries, so 
 
 from collections.abc import Mapping, Sequence
 from functools import cache
+from typing import Any
 
 from llm_pruner.errors import PlanError
 from llm_pruner.model.after_import import after_import
@@ -18,7 +19,7 @@ HEAD_FIELDS = (HEADS.field, KV_HEADS.field)
 
 
 def per_layer_config(config, layers: Sequence[Mapping[str, int]], biases: Sequence[str] = ()):
-    """`config` with widths of its own for each decoder layer: {config field: width}, one mapping per layer.
+    """Return `config` with widths of its own for each decoder layer: {config field: width}, one mapping per layer.
 
     The fields are num_attention_heads, num_key_value_heads and the family's intermediate_size; what a mapping
     leaves out is as in `config`. `biases` names modules of a decoder layer, such as "mlp.down_proj", that get a
@@ -71,8 +72,11 @@ def _overrides(model_type: str, index: int, widths: Mapping[str, int], stock: Ma
 
 
 @cache
-def classes(model_type: str) -> tuple[type, type]:
-    """The (config, causal LM) classes with per-layer widths for a stock `model_type`, known to the Auto classes."""
+def classes(model_type: str) -> tuple[Any, Any]:
+    """Return the (config, causal LM) classes with per-layer widths for a stock `model_type`.
+
+    The Auto classes know them from then on.
+    """
     from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
 
     from llm_pruner.model import modeling_pruned
@@ -86,7 +90,7 @@ def classes(model_type: str) -> tuple[type, type]:
 
 
 def register() -> None:
-    """Makes AutoConfig and AutoModelForCausalLM load per-layer checkpoints without `trust_remote_code`.
+    """Make AutoConfig and AutoModelForCausalLM load per-layer checkpoints without `trust_remote_code`.
 
     Imports nothing: what transformers does not have yet is registered when somebody imports it. Repeatable.
     """
@@ -99,8 +103,10 @@ def _register_configs(auto_config) -> None:
 
 
 def _deferred(model_type: str) -> type:
-    """Stands in for a config class until a config is made: to import one now, in the middle of transformers'
-    own imports, would be slow and could go round in a circle."""
+    """Return what stands in for a config class until a config is made.
+
+    To import one now, in the middle of transformers' own imports, would be slow and could go round in a circle.
+    """
 
     class Deferred:
         def __new__(cls, **values):

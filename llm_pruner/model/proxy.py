@@ -21,7 +21,7 @@ VOCABULARY = 7
 
 
 def build_proxy(config):
-    """A random model of the same class and depth, narrow, with one kv head per query head."""
+    """Return a random model of the same class and depth, narrow, with one kv head per query head."""
     config = copy.deepcopy(config)
     family = family_of(config.model_type)
     small: dict[str, object] = {}
@@ -44,7 +44,7 @@ def _plain_rope(parameters: dict) -> dict:
 
 
 def replace_attention(proxy, family: Family) -> dict[str, dict[str, nn.Module]]:
-    """{name of the attention module: {"q": …, "k": …, "v": …, "out": …}}; the modules now compute out(q·k·v)."""
+    """Return {name of the attention module: {"q": …, "k": …, "v": …, "out": …}}; the modules now compute out(q·k·v)."""
     attention = {}
     for name, module in list(proxy.named_modules()):
         if not all(isinstance(getattr(module, part, None), nn.Module) for part in (*family.qkv, family.out)):
@@ -71,7 +71,7 @@ def replace_attention(proxy, family: Family) -> dict[str, dict[str, nn.Module]]:
 
 
 def conv1d_to_linear(module: nn.Module) -> None:
-    """In place: GPT-2's Conv1D is a Linear with a transposed weight, and torch-pruning knows Linear."""
+    """Replace GPT-2's Conv1D, a Linear with a transposed weight, by Linear, in place: torch-pruning knows that."""
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, Conv1D):

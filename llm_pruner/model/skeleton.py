@@ -4,7 +4,7 @@ import copy
 
 
 def meta_model(config):
-    """A model of `config` without weights, on the meta device, in the dtype that the config names."""
+    """Return a model of `config` without weights, on the meta device, in the dtype that the config names."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -13,7 +13,7 @@ def meta_model(config):
 
 
 def skeleton(config):
-    """The model of `config` with real buffers and parameters that take no memory."""
+    """Return the model of `config` with real buffers and parameters that take no memory."""
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
 

@@ -10,6 +10,7 @@ import contextlib
 import copy
 import math
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,13 +26,23 @@ Kept = Mapping[str, list[int]]  # {group name: indices of the units that stay, a
 
 
 @torch.no_grad()
-def cut(
-    model: nn.Module, groups: Iterable[Group], kept: Kept, config, biases: Mapping[str, torch.Tensor] | None = None
-) -> nn.Module:
-    """The pruned model. `model` gives up its tensors on the way, so that memory holds little more than one model.
+def cut(model, groups: Iterable[Group], kept: Kept, config, biases: Mapping[str, torch.Tensor] | None = None) -> Any:
+    """Cut the model: a new one of the configuration's class with the slices that stay.
 
-    biases: {parameter: float32 [new hidden_size]} to add; biases that only the new class has start at 0.
-    PlanError for a model whose weights are partly offloaded: they cannot be sliced where they live.
+    `model` gives up its tensors on the way, so that memory holds little more than one model.
+
+    Args:
+        model: A model of transformers.
+        groups: Its groups.
+        kept: {group name: ascending indices of the units that stay}.
+        config: The configuration of the pruned model.
+        biases: {parameter: float32 [new hidden_size]} to add; biases that only the new class has start at 0.
+
+    Returns:
+        The pruned model, in the mode and on the devices of `model`.
+
+    Raises:
+        PlanError: Weights are offloaded in part, and cannot be sliced where they live.
     """
     groups = list(groups)
     parameters = dict(model.named_parameters())
@@ -63,19 +74,34 @@ def cut(
 
 
 def place(new: nn.Module, name: str, tensor: torch.Tensor, requires_grad: bool = True) -> None:
-    """Makes `tensor` the parameter called `name`."""
+    """Make a tensor the parameter of a name.
+
+    Args:
+        new: The model.
+        name: The parameter's name, as in `named_parameters`.
+        tensor: The values.
+        requires_grad: Of the parameter.
+    """
     path, _, leaf = name.rpartition(".")
     setattr(new.get_submodule(path), leaf, nn.Parameter(tensor, requires_grad=requires_grad))
 
 
 def empty(model: nn.Module) -> None:
-    """Takes the tensors out of the model's parameters: memory is free once nothing else shares them."""
+    """Take the tensors out of the model's parameters: their memory is free once nothing else shares them."""
     for parameter in model.parameters():
         parameter.data = torch.empty(0, dtype=parameter.dtype, device=parameter.device)
 
 
-def finish(new: nn.Module, model: nn.Module) -> nn.Module:
-    """`new`, which has all its tensors, made what `model` is: ties, buffers, devices, generation config, mode."""
+def finish(new: Any, model: Any) -> Any:
+    """Make a model that has all its tensors like another one: ties, buffers, devices, generation config, mode.
+
+    Args:
+        new: The model.
+        model: The other one.
+
+    Returns:
+        `new`, spread over devices as `model` was.
+    """
     device_map = getattr(model, "hf_device_map", None)
     buffers_on = {name: buffer.device for name, buffer in model.named_buffers()}
     new.tie_weights()
@@ -92,13 +118,21 @@ def finish(new: nn.Module, model: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def mask(
-    model: nn.Module, groups: Iterable[Group], kept: Kept, config, biases: Mapping[str, torch.Tensor] | None = None
-) -> nn.Module:
-    """The model with zeros where `cut` would remove: same shapes, same outputs as the cut one.
+def mask(model, groups: Iterable[Group], kept: Kept, config, biases: Mapping[str, torch.Tensor] | None = None) -> Any:
+    """Set to zero what `cut` would remove: same shapes as before, same outputs as the cut model.
 
-    config: of the unpruned widths, with biases where there will be some. PlanError where a LayerNorm would see zeros
-    that the cut model does not have.
+    Args:
+        model: A model of transformers, which gives up its tensors.
+        groups: Its groups.
+        kept: {group name: ascending indices of the units that stay}.
+        config: The configuration of the same widths, with biases where there will be some.
+        biases: {parameter: float32 [hidden channels that stay]} to add.
+
+    Returns:
+        The masked model.
+
+    Raises:
+        PlanError: A LayerNorm would see zeros that the cut model does not have.
     """
     groups = list(groups)
     parameters = dict(model.named_parameters())
@@ -121,7 +155,13 @@ def mask(
 
 @contextlib.contextmanager
 def silenced(parameters: Mapping[str, torch.Tensor], groups: Iterable[Group], kept: Kept):
-    """While it lasts, the units that will go give nothing to the residual stream. groups: of heads and neurons."""
+    """Keep units from giving anything to the residual stream, as long as the context lasts.
+
+    Args:
+        parameters: {name: parameter} of the model.
+        groups: Of heads and neurons.
+        kept: {group name: indices of the units that stay}.
+    """
     own = []
     for group in groups:
         member = output_projection(group)
@@ -142,8 +182,8 @@ def _zero(parameter: torch.Tensor, member, units: list[int]) -> None:
     parameter.data.index_fill_(member.dim, positions, 0)
 
 
-def _width_corrections(model: nn.Module, groups: list[Group], kept: Kept) -> dict[str, tuple[float, float]]:
-    """{parameter: (factor, offset)}: what makes up for the change of width, w' + offset = (w + offset)·factor.
+def _width_corrections(model, groups: list[Group], kept: Kept) -> dict[str, tuple[float, float]]:
+    """{parameter: (factor, offset)}: the correction for the change of width, w' + offset = (w + offset)·factor.
 
     A norm divides by the root of the mean square, and removing silent channels raises that mean by d/d', so its
     weight grows by √(d/d'): exact for RMSNorm, for LayerNorm only as far as the mean is small. Where the

@@ -57,7 +57,7 @@ FIELDS: dict[str, Rule] = {
 
 
 def load_tokenizer(folder: str | Path, needed: bool = True):
-    """The tokenizer in `folder`, or None when there is none.
+    """Return the tokenizer in `folder`, or None when there is none.
 
     Args:
         folder: Of the checkpoint.
@@ -154,7 +154,7 @@ def _check_json(path: Path, rules: Mapping[str, Rule]) -> None:
 
 
 def has_tokenizer(folder: str | Path) -> bool:
-    """Whether there is one, be it broken."""
+    """Return whether there is one, be it broken."""
     return any(_is_any(name, VOCABULARIES) for name in _names(Path(folder)))
 
 
@@ -171,7 +171,7 @@ def _is_any(name: str, patterns: tuple[str, ...]) -> bool:
 
 
 def carry_over(source: str | Path, target: str | Path, tokenizer=None) -> list[str]:
-    """Copies every file of a tokenizer, and the terms of use, byte for byte; call it once config.json is in `target`.
+    """Copy every file of a tokenizer, and the terms of use, byte for byte; call it once config.json is in `target`.
 
     If what is loaded from `target` then does not give the same tokens for a probe, because its config.json says
     another class, the tokenizer is written anew; a warning says so where that does not help either. Nothing but a full

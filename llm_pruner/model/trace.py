@@ -42,10 +42,18 @@ class _Side:
 
 
 def trace_groups(model, time_limit: float = 120.0) -> list[Group]:
-    """The groups of `model`: `hidden`, then per layer `layers.N.heads`, `layers.N.kv_heads`, `layers.N.mlp`.
+    """Find the groups of a model.
 
-    Raises PlanError when the family is not supported or the model is not what the family's proxy says,
-    RunError when tracing takes longer than `time_limit` seconds (main thread only), naming the module.
+    Args:
+        model: A causal language model of transformers; the meta device will do.
+        time_limit: Seconds after which tracing gives up, in the main thread.
+
+    Returns:
+        `hidden`, then for each layer `layers.N.heads`, `layers.N.kv_heads` and `layers.N.mlp`.
+
+    Raises:
+        PlanError: The family is not supported, or the model is not as the family's tracing proxy says.
+        RunError: Tracing takes longer than `time_limit`; the message names the module.
     """
     family = family_of(model.config.model_type)
     proxy = build_proxy(model.config)
@@ -122,7 +130,7 @@ class _Scale:
         self.modules = dict(model.named_modules())
         self.shapes = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
         self.order = {name: index for index, name in enumerate(self.shapes)}
-        first = {}
+        first: dict[int, str] = {}
         for name, parameter in model.named_parameters(remove_duplicate=False):
             first.setdefault(id(parameter), name)
         self.canonical = {name: first[id(p)] for name, p in model.named_parameters(remove_duplicate=False)}
@@ -168,7 +176,7 @@ class _Scale:
         return groups
 
     def attention_members(self, side: _Side):
-        """Members in heads, from the layout that the family declares for its projections."""
+        """Return the members in heads, from the layout that the family declares for its projections."""
         name, part = self.projections[side.target]
         if any(position != unit for position, unit in side.pairs) or len(side.pairs) != PROXY[HIDDEN]:
             raise PlanError(f"{name}: the trace does not couple its heads one to one")
@@ -183,7 +191,7 @@ class _Scale:
             yield Member(parameter, axis, role, start, stride, head_dim, reads=part == "out")
 
     def members(self, side: _Side, proxy_units: int, units: int):
-        """Members in channels: a side holds the units once, or several times in a row (gate_up)."""
+        """Return the members in channels: a side holds the units once, or several times in a row (gate_up)."""
         name = self.projections[side.target][0] if side.target in self.projections else self.names[side.target]
         pieces = sorted({position // proxy_units for position, _ in side.pairs})
         if set(side.pairs) != {(piece * proxy_units + unit, unit) for piece in pieces for unit in range(proxy_units)}:
@@ -193,7 +201,7 @@ class _Scale:
                 yield Member(parameter, axis, role, start=piece * units, reads=role == "linear" and not side.out)
 
     def parameters(self, name: str, target, out: bool):
-        """(parameter, axis, role) of one side of the model's module, or of the parameter, called `name`."""
+        """Return (parameter, axis, role) of one side of the model's module, or of the parameter, called `name`."""
         if isinstance(target, nn.Parameter):  # a norm's weight that torch-pruning knows no module for
             yield self.existing(name), 0, "rmsnorm"
             return
@@ -211,7 +219,7 @@ class _Scale:
                 yield self.existing(f"{name}.bias"), 0, "bias"
 
     def ordered(self, members) -> tuple[Member, ...]:
-        """Each member once (a tied tensor is reached twice), in the order of the model's parameters."""
+        """Return each member once (a tied tensor is reached twice), in the order of the model's parameters."""
         return tuple(sorted(set(members), key=lambda m: (self.order[m.parameter], m.dim, m.role, m.start)))
 
     def existing(self, name: str) -> str:
@@ -220,7 +228,7 @@ class _Scale:
         return self.canonical[name]
 
     def check(self, groups: list[Group]) -> None:
-        """Every traced axis of every parameter is owned completely, each position once."""
+        """Check that every traced axis of every parameter is owned completely, each position once."""
         owned: dict[tuple[str, int], int] = {}
         seen = set()
         for group in groups:

@@ -1,0 +1,1 @@
+"""What a run leaves behind: checkpoints that are staged, verified and published, reports, model cards and pages."""

@@ -32,14 +32,7 @@ STOPS = (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM
 
 @contextlib.contextmanager
 def staged(target: Path, overwrite: bool = False):
-    """A folder beside `target` that takes its place when the block ends, and vanishes when it fails.
-
-    A checkpoint that is at `target` stays what it was until then.
-
-    Raises:
-        RunError: Writing fails, or the place is taken by what no run of this program wrote; then the finished
-            checkpoint is beside it.
-    """
+    """Make a folder beside `target` that takes its place when the block ends, and vanishes when it fails."""
     target = Path(os.path.realpath(target))
     with _staging(target) as staging:
         try:
@@ -55,14 +48,7 @@ def staged(target: Path, overwrite: bool = False):
 
 
 def write(model, tokenizer, folder: Path, source: str | None = None) -> None:
-    """Model and generation config as `save_pretrained` writes them, and the tokenizer.
-
-    Args:
-        model: The model.
-        tokenizer: The tokenizer, or None.
-        folder: Where to.
-        source: The folder of the model that this one was made from, whose tokenizer's files are carried over.
-    """
+    """Write model and generation config as `save_pretrained` does, and the tokenizer."""
     if dropped := tidy(model.generation_config):
         log.warning("the generation config makes no use of its %s, so they are left out", ", ".join(dropped))
     model.save_pretrained(folder)
@@ -73,7 +59,7 @@ def write(model, tokenizer, folder: Path, source: str | None = None) -> None:
 
 
 def finite_logits(model):
-    """Where the model's logits for the probe are finite: BoolTensor [2, tokens, vocabulary].
+    """Return where the model's logits for the probe are finite: BoolTensor [2, tokens, vocabulary].
 
     Raises:
         RunError: They are finite nowhere.
@@ -82,6 +68,7 @@ def finite_logits(model):
 
     finite = torch.isfinite(_logits(model, _probe(model)))
     if not finite.any():
+        # Imports torch, which a pipeline does not need in its own process.
         from llm_pruner.calibration.layerwise import cause_of_nan
 
         raise cause_of_nan(model, _probe(model), "the model gives no finite logits")
@@ -89,7 +76,7 @@ def finite_logits(model):
 
 
 def verify(model, folder: Path, finite=None) -> None:
-    """Reloads `folder` by stock transformers in a fresh process, without llm_pruner, and compares logits.
+    """Reload `folder` by stock transformers in a fresh process, without llm_pruner, and compare logits.
 
     Args:
         model: What was written to `folder`.
@@ -163,7 +150,7 @@ def _logits(model, input_ids):
 
 @contextlib.contextmanager
 def uninterrupted():
-    """Signals that end a run wait until the block is done: it moves or removes folders."""
+    """Let signals that end a run wait until the block is done: it moves or removes folders."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -198,7 +185,7 @@ def _staging(target: Path):
 
 
 def staging_prefix(target: Path) -> str:
-    """How the names of folders begin in which this machine prepares `target`; others may share the disk."""
+    """Return how the names of folders begin in which this machine prepares `target`; others may share the disk."""
     name, machine = (
         hashlib.sha256(one).hexdigest() for one in (os.fsencode(target.name), socket.gethostname().encode())
     )
@@ -271,8 +258,11 @@ def _beside(target: Path) -> Path:
 
 
 def _discard(old: Path, target: Path) -> None:
-    """Removes the checkpoint that `target` replaced. A file that somebody put there meanwhile goes to `target`, or
-    stays in a folder beside it where that has one of the same name."""
+    """Remove the checkpoint that `target` replaced.
+
+    A file that somebody put there meanwhile goes to `target`, or stays in a folder beside it where that has one of the
+    same name.
+    """
     left = manifest.remove(old, manifest.of_checkpoint(old) or {}, but=(manifest.REPORT,))
     for name in left:
         (target / name).parent.mkdir(parents=True, exist_ok=True)

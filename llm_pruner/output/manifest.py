@@ -17,12 +17,15 @@ REPORT = "report.json"  # lists the others, and not itself
 
 
 def listed(folder: Path, but: tuple[str, ...] = ()) -> dict[str, str]:
-    """{path inside the folder: digest} of every file there, without those in `but`."""
+    """Return {path inside the folder: digest} of every file there, without those in `but`."""
     return {name: fingerprint(folder / name) for name in entries(folder) if name not in but}
 
 
 def entries(folder: Path) -> Iterator[str]:
-    """Paths inside the folder, with `/`, of all that is no folder, and of empty folders. Links are not followed."""
+    """Yield the paths inside a folder, with `/`, of all that is no folder, and of empty folders.
+
+    Links are not followed.
+    """
     for path in sorted(folder.iterdir()):
         if path.is_dir() and not path.is_symlink() and any(path.iterdir()):
             yield from (f"{path.name}/{inside}" for inside in entries(path))
@@ -31,7 +34,7 @@ def entries(folder: Path) -> Iterator[str]:
 
 
 def of_checkpoint(folder: Path) -> dict[str, str] | None:
-    """The list in a checkpoint's report.json; None where there is none."""
+    """Return the list in a checkpoint's report.json; None where there is none."""
     try:
         report = read_json(folder / REPORT, REPORT)
         validation.check(report, {"files": validation.mapping}, REPORT, required=("files",))
@@ -41,23 +44,23 @@ def of_checkpoint(folder: Path) -> dict[str, str] | None:
 
 
 def foreign(folder: Path, known: Mapping[str, str], but: tuple[str, ...] = ()) -> list[str]:
-    """The entries of the folder that are not `known`, or not what they were; those in `but` may be anything."""
+    """Return the entries of the folder that are not `known`, or not what they were; those in `but` may be anything."""
     return [name for name in entries(folder) if name not in but and not _is(folder / name, known.get(name))]
 
 
 def is_whole(folder: Path, known: Mapping[str, str]) -> bool:
-    """Whether every known file is there and what it was."""
+    """Return whether every known file is there and what it was."""
     return all(_is(folder / name, digest) for name, digest in known.items())
 
 
 def is_whole_checkpoint(folder: Path) -> bool:
-    """Whether `folder` holds everything that its report.json lists."""
+    """Return whether `folder` holds everything that its report.json lists."""
     known = of_checkpoint(folder)
     return known is not None and is_whole(folder, known)
 
 
 def remove(folder: Path, known: Mapping[str, str], but: tuple[str, ...] = ()) -> list[str]:
-    """Removes what is known, or named in `but`, and the folder once it is empty. Returns what is left."""
+    """Remove what is known, or named in `but`, and the folder once it is empty. Returns what is left."""
     stays = set(foreign(folder, known, but))
     for name in [name for name in entries(folder) if name not in stays]:
         (folder / name).unlink()

@@ -71,7 +71,9 @@ def models_of(steps: Sequence[CheckpointReport], evaluation: EvaluateReport | No
         if saved := step.options.get("save_model"):
             new.paths.add(saved)
         models.append(new)
-    for own in evaluation.models if evaluation else ():
+    if evaluation is None:
+        return models
+    for own in evaluation.models:
         found = next((model for model in models if _is_same(model, own)), None)
         if found is None:
             found = _new(models, own.name, DENSE if own.name == evaluation.dense else EVALUATED)
@@ -90,10 +92,13 @@ def texts_of(steps: Sequence[CheckpointReport]) -> list[Text | None]:
     first: dict[str, str | None] = {}
     found: list[Text | None] = []
     for told in (step.evaluation for step in steps):
-        name = told and told.data
-        if told and told.digest and first.setdefault(told.data, told.digest) != told.digest:
+        if told is None:
+            found.append(None)
+            continue
+        name = told.data
+        if told.digest and first.setdefault(told.data, told.digest) != told.digest:
             name = f"{told.data} ({told.digest[:6]})"
-        found.append((name, told.windows, told.max_seq_len) if told else None)
+        found.append((name, told.windows, told.max_seq_len))
     return found
 
 

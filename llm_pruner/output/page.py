@@ -195,8 +195,8 @@ def _search(found: Reconstruction) -> list[Figure]:
     errors = found.stream_errors or []
     if len(errors) > 1 and wording.finite(*errors):
         caption = "Relative squared error of the residual stream behind each layer, on held-out text."
-        title, points = "Error of the residual stream per layer", list(enumerate(errors))
-        drawn += _figures(charts.curve(title, points, 1, "o-", "layer", "error"), caption)
+        title, behind = "Error of the residual stream per layer", list(enumerate(errors))
+        drawn += _figures(charts.curve(title, behind, 1, "o-", "layer", "error"), caption)
     return drawn
 
 

@@ -20,8 +20,12 @@ MARGIN = 64 * 2**20  # bytes for tokenizer, card and file system, beside the wei
 
 
 def inputs_of(options, more: Mapping[str, str | Path | None]) -> dict[str, Path]:
-    """{option: file or folder} of all that a run reads from this machine; `more`: what options name indirectly, such as
-    the folder of a model."""
+    """Return {option: file or folder} of all that a run reads from this machine.
+
+    Args:
+        options: The options of a command.
+        more: What options name indirectly, such as the folder of a model.
+    """
     given = {name: getattr(options, name, None) for name in READ} | dict(more)
     found = {}
     for name, value in given.items():
@@ -33,8 +37,14 @@ def inputs_of(options, more: Mapping[str, str | Path | None]) -> dict[str, Path]
 
 
 def check_apart(flag: str, output: Path, inputs: Mapping[str, Path], replaced: bool = False) -> None:
-    """UsageError when `output`, given by `flag`, is an input or lies in one that is a folder; where it is a folder that
-    will be `replaced`, also when it holds one."""
+    """Raise a UsageError when an output is an input or lies in one that is a folder.
+
+    Args:
+        flag: The option that names the output.
+        output: The output.
+        inputs: What the run reads.
+        replaced: Whether the output is a folder that will be replaced; then it must hold no input either.
+    """
     there = _resolved(flag, output)
     for name, path in inputs.items():
         place = path.resolve()
@@ -45,7 +55,10 @@ def check_apart(flag: str, output: Path, inputs: Mapping[str, Path], replaced: b
 
 
 def check_folder(target: Path, inputs: Mapping[str, Path], overwrite: bool, flag: str = "save_model") -> None:
-    """UsageError when a checkpoint cannot go to `target`: it is a file, an input, or what is there is not ours."""
+    """Raise a UsageError when a checkpoint cannot go to `target`.
+
+    It cannot where that is a file or an input, or where what is there is not ours.
+    """
     there = _resolved(flag, target)
     parent = _existing(there.parent)
     if os.path.lexists(target) and not target.is_dir():
@@ -64,7 +77,7 @@ def check_folder(target: Path, inputs: Mapping[str, Path], overwrite: bool, flag
 
 
 def not_ours(target: Path) -> str | None:
-    """Why the folder may not be replaced, in words; None where a run of this program wrote all that it holds."""
+    """Return why the folder may not be replaced, in words; None where a run of this program wrote all that it holds."""
     known = manifest.of_checkpoint(target)
     if known is None:
         return f"{target} holds no checkpoint of this program (no report.json that lists its files)"
@@ -76,7 +89,10 @@ def not_ours(target: Path) -> str | None:
 
 
 def check_file(flag: str, path: Path, inputs: Mapping[str, Path]) -> None:
-    """UsageError when a file cannot be written to `path`: no folder to write in, a folder or device, an input."""
+    """Raise a UsageError when a file cannot be written to `path`.
+
+    It cannot where there is no folder to write in, or where `path` is a folder, a device or an input.
+    """
     there = _resolved(flag, path)
     if path.is_dir() or not os.access(there.parent, os.W_OK | os.X_OK) or not there.parent.is_dir():
         raise UsageError(f"--{flag} {path} is not a file in an existing folder with write permission")
@@ -86,7 +102,7 @@ def check_file(flag: str, path: Path, inputs: Mapping[str, Path]) -> None:
 
 
 def check_disk(target: Path, size: int) -> None:
-    """RunError when the disk that `target` is on has no room for `size` more bytes."""
+    """Raise a RunError when the disk that `target` is on has no room for `size` more bytes."""
     existing = _existing(target.resolve().parent)
     free, needed = shutil.disk_usage(existing).free, size + MARGIN
     if free < needed:
@@ -94,7 +110,7 @@ def check_disk(target: Path, size: int) -> None:
 
 
 def check_outputs(options: PruneOptions, source: str) -> Path | None:
-    """The folder to save to, if any. UsageError when an output of pruning cannot be written."""
+    """Return the folder to save to, if any. UsageError when an output of pruning cannot be written."""
     inputs = inputs_of(options, {"model": source})
     written = {name: Path(getattr(options, name)).expanduser() for name in ("save_plan", "scores", "work_dir")
                if getattr(options, name)}  # fmt: skip
@@ -124,7 +140,7 @@ def check_outputs(options: PruneOptions, source: str) -> Path | None:
 
 
 def check_work_folder(folder: Path, inputs: Mapping[str, Path]) -> None:
-    """UsageError when unfinished work cannot be kept in `folder`."""
+    """Raise a UsageError when unfinished work cannot be kept in `folder`."""
     parent = _existing(_resolved("work_dir", folder))
     if os.path.lexists(folder) and not folder.is_dir():
         raise UsageError(f"--work_dir {folder} is a file; name a folder")
@@ -134,7 +150,7 @@ def check_work_folder(folder: Path, inputs: Mapping[str, Path]) -> None:
 
 
 def report_file(options, inputs: Mapping[str, Path], page: bool = False) -> Path:
-    """Where options.report goes, and with `page` its page beside it. UsageError when it cannot be written there."""
+    """Return where options.report goes, and with `page` its page beside it. UsageError when that is not possible."""
     path = Path(options.report).expanduser()
     if path.suffix != ".json":
         raise UsageError(f"--report {path} must end in .json" + "; the page goes beside it as .html" * page)
@@ -148,7 +164,7 @@ def report_file(options, inputs: Mapping[str, Path], page: bool = False) -> Path
 
 
 def is_report(path: Path) -> bool:
-    """Whether a file is a report or a page that this program wrote."""
+    """Return whether a file is a report or a page that this program wrote."""
     try:
         if path.suffix == ".html":
             with open(path, encoding="utf-8") as file:
@@ -169,7 +185,7 @@ def _is_plan(path: Path) -> bool:
 
 
 def write_files(contents: Mapping[Path, Callable[[Path], None]]) -> None:
-    """Writes each file by its function, whole or not at all. RunError when that fails."""
+    """Write each file by its function, whole or not at all. RunError when that fails."""
     for path, write in contents.items():
         try:
             write_whole(path, write)
@@ -183,7 +199,7 @@ def _shape_name(options: PruneOptions) -> str:
     if options.plan:
         return Path(options.plan).stem
     budget = next((name for name in BUDGETS if getattr(options, name) is not None), None)
-    what = f"{budget}{getattr(options, budget)}" if budget else options.target or options.prune
+    what = f"{budget}{getattr(options, budget)}" if budget else options.target or options.prune or ""
     return what.replace("=", "").replace(",", "-").replace(" ", "")
 
 

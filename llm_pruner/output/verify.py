@@ -1,10 +1,11 @@
-"""Reloads a checkpoint as a user would and writes its logits. Run as a script, in a fresh process: without llm_pruner,
-which only a checkpoint with sparse activations needs.
+"""Reloads a checkpoint as a user would and writes its logits.
+
+It is run as a script, in a fresh process: without llm_pruner, which only a checkpoint with sparse activations needs.
 
     python verify.py FOLDER PROBE OUT DEVICE
 
-PROBE: safetensors with `input_ids`; OUT: safetensors with `logits` (float32). Ends with EX_OSERR where the machine, and
-not the checkpoint, is at fault: no disk, no memory.
+PROBE: safetensors with `input_ids`; OUT: safetensors with `logits` (float32). It ends with EX_OSERR where the machine,
+and not the checkpoint, is at fault: no disk, no memory.
 """
 
 import errno
@@ -18,17 +19,19 @@ WORDS = ("no space left", "out of memory", "can't allocate memory", "cannot allo
 
 
 def lacks(error: Exception) -> bool:
-    """Whether the machine lacks something: the libraries beneath say so in several ways."""
+    """Return whether the machine lacks something: the libraries beneath say so in several ways."""
     text = str(error).lower()
     return isinstance(error, MemoryError) or getattr(error, "errno", None) in LACKS or any(w in text for w in WORDS)
 
 
 def reload(folder: str, probe: str, out: str, device: str) -> None:
+    """Load the checkpoint in `folder` and write its logits for `probe` to `out`."""
     if json.loads(Path(folder, "config.json").read_text(encoding="utf-8")).get("quantization_config"):
         sys.path.insert(0, str(Path(__file__).parents[2]))
         import llm_pruner  # noqa: F401
     else:
-        sys.modules["llm_pruner"] = None  # importing it is an error: the checkpoint must not need it
+        # From here on importing it is an error: the checkpoint must not need it.
+        sys.modules["llm_pruner"] = None  # type: ignore[assignment]
 
     import torch
     from safetensors.torch import load_file, save_file

@@ -1,4 +1,4 @@
-"""FLAP's compensation: what the removed units gave on average becomes a bias."""
+"""FLAP's compensation: the mean output of the removed units becomes a bias."""
 
 from collections.abc import Iterable, Mapping
 
@@ -15,10 +15,19 @@ def output_biases(
     parameters: Mapping[str, torch.Tensor],
     means: Mapping[str, torch.Tensor],
 ) -> dict[str, torch.Tensor]:
-    """{name of o_proj's or down_proj's bias: what to add to it, W_P·x̄_P, float32 [new hidden_size]}.
+    """Return the mean output of the removed units, for the output projections to add as a bias: W_P·x̄_P.
 
-    W_P: the columns of the removed units, x̄_P (`means`, by the weight's name, [columns]): the mean of their input.
-    An et al., AAAI 2024, https://arxiv.org/abs/2312.11983.
+    W_P are the columns of the removed units, x̄_P the means of their inputs. An et al., AAAI 2024,
+    https://arxiv.org/abs/2312.11983.
+
+    Args:
+        groups: The groups, heads and neurons among them.
+        kept: {group name: indices of the units that stay}.
+        parameters: {name: parameter} of the model.
+        means: {weight of an output projection: mean of its input [columns]}.
+
+    Returns:
+        {bias of an output projection: float32 [new hidden_size]}.
     """
     groups = list(groups)
     hidden = group_of(groups, HIDDEN)

@@ -153,6 +153,11 @@ def held_error(block: Block) -> float:
 
 @torch.no_grad()
 def held_out(error: Callable[[int], torch.Tensor], held: Sequence[bool]) -> float:
-    """Return the mean of an error over the held-out batches."""
+    """Return the mean of an error over the held-out batches.
+
+    Args:
+        error: Returns a scalar for the number of a batch.
+        held: For each batch, whether it is held out.
+    """
     errors = [error(batch).item() for batch, out in enumerate(held) if out]
     return sum(errors) / len(errors)

@@ -24,15 +24,25 @@ STEPS = 32  # points of a layer's curve over its neurons
 
 @dataclass(frozen=True)
 class Costs:
-    """heads: per layer {(kv heads, heads per group): cost}. neurons: per layer [(neurons kept, cost)], most first.
-    layers: what each layer changes in the stream, relative like the others: its cost when it goes whole."""
+    """What the removal of heads and neurons costs in each layer, relative to the energy of the residual stream.
+
+    Attributes:
+        heads: For each layer {(kv heads, query heads of each): cost}.
+        neurons: For each layer [(neurons kept, cost)], most neurons first.
+        layers: What each layer changes in the stream: its cost when it goes whole.
+    """
 
     heads: tuple[dict[tuple[int, int], float], ...]
     neurons: tuple[tuple[tuple[int, float], ...], ...]
     layers: tuple[float, ...] = ()
 
     def of(self, layer: int, widths: Widths) -> float:
-        """The cost of a layer of these widths; between two points of the curve, on the line."""
+        """Return the cost of a layer; between two points of the curve, on the line.
+
+        Args:
+            layer: The number of the layer.
+            widths: Its widths afterwards.
+        """
         points = self.neurons[layer]
         kept = widths[MLP]
         for (more, low), (fewer, high) in zip(points, points[1:]):
@@ -47,7 +57,20 @@ class Costs:
 @computing("measuring the layers' costs")
 @torch.no_grad()
 def measure_costs(model, groups: Sequence[Group], batches: Sequence[torch.Tensor], before: Widths) -> Costs:
-    """batches: LongTensors [prompts, length]."""
+    """Measure the costs of heads, neurons and whole layers.
+
+    Args:
+        model: The dense model, in evaluation mode.
+        groups: Its groups.
+        batches: LongTensors [prompts, length].
+        before: The widths of its layers.
+
+    Returns:
+        The costs.
+
+    Raises:
+        RunError: Hidden states are not finite, or memory runs out.
+    """
     heads, neurons, changes = [], [], []
     tokens = sum(batch.numel() for batch in batches)
     for layer in walk(model, batches, "costs", offload=True):
@@ -75,7 +98,18 @@ def measure_costs(model, groups: Sequence[Group], batches: Sequence[torch.Tensor
 @computing("measuring the layers' costs")
 @torch.no_grad()
 def measure_layers(model, batches: Sequence[torch.Tensor]) -> Costs:
-    """The costs of whole layers only."""
+    """Measure the costs of whole layers only.
+
+    Args:
+        model: The dense model, in evaluation mode.
+        batches: LongTensors [prompts, length].
+
+    Returns:
+        The costs, without those of heads and neurons.
+
+    Raises:
+        RunError: Hidden states are not finite, or memory runs out.
+    """
     tokens = sum(batch.numel() for batch in batches)
     changes = [_change(layer) / tokens for layer in walk(model, batches, "costs", offload=True)]
     return Costs((), (), tuple(changes))

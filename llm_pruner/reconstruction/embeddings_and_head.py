@@ -4,7 +4,6 @@ import copy
 from collections.abc import Sequence
 
 import torch
-from torch import nn
 
 from llm_pruner.model.axes import HIDDEN
 from llm_pruner.model.groups import Group, group_of
@@ -18,7 +17,7 @@ SILENT = 1e-12  # of the channels' mean variance: rounding, in place of a channe
 
 
 def outside(groups: Sequence[Group]):
-    """(names of the embeddings, name of the final norm's weight)."""
+    """Return (names of the embeddings' weights, name of the final norm's weight)."""
     hidden = group_of(groups, HIDDEN)
     own = [member for member in hidden.members if layer_number(member.parameter) is None]
     embeddings = [member.parameter for member in own if member.role == "embedding"]
@@ -27,7 +26,15 @@ def outside(groups: Sequence[Group]):
 
 @torch.no_grad()
 def set_entrance(new, model, groups: Sequence[Group], basis: torch.Tensor, factor: float) -> None:
-    """Embeddings E·P·factor: what enters the first layer is Pᵀ of what it was."""
+    """Set the embeddings to E·P·factor, so that Pᵀ of the dense stream enters the first layer.
+
+    Args:
+        new: The pruned model.
+        model: The dense model.
+        groups: Its groups.
+        basis: P, [hidden_size, new hidden_size].
+        factor: What embeddings that are scaled at run time are multiplied by besides.
+    """
     for name in outside(groups)[0]:
         old = model.get_parameter(name)
         place(new, name, (old.float() @ basis.to(old.device) * factor).to(old.dtype))
@@ -37,15 +44,22 @@ def set_entrance(new, model, groups: Sequence[Group], basis: torch.Tensor, facto
 def set_end(
     new, model, groups: Sequence[Group], dense, pruned, held, basis, offset: float, factor: float, refit: bool = True
 ) -> None:
-    """The final norm and lm_head for what the last pruned layer gives. lm_head is refitted, unless it is tied.
+    """Set the final norm and lm_head for the output of the last pruned layer. lm_head is fitted, unless it is tied.
 
-    dense, pruned: what comes out of the last layers, one tensor for each batch. basis: of a smaller stream, or None.
-    factor: what the embeddings were multiplied by, which a tied lm_head has in it too.
+    Args:
+        new: The pruned model.
+        model: The dense model.
+        groups: Its groups.
+        dense: The output of the last dense layer, for each batch.
+        pruned: The output of the last pruned layer, for each batch.
+        held: For each batch, whether it is held out.
+        basis: P [hidden_size, new hidden_size] of a smaller stream, or None.
+        offset: Norms multiply by (offset + weight).
+        factor: What the embeddings were multiplied by; a tied lm_head has it in it too.
+        refit: Whether anything is fitted.
     """
     name = outside(groups)[1].removesuffix(".weight")
-    theirs = model.get_submodule(name)
-    head = model.get_output_embeddings()
-    tied = is_tied(model)
+    theirs, tied = model.get_submodule(name), is_tied(model)
     dtype, device, width = theirs.weight.dtype, theirs.weight.device, pruned[0].shape[-1]
     basis = None if basis is None else basis.to(theirs.weight.device)
     norm = new.get_submodule(name)
@@ -62,15 +76,12 @@ def set_end(
     sums = [Moments(is_layer_norm(theirs)) for _ in range(2)]
     for batch, out in enumerate(held):
         sums[out].add(norm(pruned[batch].to(device).float()), theirs(dense[batch].to(device)))
-    scale = theirs.weight.float() + offset
-    prior = torch.eye(width, device=scale.device) if basis is None else scale[:, None] * basis
-    if sums[0].intercept:
-        shift = torch.zeros_like(scale) if theirs.bias is None else theirs.bias.float()
-        prior = torch.cat([prior, (shift if basis is not None else 0 * shift)[:, None]], 1)
     if tied:
-        _set_diagonal(norm, *_projected(sums[0], basis / factor), offset)
+        slope, intercept = _projected(sums[0], basis / factor)
+        _set_diagonal(norm, slope, intercept, offset)
     else:
-        weight = fit(*sums, prior).weight if refit else prior
+        prior = _prior(theirs, basis, width, offset, sums[0].intercept)
+        weight = fit(sums[0], sums[1], prior).weight if refit else prior
         if sums[0].intercept and norm.bias is not None:
             weight, shift = weight[:, :-1], weight[:, -1]
             moved = norm_bias(weight, shift)
@@ -80,17 +91,30 @@ def set_end(
                 place(new, f"{name}.bias", (theirs.bias.float() + moved.to(theirs.bias.device)).to(dtype))
         elif sums[0].intercept:
             weight = weight[:, :-1]
-        names = {id(module): path for path, module in model.named_modules()}
-        place(
-            new,
-            f"{names[id(head)]}.weight",
-            (head.weight.float() @ weight.to(head.weight.device)).to(head.weight.dtype),
-        )
+        _set_head(new, model, weight)
     if basis is not None:
         norm.to(dtype)
 
 
-def _projected(moments: Moments, basis: torch.Tensor):
+def _prior(theirs, basis: torch.Tensor | None, width: int, offset: float, intercept: bool) -> torch.Tensor:
+    """What stands between the norm's output and lm_head where nothing is fitted: [hidden_size, width (+ 1)]."""
+    scale = theirs.weight.float() + offset
+    prior = torch.eye(width, device=scale.device) if basis is None else scale[:, None] * basis
+    if not intercept:
+        return prior
+    shift = torch.zeros_like(scale) if theirs.bias is None else theirs.bias.float()
+    return torch.cat([prior, (shift if basis is not None else 0 * shift)[:, None]], 1)
+
+
+def _set_head(new, model, weight: torch.Tensor) -> None:
+    """Give `new` the lm_head of `model` times `weight`."""
+    head = model.get_output_embeddings()
+    names = {id(module): path for path, module in model.named_modules()}
+    own = head.weight.float() @ weight.to(head.weight.device)
+    place(new, f"{names[id(head)]}.weight", own.to(head.weight.dtype))
+
+
+def _projected(moments: Moments, basis: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
     """(slope, intercept) of each channel of Pᵀy on the same channel of x; a slope of 1 where x never changes."""
     cross = basis.T.to(moments.cross) @ moments.cross
     inputs = moments.inputs.diagonal()
@@ -105,7 +129,7 @@ def _ratio(covariance: torch.Tensor, variance: torch.Tensor) -> torch.Tensor:
     return torch.where(variance > SILENT * variance.mean(), covariance / variance, 1.0)
 
 
-def _set_diagonal(norm: nn.Module, slope: torch.Tensor, intercept, offset: float) -> None:
+def _set_diagonal(norm, slope: torch.Tensor, intercept, offset: float) -> None:
     weight = slope.float() * (norm.weight + offset)
     norm.weight.copy_(weight - offset)
     if intercept is not None and norm.bias is not None:

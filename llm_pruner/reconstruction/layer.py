@@ -125,7 +125,14 @@ def _choose(
 
 
 def fill(small: nn.Module, wide: nn.Module, groups: Sequence[Group], kept: Mapping[str, list[int]]) -> None:
-    """Gives `small` the slices of `wide` that stay, as float32 parameters."""
+    """Give a layer the slices of another one that stay, as float32 parameters.
+
+    Args:
+        small: The layer to fill.
+        wide: The layer to take from.
+        groups: The groups of this layer.
+        kept: {group name: indices of the units that stay}.
+    """
     parameters = {name: p.detach() for name, p in wide.named_parameters()}
     full = {m.parameter: inside(m.parameter) for group in groups for m in group.members}
     shapes = {name: tuple(parameters[own].shape) for name, own in full.items()}
@@ -140,8 +147,12 @@ def fill(small: nn.Module, wide: nn.Module, groups: Sequence[Group], kept: Mappi
 class Work:
     """The two streams at one layer, and the regressions between them.
 
-    dense: a layer that has been run. pruned: the hidden states that enter the pruned one, for each batch. basis: what
-    turns a dense stream into one like the pruned one, None where they have one width.
+    Args:
+        dense: The dense layer, which has been run.
+        pruned: The hidden states that enter the pruned layer, for each batch.
+        tokens: The calibration batches.
+        basis: P [hidden_size, new hidden_size], which turns a dense stream into a pruned one; None where both have one
+            width.
     """
 
     def __init__(self, dense: Layer, pruned: list[torch.Tensor], tokens: Tokens, basis: torch.Tensor | None) -> None:
@@ -150,19 +161,19 @@ class Work:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the layer is kept in."""
+        """The dtype that the layer is kept in."""
         return next(self.dense.module.parameters()).dtype
 
     def here(self, stream: torch.Tensor) -> torch.Tensor:
-        """Float32, where the layer is."""
+        """Return hidden states in float32, on the layer's device."""
         return stream.to(self.dense.device).float()
 
     def toward(self, stream: torch.Tensor) -> torch.Tensor:
-        """A dense stream as the pruned one should be, float32."""
+        """Return the pruned stream that a dense stream asks for, in float32."""
         return self.here(stream) if self.basis is None else self.here(stream) @ self.basis
 
     def block(self, module: nn.Module) -> Block:
-        """Squared errors of the stream behind the layer, each token weighted."""
+        """Return the error of a layer as a block to optimise: of the stream behind it, each token weighted."""
 
         def error(batch: int) -> torch.Tensor:
             difference = self.run(module, batch)().float() - self.toward(self.dense.outputs[batch])
@@ -171,14 +182,16 @@ class Work:
         return Block(module, error, self.tokens.held)
 
     def dense_run(self, batch: int):
+        """Return a function that runs the dense layer on a batch."""
         return lambda: self.dense.call(batch, self.dense.stream[batch])
 
     def run(self, module: nn.Module, batch: int):
+        """Return a function that runs a pruned layer on a batch."""
         arguments, options = self.dense.arguments[batch]
         return lambda: module(self.here(self.pruned[batch]), *arguments, **options)
 
     def push(self, module: nn.Module, stream: list[torch.Tensor]) -> None:
-        """Fills `stream` with what the module gives, batch by batch: no two streams more than there have to be."""
+        """Fill `stream` with the output of a layer, batch by batch: no two streams more than there have to be."""
         for batch, hidden in enumerate(stream):
             output = self.run(module, batch)().to(hidden.dtype)
             if not torch.isfinite(output).all():
@@ -186,11 +199,11 @@ class Work:
             stream[batch] = offloaded(output)
 
     def weights(self, batch: int) -> torch.Tensor:
-        """One over the energy of each token's dense stream, [prompts, tokens]: relative errors count."""
+        """Return one over the energy of each token's dense stream, [prompts, tokens]: relative errors count."""
         return token_weights(self.here(self.dense.outputs[batch]).square().mean(-1))
 
     def writes_directly(self, attention: Part, mlp: Part) -> bool:
-        """Whether the outputs of the layer's output projections are added to the stream as they are, without a norm."""
+        """Return whether the outputs of both output projections are added to the stream as they are, without a norm."""
         module = self.dense.module
         projections = [module.get_submodule(part.output_projection) for part in (attention, mlp)]
         _, given, out = watch(self.dense_run(0), outputs=projections, whole=True)
@@ -198,7 +211,13 @@ class Work:
         return bool((total - out.float()).norm() <= 0.02 * out.float().norm())
 
     def fit_input_projections(self, wide: nn.Module, part: Part, notes: dict) -> None:
-        """Towards what they gave in the dense layer."""
+        """Fit the input projections of a part towards their output in the dense layer.
+
+        Args:
+            wide: The layer, in float32; its projections are changed.
+            part: Attention or MLP.
+            notes: Takes {projection: kind of its fit}.
+        """
         own, dense = ([m.get_submodule(n) for n in part.input_projections] for m in (wide, self.dense.module))
         sums = [Moments(own[0].bias is not None) for _ in range(2)]
         for batch, held in enumerate(self.tokens.held):
@@ -208,15 +227,20 @@ class Work:
         start = 0
         for name, module in zip(part.input_projections, own, strict=True):
             prior = affine(module)
-            found = fit(*(moments.outputs(start, start + len(prior)) for moments in sums), prior, self.dtype)
+            fitted, held_out = (moments.outputs(start, start + len(prior)) for moments in sums)
+            found = fit(fitted, held_out, prior, self.dtype)
             set_affine(module, found.weight)
             notes[name] = found.kind
             start += len(prior)
 
     def output_moments(self, wide: nn.Module, part: Part, last: bool, direct: bool) -> tuple[Moments, Moments]:
-        """(fitted, held) moments of the input and the target of the output projection.
+        """Return the (fitted, held-out) moments of the input and the target of an output projection.
 
-        last: it is the last of the layer to write. direct: what it gives is added to the stream.
+        Args:
+            wide: The layer, in float32.
+            part: Attention or MLP.
+            last: Whether no other part of the layer adds to the stream behind this one.
+            direct: Whether the output is added to the stream as it is.
         """
         projection, dense = (m.get_submodule(part.output_projection) for m in (wide, self.dense.module))
         sums = [Moments(projection.bias is not None) for _ in range(2)]

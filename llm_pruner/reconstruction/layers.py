@@ -14,10 +14,12 @@ from llm_pruner.model.layers import inside
 
 @dataclass(frozen=True)
 class Part:
-    """Attention or MLP of one layer. Names are those of modules and of parameters inside the layer.
+    """Attention or MLP of one layer. Names are those of modules inside the layer.
 
-    input_projections: those that are given the normed stream. output_projection: o_proj or down_proj, which adds to
-    the stream. groups: by axis.
+    Attributes:
+        input_projections: Those that read the normed stream.
+        output_projection: o_proj or down_proj, which adds to the stream.
+        groups: {axis: group}.
     """
 
     input_projections: tuple[str, ...]
@@ -26,7 +28,12 @@ class Part:
 
 
 def parts_of(groups: Iterable[Group], layer: int) -> tuple[Part, Part]:
-    """(attention, MLP) of a layer."""
+    """Return (attention, MLP) of a layer.
+
+    Args:
+        groups: The groups of the model.
+        layer: The number of the layer.
+    """
     own = {group.axis: group for group in groups if group.layer == layer}
 
     def part(*axes: Axis) -> Part:
@@ -38,20 +45,32 @@ def parts_of(groups: Iterable[Group], layer: int) -> tuple[Part, Part]:
     return part(HEADS, KV_HEADS), part(MLP)
 
 
-def matrix(module: nn.Module) -> torch.Tensor:
-    """The weight as [out, in], whichever way round the module keeps it."""
+def matrix(module) -> torch.Tensor:
+    """Return the weight of a linear layer as [out, in], whichever way round the module keeps it."""
     return module.weight.T if _transposed(module) else module.weight
 
 
-def affine(module: nn.Module) -> torch.Tensor:
-    """[out, in], or [out, in + 1] with the bias last where there is one: float32."""
+def affine(module) -> torch.Tensor:
+    """Return weight and bias of a linear layer as one matrix.
+
+    Args:
+        module: An nn.Linear or a Conv1D.
+
+    Returns:
+        float32 [out, in], or [out, in + 1] with the bias last where there is one.
+    """
     weight = matrix(module).detach().float()
     return weight if module.bias is None else torch.cat([weight, module.bias.detach().float()[:, None]], 1)
 
 
 @torch.no_grad()
-def set_matrix(module: nn.Module, weight: torch.Tensor) -> None:
-    """Makes `weight` [out, in] the module's, of whatever widths."""
+def set_matrix(module, weight: torch.Tensor) -> None:
+    """Make a matrix the weight of a linear layer.
+
+    Args:
+        module: An nn.Linear or a Conv1D.
+        weight: [out, in], of whatever widths.
+    """
     weight = weight.T if _transposed(module) else weight
     module.weight = nn.Parameter(weight.contiguous(), requires_grad=module.weight.requires_grad)
     if hasattr(module, "nf"):  # Conv1D's
@@ -59,8 +78,13 @@ def set_matrix(module: nn.Module, weight: torch.Tensor) -> None:
 
 
 @torch.no_grad()
-def set_affine(module: nn.Module, weight: torch.Tensor) -> None:
-    """The reverse of `affine`."""
+def set_affine(module, weight: torch.Tensor) -> None:
+    """Set weight and bias of a linear layer from one matrix.
+
+    Args:
+        module: An nn.Linear or a Conv1D.
+        weight: [out, in], or [out, in + 1] with the bias last where there is one.
+    """
     if module.bias is not None:
         module.bias.copy_(weight[:, -1])
         weight = weight[:, :-1]
@@ -79,9 +103,16 @@ class _Enough(Exception):
 
 @torch.no_grad()
 def watch(run: Callable[[], torch.Tensor], inputs=(), outputs=(), whole: bool = False):
-    """(what the modules `inputs` are given, what the modules `outputs` give, what `run` gives): tensors in that order.
+    """Run something and return inputs and outputs of modules.
 
-    Not `whole`: `run` ends as soon as all are seen, and gives None.
+    Args:
+        run: What is run.
+        inputs: Modules whose inputs are wanted.
+        outputs: Modules whose outputs are wanted.
+        whole: Whether the run goes on to its end when all are seen.
+
+    Returns:
+        The inputs, the outputs, and the result of `run`, which is None unless `whole`.
     """
     wanted = len(inputs) + len(outputs)
     seen: dict[tuple[str, int], torch.Tensor] = {}

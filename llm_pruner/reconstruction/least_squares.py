@@ -19,17 +19,26 @@ ROWS = 4096  # of a product at a time
 class Moments:
     """Second moments of inputs x [tokens, n] and targets y [tokens, out], each token weighted.
 
-    Products in float32 per batch, summed in float64 (float32 on Apple's GPUs). With `intercept`, x has a column of
-    ones at its end. inputs: Σ w·x xᵀ [n, n]. cross: Σ w·y xᵀ [out, n]. targets: Σ w·y² [out].
+    Products are made in float32 for each batch and summed in float64 (float32 on Apple's GPUs): `inputs`, Σ w·x xᵀ [n,
+    n]; `cross`, Σ w·y xᵀ [out, n]; `targets`, Σ w·y² [out]. They are empty until something is added.
+
+    Args:
+        intercept: Whether x gets a column of ones at its end.
     """
 
     def __init__(self, intercept: bool = False) -> None:
         self.intercept = intercept
         self.weight = 0.0
-        self.inputs = self.cross = self.targets = None
+        self.inputs = self.cross = self.targets = torch.empty(0)
 
     def add(self, x: torch.Tensor, y: torch.Tensor, weights: torch.Tensor | None = None) -> None:
-        """x: [..., n]. y: [..., out]. weights: [...], of the tokens; by default 1."""
+        """Add some tokens.
+
+        Args:
+            x: Float tensor [..., n].
+            y: Float tensor [..., out].
+            weights: Float tensor [...] of the tokens' weights; by default 1.
+        """
         x, y = x.detach().reshape(-1, x.shape[-1]).float(), y.detach().reshape(-1, y.shape[-1]).float()
         if self.intercept:
             x = torch.cat([x, x.new_ones(len(x), 1)], 1)
@@ -39,7 +48,7 @@ class Moments:
             scaled, y_scaled = x * weights, y * weights
         else:
             y_scaled = y
-        if self.inputs is None:
+        if not self.inputs.numel():
             wide = x.dtype if x.device.type == "mps" else torch.float64
             self.inputs, self.cross = (x.new_zeros(own.shape[1], x.shape[1], dtype=wide) for own in (x, y))
             self.targets = y.new_zeros(y.shape[1], dtype=wide)
@@ -49,21 +58,29 @@ class Moments:
         self.weight += float(len(x) if weights is None else weights.sum())
 
     def error(self, weight: torch.Tensor) -> float:
-        """Mean weighted squared error of y ≈ weight·x, per token. weight: [out, n]."""
+        """Return the mean weighted squared error of y ≈ weight·x, per token.
+
+        Args:
+            weight: [out, n].
+        """
         weight = weight.to(self.inputs)
         found = ((weight @ self.inputs) * weight).sum() - 2 * (weight * self.cross).sum() + self.targets.sum()
-        found = found.clamp_min(0.0).item()  # NaN stays NaN, and is no better than anything
-        return found / self.weight if self.weight else math.nan
+        total = found.clamp_min(0.0).item()  # NaN stays NaN, and is no better than anything
+        return total / self.weight if self.weight else math.nan
 
     def outputs(self, start: int, stop: int) -> "Moments":
-        """Those of some of the targets. The inputs' are shared."""
+        """Return the moments of the targets from `start` to `stop`. Those of the inputs are shared."""
         part = Moments(self.intercept)
         part.inputs, part.weight = self.inputs, self.weight
         part.cross, part.targets = self.cross[start:stop], self.targets[start:stop]
         return part
 
     def columns(self, index: torch.Tensor) -> "Moments":
-        """The moments of some of the inputs; the column of ones stays."""
+        """Return the moments of some of the inputs; the column of ones stays.
+
+        Args:
+            index: LongTensor [k] of columns.
+        """
         if self.intercept:
             index = torch.cat([index, index.new_tensor([self.inputs.shape[0] - 1])])
         index = index.to(self.inputs.device)
@@ -74,15 +91,21 @@ class Moments:
 
 
 def _add_products(sums: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
-    """sums += leftᵀ·right, some rows at a time: those of a large model's MLP are gigabytes."""
+    """Add leftᵀ·right to `sums`, some rows at a time: the products of a large model's MLP are gigabytes."""
     for start in range(0, len(sums), ROWS):
         sums[start : start + ROWS] += left[:, start : start + ROWS].T @ right
 
 
 @dataclass(frozen=True)
 class Fit:
-    """weight: float32 [out, n], intercept last. kind: nothing, intercept or refit. error, before: squared errors per
-    held-out token of it and of the prior."""
+    """The weights that were found for a projection.
+
+    Attributes:
+        weight: float32 [out, n], the intercept last.
+        kind: nothing, intercept or refit.
+        error: Squared error per held-out token.
+        before: That of the prior.
+    """
 
     weight: torch.Tensor
     kind: str
@@ -91,7 +114,16 @@ class Fit:
 
 
 def normal_equations(moments: Moments, prior: torch.Tensor, ridge: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """(A [n, n], B [out, n]) of the ridge regression W' A = B; the intercept is not drawn to its prior."""
+    """Return A and B of the ridge regression W' A = B; the intercept is not drawn to its prior.
+
+    Args:
+        moments: Of inputs and targets.
+        prior: [out, n], the original weights.
+        ridge: λ, relative to the mean of the diagonal of A.
+
+    Returns:
+        A [n, n] and B [out, n], float64 (float32 on Apple's GPUs).
+    """
     inputs, prior = moments.inputs / moments.weight, prior.to(moments.inputs)
     pull = (ridge * inputs.diagonal().mean()).clamp_min(LEAST) * torch.ones_like(inputs.diagonal())
     if moments.intercept:
@@ -102,10 +134,15 @@ def normal_equations(moments: Moments, prior: torch.Tensor, ridge: float) -> tup
 
 
 def fit(moments: Moments, held: Moments, prior: torch.Tensor, dtype: torch.dtype = torch.float32) -> Fit:
-    """The one of nothing, an intercept (where there is one) and refits with several λ that `held` likes best.
+    """Fit a projection: return what held-out tokens like best of the prior, an intercept alone and several refits.
 
-    prior: [out, n], the original weights, with the bias as last column where there is an intercept. dtype: what the
-    weights will be kept in; a fit with larger ones is none.
+    The refits are ridge regressions with the λ of RIDGES.
+
+    Args:
+        moments: Of the tokens to fit on.
+        held: Of the tokens that are held out.
+        prior: [out, n], the original weights, with the bias as last column where there is an intercept.
+        dtype: What the weights will be kept in; a fit with larger ones does not count.
     """
     before = held.error(prior)
     best = Fit(prior.float(), "nothing", before, before)
@@ -129,13 +166,29 @@ def _better(best: Fit, weight: torch.Tensor, kind: str, held: Moments, dtype: to
 
 
 def token_weights(energy: torch.Tensor) -> torch.Tensor:
-    """One over the energy [prompts, tokens] of each token, so that relative errors count."""
+    """Return one over the energy of each token, so that relative errors count.
+
+    Args:
+        energy: Float tensor [prompts, tokens].
+
+    Returns:
+        Float tensor [prompts, tokens].
+    """
     return 1 / energy.clamp_min(least_energy(energy))
 
 
 def least_energy(energy: torch.Tensor) -> torch.Tensor:
-    """What a token's energy is taken for at least, a scalar: a millionth of the median, or of the mean where most
-    tokens are silent, as they are behind an embedding of zeros; 1 where all are."""
+    """Return the energy that a token is taken to have at least.
+
+    It is a millionth of the median, or of the mean where most tokens are silent, as they are behind an embedding of
+    zeros; of 1 where all are.
+
+    Args:
+        energy: Float tensor [prompts, tokens].
+
+    Returns:
+        A scalar.
+    """
     median, mean = energy.median(), energy.mean()
     typical = torch.where(median > 0, median, torch.where(mean > 0, mean, 1.0))
     return (1e-6 * typical).clamp_min(torch.finfo(energy.dtype).tiny)

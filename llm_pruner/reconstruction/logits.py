@@ -7,6 +7,7 @@ be told what they should be.
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,7 +23,16 @@ LOGITS = 2**26  # that are held at once; with more, some tokens at a time, compu
 
 
 def logits_of(model, ids: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-    """The model's logits when the last layer's output is `hidden`."""
+    """Return the logits of a model for hidden states in place of its last layer's output.
+
+    Args:
+        model: In evaluation mode.
+        ids: LongTensor [prompts, length].
+        hidden: [prompts, length, hidden_size].
+
+    Returns:
+        [prompts, length, vocab_size].
+    """
     hidden = hidden.to(model.get_output_embeddings().weight.device)
     with replaced_layers(model, lambda *_, **__: hidden):
         return model(input_ids=ids.to(model.device), use_cache=False).logits
@@ -32,16 +42,23 @@ def optimise_logits(
     layer: nn.Module,
     run: Callable[[int], torch.Tensor],
     like: nn.Module,
-    models: tuple[nn.Module, nn.Module],
+    models: tuple[Any, Any],
     tokens: Tokens,
     dense_stream: Sequence[torch.Tensor],
     epochs: int,
     seed: int = 0,
 ) -> None:
-    """Trains the last pruned layer towards the dense model's logits: KL(dense ‖ pruned).
+    """Train the last pruned layer towards the dense model's logits: KL(dense ‖ pruned).
 
-    run(batch): what the layer now gives. like: its dense twin. models: (dense, pruned), the end of the pruned one as it
-    will be. dense_stream: what the last dense layer gives, for each batch.
+    Args:
+        layer: The layer, in float32.
+        run: Returns the layer's output for the number of a batch.
+        like: The dense layer.
+        models: The dense and the pruned model, the end of the pruned one as it will be.
+        tokens: The calibration batches.
+        dense_stream: The output of the last dense layer, for each batch.
+        epochs: Passes over the fitted batches.
+        seed: Of their order.
     """
 
     def of_some(ids: torch.Tensor, hidden: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
@@ -55,7 +72,8 @@ def optimise_logits(
         width = max(1, LOGITS // (len(ids) * models[1].config.vocab_size))
         parts = zip(*(tensor.split(width, dim=1) for tensor in (ids, hidden, found)), strict=True)
         one = of_some if width >= ids.shape[1] else partial(checkpoint, of_some, use_reentrant=False)
-        return sum(one(*part) for part in parts) / ids.numel()
+        first, *others = (one(*part) for part in parts)
+        return sum(others, first) / ids.numel()
 
     optimise(Block(layer, error, tokens.held), like, epochs, STEPS, seed)
 
@@ -63,9 +81,17 @@ def optimise_logits(
 @computing("the logits of a calibration window")
 @torch.no_grad()
 def divergence(dense, pruned, tokens: Tokens, dense_stream, pruned_stream) -> float:
-    """Mean KL(dense ‖ pruned) per held-out token, in nats, from the hidden states behind the last layer of each.
+    """Return the mean KL(dense ‖ pruned) per held-out token, in nats; infinity where pruned logits are not finite.
 
-    Infinity where the pruned model's logits are not finite; RunError where the dense one's are not.
+    Args:
+        dense: The dense model.
+        pruned: The pruned model.
+        tokens: The calibration batches.
+        dense_stream: The output of the last dense layer, for each batch.
+        pruned_stream: The output of the last pruned layer, for each batch.
+
+    Raises:
+        RunError: Logits of the dense model are not finite.
     """
     total, count = 0.0, 0
     for batch, held in enumerate(tokens.held):
@@ -81,6 +107,14 @@ def divergence(dense, pruned, tokens: Tokens, dense_stream, pruned_stream) -> fl
 
 
 def kl(wanted: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
-    """KL(wanted ‖ found) of each token, from logits [prompts, tokens, vocab_size]: nats."""
+    """Return KL(wanted ‖ found) of each token.
+
+    Args:
+        wanted: Logits [prompts, tokens, vocab_size].
+        found: Logits [prompts, tokens, vocab_size].
+
+    Returns:
+        float32 [prompts, tokens], in nats.
+    """
     wanted, found = (logits.float().log_softmax(-1) for logits in (wanted, found.to(wanted.device)))
     return (wanted.exp() * (wanted - found)).sum(-1)

@@ -14,6 +14,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -50,7 +51,7 @@ class Reconstructed:
         dense_stream: The dense model's last hidden states, for each batch.
     """
 
-    model: nn.Module
+    model: Any
     layers: Sequence[int]
     kept: dict[str, list[int]] = field(default_factory=dict)
     fits: list[dict[str, str]] = field(default_factory=list)
@@ -109,7 +110,7 @@ def reconstruct(
     return run.done
 
 
-def _outer_copy(model, config) -> nn.Module:
+def _outer_copy(model, config) -> Any:
     """The new model with what stands outside the dense one's layers, and empty layers."""
     config._attn_implementation = model.config._attn_implementation
     new = skeleton(config).eval()
@@ -130,19 +131,20 @@ class _Reconstruction:
         tokens: Tokens,
         settings: Settings,
         folder: Path | None,
-        new: nn.Module,
+        new: Any,
         stay: list[int],
     ) -> None:
         self.model, self.groups, self.after, self.tokens = model, groups, after, tokens
         self.settings, self.folder, self.new, self.stay = settings, folder, new, stay
         self.before, self.family = widths_of(model.config), family_of(model.config.model_type)
         self.done = Reconstructed(new, stay)
-        self.basis, self.factor = None, 1.0  # of a smaller stream, and what its embeddings are multiplied by
-        self.pruned: list[torch.Tensor] | None = None  # the pruned stream
+        self.basis: torch.Tensor | None = None  # of a smaller stream
+        self.factor = 1.0  # by which the embeddings of that are multiplied
+        self.pruned: list[torch.Tensor] = []  # the pruned stream
         self.last: tuple[Work, nn.Module] | None = None
 
     def enter(self) -> None:
-        """Sets the embeddings of a smaller stream."""
+        """Set the embeddings of a smaller stream."""
         width, before = self.after[0][HIDDEN], self.before[HIDDEN]
         if width == before:
             return
@@ -152,9 +154,9 @@ class _Reconstruction:
         set_entrance(self.new, self.model, self.groups, self.basis, self.factor)
 
     def layer(self, dense: Layer) -> None:
-        """Reconstructs a layer, or leaves it out."""
+        """Reconstruct a layer, or leave it out."""
         work = Work(dense, self.pruned or dense.stream, self.tokens, self.basis)
-        if self.pruned is None:
+        if not self.pruned:
             work.pruned = self.pruned = [offloaded(work.toward(own).to(own.dtype)) for own in dense.stream]
         if dense.index not in self.stay:
             return
@@ -186,7 +188,7 @@ class _Reconstruction:
         return found
 
     def end(self, dense: Layer) -> None:
-        """Sets what stands behind the last layer, and measures what was reached. dense: the last layer."""
+        """Set what stands behind the last layer, and measure what was reached. dense: the last layer."""
         new, settings, tokens = self.new, self.settings, self.tokens
         set_end(
             new, self.model, self.groups, dense.outputs, self.pruned, tokens.held, self.basis,
@@ -204,6 +206,7 @@ class _Reconstruction:
         self.done.dense_stream = dense.outputs
 
     def _towards_logits(self, dense: Layer) -> None:
+        assert self.last is not None, "the last layer has been reconstructed"
         work, small = self.last
         like = next(dense.module.parameters())
         small.to(like.device, torch.float32)

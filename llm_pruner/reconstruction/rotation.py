@@ -26,12 +26,25 @@ from llm_pruner.reconstruction.layers import matrix, parts_of, set_matrix, watch
 
 @torch.no_grad()
 def basis_of(model, batches: Sequence[torch.Tensor], hidden_size: int, centred: bool) -> torch.Tensor:
-    """P: float32 [hidden_size of the model, hidden_size], on the CPU."""
+    """Return the directions of the residual stream with the most energy.
+
+    Args:
+        model: In evaluation mode.
+        batches: LongTensors [prompts, length].
+        hidden_size: How many directions.
+        centred: Whether the norms are LayerNorms, which take the mean away first.
+
+    Returns:
+        P, float32 [hidden_size of the model, hidden_size], on the CPU.
+
+    Raises:
+        RunError: Hidden states are not finite.
+    """
     covariance = torch.zeros((model.config.hidden_size,) * 2, dtype=torch.float64)
     for layer in walk(model, batches, "rotation", offload=True):
         layer.run()
         ends = layer.outputs if layer.index == model.config.num_hidden_layers - 1 else []
-        sums = 0.0
+        sums = torch.zeros(())
         for hidden in (*layer.stream, *ends):
             rows = hidden.to(layer.device).reshape(-1, hidden.shape[-1]).float()
             if centred:
@@ -49,7 +62,13 @@ def basis_of(model, batches: Sequence[torch.Tensor], hidden_size: int, centred: 
 
 
 def norm_scale(hidden: Iterable[torch.Tensor], basis: torch.Tensor, centred: bool) -> float:
-    """√(ρ·d/d′) for a norm that is given `hidden`, ρ the mean over tokens of ‖Pᵀh‖² / ‖h‖²."""
+    """Return √(ρ·d/d′) for a norm, with ρ the mean over tokens of ‖Pᵀh‖² / ‖h‖².
+
+    Args:
+        hidden: The inputs h of the norm, [prompts, tokens, d] each.
+        basis: P [d, d′].
+        centred: Whether it is a LayerNorm.
+    """
     shares = []
     for tensor in hidden:
         rows = tensor.to(basis.device).reshape(-1, tensor.shape[-1]).float()
@@ -60,8 +79,15 @@ def norm_scale(hidden: Iterable[torch.Tensor], basis: torch.Tensor, centred: boo
     return (torch.stack(shares).mean() * basis.shape[0] / basis.shape[1]).sqrt().item()
 
 
-def set_norm(norm: nn.Module, scale: float, width: int, offset: float) -> None:
-    """The norm of `width` channels that multiplies by `scale`."""
+def set_norm(norm, scale: float, width: int, offset: float) -> None:
+    """Make a norm one of `width` channels that multiplies each by `scale`.
+
+    Args:
+        norm: The norm.
+        scale: What it multiplies by.
+        width: The number of channels.
+        offset: It multiplies by (offset + weight).
+    """
     norm.weight = nn.Parameter(norm.weight.new_full((width,), scale - offset))
     if getattr(norm, "bias", None) is not None:
         norm.bias = nn.Parameter(norm.bias.new_zeros(width))
@@ -70,17 +96,34 @@ def set_norm(norm: nn.Module, scale: float, width: int, offset: float) -> None:
 
 
 def norm_bias(weight: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-    """The least b with weight·b ≈ shift, on the CPU: what a linear behind a norm has no bias for. A centred basis gives
-    `weight` a direction that is zero but for rounding, along which b must not grow."""
+    """Return the least b with weight·b ≈ shift: the bias of a norm for linear layers behind it that have none.
+
+    A centred basis gives `weight` a direction that is zero but for rounding, along which b must not grow.
+
+    Args:
+        weight: [out, hidden_size].
+        shift: [out].
+
+    Returns:
+        float32 [hidden_size], on the CPU.
+    """
     weight, shift = weight.double().cpu(), shift.double().cpu()[:, None]
     return torch.linalg.lstsq(weight, shift, rcond=1e-4, driver="gelsd").solution[:, 0].float()
 
 
 @torch.no_grad()
-def rotate_layer(wide: nn.Module, dense: Layer, groups: Sequence[Group], basis: torch.Tensor, offset: float) -> None:
-    """`wide`, a float32 copy of the dense layer, made to run on Pᵀh. offset: norms multiply by (offset + weight).
+def rotate_layer(wide, dense: Layer, groups: Sequence[Group], basis: torch.Tensor, offset: float) -> None:
+    """Make a copy of a dense layer run on Pᵀh.
 
-    PlanError where a norm stands between a projection and the stream: no rotation goes through it.
+    Args:
+        wide: The copy, in float32.
+        dense: The layer, which has been run.
+        groups: The model's groups.
+        basis: P [hidden_size, new hidden_size].
+        offset: Norms multiply by (offset + weight).
+
+    Raises:
+        PlanError: A norm stands between a projection and the stream; no rotation goes through it.
     """
     parts, basis = parts_of(groups, dense.index), basis.to(next(wide.parameters()).device)
     readers = [name for part in parts for name in part.input_projections]
@@ -117,21 +160,27 @@ def rotate_layer(wide: nn.Module, dense: Layer, groups: Sequence[Group], basis: 
         set_matrix(writer, basis.T @ matrix(writer))
         if writer.bias is not None:
             writer.bias = nn.Parameter(basis.T @ writer.bias)
-    for norm in norms:
-        seen = (watch(partial(dense.call, b, x), [modules[norm]])[0][0] for b, x in enumerate(dense.stream))
-        scale = norm_scale(seen, basis, is_layer_norm(modules[norm]))
-        set_norm(wide.get_submodule(norm), scale, basis.shape[1], offset)
-        if norm in unfolded:  # as far as a bias of the norm can say it
-            own, shift = (torch.cat(tensors) for tensors in zip(*unfolded[norm], strict=True))
-            wide.get_submodule(norm).bias.copy_(norm_bias(own, shift))
+    for name in norms:
+        seen = (watch(partial(dense.call, b, x), [modules[name]])[0][0] for b, x in enumerate(dense.stream))
+        scale = norm_scale(seen, basis, is_layer_norm(modules[name]))
+        set_norm(wide.get_submodule(name), scale, basis.shape[1], offset)
+        if name in unfolded:  # as far as a bias of the norm can say it
+            own, shift = (torch.cat(tensors) for tensors in zip(*unfolded[name], strict=True))
+            wide.get_submodule(name).bias.copy_(norm_bias(own, shift))
 
 
 def norms_of(groups: Sequence[Group], layer: int) -> list[str]:
-    """The norms over the hidden channels in a layer, by their names there."""
+    """Return the norms over the hidden channels in a layer, by their names there.
+
+    Args:
+        groups: The model's groups.
+        layer: The number of the layer.
+    """
     hidden = group_of(groups, HIDDEN)
     own = [m for m in hidden.members if m.role in ("rmsnorm", "layernorm") and layer_number(m.parameter) == layer]
     return [inside(member.parameter).removesuffix(".weight") for member in own]
 
 
 def is_layer_norm(module: nn.Module) -> bool:
+    """Return whether the norm takes the mean away."""
     return isinstance(module, nn.LayerNorm)

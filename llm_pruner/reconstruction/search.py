@@ -61,6 +61,12 @@ class Candidate:
     kl: float | None = None
 
     @property
+    def measured(self) -> float:
+        """`kl`, of a candidate that was measured."""
+        assert self.kl is not None, "the candidate was not measured"
+        return self.kl
+
+    @property
     def name(self) -> str:
         """What tells it from the others."""
         return f"{self.widths} {self.layers or 'all'}{' untied' * self.untied}"
@@ -102,6 +108,7 @@ def candidates(space: Space, costs: Costs) -> list[Candidate]:
     """
     before = space.counter.before
     hidden_sizes = _hidden_sizes(before, space.config, HIDDEN in space.axes)
+    variants: list[tuple[Stay | None, bool, ParameterCounter, int]]
     variants = [(None, False, space.counter, hidden) for hidden in hidden_sizes]
     variants += [(layers, False, own, before[HIDDEN]) for layers, own in space.shallow.items()]
     variants += [(None, True, space.untied, hidden) for hidden in hidden_sizes] if space.untied else []
@@ -124,21 +131,21 @@ def _of_variant(
     shapes = []
     for kv_heads, per_group in _heads(before, space.axes):
         shape = with_heads(before.but({HIDDEN: hidden}), kv_heads, per_group)
-        shape = _filled(counter, shape, space.goal, MLP in space.axes)
-        if shape and (shape != before or layers) and holds(space.config, shape):
-            expected = gone + sum(costs.of(layer, shape) for layer in stay)
-            shapes.append(Candidate(shape, expected, layers, untied))
+        filled = _filled(counter, shape, space.goal, MLP in space.axes)
+        if filled and (filled != before or layers) and holds(space.config, filled):
+            expected = gone + sum(costs.of(layer, filled) for layer in stay)
+            shapes.append(Candidate(filled, expected, layers, untied))
     return sorted(shapes, key=lambda candidate: candidate.expected)
 
 
 def depths_of(num_layers: int) -> range:
-    """The numbers of layers that are tried besides all: down to two thirds, at most four of them."""
+    """Return the numbers of layers that are tried besides all: down to two thirds, at most four of them."""
     least = num_layers - num_layers // 3
     return range(num_layers - 1, least - 1, -max(1, -(-(num_layers - least) // 4)))
 
 
 def cheapest_layers(costs: Costs, number: int) -> Stay:
-    """The `number` layers that change the stream most, ascending; the others go."""
+    """Return the `number` layers that change the stream most, ascending; the others go."""
     ranked = sorted(range(len(costs.layers)), key=lambda layer: -costs.layers[layer])
     return tuple(sorted(ranked[:number]))
 
@@ -194,7 +201,8 @@ def search(
     families = {
         (each.widths[HIDDEN] if isinstance(each.widths, Widths) else None, each.layers, each.untied) for each in listed
     }
-    done, best_at, started = [], 0, time.monotonic() - spent
+    done: list[Candidate] = []
+    best_at, started = 0, time.monotonic() - spent
     for candidate in tqdm(listed, desc="search", unit="shape", delay=2, leave=False):
         if candidate.name not in known:
             if done and time.monotonic() - started > 60 * minutes:
@@ -205,11 +213,11 @@ def search(
                 finite = {name: value if math.isfinite(value) else None for name, value in known.items()}
                 write_state(cache, {"key": key, "kl": finite, "seconds": time.monotonic() - started})
         done.append(replace(candidate, kl=known[candidate.name]))
-        if done[-1].kl < done[best_at].kl:
+        if done[-1].measured < done[best_at].measured:
             best_at = len(done) - 1
         if len(done) - max(best_at + 1, len(families)) >= PATIENCE:
             break
-    return sorted(done, key=lambda candidate: candidate.kl)
+    return sorted(done, key=lambda candidate: candidate.measured)
 
 
 def _read(cache: Path | None, key: str) -> tuple[dict[str, float], float]:

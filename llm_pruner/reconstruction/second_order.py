@@ -2,8 +2,9 @@
 
 With W A = B the normal equations of the refit (regression.py), leaving out the columns P raises the least squares
 error by tr(W_P (A⁻¹_PP)⁻¹ W_Pᵀ), and what is left is refitted by W −= W_P (A⁻¹_PP)⁻¹ A⁻¹_P,: with A⁻¹ downdated alike.
-Units go in rounds, because what one can make up for another cannot when both are gone. (Hassibi and Stork 1993; for
-structures, ZipLM, Kurtic et al. 2023, https://arxiv.org/abs/2302.04089, and OSSCAR, https://arxiv.org/abs/2403.12983.)
+Units go in rounds, because a unit that compensates for another one cannot do so when both are gone. (Hassibi and Stork
+1993; for structures, ZipLM, Kurtic et al. 2023, https://arxiv.org/abs/2302.04089, and OSSCAR,
+https://arxiv.org/abs/2403.12983.)
 """
 
 import copy
@@ -18,9 +19,16 @@ LEAST = 1e-20
 
 
 class Surgeon:
-    """Removes units of `width` neighbouring columns from the regression W A = B. A: [n, n]. B: [out, n].
+    """Removes units of neighbouring columns from the regression W A = B.
 
-    A column beyond the units', the intercept's, never goes. alive: the units that are left, ascending.
+    A column beyond the units' goes never: it is the intercept's. `alive` are the units that are left, ascending, and
+    `error` is the cost of all removals so far.
+
+    Args:
+        normal: A [n, n].
+        right: B [out, n].
+        width: Columns of a unit.
+        units: How many units there are.
     """
 
     def __init__(self, normal: torch.Tensor, right: torch.Tensor, width: int, units: int) -> None:
@@ -30,7 +38,11 @@ class Surgeon:
         self.error = 0.0  # what the removals have cost so far
 
     def costs(self) -> torch.Tensor:
-        """What each unit that is alive would cost, on its own: float64 [alive]."""
+        """Return what the removal of each unit that is alive would cost, on its own.
+
+        Returns:
+            [alive], in the dtype of the regression.
+        """
         width, count = self.width, len(self.alive)
         columns = count * width
         blocks = self.inverse[:columns, :columns].view(count, width, count, width)
@@ -41,7 +53,11 @@ class Surgeon:
         return (weight * torch.linalg.solve(own, weight)).sum((1, 2))
 
     def remove(self, places: list[int]) -> None:
-        """Removes the units at these places of `alive`."""
+        """Remove units, and refit the others.
+
+        Args:
+            places: Their places in `alive`.
+        """
         gone = torch.zeros(self.inverse.shape[0], dtype=torch.bool)
         for place in places:
             gone[place * self.width : (place + 1) * self.width] = True
@@ -59,7 +75,12 @@ class Surgeon:
         self.alive = [unit for place, unit in enumerate(self.alive) if place not in removed]
 
     def keep(self, count: int, rounds: int = ROUNDS) -> list[int]:
-        """Removes the cheapest in `rounds` until `count` units are left; returns those."""
+        """Remove the cheapest units until `count` are left, and return those.
+
+        Args:
+            count: How many stay.
+            rounds: In how many rounds the others go.
+        """
         total = len(self.alive) - count
         for turn in range(rounds):
             number = total * (turn + 1) // rounds - total * turn // rounds
@@ -68,8 +89,11 @@ class Surgeon:
         return self.alive
 
     def _cheapest(self, number: int) -> list[int]:
-        """Places of `number` units that go together. Single columns: each the cheapest when those before it are gone,
-        of twice as many as are the cheapest on their own. Else those that are."""
+        """Return the places of `number` units that go together.
+
+        Of single columns each is the cheapest when those before it are gone, of twice as many as are the cheapest on
+        their own. Of wider units they are the cheapest on their own.
+        """
         places = self.costs().argsort(stable=True)
         if self.width > 1 or number == 1:
             return places[:number].tolist()
@@ -86,16 +110,21 @@ class Surgeon:
         return pool[gone].tolist()
 
     def split(self, parts: int) -> None:
-        """From here on a unit is one of `parts` equal ones of what it was."""
+        """Make each unit several equal ones from here on.
+
+        Args:
+            parts: How many.
+        """
         self.alive = [unit * parts + part for unit in self.alive for part in range(parts)]
         self.width //= parts
 
     def remove_one_of_each(self, groups: int) -> None:
-        """Removes the cheapest unit of each of `groups` equal runs of `alive`."""
+        """Remove the cheapest unit of each of `groups` equal runs of `alive`."""
         size, costs = len(self.alive) // groups, self.costs()
         self.remove([start + int(costs[start : start + size].argmin()) for start in range(0, len(costs), size)])
 
     def copy(self) -> "Surgeon":
+        """Return a copy that removes units on its own."""
         twin = copy.copy(self)
         twin.alive = list(self.alive)
         return twin
@@ -121,16 +150,38 @@ def _positive(diagonal: torch.Tensor) -> torch.Tensor:
 
 
 def keep_neurons(normal: torch.Tensor, right: torch.Tensor, units: int, count: int) -> list[int]:
-    """The `count` of `units` neurons that stay, ascending."""
+    """Choose the neurons that stay.
+
+    Args:
+        normal: A [n, n] of the output projection's regression.
+        right: B [out, n].
+        units: How many neurons there are.
+        count: How many stay.
+
+    Returns:
+        Their indices, ascending.
+    """
     return Surgeon(normal, right, 1, units).keep(count)
 
 
 def keep_heads(
     normal: torch.Tensor, right: torch.Tensor, head_dim: int, kv_heads: int, per_group: int, count: int, each: int
 ) -> tuple[list[int], list[int]]:
-    """(kv heads, query heads) that stay, ascending: `count` of `kv_heads` groups, `each` of their `per_group` heads.
+    """Choose the heads that stay.
 
-    Whole groups go first, one at a time, then one head of every group that is left, at a time.
+    Whole groups go first, one at a time, then one head at a time of every group that is left.
+
+    Args:
+        normal: A [n, n] of the output projection's regression.
+        right: B [out, n].
+        head_dim: Columns of a head.
+        kv_heads: How many kv heads there are.
+        per_group: How many query heads each of them serves.
+        count: How many kv heads stay.
+        each: How many query heads each of these serves then.
+
+    Returns:
+        Indices of the kv heads and of the query heads, ascending.
     """
     surgeon = Surgeon(normal, right, head_dim * per_group, kv_heads)
     groups = list(surgeon.keep(count, rounds=max(1, kv_heads - count)))

@@ -1,0 +1,1 @@
+"""Recovery: training a pruned checkpoint by distillation from the dense model, or with LoRA adapters."""

@@ -11,7 +11,7 @@ from llm_pruner.model.layers import decoder_layers
 
 
 def check_installed() -> None:
-    """RunError when PEFT is not there."""
+    """Raise a RunError when PEFT is not there."""
     try:
         import peft  # noqa: F401
     except ImportError as error:
@@ -19,7 +19,7 @@ def check_installed() -> None:
 
 
 def projections(model) -> dict[str, str]:
-    """Every linear layer (Conv1D too) inside the decoder layers: full name → its last part, such as q_proj."""
+    """Return every linear layer (Conv1D too) inside the decoder layers: full name → its last part, such as q_proj."""
     from transformers.pytorch_utils import Conv1D
 
     inside = {id(m) for layer in decoder_layers(model) for m in layer.modules() if isinstance(m, nn.Linear | Conv1D)}
@@ -27,7 +27,7 @@ def projections(model) -> dict[str, str]:
 
 
 def with_adapters(model, options: RecoverOptions):
-    """`model` as a PEFT model of which only the adapters train. UsageError for targets that it does not have."""
+    """Return `model` as a PEFT model of which only the adapters train. UsageError for targets that it does not have."""
     check_installed()
     from peft import LoraConfig, get_peft_model
     from transformers.pytorch_utils import Conv1D
@@ -56,5 +56,5 @@ def with_adapters(model, options: RecoverOptions):
 
 
 def merged(model):
-    """The model with its adapters added to the weights, without PEFT around it."""
+    """Return the model with its adapters added to the weights, without PEFT around it."""
     return model.merge_and_unload()

@@ -33,11 +33,16 @@ class Examples(Dataset):
 
     @property
     def tokens(self) -> int:
+        """Tokens of all examples."""
         return sum(len(ids) for ids, _ in self.pairs)
 
 
 def windows(ids: torch.Tensor) -> Examples:
-    """Every token of `ids` [n, length] but each window's first is predicted."""
+    """Return examples in which every token but the first of its window is predicted.
+
+    Args:
+        ids: LongTensor [n, length].
+    """
     labels = ids.clone()
     labels[:, 0] = IGNORED
     return Examples(list(zip(ids, labels)))
@@ -46,7 +51,7 @@ def windows(ids: torch.Tensor) -> Examples:
 def training_examples(
     name: str, length: int, tokenizer, vocab_size: int, nsamples: int | None = None, seed: int = 0
 ) -> Examples:
-    """The training data called `name`, at most `nsamples` of its windows or records, chosen by `seed`.
+    """Return the training data called `name`, at most `nsamples` of its windows or records, chosen by `seed`.
 
     Running text is cut into windows of `length` tokens without overlap; records end after `length` tokens, and those
     of whose response nothing is left are dropped. UsageError for data that is nothing or too short, RunError where a
@@ -126,7 +131,7 @@ def _records(found: Records, length: int, tokenizer, vocab_size: int, nsamples: 
 
 
 def collate(examples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """A batch: LongTensors [batch, longest], padded on the right, where neither attention nor loss sees it."""
+    """Return a batch: LongTensors [batch, longest], padded on the right, where neither attention nor loss sees it."""
     longest = max(len(example["input_ids"]) for example in examples)
     shape = (len(examples), longest)
     batch = {

@@ -92,21 +92,41 @@ def weights_of(options: RecoverOptions) -> dict[str, float]:
 
 
 def text_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy in nats of each token: logits [tokens, vocab_size], targets [tokens]."""
+    """Return the cross-entropy of each token.
+
+    Args:
+        logits: [tokens, vocab_size].
+        targets: [tokens].
+
+    Returns:
+        [tokens], in nats.
+    """
     return F.cross_entropy(logits.float(), targets, reduction="none")
 
 
 def logits_loss(logits: torch.Tensor, wanted: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
-    """T²·KL(wanted ‖ logits) in nats of each token, from logits [tokens, vocab_size]."""
+    """Return T²·KL(wanted ‖ logits) of each token.
+
+    Args:
+        logits: [tokens, vocab_size].
+        wanted: [tokens, vocab_size].
+        temperature: T.
+
+    Returns:
+        [tokens], in nats.
+    """
     found, wanted = (one.float().div(temperature).log_softmax(-1) for one in (logits, wanted))
     return F.kl_div(found, wanted, reduction="none", log_target=True).sum(-1) * temperature**2
 
 
 def matched(hidden_states: Sequence[torch.Tensor], layers: Sequence[int]) -> list[torch.Tensor]:
-    """Of the teacher's hidden states (embeddings first) those that the student's should be, behind each of its layers.
+    """Return the teacher's hidden states that the student's should be, behind each of its layers.
 
-    layers: the teacher's layer that each of the student's was. What goes into the next one that was kept
-    is what comes out of this one.
+    The input of the next layer that was kept is the output of this one.
+
+    Args:
+        hidden_states: The teacher's, the embeddings first.
+        layers: The teacher's layer that each of the student's was.
     """
     return [hidden_states[layer] for layer in layers[1:]] + [hidden_states[-1]]
 
@@ -114,7 +134,16 @@ def matched(hidden_states: Sequence[torch.Tensor], layers: Sequence[int]) -> lis
 def hidden_loss(
     found: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor], maps: Sequence[torch.Tensor | None]
 ) -> torch.Tensor:
-    """Each token's relative squared distance, the mean over layers: [batch, length] from [batch, length, width]."""
+    """Return each token's relative squared distance, the mean over layers.
+
+    Args:
+        found: Hidden states [batch, length, width] of the student behind each layer.
+        wanted: The teacher's that they should be.
+        maps: From the teacher's width to the student's; None where both are alike.
+
+    Returns:
+        [batch, length].
+    """
     distances = []
     for one, other, project in zip(found, wanted, maps):
         other = other.to(one.device).float()
@@ -126,9 +155,13 @@ def hidden_loss(
 
 @torch.no_grad()
 def fit_maps(student, teacher, batches: Sequence[torch.Tensor], layers: Sequence[int]) -> list[torch.Tensor | None]:
-    """P [teacher's width, student's] for each of the student's layers; None for equal widths.
+    """Fit P [teacher's width, student's] for each of the student's layers; None for equal widths.
 
-    batches: LongTensors [windows, length] that both models read.
+    Args:
+        student: The model that learns.
+        teacher: The model that it learns from.
+        batches: LongTensors [windows, length] that both models read.
+        layers: The teacher's layer that each of the student's was.
     """
     if student.config.hidden_size == teacher.config.hidden_size:
         return [None] * len(layers)

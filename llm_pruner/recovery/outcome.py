@@ -12,7 +12,7 @@ from llm_pruner.recovery.sources import Sources
 
 
 def outcome(
-    found: Sources, model: Any, scores: dict[str, Measured], evaluation: Evaluation | None, training: dict[str, Any],
+    found: Sources, model: Any, scores: dict[str, Any], evaluation: Evaluation | None, training: dict[str, Any],
     tokens: int, history: Sequence[dict[str, Any]], conditions: dict[str, Any],
 ) -> RecoverReport:  # fmt: skip
     """Return the report.
@@ -28,6 +28,8 @@ def outcome(
         conditions: The fields of `Conditions`.
     """
     options = found.options
+    assert options.method and options.data, "the sources have settled them"
+    assert options.batch_size and options.learning_rate, "the run has settled them"
     per_step = options.batch_size * options.gradient_accumulation_steps * training["processes"]
     seen = training["steps"] * per_step / training["windows"]
     teacher = redact(options.teacher) if options.teacher else None

@@ -35,14 +35,14 @@ class Pace(TrainerCallback):
         self.history: list[dict] = []
 
     def rate(self, _step: int = 0) -> float:
-        """The share of the peak learning rate at this progress: a linear rise, then a cosine to 0."""
+        """Return the share of the peak learning rate at this progress: a linear rise, then a cosine to 0."""
         done = max(self.progress, 0.5 / self.steps)
         if done < self.warmup:
             return done / self.warmup
         return 0.5 * (1 + math.cos(math.pi * min(1.0, (done - self.warmup) / (1 - self.warmup))))
 
     def go_on(self, folder: Path) -> None:
-        """Continues where the checkpoint in `folder` was kept; before the Trainer makes its schedule."""
+        """Continue where the checkpoint in `folder` was kept; before the Trainer makes its schedule."""
         kept = read_mark(folder)
         self.history, self.before = kept["history"], kept["seconds"]
         self.seconds = self.before
@@ -105,7 +105,7 @@ class Pace(TrainerCallback):
 
 
 def shared(accelerator):
-    """A function that makes a number of the first process that of all."""
+    """Return a function that makes a number of the first process that of all."""
     if accelerator.num_processes == 1:
         return lambda value: value
     from accelerate.utils import broadcast

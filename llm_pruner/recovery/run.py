@@ -68,6 +68,7 @@ def recover(options: RecoverOptions, argv: Sequence[str] = (), program: str = PR
     precision, asked = _settled(sources_.options, sources_.config)
     found = replace(sources_, options=asked)
     say("options: " + ", ".join(f"{k}={v}" for k, v in asked.asdict().items() if v is not None and v is not False))
+    assert asked.data and asked.max_seq_len, "the sources have settled them"
     with stopwatch("data"):
         tokenizer = load_tokenizer(loading.fetch(found.student, asked.revision, weights=False))
         examples = training_examples(
@@ -96,15 +97,19 @@ def recover(options: RecoverOptions, argv: Sequence[str] = (), program: str = PR
         )
 
     made = report()
-    if made.recovered_share is not None:
-        closed, dense = made.recovered_share, made.dense_perplexity
-        say(f"recovered {closed:.0%} of the gap in log-perplexity to the dense model ({dense:.2f})")
+    _announce(made)
     made = save(
         trained.model, tokenizer, target, student_folder, report, finite=finite, overwrite=asked.overwrite,
         stopwatch=stopwatch, export=exporters,
     )  # fmt: skip
     clear(folder)
     return made
+
+
+def _announce(made: RecoverReport) -> None:
+    if made.recovered_share is not None:
+        closed, dense = made.recovered_share, made.dense_perplexity
+        say(f"recovered {closed:.0%} of the gap in log-perplexity to the dense model ({dense:.2f})")
 
 
 def _check_method(options: RecoverOptions) -> None:
@@ -166,6 +171,7 @@ def _settled(options: RecoverOptions, config) -> tuple[str, RecoverOptions]:
     if save_minutes is None:
         save_minutes = min(10.0, minutes / 8) if minutes else 10.0
     hidden_size = config.get_text_config().hidden_size
+    assert options.train_weights and options.max_seq_len, "the sources have settled them"
     return precision, replace(
         options,
         device="cpu" if cpu else "cuda",

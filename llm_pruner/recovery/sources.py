@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass, replace
+from typing import Any
 
 from llm_pruner.calibration import data
 from llm_pruner.config.recover import RecoverOptions
@@ -12,7 +13,7 @@ from llm_pruner.model import loading
 from llm_pruner.model.checkpoint_files import weight_files
 from llm_pruner.model.tokenizers import load_tokenizer
 from llm_pruner.output import lineage
-from llm_pruner.output.reports import CheckpointReport, RecoverReport
+from llm_pruner.output.reports import CheckpointReport, PruneReport, RecoverReport, SparsifyReport
 
 TRAINING_LENGTH, EVALUATION_LENGTH = 512, 4096  # tokens per window where nothing else says
 
@@ -22,9 +23,9 @@ class Sources:
     """Folders and configurations of the student and, for distillation, the teacher; `options` with what was found."""
 
     student: str
-    config: object
+    config: Any
     teacher: str | None
-    teacher_config: object | None
+    teacher_config: Any
     report: CheckpointReport | None  # the student's
     options: RecoverOptions
     eval_data: str | None
@@ -40,7 +41,7 @@ class Sources:
 
 
 def find(options: RecoverOptions) -> Sources:
-    """Resolves names and defaults. UsageError, RunError or PlanError as loading them would give."""
+    """Resolve names and defaults. UsageError, RunError or PlanError as loading them would give."""
     student = loading.resolve(options.model)
     config = loading.load_config(student, options.revision, any_family=True)
     loading.check_dense(
@@ -51,6 +52,7 @@ def find(options: RecoverOptions) -> Sources:
     options = _with_teacher(options, report)
     teacher = teacher_config = None
     if options.method == "distil":
+        assert options.teacher, "_with_teacher has found one"
         teacher = loading.resolve(options.teacher)
         teacher_config = loading.load_config(teacher, any_family=True)
         if teacher_config.vocab_size != config.vocab_size:
@@ -66,13 +68,14 @@ def find(options: RecoverOptions) -> Sources:
     usual = "demo" if "demo" in (options.model, options.teacher, lineage.base_of(report)) else "wikitext2"
     eval_data = options.eval_data or (scored.data if scored else usual)
     eval_length = options.max_seq_len or (scored.max_seq_len if scored else EVALUATION_LENGTH)
+    text = options.data or _text_of(report) or usual
     options = replace(
         options,
-        data=options.data or _text_of(report) or usual,
+        data=text,
         max_seq_len=min(options.max_seq_len or min(eval_length, TRAINING_LENGTH), longest),
         eval_data=eval_data,
     )
-    data.check_name(options.data, data.CALIBRATION, "training")
+    data.check_name(text, data.CALIBRATION, "training")
     if eval_data != "none":
         data.check_name(eval_data)
     return Sources(
@@ -83,19 +86,21 @@ def find(options: RecoverOptions) -> Sources:
 
 def _text_of(report: CheckpointReport | None) -> str | None:
     """The text that the checkpoint was trained or calibrated on."""
-    if report is None:
-        return None
-    used = report.training if isinstance(report, RecoverReport) else report.calibration
+    if isinstance(report, RecoverReport):
+        return report.training.data
+    used = report.calibration if isinstance(report, PruneReport | SparsifyReport) else None
     return used.data if used else None
 
 
 def _check_teacher(options: RecoverOptions, student: str, folder: str, teacher: str, teacher_folder: str) -> None:
-    """UsageError when the teacher is the student itself, or means other things by its tokens.
+    """Raise a UsageError when the teacher is the student itself, or means other things by its tokens.
 
     Args:
         options: For the names.
-        student: What `options.model` resolves to; `folder` is where its small files are.
-        teacher: What `options.teacher` resolves to, and likewise.
+        student: What `options.model` resolves to.
+        folder: Where the student's small files are.
+        teacher: What `options.teacher` resolves to.
+        teacher_folder: Where the teacher's small files are.
     """
     local = os.path.isdir(student) and os.path.isdir(teacher)
     if student == teacher and not options.revision or local and _same_weights(student, teacher):
@@ -164,7 +169,9 @@ def _with_teacher(options: RecoverOptions, report: CheckpointReport | None) -> R
 
 
 def _is_at_hand(name: str | None) -> bool:
+    if not name:
+        return False
     try:
-        return bool(name) and bool(loading.load_config(loading.resolve(name), any_family=True))
+        return bool(loading.load_config(loading.resolve(name), any_family=True))
     except PrunerError:
         return False

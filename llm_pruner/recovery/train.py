@@ -4,6 +4,7 @@ The same for one CPU, one GPU, or what `accelerate launch` starts (DDP, FSDP, De
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
@@ -27,6 +28,9 @@ FITTED = 8  # batches that the maps between streams of different widths are fitt
 class Recovery(Trainer):
     """A Trainer whose loss is the text's, or the distance to a teacher's logits and hidden states."""
 
+    lr_scheduler: Any
+    maps: list[torch.Tensor | None] | None
+
     def __init__(self, *arguments, pace: Pace, options: RecoverOptions, teacher=None, layers=(), **named):
         super().__init__(*arguments, **named)
         self.model_accepts_loss_kwargs = True  # so the Trainer counts the predicted tokens of a whole step
@@ -40,7 +44,7 @@ class Recovery(Trainer):
         return self.lr_scheduler
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Sum over the predicted tokens, divided by how many there are in the whole optimiser step.
+        """Return the sum over the predicted tokens, divided by how many there are in the whole optimiser step.
 
         While the model is being scored it is the text's loss, whatever the training's is.
         """
@@ -64,9 +68,9 @@ class Recovery(Trainer):
     def _taught(self, read, counted, logits, outputs, labels, near: bool) -> torch.Tensor:
         with torch.no_grad(), self.accelerator.autocast():
             wanted = self.teacher(**read, use_cache=False, output_hidden_states=near)
-        streams = (outputs.hidden_states[1:], matched(wanted.hidden_states, self.layers)) if near else ((), ())
+        own, theirs = (outputs.hidden_states[1:], matched(wanted.hidden_states, self.layers)) if near else ((), ())
         batch = Batch(
-            logits, labels[counted], counted, wanted.logits[:, :-1][counted], *streams, self.maps or (), self.options
+            logits, labels[counted], counted, wanted.logits[:, :-1][counted], own, theirs, self.maps or (), self.options
         )
         return sum(weight * LOSSES.get(name)(batch) for name, weight in self.weights.items())
 
@@ -75,7 +79,7 @@ def train(
     model, teacher, examples: Examples, scored: Examples | None, layers: list[int], options: RecoverOptions,
     folder: Path, precision: str,
 ) -> tuple[Recovery, Pace]:  # fmt: skip
-    """Trains `model` and returns its Trainer, with the unmerged result, and the clock.
+    """Train `model` and return its Trainer, with the unmerged result, and the clock.
 
     options: with nothing left to default. teacher: a frozen model, or None. scored: windows whose perplexity is noted
     over time. folder: where unfinished work is kept. precision: no, bf16 or fp16.
@@ -106,6 +110,7 @@ def train(
         dataloader_pin_memory=torch.cuda.is_available(),
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # several GPUs are for a launcher, not for DataParallel
+    assert options.batch_size and options.save_minutes is not None, "the run has settled them"
     per_step = options.batch_size * options.gradient_accumulation_steps * arguments.world_size
     steps = options.steps or max(1, round(options.epochs * len(examples) / per_step))
     limit = options.max_minutes * 60 if options.max_minutes else None

@@ -39,7 +39,7 @@ OF_TRAINER = (  # what it writes into a checkpoint that a kill left without its 
 
 
 def outputs(options: RecoverOptions, found: Sources) -> tuple[Path, Path]:
-    """(where the checkpoint goes, where unfinished work is kept). UsageError when that cannot be."""
+    """Return (where the checkpoint goes, where unfinished work is kept). UsageError when that cannot be."""
     source = found.student
     name = options.save_model or f"{options.model.rstrip('/')}-recovered"
     if not options.save_model and not os.path.isdir(source):
@@ -55,7 +55,7 @@ def outputs(options: RecoverOptions, found: Sources) -> tuple[Path, Path]:
 
 
 def key_of(found: Sources, options: RecoverOptions, folder: str) -> str:
-    """What a recovery is made from, as one hash: only the same one goes on from where it was."""
+    """Return what a recovery is made from, as one hash: only the same one goes on from where it was."""
     parts = {name: value for name, value in options.asdict().items() if name not in ELSEWHERE}
     parts["student"] = checkpoint_digest(found.student, folder)
     if found.teacher:
@@ -66,7 +66,7 @@ def key_of(found: Sources, options: RecoverOptions, folder: str) -> str:
 
 
 def go_on(folder: Path, key: str) -> list[int]:
-    """The steps that the run in `folder` has gone on from so far. If it was another run, its work is removed."""
+    """Return the steps that the run in `folder` has gone on from so far. If it was another run, its work is removed."""
     state = read_state(folder / KEY, STATE)
     resumed = state.get("resumed_at", [])
     if state.get("key") != key:
@@ -86,14 +86,14 @@ def go_on(folder: Path, key: str) -> list[int]:
 
 
 def mark_kept(checkpoint: Path, state: dict[str, Any]) -> None:
-    """Makes what the Trainer has written to `checkpoint` one that a run can go on from, and removes old ones."""
+    """Make what the Trainer has written to `checkpoint` one that a run can go on from, and remove old ones."""
     write_state(checkpoint / MARK, state | {"files": manifest.listed(checkpoint, but=(MARK,))})
     for old in sorted(_checkpoints(checkpoint.parent), key=_step)[:-KEPT]:
         _remove(old)
 
 
 def last_kept(folder: Path) -> Path | None:
-    """The newest checkpoint in `folder` that is complete and as it was written; damaged ones are set aside."""
+    """Return the newest checkpoint in `folder` that is complete and as it was written; damaged ones are set aside."""
     for checkpoint in sorted(_checkpoints(folder), key=_step, reverse=True):
         if not os.path.lexists(checkpoint / MARK):
             continue  # a kill came before it was complete
@@ -107,12 +107,12 @@ def last_kept(folder: Path) -> Path | None:
 
 
 def read_mark(checkpoint: Path) -> dict[str, Any]:
-    """What `mark_kept` kept; {} where that is damaged."""
+    """Return what `mark_kept` kept; {} where that is damaged."""
     return read_state(checkpoint / MARK, PACE)
 
 
 def clear(folder: Path) -> None:
-    """Removes what recoveries have written to the work folder, and itself when nothing else is in it."""
+    """Remove what recoveries have written to the work folder, and itself when nothing else is in it."""
     if not folder.is_dir():
         return
     for path in list(folder.iterdir()):

@@ -18,18 +18,29 @@ if TYPE_CHECKING:
 
 
 def adaptive_groups(groups: Iterable[Group], before: Widths, axes: Iterable[Axis]) -> list[Group]:
-    """Return the groups whose units compete: neurons, and heads, for grouped queries a kv group with all its heads."""
+    """Return the groups whose units compete: neurons and heads; of grouped queries, kv groups with all their heads.
+
+    Args:
+        groups: All groups.
+        before: The widths of every layer.
+        axes: The axes that shrink.
+    """
     heads = KV_HEADS if is_grouped(before) else HEADS
     wanted = {heads if axis in (HEADS, KV_HEADS) else axis for axis in axes}
     return [group for group in units_of(groups) if group.axis in wanted]
 
 
 def standardised(scores: "torch.Tensor", units: int) -> "torch.Tensor":
-    """(score − mean) / std over the layer's scores, averaged over the parts of a unit where they are finer.
-
-    float32 [units].
+    """Standardise a layer's scores: (score − mean) / std, averaged over the parts of a unit where they are finer.
 
     Scores that are all alike are all 0.
+
+    Args:
+        scores: Float tensor [units · parts].
+        units: How many units there are.
+
+    Returns:
+        float32 [units].
     """
     if len(scores) > 1 and not scores.std().isfinite():  # their squares are too large for float32
         scores = scores.double()
@@ -60,7 +71,7 @@ def allocate(
         share: What goes of the attention and MLP parameters.
         structure: AL-AM or AL-MM.
         remove_heads: How many query heads AL-MM removes.
-        exact: Whether, in AL-AM, the last neurons on either side of the limit make up for what a large unit leaves.
+        exact: Whether, in AL-AM, neurons at the limit fill the rest of the budget that a large unit leaves.
 
     Raises:
         PlanError: The share cannot be met.
@@ -77,8 +88,8 @@ def allocate(
         heads, neurons = ranked.by_numbers(goes, remove_heads, per_group)
     layers = [before] * counter.num_layers
     for group, count in zip(groups, ranked.counts(heads, neurons), strict=True):
-        own = layers[group.layer]
-        layers[group.layer] = own.but({MLP: count}) if group.axis == MLP else with_heads(own, count, per_group)
+        own = layers[group.own_layer]
+        layers[group.own_layer] = own.but({MLP: count}) if group.axis == MLP else with_heads(own, count, per_group)
     reached = 1 - counter.decoder(tuple(layers)) / counter.decoder(counter.full)
     coarse = 0 if exact else max(costs.values()) / counter.decoder(counter.full)
     if abs(reached - share) > TOLERANCE + coarse:
@@ -108,7 +119,7 @@ class _Ranking:
         self.heads, self.neurons = self.order[self.is_head], self.order[~self.is_head]
 
     def up_to_cost(self, goes: float, exact: bool) -> tuple[int, int]:
-        """How many heads and neurons stay when as much as `goes` is cut off the end of the list."""
+        """Return how many heads and neurons stay when as much as `goes` is cut off the end of the list."""
         left, stays = self.cost[self.order].cumsum(0), self.cost.sum() - goes
         length = max(int((left - stays).abs().argmin()) + 1, len(self.groups))
         heads, neurons = int(self.is_head[:length].sum()), int((~self.is_head[:length]).sum())
@@ -119,7 +130,7 @@ class _Ranking:
         return heads, neurons
 
     def by_numbers(self, goes: float, remove_heads: int, per_group: int) -> tuple[int, int]:
-        """How many heads and neurons stay when `remove_heads` go, and neurons for the rest of `goes`."""
+        """Return how many heads and neurons stay when `remove_heads` go, and neurons for the rest of `goes`."""
         fewer_heads = remove_heads // per_group
         if remove_heads and not fewer_heads:
             raise PlanError(f"remove_heads {remove_heads} is not a whole kv group, which has {per_group} query heads")
@@ -133,7 +144,7 @@ class _Ranking:
         return len(self.heads) - fewer_heads, len(self.neurons) - fewer_neurons
 
     def counts(self, heads: int, neurons: int) -> list[int]:
-        """How many units each group keeps."""
+        """Return how many units each group keeps."""
         import torch
 
         kept = torch.cat([self.heads[:heads], self.neurons[:neurons]])
@@ -141,8 +152,17 @@ class _Ranking:
 
 
 def uniform(counter: ParameterCounter, layers: Layers, legal: Callable[[Widths], bool]) -> Layers:
-    """Return one width for all layers: the mean number of heads, rounded to a `legal` one, and neurons to as many
-    parameters as before.
+    """Return one width for all layers that comes near to layers of different widths.
+
+    The mean number of heads is rounded to a legal one, and neurons fill up to as many parameters as before.
+
+    Args:
+        counter: Of the model.
+        layers: The widths of every layer.
+        legal: Returns whether a class holds a width.
+
+    Returns:
+        The widths of every layer, all alike.
 
     Raises:
         PlanError: No number of heads is legal and comes near.

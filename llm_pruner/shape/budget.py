@@ -39,16 +39,32 @@ class Goal:
     whole: bool
 
     def count(self, counter: ParameterCounter, after: Layers) -> float:
-        """Return the parameters that the goal is about."""
+        """Return the parameters that the goal is about.
+
+        Args:
+            counter: Of the model.
+            after: The widths of every layer.
+        """
         return counter.total(after) if self.whole else counter.decoder(after)
 
     def missed(self, counter: ParameterCounter, after: Layers) -> float:
-        """Return how far from the goal the model is: as a share of the goal or, not `whole`, of what there was."""
+        """Return how far the model is from the goal, as a share of the goal or, of a part, of what that part was.
+
+        Args:
+            counter: Of the model.
+            after: The widths of every layer.
+        """
         base = self.parameters if self.whole else self.count(counter, counter.full)
         return abs(self.count(counter, after) - self.parameters) / max(base, 1)
 
     def check(self, counter: ParameterCounter, after: Layers, axes: Iterable[Axis]) -> None:
-        """Raise a PlanError, with what the nearest shape is, when `after`, the nearest, misses by over TOLERANCE."""
+        """Raise a PlanError when the nearest shape misses the goal by more than TOLERANCE.
+
+        Args:
+            counter: Of the model.
+            after: The widths of every layer in the nearest shape.
+            axes: The axes that shrink, for the message.
+        """
         if self.missed(counter, after) <= TOLERANCE:
             return
         found, what = self.count(counter, after), names_of(axes)
@@ -67,10 +83,16 @@ class Goal:
 def widths_by_parameters(
     counter: ParameterCounter, axes: Iterable[Axis], goal: Goal, legal: Callable[[Widths], bool]
 ) -> Widths:
-    """Return the widths at which the goal is met.
+    """Return the widths, alike in every layer, at which the goal is met.
 
-    Every axis shrinks by one ratio to the nearest `legal` shape, whole query heads in every group, then neurons fill
-    what rounding left, by their true cost.
+    Every axis shrinks by one ratio to the nearest legal shape, whole query heads in every group; then neurons fill what
+    rounding left, by their true cost.
+
+    Args:
+        counter: Of the model.
+        axes: The axes that may shrink.
+        goal: The parameters that should be left.
+        legal: Returns whether a class holds a width.
 
     Raises:
         PlanError: No shape is legal, or the nearest misses the goal by more than TOLERANCE.
@@ -97,7 +119,13 @@ def widths_by_parameters(
 
 
 def filled_with_neurons(counter: ParameterCounter, shape: Widths, goal: Goal) -> Widths:
-    """Return the shape with as many neurons as the goal leaves: at least one, at most those of the model."""
+    """Return the shape with as many neurons as the goal leaves.
+
+    Args:
+        counter: Of the model.
+        shape: The widths, whose neurons are replaced: by at least one, at most those of the model.
+        goal: The parameters that should be left.
+    """
     count = goal.count(counter, counter.everywhere(shape))
     one = count - goal.count(counter, counter.everywhere(shape.but({MLP: shape[MLP] - 1})))
     neurons = shape[MLP] + round((goal.parameters - count) / one)
@@ -105,7 +133,12 @@ def filled_with_neurons(counter: ParameterCounter, shape: Widths, goal: Goal) ->
 
 
 def smallest(before: Widths, axes: Iterable[Axis]) -> Widths:
-    """Return the widths with one unit of each axis, of heads one in every kv group that stays."""
+    """Return the widths with one unit of each axis, of heads one in every kv group that stays.
+
+    Args:
+        before: The widths of every layer.
+        axes: The axes that shrink.
+    """
     axes = set(axes)
     kv_heads = 1 if KV_HEADS in axes or HEADS in axes and not is_grouped(before) else before[KV_HEADS]
     shape = with_heads(before, kv_heads, 1 if HEADS in axes else heads_per_group(before))
@@ -121,7 +154,8 @@ def _ratio(counter: ParameterCounter, axes: set[Axis], goal: Goal) -> float:
     low, high = 0.0, 1.0
     for _ in range(50):
         ratio = (low + high) / 2
-        widths = before.but({axis: before[axis] * (1 - ratio) for axis in shrinking})
+        fractions = {axis: before[axis] * (1 - ratio) for axis in shrinking}
+        widths = before.but(fractions)  # type: ignore[arg-type]  # only counted, never built
         if goal.count(counter, counter.everywhere(widths)) > goal.parameters:
             low = ratio
         else:
@@ -130,8 +164,10 @@ def _ratio(counter: ParameterCounter, axes: set[Axis], goal: Goal) -> float:
 
 
 def _shapes(before: Widths, axes: set[Axis], ratio: float) -> Iterator[Widths]:
-    """Shapes around `ratio`: heads rounded ever further, and for each number of heads so the hidden channels. Where
-    whole kv groups go, query heads inside them only go when nothing else is left."""
+    """Yield shapes around `ratio`: heads rounded ever further, and for each number of heads so the hidden channels.
+
+    Where whole kv groups go, query heads inside them only go when nothing else is left.
+    """
     of_kv, most = not is_grouped(before) or KV_HEADS in axes, heads_per_group(before)
     inside = range(most, 0, -1) if of_kv and HEADS in axes else [most]
     neurons = max(1, before[MLP] - round(ratio * before[MLP])) if MLP in axes else before[MLP]
@@ -158,9 +194,13 @@ def _around(wanted: int, units: int) -> Iterator[int]:
 def widths_by_iteration(counter: ParameterCounter, iteration: int) -> Widths:
     """Return AMP's widths: as many parameters go as `iteration` whole layers have.
 
-    ρ' = iteration·params(layer 0)/(attention + MLP). Removed per layer: round(ρ'·heads) heads, at most all but one,
-    with the rounding error made up in neurons: round(ρ'·heads − heads removed + ρ'·intermediate). With grouped queries
-    the same in every group. https://arxiv.org/abs/2504.21174
+    ρ' = iteration·params(layer 0)/(attention + MLP). Every layer loses round(ρ'·heads) heads, at most all but one, and
+    the rounding error is made good in neurons: round(ρ'·heads − heads removed + ρ'·intermediate). With grouped queries
+    every group loses the same. https://arxiv.org/abs/2504.21174
+
+    Args:
+        counter: Of the model.
+        iteration: The number of layers.
 
     Raises:
         PlanError: Nothing would be left.
@@ -180,11 +220,18 @@ def widths_by_structure(
 ) -> Widths:
     """Return the widths of FLAP's uniform structures, https://arxiv.org/abs/2312.11983.
 
-    UL-UM: ⌊share·n⌋ heads and neurons go. UL-MM: ⌊remove_heads / layers⌋ heads go in each layer, and neurons until
-    the share of the parameters is met. With grouped queries heads go evenly, in every group as many as fit.
+    UL-UM: ⌊share·n⌋ heads and neurons go. UL-MM: ⌊remove_heads / layers⌋ heads go in each layer, and neurons until the
+    share of the parameters is met. With grouped queries heads go evenly, in every group as many as fit.
+
+    Args:
+        counter: Of the model.
+        structure: UL-UM or UL-MM.
+        share: Of heads and neurons, or of the attention and MLP parameters, that goes.
+        axes: The axes that shrink, of UL-UM.
+        remove_heads: Query heads that UL-MM removes in the whole model.
 
     Raises:
-        PlanError: `remove_heads` is too small or too large for that.
+        PlanError: `remove_heads` is too small or too large.
     """
     before = counter.before
     groups, of_each = _head_groups(before)

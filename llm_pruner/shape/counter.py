@@ -1,7 +1,6 @@
 """The parameter counter: how many parameters a model has when its layers have other widths."""
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -44,7 +43,12 @@ class ParameterCounter:
         return sum(math.prod(shapes[name]) for name in prunable(self.groups))
 
     def cost(self, base: Widths, fewer: Mapping[Axis, int]) -> float:
-        """Return the attention and MLP parameters that go when one layer has `fewer` of some axes than `base`."""
+        """Return the attention and MLP parameters that go when one layer has fewer units.
+
+        Args:
+            base: The widths of every layer.
+            fewer: {axis: how many units fewer} in one of them.
+        """
         smaller = base.but({axis: base[axis] - number for axis, number in fewer.items()})
         rest = self.everywhere(base)[1:]
         return self.decoder((base, *rest)) - self.decoder((smaller, *rest))
@@ -52,5 +56,5 @@ class ParameterCounter:
     def of_layer_0(self) -> int:
         """Return all parameters of the first decoder layer, norms included."""
         inside = next(m.parameter for g in self.groups if g.layer == 0 for m in g.members)
-        prefix = re.match(r".*?\.0\.", inside)[0]
+        prefix = "".join(inside.partition(".0.")[:2])
         return sum(math.prod(shape) for name, shape in self.shapes.items() if name.startswith(prefix))

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from llm_pruner.errors import PlanError, UsageError
 from llm_pruner.importance.selection import scored_groups
@@ -21,25 +21,40 @@ from llm_pruner.shape.budget import (
 )
 from llm_pruner.shape.counter import ParameterCounter
 from llm_pruner.shape.plan import Plan, check_replay
-from llm_pruner.shape.request import Budget, Ratio, Replay, Request, Target
+from llm_pruner.shape.request import Budget, Ratio, Replay, Request, Target, axis_of
 from llm_pruner.shape.widths import parse_target, ratio_of_one_step, widths_by_ratio, widths_by_target
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Shaper(Protocol):
-    """What a draft asks of a pruning method.
+    """What a draft asks of a pruning method."""
 
-    Attributes:
-        axes: The axes that it can shrink.
-        searches: Whether it compares several shapes of one size.
-        removes_layers: Whether it can remove whole layers.
-    """
+    @property
+    def name(self) -> str:
+        """What reports and messages call it."""
 
-    axes: tuple[Axis, ...]
-    searches: bool
-    removes_layers: bool
+    @property
+    def axes(self) -> tuple[Axis, ...]:
+        """The axes that it can shrink."""
+
+    @property
+    def searches(self) -> bool:
+        """Whether it compares several shapes of one size."""
+
+    @property
+    def removes_layers(self) -> bool:
+        """Whether it can remove whole layers."""
 
     def usual_axes(self, request: Request, before: Widths, family: Family) -> tuple[Axis, ...]:
-        """Return the axes that shrink where the request names none."""
+        """Return the axes that shrink where the request names none.
+
+        Args:
+            request: How much should go.
+            before: The widths of every layer.
+            family: What is declared of the model's type.
+        """
 
     def check(self, draft: "Draft") -> None:
         """Raise a PrunerError where the method cannot do what the draft asks for."""
@@ -62,8 +77,16 @@ class Traced:
     counter: ParameterCounter
 
     @classmethod
-    def of(cls, config, before: Widths | None = None) -> "Traced":
-        """Trace a model of `config`. before: its widths, where they are known. Errors as in `trace_groups`."""
+    def of(cls, config: Any, before: Widths | None = None) -> "Traced":
+        """Trace a model without weights.
+
+        Args:
+            config: The configuration of the model.
+            before: Its widths, where they are known.
+
+        Raises:
+            PlanError: As in `trace_groups`.
+        """
         model = meta_model(config)
         groups = tuple(trace_groups(model))
         shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
@@ -80,7 +103,11 @@ class Traced:
 
 @dataclass(frozen=True)
 class Fixed:
-    """The widths are known. Where there are fewer of them than layers, the method chooses which layers stay."""
+    """The widths are known. Where there are fewer of them than layers, the method chooses which layers stay.
+
+    Attributes:
+        after: The widths of every layer.
+    """
 
     after: Layers
 
@@ -94,7 +121,7 @@ class Adaptive:
         structure: AL-AM or AL-MM.
         remove_heads: Query heads that AL-MM removes.
         uniform: Whether the result is rounded to one width for all layers.
-        exact: Whether neurons make up for what a large unit leaves.
+        exact: Whether neurons fill the rest of the budget that a large unit leaves.
         goal: The size of the whole model that has to be met, if there is one.
     """
 
@@ -108,7 +135,13 @@ class Adaptive:
 
 @dataclass(frozen=True)
 class Searched:
-    """Shapes that meet the goal will be compared, from `start` on. depths: whether fewer layers may be tried too."""
+    """Shapes that meet the goal will be compared.
+
+    Attributes:
+        start: The widths of every layer to start from.
+        goal: The parameters that should be left.
+        depths: Whether fewer layers may be tried too.
+    """
 
     start: Layers
     goal: Goal
@@ -117,7 +150,11 @@ class Searched:
 
 @dataclass(frozen=True)
 class Replayed:
-    """The plan says which units stay."""
+    """The plan says which units stay.
+
+    Attributes:
+        plan: The plan.
+    """
 
     plan: Plan
 
@@ -153,6 +190,12 @@ class Draft:
         return None
 
     @property
+    def widths(self) -> Layers:
+        """`after`, of a draft whose widths no scores decide."""
+        assert self.after is not None, "scores decide the widths of an adaptive shape"
+        return self.after
+
+    @property
     def is_copy(self) -> bool:
         """Whether nothing changes."""
         return self.after == self.traced.counter.full
@@ -168,8 +211,13 @@ class Draft:
         return self.after is not None and self.after[0][HIDDEN] != self.traced.counter.before[HIDDEN]
 
 
-def draft(request: Request, config, method: Shaper) -> Draft:
+def draft(request: Request, config: Any, method: Shaper) -> Draft:
     """Make the draft of what is asked for.
+
+    Args:
+        request: How much should go.
+        config: The configuration of the model.
+        method: How it will be pruned.
 
     Raises:
         PlanError: A model of this configuration cannot have the shape.
@@ -196,7 +244,12 @@ def draft(request: Request, config, method: Shaper) -> Draft:
 
 
 def check_scored(axis: Axis, method: Shaper) -> None:
-    """UsageError where the method does not score the units of an axis."""
+    """Raise a UsageError where the method does not score the units of an axis.
+
+    Args:
+        axis: The axis.
+        method: The method.
+    """
     if axis not in method.axes:
         known = ", ".join(own.name for own in method.axes)
         raise UsageError(f"importance {method.name} does not score {axis}; known: {known}")
@@ -217,9 +270,7 @@ def _by_target(request: Target, traced: Traced, method: Shaper) -> Draft:
 
 def _by_ratio(request: Ratio, traced: Traced, method: Shaper) -> Draft:
     family, before = family_of(traced.config.model_type), traced.counter.before
-    ratios = request.ratios
-    if not isinstance(ratios, Mapping):
-        ratios = dict.fromkeys(request.axes or method.usual_axes(request, before, family), ratios)
+    ratios = request.by_axis(method.usual_axes(request, before, family))
     after = traced.counter.everywhere(widths_by_ratio(before, ratios, family.derived_head_dim, request.round_to))
     requested = {axis.field: ratio for axis, ratio in ratios.items()}
     made = Draft(traced, Fixed(after), tuple(ratios), requested, f"the ratio {max(ratios.values()):g}")
@@ -232,7 +283,7 @@ def _by_ratio(request: Ratio, traced: Traced, method: Shaper) -> Draft:
 def _by_budget(request: Budget, traced: Traced, method: Shaper) -> Draft:
     counter, config = traced.counter, traced.config
     family = family_of(config.model_type)
-    axes = tuple(request.axes or method.usual_axes(request, counter.before, family))
+    axes = tuple(map(axis_of, request.axes)) if request.axes else method.usual_axes(request, counter.before, family)
     if family.derived_head_dim and HIDDEN not in axes and set(axes) - {MLP}:
         raise PlanError(
             f"{config.model_type} derives head_dim from hidden_size / num_attention_heads, so heads cannot go alone; "
@@ -250,23 +301,26 @@ def _by_budget(request: Budget, traced: Traced, method: Shaper) -> Draft:
         return made
     _check_share(share, axes, counter)
     whole = None if left is None else Goal(left, True)
-    if request.adaptive:
+    if request.structure is not None and request.adaptive:
         exact = request.ratio is None
-        shape = Adaptive(share, request.structure, request.remove_heads or 0, request.uniform, exact, whole)
-        return replace(made, shape=shape)
+        adaptive = Adaptive(share, request.structure, request.remove_heads or 0, request.uniform, exact, whole)
+        return replace(made, shape=adaptive)
     goal = whole or Goal(counter.decoder(counter.full) * (1 - share), False)
     after = counter.everywhere(_uniform_widths(request, traced, axes, share, goal))
     if whole:
         goal.check(counter, after, axes)
-    shape = Fixed(after)
+    shape: Fixed | Searched = Fixed(after)
     if method.searches and request.iteration is None:
         shape = Searched(after, goal, depths=method.removes_layers and request.axes is None)
     return _changed(replace(made, shape=shape), _least(counter))
 
 
 def _share_of(request: Budget, counter: ParameterCounter, left: int | None) -> float:
-    """The share of the attention and MLP parameters that goes; more than 1 where `left`, of the whole model, is less
-    than the rest of it. PlanError for a goal that is not less than the model."""
+    """Return the share of the attention and MLP parameters that goes.
+
+    It is more than 1 where `left`, of the whole model, is less than the rest of it. PlanError for a goal that is not
+    less than the model.
+    """
     decoder = counter.decoder(counter.full)
     if left is not None:
         total = counter.total(counter.full)
@@ -275,7 +329,9 @@ def _share_of(request: Budget, counter: ParameterCounter, left: int | None) -> f
         return (total - left) / decoder
     if request.iteration is not None:
         return request.iteration * counter.of_layer_0() / decoder
-    return request.param_ratio if request.param_ratio is not None else request.ratio
+    share = request.ratio if request.param_ratio is None else request.param_ratio
+    assert share is not None, "a budget has exactly one of the sizes"
+    return share
 
 
 def _check_share(share: float, axes: tuple[Axis, ...], counter: ParameterCounter) -> None:
@@ -313,10 +369,10 @@ def groups_to_score(made: Draft) -> list[Group]:
         return []
     if isinstance(made.shape, Adaptive):
         return adaptive_groups(made.traced.groups, made.traced.counter.before, made.axes)
-    return scored_groups(made.traced.groups, made.traced.counter.before, made.after)
+    return scored_groups(made.traced.groups, made.traced.counter.before, made.widths)
 
 
-def decided(made: Draft, scores, biases: bool = False) -> Layers:
+def decided(made: Draft, scores: "Mapping[str, torch.Tensor]", biases: bool = False) -> Layers:
     """Return the widths of every layer, by the scores where they were not known before.
 
     Args:
@@ -329,7 +385,7 @@ def decided(made: Draft, scores, biases: bool = False) -> Layers:
     """
     shape, traced = made.shape, made.traced
     if not isinstance(shape, Adaptive):
-        return made.after
+        return made.widths
     counter, config = traced.counter, traced.config
     layers = allocate(
         counter, groups_to_score(made), scores, shape.share, shape.structure, shape.remove_heads, shape.exact
@@ -339,4 +395,4 @@ def decided(made: Draft, scores, biases: bool = False) -> Layers:
         layers = uniform(counter, layers, lambda widths: holds(config, widths, own))
     if shape.goal is not None:
         shape.goal.check(counter, layers, made.axes)
-    return _changed(replace(made, shape=Fixed(layers)), _least(counter)).after
+    return _changed(replace(made, shape=Fixed(layers)), _least(counter)).widths

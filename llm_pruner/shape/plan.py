@@ -52,7 +52,7 @@ class Plan:
         order: Whether the lowest scores went (standard), the highest (reversed) or any (random).
         seed: Of everything random in that choice.
         calibration: The text that scores were measured on.
-        compensate: What makes up for what goes.
+        compensate: How the removed units are compensated for: `bias` or `none`.
         layers: Those of the model that stay; None where all do.
         num_layers_before: How many there were, where layers go.
         kept: {group name: ascending indices of the units that stay}, or None while nothing is scored.
@@ -76,6 +76,12 @@ class Plan:
     layers: list[int] | None = None
     num_layers_before: int | None = None
     kept: dict[str, list[int]] | None = None
+
+    @property
+    def units(self) -> dict[str, list[int]]:
+        """`kept`, of a plan whose units have been chosen."""
+        assert self.kept is not None, "the units have not been chosen yet"
+        return self.kept
 
     @property
     def num_hidden_layers(self) -> int:
@@ -109,12 +115,12 @@ class Plan:
         shares, requested = self.removed(), requested or {}
         rows = [("", "before", "after", "removed", "requested")]
 
-        def row(label, name, before, after, share):
+        def row(label: str, name: str, before: int, after: str, share: float) -> None:
             asked = f"{requested[name]:.4f}" if name in requested else ""
             rows.append((label, f"{before:,}", after, f"{share:.4f}", asked))
 
-        if self.layers is not None:
-            number = self.num_layers_before
+        number = self.num_layers_before
+        if self.layers is not None and number is not None:
             row(LAYERS.field, LAYERS.name, number, f"{len(self.layers)}", 1 - len(self.layers) / number)
         widths = self.widths_after()
         for axis in PRUNABLE:
@@ -127,7 +133,14 @@ class Plan:
         return aligned(rows)
 
     def save(self, path: str | Path) -> None:
-        """Write the plan as JSON. RunError when that fails."""
+        """Write the plan as JSON.
+
+        Args:
+            path: The file.
+
+        Raises:
+            RunError: It cannot be written.
+        """
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}
         values |= {"before": self.before.by_field(), "after": [layer.by_field() for layer in self.after]}
         try:
@@ -137,7 +150,14 @@ class Plan:
 
     @classmethod
     def load(cls, path: str | Path) -> "Plan":
-        """Read what `save` wrote. UsageError, with the field, when the file is not such a plan."""
+        """Read a plan that `save` wrote.
+
+        Args:
+            path: The file.
+
+        Raises:
+            UsageError: It is no such plan; the message names the field.
+        """
         where = f"`plan` {path}"
         data = read_json(Path(path).expanduser(), "`plan`", unique=True)
         if not isinstance(data, dict) or not {"model_type", "kept"} <= set(data):
@@ -164,15 +184,16 @@ class Plan:
                 raise UsageError(f"{where}: layer {index} has query heads that do not go evenly into its kv heads")
         if self.before[HEADS] % self.before[KV_HEADS]:
             raise UsageError(f"{where}: before: its query heads do not go evenly into its kv heads")
-        for name, units in self.kept.items():
+        for name, units in self.units.items():
             self._check_kept(name, units, where)
 
     def _check_kept(self, name: str, units: list[int], where: str) -> None:
         known = {axis.name: axis for axis in PRUNABLE}
         layer, _, last = name.removeprefix("layers.").rpartition(".")
         axis = known.get(last)
-        legal = axis and (name == axis.name if axis.scope == MODEL else layer.isdecimal() and len(layer) < 6)
-        if not legal or int(layer or 0) >= len(self.after):
+        inside = layer.isdecimal() and len(layer) < 6
+        legal = axis is not None and (name == axis.name if axis.scope == MODEL else inside)
+        if axis is None or not legal or int(layer or 0) >= len(self.after):
             raise UsageError(f"{where}: kept: {shown(name)} is no group of {len(self.after)} layers")
         count = self.after[int(layer or 0)][axis]
         if any(low >= high for low, high in itertools.pairwise(units)) or len(units) != count:
@@ -191,7 +212,7 @@ WIDTHS = fields(dict.fromkeys(FIELDS, WIDTH), FIELDS, others=False)
 COUNT = whole(1, 2**62)
 
 
-def _kept(value) -> str | None:
+def _kept(value: Any) -> str | None:
     if not isinstance(value, dict):
         return "the kept units of each group"
     wrong = [units for units in value.values() if filled(whole(0, MOST_WIDTH))(units)]
@@ -219,11 +240,17 @@ REQUIRED = tuple(
 )
 
 
-def make_plan(model, groups: Iterable[Group], after: Layers, biases: bool = False) -> tuple[Plan, object]:
-    """The plan without its indices, and the new configuration. `model` may be on the meta device.
+def make_plan(model: Any, groups: Iterable[Group], after: Layers, biases: bool = False) -> tuple[Plan, Any]:
+    """Return the plan without its kept units, and the new configuration.
 
-    biases: o_proj and down_proj get a bias where they have none.
-    PlanError when no class holds the shape, or its parameters are not those that a cut would leave.
+    Args:
+        model: The model; the meta device will do.
+        groups: Its groups.
+        after: The widths of every layer afterwards.
+        biases: Whether o_proj and down_proj get a bias where they have none.
+
+    Raises:
+        PlanError: No class holds the shape, or its parameters are not those that a cut would leave.
     """
     groups = list(groups)
     config, before = model.config, widths_of(model.config)
@@ -254,9 +281,14 @@ def make_plan(model, groups: Iterable[Group], after: Layers, biases: bool = Fals
     return plan, new_config
 
 
-def _configured(config, before: Widths, after: Layers, new_biases: set[str], expected: Mapping[str, tuple]):
-    """(new config, {parameter: shape} of the model it builds): a stock class where one holds the shape, else one
-    whose layers have widths of their own. PlanError when what it builds is not what is `expected`."""
+def _configured(
+    config: Any, before: Widths, after: Layers, new_biases: set[str], expected: Mapping[str, tuple]
+) -> tuple[Any, dict[str, tuple]]:
+    """Return (the new config, {parameter: shape} of the model it builds).
+
+    It is of a stock class where one holds the shape, else of one whose layers have widths of their own. PlanError when
+    what it builds is not what is `expected`.
+    """
     if len(set(after)) == 1:
         try:
             new_config = resize(config, after[0], biases=bool(new_biases))
@@ -275,11 +307,11 @@ def _configured(config, before: Widths, after: Layers, new_biases: set[str], exp
     return new_config, _check_shapes(new_config, expected, _shapes(new_config))
 
 
-def _shapes(config) -> dict[str, tuple[int, ...]]:
+def _shapes(config: Any) -> dict[str, tuple[int, ...]]:
     return {name: tuple(p.shape) for name, p in meta_model(config).named_parameters()}
 
 
-def _check_shapes(config, expected: Mapping[str, tuple], found: dict[str, tuple]) -> dict[str, tuple]:
+def _check_shapes(config: Any, expected: Mapping[str, tuple], found: dict[str, tuple]) -> dict[str, tuple]:
     wrong = [name for name, shape in expected.items() if found.get(name) != shape]
     wrong += [name for name in found if name not in expected and not name.endswith(".bias")]
     if wrong:
@@ -288,8 +320,14 @@ def _check_shapes(config, expected: Mapping[str, tuple], found: dict[str, tuple]
     return found
 
 
-def check_replay(plan: Plan, config, groups: Iterable[Group]) -> None:
-    """PlanError unless `plan` was made for a model of this shape and names units that such a model has."""
+def check_replay(plan: Plan, config: Any, groups: Iterable[Group]) -> None:
+    """Raise a PlanError unless the plan was made for a model of this shape and names units of it.
+
+    Args:
+        plan: The plan.
+        config: The configuration of the model.
+        groups: Its groups.
+    """
     widths = widths_of(config)
     if (plan.model_type, plan.num_hidden_layers) != (config.model_type, config.num_hidden_layers):
         raise PlanError(
@@ -300,12 +338,12 @@ def check_replay(plan: Plan, config, groups: Iterable[Group]) -> None:
         if widths[axis] != width:
             raise PlanError(f"the plan is for {axis.field}={width}, this model has {widths[axis]}")
     by_name = {group.name: group for group in groups}
-    if set(plan.kept) != set(by_name):
-        raise PlanError(f"the plan's groups are not this model's: {sorted(set(plan.kept) ^ set(by_name))[:3]}")
+    if set(plan.units) != set(by_name):
+        raise PlanError(f"the plan's groups are not this model's: {sorted(set(plan.units) ^ set(by_name))[:3]}")
     common = [axis for axis in AXES if axis.scope == MODEL or not axis.prunable]
     if len({tuple(layer[axis] for axis in common) for layer in plan.after}) > 1:
         raise PlanError(f"the plan's layers differ in {' or '.join(a.field for a in common)}, which all have in common")
-    for name, kept in plan.kept.items():
+    for name, kept in plan.units.items():
         count = units_after(by_name[name], plan.after)
         legal = all(type(unit) is int and 0 <= unit < by_name[name].units for unit in kept)
         if not legal or kept != sorted(set(kept)) or len(kept) != count:
@@ -313,6 +351,7 @@ def check_replay(plan: Plan, config, groups: Iterable[Group]) -> None:
     size = heads_per_group(plan.before)
     for name, group in by_name.items():
         if group.axis == HEADS:
-            kv_heads, smaller = plan.kept[f"layers.{group.layer}.{KV_HEADS}"], heads_per_group(plan.after[group.layer])
-            if [head // size for head in plan.kept[name]] != [kv for kv in kv_heads for _ in range(smaller)]:
+            kv_heads = plan.units[f"layers.{group.layer}.{KV_HEADS}"]
+            smaller = heads_per_group(plan.after[group.own_layer])
+            if [head // size for head in plan.units[name]] != [kv for kv in kv_heads for _ in range(smaller)]:
                 raise PlanError(f"the plan's {name} does not keep {smaller} query heads in each kv head it keeps")

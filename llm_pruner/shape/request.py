@@ -9,6 +9,7 @@ from llm_pruner.model.axes import HIDDEN, KV_HEADS, PRUNABLE, Axis
 from llm_pruner.shape.plan import Plan
 
 STRUCTURES = ("UL-UM", "UL-MM", "AL-MM", "AL-AM")
+Ratios = Mapping[str, float] | Mapping[Axis, float] | Mapping[Axis | str, float]
 SIZES = ("param_ratio", "params", "memory", "iteration", "ratio")  # the ways in which a budget says how much
 
 
@@ -25,7 +26,7 @@ class Ratio:
         UsageError: A ratio is out of range or an axis is unknown.
     """
 
-    ratios: float | Mapping[Axis | str, float]
+    ratios: float | Ratios
     round_to: int = 1
     axes: tuple[Axis | str, ...] | None = None
 
@@ -39,6 +40,16 @@ class Ratio:
         _set_axes(self)
         if type(self.round_to) is not int or self.round_to < 1:
             raise UsageError(f"round_to: {self.round_to!r} must be a whole number of at least 1")
+
+    def by_axis(self, usual: tuple[Axis, ...]) -> dict[Axis, float]:
+        """Return the ratio of each axis that shrinks.
+
+        Args:
+            usual: The axes of a request that names none.
+        """
+        if isinstance(self.ratios, Mapping):
+            return {axis_of(axis): ratio for axis, ratio in self.ratios.items()}
+        return dict.fromkeys(tuple(map(axis_of, self.axes)) if self.axes else usual, self.ratios)
 
     @property
     def label(self) -> str:
@@ -173,7 +184,7 @@ def axis_of(name: Axis | str) -> Axis:
     return known[str(name)]
 
 
-def _set_axes(request) -> None:
+def _set_axes(request: Ratio | Budget) -> None:
     if request.axes is not None:
         axes = tuple(dict.fromkeys(map(axis_of, request.axes)))
         if not axes:

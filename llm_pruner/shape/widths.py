@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from llm_pruner.config.quantities import check_ratio
 from llm_pruner.errors import PlanError, UsageError, did_you_mean, shown
@@ -52,7 +53,7 @@ def parse_prune(text: str, ratio: float | None) -> dict[Axis, float]:
     return ratios
 
 
-def parse_target(text: str, config) -> dict[Axis, int]:
+def parse_target(text: str, config: Any) -> dict[Axis, int]:
     """Return the width of each axis that `text` sets.
 
     Args:
@@ -85,11 +86,17 @@ def parse_target(text: str, config) -> dict[Axis, int]:
 
 
 def widths_by_ratio(before: Widths, ratios: Mapping[Axis, float], derived_head_dim: bool, round_to: int = 1) -> Widths:
-    """Return the widths when each axis in `ratios` shrinks by its ratio: kept = ⌊n(1−r) + 1e-6⌋.
+    """Return the widths when axes shrink by their ratios: kept = ⌊n(1−r) + 1e-6⌋.
 
     That is how Torch-Pruning's LLM example counts. Query heads go evenly, and at least one stays in each kv group;
     without groups key and value heads go along. hidden_size and intermediate_size are rounded to the nearest multiple
     of `round_to`. Where head_dim is derived, hidden_size follows the heads.
+
+    Args:
+        before: The widths of every layer.
+        ratios: {axis: ratio in [0, 1)}.
+        derived_head_dim: Whether the class derives head_dim from hidden_size.
+        round_to: What the two sizes are a multiple of.
 
     Raises:
         PlanError: An axis would be empty.
@@ -143,7 +150,11 @@ def _rounded(kept: int, units: int, step: int, field: str) -> int:
 
 
 def widths_by_target(before: Widths, target: Mapping[Axis, int]) -> Widths:
-    """Return explicit widths; what is not named stays, but query heads go with their kv group.
+    """Return explicit widths; other widths stay, but query heads go with their kv group.
+
+    Args:
+        before: The widths of every layer.
+        target: {axis: number of units}.
 
     Raises:
         PlanError: A width is more than the model has, or heads do not go evenly into kv groups.
@@ -182,8 +193,15 @@ def _check_heads(before: Widths, after: Widths) -> None:
 
 
 def ratio_of_one_step(before: Widths, axes: Iterable[Axis], round_to: int = 1) -> float:
-    """Return the smallest ratio, in six digits, that takes one step of an axis: a unit, a head of every group or
-    `round_to` channels."""
+    """Return the smallest ratio, in six digits, that takes one step of an axis.
+
+    A step is a unit, a head of every group, or `round_to` channels.
+
+    Args:
+        before: The widths of every layer.
+        axes: The axes that shrink.
+        round_to: What hidden_size and intermediate_size are a multiple of.
+    """
 
     def smallest(units: int, step: int) -> float:
         lost = next(lost for lost in range(1, units + 1) if _rounded_or_none(units - lost, units, step) != units)

@@ -1,0 +1,1 @@
+"""Sparse activations and sparse weights: recipes, calibration, kernels, and sweeps over recipes."""

@@ -25,30 +25,34 @@ class Seen:
 
     def __init__(self, tokens: int, sampled: bool = True) -> None:
         """tokens: how many there will be. sampled: whether some are kept."""
-        self.tokens, self.sampled, self.squares, self.largest = tokens, sampled, 0.0, 0.0
+        self.tokens, self.sampled = tokens, sampled
+        self.squares = self.largest = torch.zeros(())
         self._rows: list[torch.Tensor] = []
 
     def add(self, x: torch.Tensor) -> None:
+        """Add inputs x [..., in]."""
         x = x.detach().flatten(0, -2)
-        self.largest = torch.maximum(x.abs().amax(0).float(), torch.as_tensor(self.largest, device=x.device))
+        self.largest = torch.maximum(x.abs().amax(0).float(), self.largest.to(x.device))
         self.squares = self.squares + x.float().square().sum(0).double()
         if self.sampled:
             self._rows.append(x[:: -(-self.tokens * x.shape[1] // SAMPLE)].clone())
 
     @property
     def norm(self) -> torch.Tensor:
+        """‖x_j‖₂ of each channel, float32 [in]."""
         return self.squares.sqrt().float()
 
     @property
     def rows(self) -> torch.Tensor:
+        """Some of the tokens, [n, in]."""
         return torch.cat(self._rows)
 
 
 @computing("the calibration of sparse activations")
 def sparsify_activations(
-    model: nn.Module, recipe: Recipe, batches: Sequence[torch.Tensor] = (), learning: Learning | None = None
+    model, recipe: Recipe, batches: Sequence[torch.Tensor] = (), learning: Learning | None = None
 ) -> dict[str, dict]:
-    """Makes the targeted linear layers of `model` sparse in place; {name of the layer: how well it learned}.
+    """Make the targeted linear layers of `model` sparse in place; {name of the layer: how well it learned}.
 
     batches: LongTensors [prompts, length] of calibration text, for a recipe that needs some. PlanError for targets
     that mean nothing, RunError for what is not finite.
@@ -56,8 +60,8 @@ def sparsify_activations(
     check(model, recipe, names.ACTIVATIONS, batches)
     targets = targeted(model, recipe.targets)
     if not recipe.needs_text:
-        for layer in make_sparse(model, targets, recipe).values():
-            weigh(layer)
+        for linear in make_sparse(model, targets, recipe).values():
+            weigh(linear)
         return {}
     layers = layers_of(model, targets)
     learned: dict[str, dict] = {}
@@ -69,22 +73,29 @@ def sparsify_activations(
         with watched(model, own, batches, recipe.needs_sample) as seen, torch.no_grad():
             for batch, hidden in enumerate(stream):
                 layer.call(batch, hidden)
-        for name, sparse in make_sparse(model, own, recipe).items():
+        made = make_sparse(model, own, recipe)
+        for name, sparse in made.items():
             if not torch.isfinite(seen[name].largest).all():
                 raise not_finite(f"what {name} reads is NaN or Inf on the calibration data", sparse.columns.dtype)
             measure(sparse, seen[name])
         if recipe.transform == names.LEARNABLE and own:
             learned[str(layer.index)] = learn(layer, stream, learning or Learning())
             for name in own:  # the shifts have moved what a threshold is about
-                _set_threshold(model.get_submodule(name).sparsity, seen[name])
+                _set_threshold(made[name].sparsity, seen[name])
         seen.clear()
         stream = _through(layer, stream)
     return learned
 
 
 def check(model: nn.Module, recipe: Recipe, sparse: str, batches: Sequence[torch.Tensor]) -> None:
-    """UsageError for a recipe that means nothing or is about something else, and where it needs text and has none;
-    PlanError for a model that has sparse inputs already."""
+    """Raise a UsageError for a recipe that means nothing here, and a PlanError for a model that is sparse already.
+
+    Args:
+        model: The model.
+        recipe: What is to be made sparse.
+        sparse: What the recipe must be about.
+        batches: The calibration text, which some recipes need.
+    """
     validate_recipe(recipe)
     if recipe.sparse != sparse:
         raise UsageError(f"the recipe is about {recipe.sparse}, not {sparse}")
@@ -95,47 +106,57 @@ def check(model: nn.Module, recipe: Recipe, sparse: str, batches: Sequence[torch
 
 
 def measure(layer: SparseLinear, seen: Seen) -> None:
-    """The tensors of the layer's sparsity, from what it was given."""
+    """Set the tensors of a layer's sparsity, from its inputs."""
     sparsity, recipe = layer.sparsity, layer.sparsity.recipe
     if sparsity.scale is not None:
         largest = layer.columns.detach().abs().amax(1).float()
         ratio = (seen.largest / largest).sqrt()
         sparsity.scale.copy_(torch.where(torch.isfinite(ratio) & (ratio > 0), ratio, 1.0))  # dead channels
     weigh(layer)
-    if recipe.calibrated_l:
+    if recipe.calibrated_l and sparsity.column_norm is not None:
         sparsity.column_norm.copy_(sparsity.centred(seen.rows)[0].norm(dim=0))
-    if sparsity.order is not None:
+    if sparsity.order is not None and recipe.m is not None:
         sparsity.order.copy_(spread(sparsity, seen.rows, recipe.m))
     _set_threshold(sparsity, seen)
 
 
 def _set_threshold(sparsity: SparseInput, seen: Seen) -> None:
     if sparsity.threshold is not None:
-        sparsity.threshold.copy_(threshold(sparsity, seen.rows, sparsity.recipe.ratio))
+        sparsity.threshold.copy_(threshold(sparsity, seen.rows, sparsity.recipe.share))
 
 
 def weigh(layer: SparseLinear) -> None:
-    """The column norms of wanda, of the weight as the scaling has it."""
+    """Set the column norms of wanda, of the weight as the scaling has it."""
     sparsity = layer.sparsity
-    if sparsity.recipe.criterion == names.WANDA:
+    if sparsity.recipe.criterion == names.WANDA and sparsity.column_norm is not None:
         norms = layer.columns.detach().float().norm(dim=1)
         sparsity.column_norm.copy_(norms if sparsity.scale is None else norms * sparsity.scale)
 
 
 def threshold(sparsity: SparseInput, rows: torch.Tensor, ratio: float) -> torch.Tensor:
-    """The highest score among the lowest `ratio` of those that `rows` [n, in] have; below all where that is none."""
+    """Return the highest of the lowest scores, `ratio` of all; below all of them where that is none.
+
+    Args:
+        sparsity: What scores.
+        rows: Inputs [n, in].
+        ratio: The share that goes.
+
+    Returns:
+        A scalar.
+    """
     scores = torch.cat([own.flatten() for own in _scores(sparsity, rows)])
     count = int(scores.numel() * ratio + 1e-6)
     return scores.kthvalue(count).values if count else torch.tensor(-1.0)
 
 
 def spread(sparsity: SparseInput, rows: torch.Tensor, m: int) -> torch.Tensor:
-    """An order of the channels [in], int64, in which every m neighbours have strong and weak ones.
+    """Return an order of the channels [in], int64, in which every m neighbours have strong and weak ones.
 
     n:m loses most where strong channels are neighbours. The channels are dealt out to the groups by their mean scores
     on `rows` [n, in], the strongest first, forwards and backwards in turns; a short last group gets the weakest.
     """
-    strength = sum(own.sum(0) for own in _scores(sparsity, rows))
+    first, *others = (own.sum(0) for own in _scores(sparsity, rows))
+    strength = sum(others, first)
     ranked = strength.argsort(descending=True, stable=True)
     groups = len(ranked) // m
     if not groups:
@@ -158,14 +179,24 @@ def _through(layer: Layer, stream: Sequence[torch.Tensor]) -> list[torch.Tensor]
 
 
 def layers_of(model: nn.Module, targets: Sequence[str]) -> list[list[str]]:
-    """Those of the linear layers' names `targets` that are in each decoder layer."""
+    """Return the names among `targets` that are in each decoder layer."""
     own_names = {module: name for name, module in model.named_modules()}
     return [[name for name in targets if name.startswith(f"{own_names[layer]}.")] for layer in decoder_layers(model)]
 
 
 @contextlib.contextmanager
 def watched(model: nn.Module, targets: Sequence[str], batches: Sequence[torch.Tensor], sampled: bool = True):
-    """{name: what the linear layer of this name is given while this lasts}, by running `batches` once."""
+    """Run the model once and yield what its linear layers are given.
+
+    Args:
+        model: The model.
+        targets: Names of linear layers.
+        batches: What will be run, for its number of tokens.
+        sampled: Whether some of the tokens are kept.
+
+    Yields:
+        {name: what the linear layer was given}, which fills while the context lasts.
+    """
     seen: dict[str, Seen] = {}
     hooks = []
 

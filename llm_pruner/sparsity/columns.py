@@ -7,13 +7,13 @@ from llm_pruner.sparsity.linear import SparseLinear
 
 
 def by_columns(layer: SparseLinear) -> None:
-    """Stores the weight so that what one input channel multiplies is contiguous; it stays [out, in] to everyone."""
+    """Store the weight so that what one input channel multiplies is contiguous; it stays [out, in] to everyone."""
     if not layer.transposed and not layer.columns.is_contiguous():
         layer.weight.data = layer.weight.data.T.contiguous().T
 
 
 def centre_of(layer: SparseLinear) -> torch.Tensor | None:
-    """c [in]."""
+    """Return c [in]."""
     sparsity = layer.sparsity
     if sparsity.recipe.transform == names.SHIFT:
         return torch.ones(layer.in_features, device=layer.weight.device) if sparsity.scale is None else sparsity.scale

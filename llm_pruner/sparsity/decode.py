@@ -28,13 +28,21 @@ BAGS = 4  # for each thread
 
 
 def speed_up(model: torch.nn.Module) -> int:
-    """Has the model's sparse linear layers decode one token at a time this way where they can; how many do. All else
-    goes on as it was. For inference: from here on the layers' tensors are not to change."""
+    """Make the model's sparse linear layers decode faster, one token at a time, where the device can.
+
+    All else runs as before. This is for inference: the layers' tensors must not change any more.
+
+    Args:
+        model: A model whose linear layers have sparse inputs.
+
+    Returns:
+        How many layers decode faster.
+    """
     return sum(attach(layer) for layer in sparse_layers(model).values())
 
 
 def attach(layer: SparseLinear) -> bool:
-    """Sets the layer's `decode` to what computes one token where it is, or to None; whether there is something."""
+    """Set the layer's `decode` to what computes one token on its device, or to None; return whether there is one."""
     layer.decode, layer.attach = None, attach
     if layer.weight.is_meta:
         return False
@@ -45,7 +53,7 @@ def attach(layer: SparseLinear) -> bool:
 
 
 def fast_for(device: torch.device) -> type | None:
-    """The kernel on a GPU and, for tests, in Triton's interpreter; embedding_bag on a CPU."""
+    """Return the kernel on a GPU and, for tests, in Triton's interpreter; embedding_bag on a CPU."""
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     if (device.type == "cuda" or interpreted) and kernel_runs(device):
         from llm_pruner.sparsity.launch import Kernel
@@ -56,7 +64,7 @@ def fast_for(device: torch.device) -> type | None:
 
 @cache
 def kernel_runs(device: torch.device) -> bool:
-    """Whether Triton is there and can compile for the device, tried out on a small layer."""
+    """Return whether Triton is there and can compile for the device, tried out on a small layer."""
     if not find_spec("triton"):
         return False
     try:
@@ -86,6 +94,7 @@ class Bags:
         self.offset = None if centre is None else centre @ layer.columns.to(centre.dtype)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the layer's output for `x` of one token."""
         layer, sparsity = self.layer, self.layer.sparsity
         u, centre = sparsity.centred(x.reshape(1, -1))
         kept = sparsity.kept(u)
@@ -100,7 +109,8 @@ class Bags:
         )
         y = sums.to(u.dtype).sum(0)
         if self.offset is not None:
-            y = y + (self.offset * centre if sparsity.recipe.transform == names.SHIFT else self.offset)
+            level = centre if sparsity.recipe.transform == names.SHIFT else None
+            y = y + (self.offset if level is None else self.offset * level)
         factor = sparsity.factor(u, u * kept)
         y = y if factor is None else y * factor
         y = y if layer.bias is None else y + layer.bias

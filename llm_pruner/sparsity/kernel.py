@@ -18,11 +18,7 @@ def partial_sums(
     x, shift, level, column_norm, threshold, order, weight, sums, inputs, outputs, share,
     SELECT: tl.constexpr, N: tl.constexpr, M: tl.constexpr, OUTPUTS: tl.constexpr, INPUTS: tl.constexpr,
 ):  # fmt: skip
-    """sums[s, i] = Σ_j W_ij z_j over the `share` channels j of part s; z_j = x_j − level · shift_j where kept, else 0.
-
-    Kept by |z_j| · column_norm_j. weight: [inputs, outputs], contiguous. order: which channels are neighbours. INPUTS,
-    OUTPUTS: the tile of a step, a multiple of M; grid: (outputs / OUTPUTS, parts). What is None does not count.
-    """
+    """Store sums[s, i] = Σ_j W_ij z_j over the `share` channels j of part s, z_j = x_j − level · shift_j where kept."""
     column = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
     part = tl.program_id(1)
     total = tl.zeros([INPUTS, OUTPUTS], tl.float32)
@@ -59,7 +55,7 @@ def partial_sums(
 
 @triton.jit
 def added_up(sums, offset, level, gain, bias, y, parts, outputs, OUTPUTS: tl.constexpr):
-    """y = gain · (Σ_s sums[s] + level · offset) + bias of one program's outputs; what is None does not count."""
+    """Store y = gain · (Σ_s sums[s] + level · offset) + bias of one program's outputs; None does not count."""
     column = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
     inside = column < outputs
     total = tl.zeros([OUTPUTS], tl.float32)

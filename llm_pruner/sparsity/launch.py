@@ -44,11 +44,12 @@ class Kernel:
         self.centre = centre_of(layer)
         self.offset = None if self.centre is None else self.centre @ columns.float()
         self.levelled = sparsity.recipe.transform == names.SHIFT
-        self.norm = sparsity.column_norm
+        self.norm: torch.Tensor | None = sparsity.column_norm
         if sparsity.scale is not None:
             self.norm = (1.0 if self.norm is None else self.norm) / sparsity.scale
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the layer's output for x of one token."""
         layer, sparsity, recipe = self.layer, self.layer.sparsity, self.layer.sparsity.recipe
         if self.tile is None:
             self.tile = tile_for(self, x)
@@ -57,7 +58,8 @@ class Kernel:
         share = -(-inputs // (tile.parts * tile.inputs)) * tile.inputs
         parts = -(-inputs // share)
         flat, selects = x.reshape(-1), self.select != kernel.ALL
-        level, factor = None, sparsity.gain
+        level: torch.Tensor | None = None
+        factor = sparsity.gain
         if self.levelled or not selects:
             u, centre = sparsity.centred(flat[None])
             level = centre if self.levelled else None
@@ -82,8 +84,12 @@ class Kernel:
 
 
 def selected_by_kernel(layer: SparseLinear) -> int:
-    """How the kernel selects; ALL where it is given what torch has selected: a share of the token, a short last group,
-    and where more than the token's own scores is wanted: variances, or l's norms of the token or the sequence."""
+    """Return how the kernel selects.
+
+    It is ALL, for a kernel that is given what torch has selected, where that is a share of the token or there is a
+    short last group, and where more than the token's own scores is wanted: variances, or l's norms of the token or the
+    sequence.
+    """
     recipe = layer.sparsity.recipe
     own_norm = recipe.criterion == names.L_CRITERION and not (recipe.calibrated_l and recipe.m)
     if recipe.transform == names.VARIANCE or own_norm:
@@ -97,8 +103,10 @@ _tiles: dict[tuple, Tile] = {}
 
 
 def tile_for(own: Kernel, x: torch.Tensor) -> Tile | None:
-    """The tile that is fastest for this layer and its input, tried out once for all alike. None while a graph is
-    captured, so run the layer before, and in the interpreter, where times mean nothing."""
+    """Return the tile that is fastest for a layer and its input, tried out once for all alike.
+
+    It is None while a graph is captured, so run the layer before, and in the interpreter, where times mean nothing.
+    """
     layer, recipe = own.layer, own.layer.sparsity.recipe
     weight = layer.weight
     key = (layer.in_features, layer.out_features, weight.dtype, weight.device, own.select, recipe.pattern)

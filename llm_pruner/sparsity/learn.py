@@ -13,8 +13,14 @@ from llm_pruner.sparsity.linear import sparse_layers
 
 @dataclass(frozen=True)
 class Learning:
-    """epochs: passes over the text. rate: of a channel's typical size, per step, at first. held: one batch in so many
-    is not trained on, and decides what stays."""
+    """How learnable shifts and gains are trained.
+
+    Attributes:
+        epochs: Passes over the text.
+        rate: Of a channel's typical size, per step, at first.
+        held: One batch in so many is not trained on, and decides what stays.
+        seed: Of the order of the batches.
+    """
 
     epochs: int = 4
     rate: float = 0.02
@@ -53,7 +59,9 @@ def learn(layer: Layer, stream: Sequence[torch.Tensor], learning: Learning) -> d
     for parameter in frozen:
         parameter.requires_grad_(False)
     try:
-        parameters = [tensor.requires_grad_() for own in sparse for tensor in (own.shift, own.gain)]
+        parameters = [
+            tensor.requires_grad_() for own in sparse for tensor in (own.shift, own.gain) if tensor is not None
+        ]
         how = Descent(learning.epochs, scale=learning.rate, seed=learning.seed)
         before, after = descend(parameters, sizes, error, held, how)
     finally:

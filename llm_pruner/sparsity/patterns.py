@@ -1,5 +1,8 @@
-"""Which of a row's entries are kept, by their scores: n of every m neighbours, a share of the row, or what is above a
-threshold. Of equal scores the earlier entry stays. A score that is NaN is kept, so that it shows."""
+"""Which of a row's entries are kept, by their scores.
+
+These are n of every m neighbours, a share of the row, or those above a threshold. Of equal scores the earlier entry
+stays. A score that is NaN is kept, so that it shows.
+"""
 
 import torch
 
@@ -7,8 +10,16 @@ FEW = 2**15  # scores
 
 
 def kept_n_of_m(scores: torch.Tensor, n: int, m: int) -> torch.Tensor:
-    """Bool like `scores` [..., width]: the n highest of every m consecutive entries; of a short last group of `rest`
-    entries ⌈n/m · rest⌉."""
+    """Keep the n highest of every m neighbours, and of a short last group of `rest` entries ⌈n/m · rest⌉.
+
+    Args:
+        scores: Float tensor [..., width].
+        n: How many stay.
+        m: Of how many.
+
+    Returns:
+        BoolTensor like `scores`.
+    """
     width = scores.shape[-1]
     whole = width // m * m
     parts = [_highest(scores[..., :whole].unflatten(-1, (-1, m)), n).flatten(-2)] if whole else []
@@ -18,7 +29,15 @@ def kept_n_of_m(scores: torch.Tensor, n: int, m: int) -> torch.Tensor:
 
 
 def kept_share(scores: torch.Tensor, ratio: float) -> torch.Tensor:
-    """Bool like `scores` [..., width]: of every row the `kept_count` highest, so that `ratio` of them go."""
+    """Return which entries stay: of every row the `kept_count` highest, so that `ratio` of them go.
+
+    Args:
+        scores: Float tensor [..., width].
+        ratio: The share that goes.
+
+    Returns:
+        BoolTensor like `scores`.
+    """
     count = kept_count(scores.shape[-1], ratio)
     lowest = scores.topk(count, dim=-1, sorted=False).values.amin(-1, keepdim=True)
     above, level = scores > lowest, scores == lowest
@@ -27,7 +46,7 @@ def kept_share(scores: torch.Tensor, ratio: float) -> torch.Tensor:
 
 
 def kept_count(width: int, ratio: float) -> int:
-    """⌊width · (1 − ratio) + 1e-6⌋, at least 1."""
+    """Return ⌊width · (1 − ratio) + 1e-6⌋, at least 1."""
     return max(1, int(width * (1 - ratio) + 1e-6))
 
 

@@ -1,12 +1,15 @@
-"""transformers told of checkpoints with sparse activations: their configuration is the `quantization_config` of
-config.json, which is where transformers has a model's linear layers replaced while it loads. Imports nothing heavy."""
+"""Registration of checkpoints with sparse activations with transformers. Imports nothing heavy.
+
+Their configuration is the `quantization_config` of config.json, by which transformers replaces a model's linear layers
+while it loads.
+"""
 
 from llm_pruner.model.after_import import after_import
 from llm_pruner.model.families import SPARSE_ACTIVATIONS
 
 
 def register() -> None:
-    """Makes `from_pretrained` load them as what they are. Without this it warns and loads the dense model."""
+    """Make `from_pretrained` load them as what they are. Without this it warns and loads the dense model."""
     after_import("transformers.quantizers.auto", _register)
 
 

@@ -127,14 +127,16 @@ def _shape(model) -> dict[str, Any]:
 
 
 def _as_loaded(model) -> None:
-    """Lays the weights out as loading the saved model does: in another layout bfloat16 rounds otherwise, and the
-    perplexity would be that of a model that nobody gets."""
+    """Lay the weights out as loading the saved model does.
+
+    In another layout bfloat16 rounds otherwise, and the perplexity would be that of a model that nobody gets.
+    """
     for layer in sparse_layers(model).values():
         by_columns(layer)
 
 
 def measured_share(model, recipe, tokens) -> float | None:
-    """Of the targeted matrices, or of what they read of the first few windows of `tokens`, the share that is kept."""
+    """Return the share that is kept, of the targeted matrices or of their inputs in a few windows of `tokens`."""
     import torch
 
     if recipe.sparse == names.WEIGHTS:

@@ -1,5 +1,8 @@
-"""Models with sparse activations as checkpoints: the recipe in config.json, the tensors of its sparse inputs beside the
-weights, and these as they were. transformers without this package warns and loads the dense model."""
+"""Models with sparse activations as checkpoints.
+
+The recipe is in config.json, the tensors of its sparse inputs beside the weights, and these are as they were.
+transformers without this package warns and loads the dense model.
+"""
 
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
@@ -47,7 +50,7 @@ class SparseActivations(HfQuantizer):
 
 
 def mark(model, recipe: Recipe) -> None:
-    """Has `model.save_pretrained` write the recipe of a model that was made sparse in memory."""
+    """Make `model.save_pretrained` write the recipe of a model that was made sparse in memory."""
     model.config.quantization_config = SparseActivationsConfig(**recipe.asdict())
     model.hf_quantizer = SparseActivations(model.config.quantization_config)
     model.is_quantized, model.quantization_method = True, SPARSE_ACTIVATIONS

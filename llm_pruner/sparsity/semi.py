@@ -1,5 +1,7 @@
-"""2:4 sparse weights as the semi-structured tensors of torch, which a GPU multiplies in its sparse tensor cores: for
-prefill, and for 9/16 of the bytes."""
+"""2:4 sparse weights as the semi-structured tensors of torch.
+
+A GPU multiplies them in its sparse tensor cores: for prefill, and for 9/16 of the bytes.
+"""
 
 import logging
 
@@ -12,8 +14,16 @@ DTYPES = (torch.float16, torch.bfloat16)
 
 
 def semi_structured(model: nn.Module) -> int:
-    """Stores the weights of the model's nn.Linear layers that are 2:4 sparse as torch's semi-structured tensors, where
-    the device can use them; how many. The others stay as they are. For inference: such a model cannot be saved."""
+    """Store the weights of the model's nn.Linear layers that are 2:4 sparse as semi-structured tensors of torch.
+
+    Layers whose device has no kernels for them stay as they are. This is for inference: such a model cannot be saved.
+
+    Args:
+        model: A model with sparse weights.
+
+    Returns:
+        How many layers were stored so.
+    """
     from torch.sparse import to_sparse_semi_structured
 
     done = 0
@@ -30,7 +40,7 @@ def semi_structured(model: nn.Module) -> int:
 
 
 def usable(weight: torch.Tensor) -> bool:
-    """Whether torch has semi-structured kernels for such a weight where it is (a GPU from Ampere on)."""
+    """Return whether torch has semi-structured kernels for such a weight where it is (a GPU from Ampere on)."""
     if not weight.is_cuda or weight.dtype not in DTYPES:
         return False
     outputs, inputs = weight.shape
@@ -39,7 +49,7 @@ def usable(weight: torch.Tensor) -> bool:
 
 @torch.no_grad()
 def is_2_4(weight: torch.Tensor) -> bool:
-    """Whether at most two of every four neighbours along the input dimension [out, in] are not zero."""
+    """Return whether at most two of every four neighbours along the input dimension [out, in] are not zero."""
     if weight.shape[1] % 4:
         return False
     return bool((weight.unflatten(1, (-1, 4)).count_nonzero(2) <= 2).all())

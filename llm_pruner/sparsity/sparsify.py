@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
 
 from llm_pruner.calibration.activations import TOKENS, batches_of
 from llm_pruner.config.recipe import WEIGHTS, Recipe
@@ -16,7 +15,7 @@ LEARNED = 1024  # tokens of a batch, each a step of the optimiser
 
 
 def sparsify(
-    model: nn.Module,
+    model,
     recipe: Recipe,
     prompts: Sequence[torch.Tensor] | None = None,
     learning: Learning | None = None,

@@ -1,5 +1,7 @@
-"""Models × patterns: a run for each, a JSON for each, one table. A run whose JSON is there, made of the same inputs, is
-not done again."""
+"""Models × patterns: a run for each, a JSON for each, one table.
+
+A run whose JSON is there, made of the same inputs, is not done again.
+"""
 
 import hashlib
 import json
@@ -72,12 +74,8 @@ def sweep(options: SparsifyOptions, argv: Sequence[str] = ()) -> SweepReport:
     rows = table(runs)
     say("\n" + aligned(rows))
     summary = SweepReport(runs=runs, failures=failures, versions=versions(), command=command(argv, PROGRAM))
-    places.write_files(
-        {
-            folder / TABLE: partial(write_json, report=summary),
-            folder / TABLE_TEXT: lambda path: path.write_text(markdown(rows), encoding="utf-8"),
-        }
-    )
+    written = {folder / TABLE: partial(write_json, report=summary), folder / TABLE_TEXT: partial(_write, rows=rows)}
+    places.write_files(written)
     say(f"saved {folder / TABLE} and {folder / TABLE_TEXT}")
     if failures:
         raise RunError(f"{len(failures)} of {len(failures) + len(runs)} runs failed; the first: {failures[0]}")
@@ -90,7 +88,7 @@ def _row(model: str, pattern: str, file: str, made: SparsifyReport) -> SweepRun:
 
 
 def table(runs: Sequence[SweepRun]) -> list[list[str]]:
-    """A row for each pattern, for each model perplexity and, where there are tasks, the mean of their scores."""
+    """Return a row for each pattern, for each model perplexity and, where there are tasks, the mean of their scores."""
     models = list(dict.fromkeys(run.model for run in runs))
     found = {(run.model, run.pattern): run for run in runs}
     labels = {run.pattern: run.label for run in runs}
@@ -105,8 +103,13 @@ def table(runs: Sequence[SweepRun]) -> list[list[str]]:
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows as a table in Markdown."""
     lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _write(path: Path, rows: Sequence[Sequence[str]]) -> None:
+    path.write_text(markdown(rows), encoding="utf-8")
 
 
 def _cells(run: SweepRun | None, side: str, asked: bool) -> list[str]:
@@ -120,6 +123,7 @@ def _cells(run: SweepRun | None, side: str, asked: bool) -> list[str]:
 
 
 def _folder(options: SparsifyOptions) -> Path:
+    assert options.folder, "validate() asks for it"
     folder = Path(options.folder).expanduser()
     models = {f"model {model}": Path(loading.resolve(model)) for model in options.model}
     places.check_apart("folder", folder, {name: path for name, path in models.items() if path.is_dir()})
@@ -133,8 +137,10 @@ def _folder(options: SparsifyOptions) -> Path:
 
 
 def _check_free(folder: Path, names: Sequence[str], options: SparsifyOptions, models: Mapping[str, str]) -> None:
-    """UsageError where a report, or the table, would go to the place of an input; what is there and is no report of a
-    sweep, because it is damaged or somebody else's, is set aside."""
+    """Raise a UsageError where a report, or the table, would go to the place of an input.
+
+    A file there that is no report of a sweep, because it is damaged or somebody else's, is set aside.
+    """
     inputs = places.inputs_of(options, {name: loading.resolve(model) for name, model in models.items()})
     for name in (*names, TABLE_TEXT, TABLE):
         path = folder / name
@@ -156,7 +162,7 @@ def _patterns(options: SparsifyOptions) -> dict[str, SparsifyOptions]:
     known = fields_of(SparsifyOptions)
     found: dict[str, SparsifyOptions] = {}
     shared = {name: getattr(options, name) for name in known if name not in ("patterns", "folder")}
-    for file in options.patterns:
+    for file in options.patterns or ():
         values = read_yaml(file, known)
         if refused := [name for name in OWN if name in values]:
             raise UsageError(f"{file}: {refused[0]} belongs to the sweep, not to one of its patterns")

@@ -19,7 +19,7 @@ PARTS = {  # the end of a module's name → the parts that it plays: several whe
 
 
 def linear_layers(model) -> dict[str, nn.Module]:
-    """{name: nn.Linear or Conv1D} of the decoder layers, in their order."""
+    """Return {name: nn.Linear or Conv1D} of the decoder layers, in their order."""
     layers = decoder_layers(model)
     start = next(name for name, module in model.named_modules() if module is layers)
     return {
@@ -30,7 +30,7 @@ def linear_layers(model) -> dict[str, nn.Module]:
 
 
 def targeted(model, targets: Sequence[str]) -> list[str]:
-    """Names of the model's linear layers that `targets` mean, in the model's order.
+    """Return names of the model's linear layers that `targets` mean, in the model's order.
 
     A target is one of TARGETS, or else a regular expression that is searched in the names. PlanError for one that
     means nothing in this model, and for a part of a fused projection without its other parts.
@@ -61,5 +61,5 @@ def targeted(model, targets: Sequence[str]) -> list[str]:
 
 
 def parts_of(name: str) -> set[str]:
-    """The parts that the module of this name plays; none where it is unknown."""
+    """Return the parts that the module of this name plays; none where it is unknown."""
     return next((set(parts.split()) for end, parts in PARTS.items() if f".{name}".endswith(f".{end}")), set())

@@ -18,10 +18,18 @@ from llm_pruner.sparsity.targets import targeted
 @computing("the calibration of sparse weights")
 @torch.no_grad()
 def sparsify_weights(model: nn.Module, recipe: Recipe, batches: Sequence[torch.Tensor] = ()) -> None:
-    """Sets weights of the targeted linear layers to zero in place, by |W| or, as Wanda does, by |W_ij|·‖x_j‖₂, of each
-    decoder layer behind the sparse ones before it (https://arxiv.org/abs/2306.11695).
+    """Set weights of the targeted linear layers to zero in place.
 
-    batches: LongTensors [prompts, length] of calibration text, for wanda. RunError for what is not finite.
+    They are ranked by |W| or, as Wanda does, by |W_ij|·‖x_j‖₂, of each decoder layer behind the sparse ones before it
+    (https://arxiv.org/abs/2306.11695).
+
+    Args:
+        model: A causal language model in evaluation mode.
+        recipe: What is made sparse.
+        batches: LongTensors [prompts, length] of calibration text, for wanda.
+
+    Raises:
+        RunError: Something is not finite.
     """
     check(model, recipe, names.WEIGHTS, batches)
     targets = targeted(model, recipe.targets)
@@ -39,8 +47,8 @@ def sparsify_weights(model: nn.Module, recipe: Recipe, batches: Sequence[torch.T
         layer.run()  # the layers behind are measured on what this one now gives
 
 
-def zero(layer: nn.Module, recipe: Recipe, name: str, norms: torch.Tensor | None = None) -> None:
-    """Keeps of the layer's weight what the recipe says; norms: ‖x_j‖₂ of what it reads [in]."""
+def zero(layer, recipe: Recipe, name: str, norms: torch.Tensor | None = None) -> None:
+    """Keep of the layer's weight what the recipe says; norms: ‖x_j‖₂ of what it reads [in]."""
     weight = layer.weight.T if isinstance(layer, Conv1D) else layer.weight  # [out, in]
     scores = weight.abs().float() if norms is None else weight.abs().float() * norms
     if not torch.isfinite(scores).all():
@@ -49,10 +57,19 @@ def zero(layer: nn.Module, recipe: Recipe, name: str, norms: torch.Tensor | None
 
 
 def kept(scores: torch.Tensor, recipe: Recipe) -> torch.Tensor:
-    """Bool like `scores` [out, in]: n of m along the input dimension, or a share: of every row by wanda, of the whole
-    matrix by magnitude."""
-    if recipe.m:
-        return kept_n_of_m(scores, recipe.n, recipe.m)
+    """Return which weights stay: n of m along the input dimension, or a share.
+
+    A share is of every row by wanda, of the whole matrix by magnitude.
+
+    Args:
+        scores: Float tensor [out, in].
+        recipe: What is made sparse.
+
+    Returns:
+        BoolTensor like `scores`.
+    """
+    if recipe.n_of_m:
+        return kept_n_of_m(scores, *recipe.n_of_m)
     if recipe.criterion == names.WANDA:
-        return kept_share(scores, recipe.ratio)
-    return kept_share(scores.flatten(), recipe.ratio).view_as(scores)
+        return kept_share(scores, recipe.share)
+    return kept_share(scores.flatten(), recipe.share).view_as(scores)

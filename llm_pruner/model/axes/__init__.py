@@ -4,6 +4,8 @@ Counting, planning, choosing and reporting loop over axes. To add an axis is to 
 the names that families have for it, and a rule for the trace.
 """
 
+from collections.abc import Iterable
+
 from llm_pruner.model.axes.attention import HEAD_DIM, HEADS, KV_HEADS, heads_per_group, is_grouped, with_heads
 from llm_pruner.model.axes.axis import LAYER, MODEL, Axis, Layers, Widths
 from llm_pruner.model.axes.depth import LAYERS
@@ -25,6 +27,6 @@ def axes_called(*names: str) -> tuple[Axis, ...]:
     return tuple(known[name] for name in names)
 
 
-def names_of(axes) -> str:
+def names_of(axes: Iterable[Axis]) -> str:
     """Return the names of axes for a message, in alphabetical order."""
     return ", ".join(sorted(axis.name for axis in axes))

@@ -3,28 +3,33 @@
 With grouped queries, every key and value head serves as many query heads as any other.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from llm_pruner.model.axes.axis import LAYER, Axis, Widths
 
+if TYPE_CHECKING:
+    from llm_pruner.model.families import Family
 
-def _write_heads(values, number, config, family) -> None:
+
+def _write_heads(values: dict[str, Any], number: int, config: Any, family: "Family") -> None:
     values["num_attention_heads"] = number
 
 
-def _read_kv_heads(config, family) -> int:
+def _read_kv_heads(config: Any, family: "Family") -> int:
     return getattr(config, "num_key_value_heads", None) or config.num_attention_heads
 
 
-def _write_kv_heads(values, number, config, family) -> None:
+def _write_kv_heads(values: dict[str, Any], number: int, config: Any, family: "Family") -> None:
     if hasattr(config, "num_key_value_heads"):
         values["num_key_value_heads"] = number
 
 
-def _read_head_dim(config, family) -> int:
+def _read_head_dim(config: Any, family: "Family") -> int:
     own = None if family.derived_head_dim else getattr(config, "head_dim", None)
     return own or config.hidden_size // config.num_attention_heads
 
 
-def _write_head_dim(values, number, config, family) -> None:
+def _write_head_dim(values: dict[str, Any], number: int, config: Any, family: "Family") -> None:
     if not family.derived_head_dim:
         values["head_dim"] = number
 

@@ -29,7 +29,7 @@ NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight",
 
 
 def story(rng: random.Random) -> str:
-    """One story of five to ten sentences whose last ones follow from the others."""
+    """Return a story of five to ten sentences whose last ones follow from the others."""
     people = rng.sample(NAMES, 2)
     thing, things = rng.choice(THINGS)
     colour = rng.choice(COLOURS)
@@ -64,7 +64,7 @@ def story(rng: random.Random) -> str:
         else:
             lines.append(f"Then {giver} and {taker} walked from the {rng.choice(PLACES)} to the {rng.choice(PLACES)}.")
     lines.append(f"In the evening {first} had {count(has[first])} and {second} had {count(has[second])}.")
-    most = max(people, key=has.get)
+    most = max(people, key=lambda person: has[person])
     if has[first] == has[second]:
         lines.append("They had the same number.")
     else:
@@ -74,7 +74,7 @@ def story(rng: random.Random) -> str:
 
 
 def generate(stories: int, seed: int) -> str:
-    """`stories` stories, one a line, the same for the same seed on every machine."""
+    """Return `stories` stories, one a line, the same for the same seed on every machine."""
     rng = random.Random(seed)
     return "\n".join(story(rng) for _ in range(stories)) + "\n"
 
@@ -83,10 +83,10 @@ TRAINING_SEED, HELD_OUT_SEED = 1, 2
 
 
 def held_out(stories: int = 400) -> str:
-    """The text the demo model is scored on; training never saw its seed."""
+    """Return the text the demo model is scored on; training never saw its seed."""
     return generate(stories, HELD_OUT_SEED)
 
 
 def training(stories: int = 2_000) -> str:
-    """Some of what the demo model was trained on, to calibrate with."""
+    """Return some of what the demo model was trained on, to calibrate with."""
     return generate(stories, TRAINING_SEED)

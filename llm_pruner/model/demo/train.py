@@ -21,6 +21,7 @@ END = "<|endoftext|>"
 
 
 def train_tokenizer(text: str, vocab_size: int) -> PreTrainedTokenizerFast:
+    """Return a byte-level BPE tokenizer trained on the text."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -31,8 +32,16 @@ def train_tokenizer(text: str, vocab_size: int) -> PreTrainedTokenizerFast:
 
 
 def train(model, batch: Callable[[int], torch.Tensor], steps: int, lr: float) -> None:
-    """Trains `model` in place with AdamW: 100 steps of warming up, then half a cosine. batch(step): LongTensor
-    [rows, length]. Prints a line of JSON every 50 steps."""
+    """Train a model in place with AdamW: 100 steps of warming up, then half a cosine.
+
+    It prints a line of JSON every 50 steps.
+
+    Args:
+        model: The model.
+        batch: Returns a LongTensor [rows, length] for a step.
+        steps: Number of steps.
+        lr: The highest learning rate.
+    """
     matrices = [p for p in model.parameters() if p.dim() > 1]
     vectors = [p for p in model.parameters() if p.dim() == 1]
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
@@ -56,6 +65,7 @@ def train(model, batch: Callable[[int], torch.Tensor], steps: int, lr: float) ->
 
 
 def main() -> None:
+    """Train the demo model and save it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=2500)

@@ -1,4 +1,4 @@
-"""What `--method best` does beyond quality.py's table: every width, each part alone, other models, what it costs.
+"""What a reconstruction does beyond quality.py's table: every width, each part alone, other models, what it costs.
 
     python benchmarks/best.py            # needs $LLM_PRUNER_SHARED, by default ../shared, and benchmarks/models/
                                          # (train_models.py); half an hour on two cores
@@ -14,32 +14,34 @@ import time
 from functools import partial
 
 import torch
-from llm_pruner.reconstruction.method import prune_best
 from measure import RESULTS, HostMemory, conditions, keep
 from quality import MODEL, NSAMPLES, RATIOS, prompts, windows
 from train_models import CONFIGS, MODELS
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from llm_pruner.config.prune import PruneOptions
+from llm_pruner import Budget, Method, Ratio, Reconstruct, ScoreAndCut, Target, prune
 from llm_pruner.evaluation.perplexity import perplexity
+from llm_pruner.methods import Journal
 from llm_pruner.model import loading
 from llm_pruner.output.conditions import Stopwatch
-from llm_pruner.pruning import plan_for
-from llm_pruner.reconstruction.layer import rebuild
+from llm_pruner.reconstruction.layer import Settings
+from llm_pruner.reconstruction.reconstruct import reconstruct
 from llm_pruner.reconstruction.tokens import split
-from llm_pruner.shape.draft import shape_of
-from tests.in_memory import prune_model
+from llm_pruner.shape.draft import draft
+from llm_pruner.shape.plan import make_plan
+from llm_pruner.shape.request import Request
 
 WIDTHS = (0.25, 0.5)
 WHOLE = 0.3
 PUBLISHED = {
-    "magnitude": {"importance": "magnitude"},
-    "AMP": {"importance": "amp"},
-    "Wanda-sp": {"importance": "wanda_sp"},
-    "FLAP": {"importance": "flap", "compensate": "bias"},
-    "FLAP, AL-AM": {"importance": "flap", "compensate": "bias", "structure": "AL-AM"},
+    "magnitude": ScoreAndCut("magnitude"),
+    "AMP": ScoreAndCut("amp"),
+    "Wanda-sp": ScoreAndCut("wanda_sp"),
+    "FLAP": ScoreAndCut("flap", compensate="bias"),
+    "FLAP, AL-AM": ScoreAndCut("flap", compensate="bias"),
 }
-OURS = {"best": {"method": "best", "search_minutes": 30.0}, "best, per layer": {"method": "best", "per_layer": True}}
+OURS = {"best": Reconstruct(search_minutes=30.0), "best, per layer": Reconstruct(per_layer=True)}
+STRUCTURES = {"FLAP, AL-AM": "AL-AM"}  # of the budget
 PARTS = {
     "second-order selection": Settings(refit=False, epochs=0),
     "… and o_proj, down_proj refitted to the dense outputs": Settings(input_projections=False, stream=False, epochs=0),
@@ -63,10 +65,10 @@ def scored(model) -> dict:
     }
 
 
-def pruned(folder, **asked) -> dict:
-    """One run of `prune_model`, scored, with its widths and seconds."""
+def pruned(folder, request: Request, method: Method) -> dict:
+    """One run of `prune`, scored, with its widths and seconds."""
     started = time.perf_counter()
-    model, plan = prune_model(load(folder), PruneOptions(model=str(folder), **asked), prompts(0))
+    model, plan = prune(load(folder), request, method, prompts(0))
     seconds = round(time.perf_counter() - started, 1)
     changed = {**plan.config, "layers": plan.layers}
     return {**scored(model), "widths": plan.widths_after(), "changed": changed, "prune_seconds": seconds}
@@ -76,41 +78,40 @@ def dense(folder) -> dict:
     return scored(load(folder))
 
 
-def shrunk(folder, **asked) -> dict:
+def shrunk(folder, method: Method) -> dict:
     """A run for WHOLE of all parameters gone, embeddings included."""
     total = sum(parameter.numel() for parameter in load(folder).parameters())
-    return pruned(folder, target_params=str(round((1 - WHOLE) * total)), **asked)
+    return pruned(folder, Budget(params=round((1 - WHOLE) * total)), method)
 
 
-def part(recipe: Recipe) -> dict:
-    """llama-6m at half, rebuilt by some of the parts only."""
+def part(settings: Settings) -> dict:
+    """llama-6m at half, reconstructed by some of the parts only."""
     model = load(MODEL)
-    options = PruneOptions(model=str(MODEL), method="reconstruct", target=HALF)
-    shape = shape_of(options, model.config, BEST)
-    plan, config = plan_for(model, shape, shape.after, options)
-    done = rebuild(model, shape.groups, plan, config, split(prompts(0)), recipe)
+    made = draft(Target(HALF), model.config, Reconstruct())
+    groups = made.traced.groups
+    _, config = make_plan(model, groups, made.after)
+    done = reconstruct(model, groups, made.after, config, split(prompts(0)), settings)
     return {"kl": round(done.kl, 4), **scored(done.settle(model))}
 
 
 def cost() -> dict:
     """Seconds by phase, the KL that was reached and peak memory of a whole run with search."""
-    model, stopwatch = load(MODEL), Stopwatch()
-    options = PruneOptions(model=str(MODEL), method="reconstruct", param_ratio=0.5)
-    shape = shape_of(options, model.config, BEST)
+    model, method, stopwatch = load(MODEL), Reconstruct(), Stopwatch()
+    made = draft(Budget(param_ratio=0.5), model.config, method)
     HostMemory.reset_peak()
     before = HostMemory.now()
-    best = prune_best(model, shape, options, prompts(0), stopwatch)
+    done = method.prune(model, made, prompts(0), Journal(timed=stopwatch))
     seconds = {name: round(value, 1) for name, value in stopwatch.seconds.items()}
     return {
         "seconds": {**seconds, "all": round(sum(stopwatch.seconds.values()), 1)},
         "peak_memory_over_model_mib": round((HostMemory.peak() - before) / 2**20),
-        "shapes_measured": len(best.notes["search"]),
-        "kl": round(best.notes["kl"], 4),
+        "shapes_measured": len(done.notes["search"]),
+        "kl": round(done.notes["kl"], 4),
     }
 
 
 def scaling() -> dict:
-    """How many times as long a rebuild at half takes with twice the layers, and with twice the text."""
+    """How many times as long a reconstruction at half takes with twice the layers, and with twice the text."""
 
     def seconds(num_layers: int, number: int) -> float:
         torch.manual_seed(0)
@@ -119,9 +120,8 @@ def scaling() -> dict:
             num_key_value_heads=4, vocab_size=4096, max_position_embeddings=256,
         )  # fmt: skip
         model = LlamaForCausalLM(config).eval()
-        options = PruneOptions(method="reconstruct", target=HALF, epochs=2)
         started = time.perf_counter()
-        prune_model(model, options, list(torch.randint(4096, (number, 128))))
+        prune(model, Target(HALF), Reconstruct(epochs=2), list(torch.randint(4096, (number, 128))))
         return time.perf_counter() - started
 
     seconds(2, 64)  # to warm up
@@ -135,14 +135,15 @@ def wanted() -> dict:
     for name, folder in {"llama-6m": MODEL, **{name: MODELS / name for name in CONFIGS}}.items():
         jobs[f"{name} | dense"] = partial(dense, folder)
         for ratio in RATIOS if folder != MODEL else ():  # llama-6m's are in quality.py
-            for method, asked in {**PUBLISHED, **OURS}.items():
-                jobs[f"{name} | {ratio} | {method}"] = partial(pruned, folder, param_ratio=ratio, **asked)
-        for method, asked in {"magnitude": PUBLISHED["magnitude"], "best": OURS["best"]}.items():
+            for method, own in {**PUBLISHED, **OURS}.items():
+                budget = Budget(param_ratio=ratio, structure=STRUCTURES.get(method))
+                jobs[f"{name} | {ratio} | {method}"] = partial(pruned, folder, budget, own)
+        for method, own in {"magnitude": PUBLISHED["magnitude"], "best": OURS["best"]}.items():
             for ratio in WIDTHS:
-                jobs[f"{name} | every width {ratio} | {method}"] = partial(pruned, folder, pruning_ratio=ratio, **asked)
-            jobs[f"{name} | whole {WHOLE} | {method}"] = partial(shrunk, folder, **asked)
-    for name, recipe in PARTS.items():
-        jobs[f"llama-6m | half | {name}"] = partial(part, recipe)
+                jobs[f"{name} | every width {ratio} | {method}"] = partial(pruned, folder, Ratio(ratio), own)
+            jobs[f"{name} | whole {WHOLE} | {method}"] = partial(shrunk, folder, own)
+    for name, settings in PARTS.items():
+        jobs[f"llama-6m | half | {name}"] = partial(part, settings)
     jobs["llama-6m | cost"] = cost
     jobs["scaling"] = scaling
     return jobs
@@ -233,20 +234,17 @@ def gpu() -> None:
     with torch.device("cuda"):
         model = LlamaForCausalLM(config).eval()
     torch.set_default_dtype(torch.float32)
-    options = PruneOptions(
-        model="random",
-        method="reconstruct",
-        target="num_attention_heads=16,num_key_value_heads=4,intermediate_size=7168",
-    )
+    target = Target("num_attention_heads=16,num_key_value_heads=4,intermediate_size=7168")
     text = list(torch.randint(config.vocab_size, (128, 2048)))
-    shape, stopwatch = shape_of(options, model.config, BEST), Stopwatch()
+    method, stopwatch = Reconstruct(), Stopwatch()
+    made = draft(target, model.config, method)
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    best = prune_best(model, shape, options, text, stopwatch, print)
+    done = method.prune(model, made, text, Journal(print, stopwatch))
     result = {
         "seconds": {name: round(value, 1) for name, value in stopwatch.seconds.items()},
         "peak_memory_over_model_gib": round((torch.cuda.max_memory_allocated() - before) / 2**30, 2),
-        "kl": best.notes["kl"],
+        "kl": done.notes["kl"],
     }
     keep("best_gpu", result)
 

@@ -4,7 +4,7 @@
     python benchmarks/quality.py --plot     # only draws the plot again, from results/quality.json
 
 llama-6m in bfloat16, 20, 30 and 50 % of its attention and MLP parameters removed; calibrated on wikitext-2/valid.txt
-with three seeds (their mean, lowest and highest are kept; the best method with one), scored on every third window of
+with three seeds (their mean, lowest and highest are kept; reconstructions with one), scored on every third window of
 256 tokens of wikitext-2/test.txt.
 An interrupted run goes on where it was. The plot needs matplotlib.
 """
@@ -14,24 +14,25 @@ import json
 import math
 import os
 import time
-from functools import cache
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache, partial
 from pathlib import Path
 from statistics import mean
 
 import torch
 from measure import RESULTS, keep
 
+from llm_pruner import Budget, Method, Reconstruct, ScoreAndCut, prune
 from llm_pruner.calibration import data
 from llm_pruner.calibration.activations import batches_of, collect
 from llm_pruner.calibration.statistics import MOMENTS
-from llm_pruner.config.prune import PruneOptions
 from llm_pruner.evaluation.perplexity import perplexity
 from llm_pruner.model import loading
 from llm_pruner.model.axes import MLP
 from llm_pruner.model.groups import output_projection
 from llm_pruner.model.tokenizers import load_tokenizer
 from llm_pruner.model.trace import trace_groups
-from tests.in_memory import prune_model
 
 SHARED = Path(os.environ.get("LLM_PRUNER_SHARED", Path(__file__).parents[2] / "shared"))
 MODEL, TEXT = SHARED / "models" / "llama-6m", SHARED / "data" / "wikitext-2"
@@ -42,29 +43,60 @@ EVERY = 3  # windows of the test text, one of so many: all would take three time
 BIAS = {"compensate": "bias"}
 ADAPTIVE = {"structure": "AL-AM"}
 
-METHODS: dict[str, dict] = {
-    "random": {"importance": "random"},
-    "magnitude": {"importance": "magnitude"},
-    "mag_sp": {"importance": "mag_sp"},
-    "Taylor param_first": {"importance": "taylor", "taylor": "param_first"},
-    "Taylor vectorize": {"importance": "taylor", "taylor": "vectorize"},
-    "AMP": {"importance": "amp"},
-    "AMP reversed": {"importance": "amp", "order": "reversed"},
-    "Wanda-sp": {"importance": "wanda_sp"},
-    "Wanda-sp with bias": {"importance": "wanda_sp", **BIAS},
-    "FLAP WIFV, no bias": {"importance": "flap"},
-    "FLAP WIFV": {"importance": "flap", **BIAS},
-    "FLAP IFV": {"importance": "flap", "metrics": "IFV", **BIAS},
-    "FLAP WIFN": {"importance": "flap", "metrics": "WIFN", **BIAS},
-    "FLAP WIFV reversed": {"importance": "flap", "order": "reversed", **BIAS},
-    "FLAP WIFV, AL-AM": {"importance": "flap", **ADAPTIVE, **BIAS},
-    "FLAP WIFV, AL-AM, uniform": {"importance": "flap", **ADAPTIVE, "uniform": True, **BIAS},
-    "AMP, AL-AM": {"importance": "amp", **ADAPTIVE},
-    "best": {"method": "best", "search_minutes": 30.0},  # so long that a busy machine finds the same shape
-    "best, shape not searched": {"method": "best", "search_minutes": 0.0},
-    "best, shape of the published ones": {"method": "best", "search_minutes": 0.0, "prune": "heads,mlp"},
-    "best, per layer": {"method": "best", "per_layer": True},
-}  # fmt: skip
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the table.
+
+    Attributes:
+        method: Makes the method, given a seed.
+        budget: What its budget says besides its size.
+        seeds: Those that are run; one where weights alone are scored, and where runs take long.
+    """
+
+    method: Callable[..., Method]
+    budget: dict = field(default_factory=dict)
+    seeds: tuple[int, ...] = SEEDS
+
+    @property
+    def published(self) -> bool:
+        """Whether the method is one of others."""
+        return isinstance(self.method(), ScoreAndCut)
+
+
+def scored(criterion: str, budget: dict | None = None, seeds: tuple[int, ...] = SEEDS, **options) -> Row:
+    """A row of scoring and cutting."""
+    return Row(partial(ScoreAndCut, criterion, **options), budget or {}, seeds)
+
+
+def reconstructed(budget: dict | None = None, **options) -> Row:
+    """A row of ours."""
+    return Row(partial(Reconstruct, **options), budget or {}, SEEDS[:1])
+
+
+METHODS: dict[str, Row] = {
+    "random": scored("random"),
+    "magnitude": scored("magnitude", seeds=SEEDS[:1]),
+    "mag_sp": scored("mag_sp", seeds=SEEDS[:1]),
+    "Taylor param_first": scored("taylor:taylor=param_first"),
+    "Taylor vectorize": scored("taylor:taylor=vectorize"),
+    "AMP": scored("amp"),
+    "AMP reversed": scored("amp", order="reversed"),
+    "Wanda-sp": scored("wanda_sp"),
+    "Wanda-sp with bias": scored("wanda_sp", **BIAS),
+    "FLAP WIFV, no bias": scored("flap"),
+    "FLAP WIFV": scored("flap", **BIAS),
+    "FLAP IFV": scored("flap:metrics=IFV", **BIAS),
+    "FLAP WIFN": scored("flap:metrics=WIFN", **BIAS),
+    "FLAP WIFV reversed": scored("flap", order="reversed", **BIAS),
+    "FLAP WIFV, AL-AM": scored("flap", ADAPTIVE, **BIAS),
+    "FLAP WIFV, AL-AM, uniform": scored("flap", {**ADAPTIVE, "uniform": True}, **BIAS),
+    "AMP, AL-AM": scored("amp", ADAPTIVE),
+    "best": reconstructed(search_minutes=30.0),  # so long that a busy machine finds the same shape
+    "best, shape not searched": reconstructed(search_minutes=0.0),
+    "best, shape of the published ones": reconstructed({"axes": ("heads", "mlp")}, search_minutes=0.0),
+    "best, per layer": reconstructed(per_layer=True),
+}
 
 
 @cache
@@ -86,10 +118,9 @@ def one(name: str | None, ratio: float = 0.0, seed: int = 0) -> dict:
             "perplexity": round(perplexity(model, windows()), 3),
             "parameters": sum(p.numel() for p in model.parameters()),
         }
-    method = METHODS[name]
-    options = PruneOptions(model=str(MODEL), param_ratio=ratio, seed=seed, **method)
+    row = METHODS[name]
     started = time.perf_counter()
-    model, plan = prune_model(model, options, prompts(seed))
+    model, plan = prune(model, Budget(param_ratio=ratio, **row.budget), row.method(seed=seed), prompts(seed))
     seconds = time.perf_counter() - started
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -137,8 +168,7 @@ def bias_parts() -> dict[str, float]:
     """Perplexity of FLAP WIFV at half, uniform, with both biases, with either, with none."""
     found = {}
     for name, zero in {"both": (), "down_proj": ("o_proj",), "o_proj": ("down_proj",)}.items():
-        options = PruneOptions(model=str(MODEL), param_ratio=0.5, **METHODS["FLAP WIFV"])
-        model, _ = prune_model(dense(), options, prompts(0))
+        model, _ = prune(dense(), Budget(param_ratio=0.5), METHODS["FLAP WIFV"].method(), prompts(0))
         for parameter, bias in model.named_parameters():
             if parameter.endswith(tuple(f"{projection}.bias" for projection in zero)) and zero:
                 bias.data.zero_()
@@ -146,18 +176,13 @@ def bias_parts() -> dict[str, float]:
     return found
 
 
-def seeds_of(method: dict) -> tuple[int, ...]:
-    """Weights alone know no seed; rebuilds take long."""
-    return SEEDS[:1] if method.get("importance") in (None, "magnitude", "mag_sp") else SEEDS
-
-
 def table_of(runs: dict[str, dict]) -> list[dict]:
     """One row per method: per ratio the mean over seeds, the lowest and the highest."""
     rows = []
-    for name, method in METHODS.items():
+    for name, own in METHODS.items():
         row: dict = {"method": name, "stock": all(runs[key]["stock"] for key in runs if key.startswith(f"{name} | "))}
         for ratio in RATIOS:
-            found = [runs[f"{name} | {ratio} | {seed}"] for seed in seeds_of(method)]
+            found = [runs[f"{name} | {ratio} | {seed}"] for seed in own.seeds]
             values = [run["perplexity"] for run in found]
             row[str(ratio)] = {
                 "perplexity": round(mean(values), 2),
@@ -176,7 +201,7 @@ def against_published(result: dict) -> dict[str, dict[str, float]]:
     def loss(row, ratio):
         return math.log(row[str(ratio)]["perplexity"] / dense)
 
-    published = [row for row in result["table"] if "importance" in METHODS[row["method"]]]
+    published = [row for row in result["table"] if METHODS[row["method"]].published]
     return {
         row["method"]: {
             str(ratio): round(loss(row, ratio) / min(loss(other, ratio) for other in published), 3) for ratio in RATIOS
@@ -254,8 +279,8 @@ def main() -> None:
     wanted = {"dense": (None,)} | {
         f"{name} | {ratio} | {seed}": (name, ratio, seed)
         for ratio in RATIOS
-        for name, method in METHODS.items()
-        for seed in seeds_of(method)
+        for name, row in METHODS.items()
+        for seed in row.seeds
     }
     for key, arguments in wanted.items():
         if key not in runs:

@@ -14,10 +14,11 @@ import torch
 from measure import HostMemory, keep
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from llm_pruner import importance
+from llm_pruner.calibration.statistics import Statistics
 from llm_pruner.calibration.weights import Weights
 from llm_pruner.importance import criterion_of, score
 from llm_pruner.importance.selection import choose, scored_groups
+from llm_pruner.model.axes import HEADS, HIDDEN, MLP
 from llm_pruner.model.families import widths_of
 from llm_pruner.model.surgery import cut
 from llm_pruner.model.trace import trace_groups
@@ -64,14 +65,14 @@ def sum_of_squares(model, device: str) -> float:
 def prune(model, device: str):
     """(pruned model, seconds to score, seconds to cut) at a width ratio of 0.5; tracing is not counted."""
     groups, before = trace_groups(model), widths_of(model.config)
-    after = widths_by_ratio(before, {"hidden": 0.5, "heads": 0.5, "mlp": 0.5}, False)
+    after = widths_by_ratio(before, {HIDDEN: 0.5, HEADS: 0.5, MLP: 0.5}, False)
     after = (after,) * model.config.num_hidden_layers
     plan, config = make_plan(model, groups, after)
     synchronize(device)
     started = time.perf_counter()
     weights = Weights(dict(model.named_parameters()))
     scored = scored_groups(groups, before, after)
-    scores = score(scored, criterion_of("magnitude"), importance.Statistics(weights=weights))
+    scores = score(scored, criterion_of("magnitude"), Statistics(weights))
     weights.check_all_finite()
     plan = replace(plan, kept=choose(groups, scores, before, after))
     synchronize(device)
@@ -103,13 +104,13 @@ def main() -> None:
             torch.cuda.reset_peak_memory_stats()
         else:
             HostMemory.reset_peak()
-        model, score, cutting = prune(model, device)
+        model, scoring, cutting = prune(model, device)
         peak = torch.cuda.max_memory_allocated() if args.gpu else HostMemory.peak() - baseline
         runs.append({
-            "score_seconds": round(score, 3),
+            "score_seconds": round(scoring, 3),
             "cut_seconds": round(cutting, 3),
             "sum_of_squares_seconds": round(reference, 3),
-            "ratio": round((score + cutting) / reference, 2),
+            "ratio": round((scoring + cutting) / reference, 2),
             "peak_over_model": round(peak / size, 3),
         })  # fmt: skip
         del model

@@ -9,6 +9,7 @@ import torch
 from measure import keep
 from transformers import LlamaConfig
 
+from llm_pruner.model.axes import HEADS, HIDDEN, MLP
 from llm_pruner.model.families import widths_of
 from llm_pruner.model.skeleton import meta_model
 from llm_pruner.model.trace import trace_groups
@@ -31,7 +32,7 @@ def seconds(values: dict, repeats: int = 7) -> float:
         started = time.process_time()
         model = meta_model(LlamaConfig(**values))
         groups = trace_groups(model)
-        after = widths_by_ratio(widths_of(model.config), {"hidden": 0.5, "heads": 0.5, "mlp": 0.5}, False)
+        after = widths_by_ratio(widths_of(model.config), {HIDDEN: 0.5, HEADS: 0.5, MLP: 0.5}, False)
         make_plan(model, groups, (after,) * model.config.num_hidden_layers)
         best = min(best, time.process_time() - started)
     return best

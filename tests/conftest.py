@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.forks import Forks
-
-REPOSITORY = Path(__file__).parents[1]  # nothing heavy is imported here: xdist's controller needs none of it
+from tests import REPOSITORY
+from tests.support.forks import Forks
 
 
 @pytest.fixture(scope="session")
@@ -30,7 +29,7 @@ def _seed():
 @pytest.fixture
 def model(tmp_path) -> Path:
     """A copy of the demo model to break."""
-    from tests.commands import DEMO
+    from tests.support.commands import DEMO
 
     return Path(shutil.copytree(DEMO, tmp_path / "model"))
 

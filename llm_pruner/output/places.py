@@ -129,9 +129,9 @@ def check_outputs(options: PruneOptions, source: str) -> Path | None:
         target = Path(options.save_model).expanduser()
     else:
         name = options.model if options.model == "demo" else Path(source).resolve().name
-        named = options.importance not in (None, "magnitude") and not options.plan
         # Without the criterion's own options, as in flap:metrics=IFV: they are no part of a folder's name.
-        method = f"-{options.importance.partition(':')[0]}" if named else ""
+        criterion = (options.importance or "magnitude").partition(":")[0]
+        method = "" if criterion == "magnitude" or options.plan else f"-{criterion}"
         target = Path("pruned") / f"{name}-{_shape_name(options)}{method}"
     check_folder(target, inputs, options.overwrite)
     for name, path in written.items():

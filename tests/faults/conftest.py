@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from tests import REPOSITORY
 from tests.faults.contract import VIOLATIONS, Fault, broken, snapshot
-from tests.faults.stock import FAMILIES, REPOSITORY, Stock
-from tests.forks import IMPORTED, Forks
+from tests.faults.stock import FAMILIES, Stock
+from tests.support.forks import IMPORTED, Forks
 
 HEAVY = (
     *IMPORTED, "datasets", "peft", "llm_pruner.methods.reconstruct", "llm_pruner.cli.chain",

@@ -10,14 +10,15 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-REPOSITORY = Path(__file__).parents[2]
+from tests import REPOSITORY
+
 PROSE = "The wind was cold and the gulls were loud. Rain fell on the roofs. " * 30
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma", "gemma3_text", "gpt2", "gpt_neox")
 MODEL = """
 import sys
 sys.path.insert(0, sys.argv[2])
 from transformers import AutoTokenizer
-from tests import tiny
+from tests.support import tiny
 tokenizer = AutoTokenizer.from_pretrained(sys.argv[2] + "/llm_pruner/model/demo/model")
 tiny.model(sys.argv[1], 0, vocab_size=len(tokenizer)).save_pretrained("model")
 tokenizer.save_pretrained("model")

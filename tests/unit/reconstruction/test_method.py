@@ -1,0 +1,182 @@
+"""The reconstruction: the shape it finds for a budget, that the model has it, and that an interrupted run goes on."""
+
+import copy
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from llm_pruner.config.prune import PruneOptions
+from llm_pruner.errors import RunError
+from llm_pruner.methods import reconstruct as module
+from llm_pruner.model.axes import HEADS, KV_HEADS, MLP
+from llm_pruner.model.families import widths_of
+from llm_pruner.reconstruction.tokens import Tokens, split
+from tests.support import tiny
+from tests.support.in_memory import prune_model
+from tests.support.rebuilding import best_of, divergence, fitted_and_held, prompts, ratios_of
+
+FINE = {"intermediate_size": 320}
+
+
+@pytest.mark.parametrize(("tokens", "times"), [(1000, 8), (43_690, 3), (131_072, 2), (10**6, 2)])
+def test_the_less_text_the_more_often_it_is_gone_over(tokens, times):
+    held = torch.zeros(1, 10**6)  # does not count
+    assert module.passes(Tokens([torch.zeros(1, tokens), held], [False, True])) == times
+
+
+@pytest.mark.parametrize(("asked", "times"), [(None, 8), (1, 1)])
+def test_unless_another_number_is_asked_for(asked, times, monkeypatch):
+    recipes, own = [], module.reconstruct
+    monkeypatch.setattr(module, "reconstruct", lambda *rest, **more: recipes.append(rest[5]) or own(*rest, **more))
+    best_of(tiny.model("llama"), prune="mlp=0.3", epochs=asked)
+    assert [recipe.epochs for recipe in recipes] == [times]
+
+
+@pytest.mark.parametrize("ratios", [{"heads": 0.5, "mlp": 0.3}, {"hidden": 1 / 3}])
+def test_a_rebuild_that_is_better_is_kept(ratios):
+    """Its KL is that of the model that is returned."""
+    dense, said = tiny.model("llama"), []
+    result = best_of(copy.deepcopy(dense), said, prune=ratios_of(ratios))
+    _, held = fitted_and_held(split(prompts()))
+    (plain,) = result.notes["kl_plain"].values()
+    assert result.notes["kl"] == pytest.approx(divergence(dense, result.model, held), rel=1e-3)
+    assert result.notes["kl"] < plain
+    assert (result.plan.importance, result.plan.compensate) == ("reconstruct", "none")
+    assert not any(line.startswith("note") for line in said)
+    assert any(f"{result.notes['kl']:.4f}" in line and f"{plain:.4f}" in line for line in said)
+    assert result.plan.parameters_after == sum(parameter.numel() for parameter in result.model.parameters())
+
+
+@pytest.mark.parametrize("case", ["llama", "gpt2", "gemma3_text"])
+@pytest.mark.parametrize("budget", [{"param_ratio": 0.4}, {"target_params": "whole"}])
+def test_the_best_of_the_shapes_that_were_measured_is_built(case, budget):
+    fine = {} if case == "gpt2" else FINE
+    model, said = tiny.model(case, **fine), []
+    total = sum(parameter.numel() for parameter in model.parameters())
+    if "target_params" in budget:
+        budget = {"target_params": str(round(0.8 * total))}
+    result = best_of(model, said, **budget, search_minutes=0.008, **({"prune": "mlp"} if case == "gpt2" else {}))
+    found, plan = result.notes["search"], result.plan
+    assert [shape["kl"] for shape in found] == sorted(shape["kl"] for shape in found)
+    assert all(final["kl"] is not None for final in result.notes.get("finals", []))
+    chosen = result.notes.get("finals", found)[0]
+    layers = chosen["layers"]
+    assert len(plan.after) == len(layers or (0, 1)) == len(result.notes["stream_errors"])
+    assert [widths.by_field() for widths in plan.after] == [chosen["widths"]] * len(plan.after)
+    if "param_ratio" in budget:
+        assert abs(plan.decoder_after / plan.decoder_before - 0.6) < 0.005
+    else:
+        assert abs(plan.parameters_after / round(0.8 * total) - 1) < 0.005
+    assert plan.parameters_after == sum(parameter.numel() for parameter in result.model.parameters())
+    assert widths_of(result.model.config) == plan.after[0]
+    assert any(line.startswith(f"search: {len(found)} of ") for line in said)
+
+
+@pytest.mark.parametrize("minutes", [0.0, 0.01])
+def test_layers_have_widths_of_their_own(minutes):
+    model = tiny.model("llama", num_hidden_layers=3, **FINE)
+    with torch.no_grad():
+        for name in ("self_attn.o_proj", "mlp.down_proj"):
+            model.model.layers[1].get_submodule(name).weight *= 0.05  # the second layer gives little
+    result = best_of(model, param_ratio=0.4, per_layer=True, search_minutes=minutes)
+    assert ("finals" in result.notes) == bool(minutes), "compared with widths that are the same in all"
+    sizes = [widths[KV_HEADS] * widths[MLP] for widths in result.plan.after]
+    assert sizes[1] < min(sizes[0], sizes[2])
+    assert abs(result.plan.decoder_after / result.plan.decoder_before - 0.6) < 0.005
+    assert result.model.config.model_type == "pruned_llama"
+    assert tiny.logits(result.model).isfinite().all()
+
+
+def test_layers_are_alike_where_that_is_better(monkeypatch):
+    own = module.reconstruct
+
+    def spoiled(model, groups, after, *rest, **more):
+        done = own(model, groups, after, *rest, **more)
+        return done if len(set(after)) == 1 else replace(done, kl=9.0)
+
+    monkeypatch.setattr(module, "reconstruct", spoiled)
+    model = tiny.model("llama", **FINE)
+    model.model.layers[0].mlp.down_proj.weight.data *= 0.05
+    result = best_of(model, param_ratio=0.4, per_layer=True, search_minutes=0.01)
+    assert result.notes["finals"][-1]["kl"] == 9
+    assert isinstance(result.notes["finals"][-1]["widths"], list)
+    assert len(set(result.plan.after)) == 1
+    assert result.model.config.model_type == "llama"
+
+
+def test_a_budget_that_only_the_start_meets():
+    """Heads alone come to 0.6 % of it, as near as --param_ratio has to be, but not as near as a search wants."""
+    model = tiny.model("llama")
+    heads = 2 * 4 * 2 * 48 * 8  # half of the query heads of both layers
+    total = 2 * 20736
+    result = best_of(model, param_ratio=heads / total - 0.006, prune="heads")
+    assert [widths[HEADS] for widths in result.plan.after] == [4, 4]
+    assert "search" not in result.notes
+
+
+def test_without_time_for_a_search_the_shape_is_the_proportional_one():
+    result = best_of(tiny.model("llama", **FINE), param_ratio=0.4, search_minutes=0.0)
+    assert "search" not in result.notes
+    assert abs(result.plan.decoder_after / result.plan.decoder_before - 0.6) < 0.01
+
+
+def test_the_same_run_again_goes_on_where_the_first_ended(tmp_path, monkeypatch):
+    """Nothing is measured or rebuilt again, and the bytes are the same."""
+    options = {"param_ratio": 0.4, "search_minutes": 0.008, "epochs": 1, "work_dir": str(tmp_path / "work")}
+    first = best_of(tiny.model("llama", **FINE), **options)
+    (cache,) = (tmp_path / "work").glob("search-*.json")
+    known = json.loads(cache.read_text())
+    folders = [path for path in (tmp_path / "work").iterdir() if path.is_dir()]
+    assert len(known["kl"]) == len(first.notes["search"])
+    assert [len(list(folder.glob("layer-*.safetensors"))) for folder in folders] == [len(first.plan.after)]
+
+    measured, own = [], module.reconstruct
+    monkeypatch.setattr(module, "reconstruct", lambda *rest, **more: (measured.append(rest), own(*rest, **more))[1])
+    again = best_of(tiny.model("llama", **FINE), **options)
+    assert len(measured) == 1
+    wanted = first.model.state_dict()
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in again.model.state_dict().items())
+
+    best_of(tiny.model("llama", seed=1, **FINE), **options)
+    assert len(measured) > 2, "another model, which has to be measured"
+
+
+@pytest.mark.parametrize("worse", [False, True])
+def test_a_target_of_layers(worse, monkeypatch):
+    """The layer that changes the stream least goes, also when the plain method is better."""
+    dense = tiny.model("llama", num_hidden_layers=3)
+    with torch.no_grad():
+        for name in ("self_attn.o_proj", "mlp.down_proj"):
+            dense.model.layers[1].get_submodule(name).weight *= 0.01
+    if worse:
+        own = module.reconstruct
+        monkeypatch.setattr(module, "reconstruct", lambda *rest, **more: replace(own(*rest, **more), kl=math.nan))
+    result = best_of(copy.deepcopy(dense), target="num_hidden_layers=2,intermediate_size=60")
+    assert result.plan.layers == [0, 2]
+    assert result.plan.importance == ("flap" if worse else "reconstruct")
+    assert sorted(name for name in result.plan.kept if name.endswith("mlp")) == ["layers.0.mlp", "layers.1.mlp"]
+    assert result.plan.parameters_after == sum(parameter.numel() for parameter in result.model.parameters())
+    assert result.model.config.num_hidden_layers == len(result.model.model.layers) == 2
+    _, held = fitted_and_held(split(prompts()))
+    kl = result.notes["kl_plain"]["flap"] if worse else result.notes["kl"]
+    assert kl == pytest.approx(divergence(dense, result.model, held), rel=1e-3)
+    expected = dense.model.layers[2].self_attn.q_proj.weight
+    assert torch.equal(result.model.model.layers[1].self_attn.q_proj.weight, expected) is worse
+
+
+def test_weights_that_are_not_finite_are_named():
+    model = tiny.model("llama")
+    model.model.layers[1].mlp.up_proj.weight.data[3, 3] = float("nan")
+    with pytest.raises(RunError, match=r"layers\.1\.mlp\.up_proj\.weight"):
+        best_of(model, prune="mlp=0.3")
+
+
+def test_it_is_what_prune_model_does_with_text_alone():
+    """In the mode that the model was in."""
+    expected = best_of(tiny.model("llama"), prune="mlp=0.3").model.state_dict()
+    new, plan = prune_model(tiny.model("llama").train(), PruneOptions(prune="mlp=0.3", epochs=0), prompts())
+    assert (plan.importance, new.training) == ("reconstruct", True)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in new.state_dict().items())

@@ -1,0 +1,337 @@
+"""Recovery: what it learns, what it leaves alone, that it goes on after a kill, and that its checkpoint is ordinary."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import llm_pruner
+from llm_pruner.config import recover as recover_options
+from llm_pruner.config.prune import PruneOptions
+from llm_pruner.config.recover import RecoverOptions
+from llm_pruner.errors import RunError, UsageError
+from llm_pruner.output import checkpoint
+from llm_pruner.output.reports import Measured
+from llm_pruner.recovery.adapters import merged, projections, with_adapters
+from llm_pruner.recovery.outcome import share
+from llm_pruner.recovery.pace import Pace
+from llm_pruner.recovery.run import recover
+from llm_pruner.recovery.unfinished import last_kept
+from tests.support import tiny
+from tests.support.commands import DEMO
+
+WORDS = "The wind was cold and the gulls were loud. Rain fell on the roofs all morning, and the tide was low. "
+
+
+@pytest.fixture(autouse=True)
+def _no_fresh_process(monkeypatch):
+    """A reload in a fresh process takes seconds and has its own tests; here the folder is reloaded by the test."""
+    monkeypatch.setattr(checkpoint, "verify", lambda *_: None)
+
+
+@pytest.fixture
+def text(tmp_path) -> str:
+    path = tmp_path / "text.txt"
+    path.write_text(WORDS * 40, encoding="utf-8")
+    return str(path)
+
+
+def save(folder, case: str = "llama", seed: int = 0, **changes) -> str:
+    """A tiny random model with the demo's tokenizer."""
+    tokenizer = AutoTokenizer.from_pretrained(DEMO)
+    model = tiny.model(case, seed, vocab_size=len(tokenizer), **changes)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def options(tmp_path, text, **changes) -> RecoverOptions:
+    values = {
+        "model": str(tmp_path / "student"), "teacher": str(tmp_path / "teacher"), "method": "distil", "data": text,
+        "eval_data": text, "max_seq_len": 16, "steps": 6, "batch_size": 4, "learning_rate": 0.01,
+        "save_model": str(tmp_path / "out"), "device": "cpu", "mixed_precision": "no",
+    }  # fmt: skip
+    return RecoverOptions(**values | changes)
+
+
+@pytest.mark.parametrize("case", ["llama", "qwen3", "phi3", "gemma3_text", "gpt2", "gpt_neox", "llama_tied"])
+@pytest.mark.parametrize("train_weights", ["full", "lora"])
+def test_distillation_comes_closer_to_the_teacher(tmp_path, text, case, train_weights):
+    """… and saves a stock checkpoint of the same shapes and dtype, without adapters."""
+    dropouts = dict.fromkeys(("resid_pdrop", "attn_pdrop", "embd_pdrop"), 0.0) if case == "gpt2" else {}
+    teacher, student = (save(tmp_path / name, case, **dropouts) for name in ("teacher", "student"))
+    rate = 0.002 if train_weights == "full" else 0.004
+    weights = load_file(f"{student}/model.safetensors")
+    torch.manual_seed(3)
+    noisy = {name: t + 0.03 * torch.randn_like(t) if t.dim() > 1 else t for name, t in weights.items()}
+    from safetensors.torch import save_file
+
+    save_file(noisy, f"{student}/model.safetensors", metadata={"format": "pt"})
+    report = recover(
+        options(
+            tmp_path, text, train_weights=train_weights, steps=16, lora_dropout=0.0, batch_size=8, learning_rate=rate
+        )
+    )
+    saved = load_file(tmp_path / "out" / "model.safetensors")
+    assert {name: (t.shape, t.dtype) for name, t in saved.items()} == {
+        name: (t.shape, t.dtype) for name, t in noisy.items()
+    }
+    ids = torch.tensor(AutoTokenizer.from_pretrained(DEMO)(WORDS)["input_ids"])[None]
+    before, after, wanted = (
+        tiny.logits(AutoModelForCausalLM.from_pretrained(folder), ids)
+        for folder in (student, tmp_path / "out", teacher)
+    )
+
+    def divergence(found):
+        p, q = wanted.log_softmax(-1), found.log_softmax(-1)
+        return (p.exp() * (p - q)).sum(-1).mean()
+
+    assert divergence(after) < 0.8 * divergence(before)
+    losses = [point.loss for point in report.history if point.loss is not None]
+    assert losses[-1] < losses[0]
+    assert report.training.trainable_parameters < report.parameters.after or train_weights == "full"
+
+
+def test_lora_learns_the_text_and_is_merged(tmp_path, text):
+    student = save(tmp_path / "student")
+    report = recover(options(tmp_path, text, method="lora", teacher=None, steps=20, learning_rate=0.02))
+    assert report.perplexity.after < 0.7 * report.perplexity.before
+    saved, before = load_file(tmp_path / "out" / "model.safetensors"), load_file(f"{student}/model.safetensors")
+    changed = {name for name in before if not torch.equal(saved[name], before[name])}
+    assert changed == {name for name in before if "_proj." in name}
+    assert not list((tmp_path / "out").glob("adapter*"))
+    stored = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert stored["training"]["steps"] == 20
+    assert stored["method"] == "lora"
+
+
+@pytest.mark.parametrize("case", ["llama", "phi3", "gpt2", "gpt_neox"])
+def test_merging_changes_no_logits(case):
+    model = with_adapters(tiny.model(case), RecoverOptions(lora_r=4))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    assert sum("lora_A" in name for name, _ in model.named_parameters()) == len(projections(tiny.model(case)))
+    model.eval()
+    adapted = tiny.logits(model)
+    assert (adapted - tiny.logits(tiny.model(case))).abs().max() > 1e-2
+    assert torch.allclose(tiny.logits(merged(model)), adapted, atol=1e-4)
+
+
+def test_targets_of_the_adapters():
+    model = with_adapters(tiny.model("llama"), RecoverOptions(lora_targets="q_proj, v_proj"))
+    names = {name.split(".lora_A")[0].rpartition(".")[2] for name, _ in model.named_parameters() if "lora_A" in name}
+    assert names == {"q_proj", "v_proj"}
+    with pytest.raises(UsageError, match="'c_attn' in this model"):
+        with_adapters(tiny.model("llama"), RecoverOptions(lora_targets="c_attn"))
+
+
+def test_a_step_is_the_same_however_it_is_accumulated(tmp_path, text):
+    """Records of different lengths: every predicted token of the step counts alike."""
+    save(tmp_path / "student", max_position_embeddings=256)
+    save(tmp_path / "teacher", seed=1, max_position_embeddings=256)
+    records = [{"instruction": "Say.", "input": "", "output": WORDS[: 5 * (i + 1)]} for i in range(4)]
+    (tmp_path / "records.json").write_text(json.dumps(records))
+    found = []
+    for batch, parts in ((4, 1), (2, 2), (1, 4)):
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        recover(
+            options(
+                tmp_path, str(tmp_path / "records.json"), method="distil", ce_weight=1.0, steps=1, batch_size=batch,
+                gradient_accumulation_steps=parts, max_seq_len=256, eval_data=text, weight_decay=0.0,
+            )
+        )  # fmt: skip
+        found.append(load_file(tmp_path / "out" / "model.safetensors"))
+    start = load_file(tmp_path / "student" / "model.safetensors")
+    name = "model.layers.0.mlp.up_proj.weight"
+    moved = (found[0][name] - start[name]).abs().max()
+    for other in found[1:]:
+        assert (other[name] - found[0][name]).abs().max() < 0.02 * moved
+
+
+def test_an_interrupted_run_goes_on_where_it_was(tmp_path, text, monkeypatch):
+    save(tmp_path / "teacher", seed=1)
+    save(tmp_path / "student")
+    whole = recover(options(tmp_path, text))
+    expected = load_file(tmp_path / "out" / "model.safetensors")
+    assert not (tmp_path / "out.unfinished").exists()
+
+    shutil.rmtree(tmp_path / "out")
+    plain = Pace.on_step_end
+
+    def killed(self, args, state, control, **rest):
+        plain(self, args, state, control, **rest)
+        if state.global_step == 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Pace, "on_step_end", killed)
+    with pytest.raises(KeyboardInterrupt):
+        recover(options(tmp_path, text, save_minutes=0.0))
+    assert not (tmp_path / "out").exists()
+    assert last_kept(tmp_path / "out.unfinished").name == "checkpoint-3"
+    (tmp_path / "out.unfinished" / "checkpoint-9").mkdir()  # one that was not written to its end
+    monkeypatch.setattr(Pace, "on_step_end", plain)
+    report = recover(options(tmp_path, text, save_minutes=0.0))
+    assert report.training.resumed_at == [3]
+    found = load_file(tmp_path / "out" / "model.safetensors")
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+    def of(report, kind):
+        return [(point.step, value) for point in report.history if (value := getattr(point, kind)) is not None]
+
+    assert of(report, "loss") == of(whole, "loss")
+    assert of(report, "perplexity") == of(whole, "perplexity")
+    assert not (tmp_path / "out.unfinished").exists()
+
+
+def test_other_inputs_start_anew(tmp_path, text, monkeypatch, capsys):
+    save(tmp_path / "teacher", seed=1)
+    save(tmp_path / "student")
+    plain = Pace.on_train_end
+    monkeypatch.setattr(Pace, "on_train_end", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        recover(options(tmp_path, text))
+    monkeypatch.setattr(Pace, "on_train_end", plain)
+    report = recover(options(tmp_path, text, temperature=2.0))
+    assert "starting anew" in capsys.readouterr().out
+    assert report.training.resumed_at == []
+
+
+def test_mixed_precision_leaves_an_ordinary_model(tmp_path, text, monkeypatch):
+    """What is scored, verified and saved computes in its own dtype, not under the training's autocast."""
+    seen = {}
+    monkeypatch.setattr(checkpoint, "verify", lambda model, *_: seen.update(logits=tiny.logits(model, tiny.tokens())))
+    save(tmp_path / "teacher", seed=1)
+    save(tmp_path / "student")
+    report = recover(options(tmp_path, text, mixed_precision="bf16", learning_rate=0.001))
+    assert report.training.precision == "bf16"
+    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert reloaded.dtype == torch.float32
+    assert torch.equal(tiny.logits(reloaded, tiny.tokens()), seen["logits"])
+
+
+def test_time_ends_training_with_the_rate_at_nothing(tmp_path, text, monkeypatch):
+    save(tmp_path / "teacher", seed=1)
+    save(tmp_path / "student")
+    now = iter(range(0, 100_000, 10))
+    monkeypatch.setattr("llm_pruner.recovery.pace.time.monotonic", lambda: float(next(now)))
+    report = recover(options(tmp_path, text, steps=None, epochs=1000.0, max_minutes=2.0))
+    rates = [point.learning_rate for point in report.history if point.loss is not None]
+    assert report.training.steps == 12  # the clock moves ten seconds a step
+    assert report.training.minutes == pytest.approx(2.0)
+    assert max(rates) > 0.009
+    assert rates[-1] < 0.001
+
+
+def test_the_schedule():
+    pace = Pace(steps=100, limit=None, warmup=0.1, save_seconds=1e9)
+    rates = []
+    for step in range(101):
+        pace._move(step)
+        rates.append(pace.rate())
+    assert rates[0] == pytest.approx(0.05)
+    assert rates[5] == pytest.approx(0.5)
+    assert rates[10] == pytest.approx(1.0)
+    assert rates[55] == pytest.approx(0.5)
+    assert rates[100] == pytest.approx(0.0)
+
+
+def test_what_the_report_of_a_pruned_checkpoint_decides(tmp_path, text):
+    """Teacher, texts and window length; and the gap that was closed."""
+    teacher, student = save(tmp_path / "teacher", seed=1), save(tmp_path / "student")
+    half = PruneOptions(
+        model=teacher, pruning_ratio=0.5, importance="magnitude", no_save=True, eval_data=text, max_seq_len=24
+    )
+    pruned = llm_pruner.prune_checkpoint(half).to_dict() | {
+        "perplexity": {"before": 1.5, "after": 99.0}, "calibration": {"data": text, "nsamples": 3, "seq_len": 8},
+    }  # fmt: skip
+    (tmp_path / "student" / "report.json").write_text(json.dumps(pruned))
+    report = recover(RecoverOptions(model=student, steps=3, device="cpu"))
+    assert (report.method, report.teacher, report.train_weights) == ("distil", teacher, "full")
+    assert (report.training.data, report.training.max_seq_len) == (text, 24)
+    assert report.evaluation.data == text
+    assert report.dense_perplexity == 1.5
+    assert report.made_from.perplexity.after == 99.0
+    assert (tmp_path / "student-recovered" / "config.json").is_file()
+    again = recover(RecoverOptions(model=str(tmp_path / "student-recovered"), steps=1, device="cpu"))
+    assert again.teacher == teacher, "a recovered checkpoint knows what was pruned in the first place"
+    assert again.dense_perplexity == 1.5
+
+    pruned["model"] = pruned["base_model"] = "nowhere/at-all/now"
+    (tmp_path / "student" / "report.json").write_text(json.dumps(pruned))
+    report = recover(RecoverOptions(model=student, steps=1, device="cpu", overwrite=True))
+    assert report.method == "lora"
+
+
+def test_the_share_of_the_gap():
+    assert share(10.0, Measured(40.0, 20.0)) == pytest.approx(0.5)
+    assert share(10.0, Measured(40.0, 80.0)) == pytest.approx(-0.5)
+    assert share(10.0, Measured(9.0, 8.0)) is None
+    assert share(None, Measured(9.0, 8.0)) is None
+
+
+def test_hidden_states_are_a_target_too(tmp_path, text):
+    save(tmp_path / "teacher", seed=1)
+    save(tmp_path / "student", hidden_size=32)  # another width: mapped
+    report = recover(options(tmp_path, text, hidden_weight=1.0, steps=10))
+    losses = [point.loss for point in report.history if point.loss is not None]
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"model": "nowhere/at-all/now"}, RunError, "there is no folder"),
+        ({"teacher": "other"}, UsageError, "knows 99 tokens"),
+        ({"data": "nothing"}, UsageError, "training data 'nothing' is neither a file nor a data set"),
+        ({"eval_data": "nothing"}, UsageError, "evaluation data 'nothing'"),
+        ({"save_model": "student"}, UsageError, "student is model .*, which this run needs"),
+        ({"save_model": "teacher"}, UsageError, "teacher is teacher .*, which this run needs"),
+        ({"work_dir": "student/work"}, UsageError, "is inside model .*, which this run needs"),
+        ({"work_dir": "teacher"}, UsageError, "teacher is teacher .*, which this run needs"),
+        ({"work_dir": "other"}, UsageError, "holds something else than an unfinished recovery"),
+        ({"teacher": None}, UsageError, "has no report.json; give --teacher"),
+        ({"method": "lora", "teacher": None, "lora_targets": "nope_proj"}, UsageError, "there is no 'nope_proj'"),
+    ],
+)
+def test_faults(tmp_path, text, monkeypatch, changes, error, message):
+    save(tmp_path / "teacher", seed=1)
+    save(tmp_path / "student")
+    tiny.model("llama", vocab_size=99).save_pretrained(tmp_path / "other")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(error, match=message):
+        recover(options(tmp_path, text, **changes))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({}, "no model"),
+        ({"model": "m", "method": "lora", "teacher": "t"}, "teacher belongs to --method distil"),
+        ({"model": "m", "method": "lora", "train_weights": "full"}, "trains adapters"),
+        ({"model": "m", "method": "lora", "temperature": 2.0}, "temperature belongs"),
+        ({"model": "m", "epochs": 1.0, "steps": 3}, "both say how long"),
+        ({"model": "m", "epochs": 0.0}, "must be above 0"),
+        ({"model": "m", "warmup": 1.0}, "0 <= warmup < 1"),
+        ({"model": "m", "steps": 0}, "steps: 0 must be a whole number of at least 1"),
+        ({"model": "m", "method": "lorra"}, "did you mean 'lora'"),
+        ({"model": "m", "max_minutes": float("nan")}, "max_minutes: nan"),
+    ],
+)
+def test_options_that_cannot_be_meant(flags, message):
+    with pytest.raises(UsageError, match=message):
+        recover_options.resolve(flags)
+
+
+def test_the_demos_text_is_for_what_was_made_of_the_demo_model(tmp_path):
+    """By magnitude nothing was calibrated, so the report names no text to train on."""
+    half = str(tmp_path / "half")
+    llm_pruner.prune_checkpoint(
+        PruneOptions(model="demo", pruning_ratio=0.5, importance="magnitude", save_model=half, eval_data="none")
+    )
+    report = recover(RecoverOptions(model=half, method="lora", steps=2, device="cpu"))
+    assert (report.training.data, report.evaluation.data) == ("demo", "demo")

@@ -1,0 +1,123 @@
+"""The rules of the house, as far as the source shows them: short functions, imports at the top, docstrings."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from tests import REPOSITORY
+
+PACKAGE = REPOSITORY / "llm_pruner"
+FILES = sorted(PACKAGE.rglob("*.py"))
+LINES, BRANCHES = 60, 15
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+BRANCHING = (ast.If, ast.For, ast.AsyncFor, ast.While, ast.ExceptHandler, ast.IfExp, ast.match_case)
+# Slow or optional packages, and our own modules that need them or that they import half-way.
+INSIDE = (
+    "accelerate", "datasets", "huggingface_hub", "lm_eval", "matplotlib", "peft", "resource", "safetensors", "torch",
+    "tokenizers", "torch_pruning", "tqdm", "transformers", "triton", "yaml",
+)  # fmt: skip
+OURS_INSIDE = {
+    "llm_pruner/model/per_layer.py": {"llm_pruner.model"},  # modeling_pruned subclasses transformers' classes
+    "llm_pruner/output/checkpoint.py": {"llm_pruner.calibration.layerwise"},  # torch, which a pipeline does without
+    "llm_pruner/output/verify.py": {"llm_pruner"},  # in a process of its own
+    "llm_pruner/sparsity/decode.py": {"llm_pruner.sparsity.launch"},  # needs triton
+    "llm_pruner/sparsity/register.py": {"llm_pruner.sparsity.saved"},  # transformers imports it half-way
+}
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(REPOSITORY))
+
+
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def functions(tree: ast.Module) -> list:
+    return [node for node in ast.walk(tree) if isinstance(node, FUNCTIONS)]
+
+
+def branches(function) -> int:
+    return sum(isinstance(node, BRANCHING) for node in ast.walk(function))
+
+
+def imported(function) -> set[str]:
+    found = [node for node in ast.walk(function) if isinstance(node, ast.Import | ast.ImportFrom)]
+    direct = {alias.name for node in found if isinstance(node, ast.Import) for alias in node.names}
+    return direct | {node.module or "" for node in found if isinstance(node, ast.ImportFrom)}
+
+
+def public_names() -> dict[str, str]:
+    """{public name: its module}, from the table in the package's __init__."""
+    tree = parsed(PACKAGE / "__init__.py")
+    table = next(
+        node.body for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    )
+    return {alias.name: node.module for node in table if isinstance(node, ast.ImportFrom) for alias in node.names}
+
+
+def definition(name: str):
+    """The class or function behind a public name; None for a constant. Packages are followed to where it stands."""
+    path = REPOSITORY / (public_names()[name].replace(".", "/") + ".py")
+    path = path if path.exists() else path.with_suffix("") / "__init__.py"
+    for _ in range(3):
+        tree = parsed(path)
+        for node in tree.body:
+            if isinstance(node, (ast.ClassDef, *FUNCTIONS)) and node.name == name:
+                return node
+        handed = [n for n in tree.body if isinstance(n, ast.ImportFrom) and name in {a.name for a in n.names}]
+        if not handed:
+            return None
+        path = REPOSITORY / (handed[0].module.replace(".", "/") + ".py")
+    return None
+
+
+def is_public(name: str) -> bool:
+    return not name.startswith("_")
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_functions_are_short(path: Path) -> None:
+    measured = {own.name: (own.end_lineno - own.lineno + 1, branches(own)) for own in functions(parsed(path))}
+    assert not {name: own for name, own in measured.items() if own[0] > LINES or own[1] > BRANCHES}
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_imports_stand_at_the_top(path: Path) -> None:
+    inside = {module for function in functions(parsed(path)) for module in imported(function)}
+    foreign = {module for module in inside if module.split(".")[0] not in INSIDE}
+    assert foreign == OURS_INSIDE.get(name_of(path), set())
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.name == "__init__.py"], ids=name_of)
+def test_packages_say_what_they_are_for(path: Path) -> None:
+    tree = parsed(path)
+    assert (ast.get_docstring(tree) or "").endswith((".", "`"))
+    handed_on = {
+        alias.asname or alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
+    listed = [node for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"]
+    assert bool(listed) or not any(map(is_public, handed_on))
+
+
+@pytest.mark.parametrize("name", public_names())
+def test_public_names_are_documented(name: str) -> None:
+    node = definition(name)
+    if node is None:  # a registry, or another constant
+        assert name.isupper() or name == "Request"
+        return
+    told = ast.get_docstring(node) or ""
+    assert told.split("\n")[0].endswith(".")
+    if isinstance(node, FUNCTIONS):
+        arguments = [own.arg for own in (*node.args.args, *node.args.kwonlyargs)]
+        missing = [own for own in arguments if f"    {own}: " not in told]
+        assert not missing
+        assert not arguments or "Args:\n" in told
+        assert ast.unparse(node.returns or ast.Constant(None)) == "None" or "Returns:\n" in told
+        return
+    if any("dataclass" in ast.unparse(own) for own in node.decorator_list):
+        own_fields = [each.target.id for each in node.body if isinstance(each, ast.AnnAssign)]
+        assert not own_fields or "Attributes:\n" in told
+    methods = [each for each in node.body if isinstance(each, FUNCTIONS) and is_public(each.name)]
+    assert not [method.name for method in methods if not ast.get_docstring(method)]

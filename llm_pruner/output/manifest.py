@@ -14,6 +14,7 @@ from llm_pruner.errors import PrunerError
 from llm_pruner.files import fingerprint, read_json
 
 REPORT = "report.json"  # lists the others, and not itself
+START = "<!DOCTYPE html>\n<!-- llm_pruner -->\n"  # by which a page of this program is known
 
 
 def listed(folder: Path, but: tuple[str, ...] = ()) -> dict[str, str]:

@@ -13,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from llm_pruner.output import charts, tasks, wording
+from llm_pruner.output.manifest import START
 from llm_pruner.output.models import EVALUATED, Model, Text, dense_of, models_of, name_of, steps_of
 from llm_pruner.output.reports import (
     CheckpointReport,
@@ -24,7 +25,6 @@ from llm_pruner.output.reports import (
     Tried,
 )
 
-START = "<!DOCTYPE html>\n<!-- llm_pruner -->\n"  # by which a page of this program is known
 TEMPLATES = Path(__file__).with_name("templates")
 INSIDE = ("num_attention_heads", "num_key_value_heads", "intermediate_size")  # widths that a layer may have of its own
 SPEEDS = {"prefill": "prefill_tokens_per_second", "decode": "decode_tokens_per_second"}

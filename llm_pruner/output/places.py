@@ -9,7 +9,7 @@ from llm_pruner.config.prune import BUDGETS, PruneOptions
 from llm_pruner.errors import PrunerError, RunError, UsageError
 from llm_pruner.files import read_json, write_whole
 from llm_pruner.output import manifest
-from llm_pruner.output.page import START
+from llm_pruner.output.manifest import START
 
 READ = (  # the options, of all commands, that may name a file or a folder which the run reads
     "config", "model", "dense", "teacher", "plan", "scores", "calibration_data", "eval_data", "data", "tasks",

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from llm_pruner.model.families import FAMILIES, Family
     from llm_pruner.model.groups import Group, Member
     from llm_pruner.model.trace import trace_groups
+    from llm_pruner.output.exporters import EXPORTERS
     from llm_pruner.pruning import prune
     from llm_pruner.recovery.losses import LOSSES
     from llm_pruner.recovery.run import recover
@@ -38,6 +39,7 @@ _HOME = {
     "Budget": "shape.request:Budget",
     "CRITERIA": "importance:CRITERIA",
     "Criterion": "importance:Criterion",
+    "EXPORTERS": "output.exporters:EXPORTERS",
     "EvaluateOptions": "config.evaluate:EvaluateOptions",
     "FAMILIES": "model.families:FAMILIES",
     "Family": "model.families:Family",

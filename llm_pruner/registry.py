@@ -8,13 +8,14 @@ Another package adds an object by an entry point, in its pyproject.toml
 or while it runs: `CRITERIA.register("mine", Mine)`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import Field, fields
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
 
-from llm_pruner.errors import UsageError, did_you_mean
+from llm_pruner.errors import UsageError, did_you_mean, shown
 
 
 class Registry:
@@ -73,9 +74,46 @@ class Registry:
                 f"{type(error).__name__}: {error}"
             ) from error
 
+    def make(self, text: str, given: Mapping[str, Any] | None = None, usual: Mapping[str, Any] | None = None) -> Any:
+        """Return an instance of the dataclass that `text` names. Its fields are its options.
+
+        Args:
+            text: A name, perhaps with options: `flap:metrics=IFV`.
+            given: {option: value} from elsewhere, of which those that are None count as not given.
+            usual: {option: value} for classes that have such an option and are not given another value.
+
+        Raises:
+            UsageError: There is no such name, or it has no such option or value.
+        """
+        name, _, told = text.partition(":")
+        values = {option: value for option, value in (given or {}).items() if value is not None}
+        for part in filter(None, told.split(",")):
+            option, value = (word.strip() for word in part.partition("=")[::2])
+            if option in values:
+                raise UsageError(f"{self.what} {shown(text)}: {option} is given twice; leave one of them out")
+            values[option] = value
+        made = self.get(name)
+        known = {own.name: own for own in fields(made)}
+        for option in values:
+            if option not in known:
+                raise UsageError(f"{option} says nothing about {self.what} {name}; leave it out")
+        values = {option: value for option, value in (usual or {}).items() if option in known} | values
+        return made(**{option: _typed(known[option], value) for option, value in values.items()})
+
     @staticmethod
     def _location(value: Any) -> Any:
         return value if isinstance(value, str) else f"{value.__module__}:{getattr(value, '__qualname__', id(value))}"
+
+
+def _typed(own: Field, value: Any) -> Any:
+    """An option's value as the type of its default; text comes from a command line."""
+    kind: Any = type(own.default)
+    if not isinstance(value, str) or kind is str:
+        return value
+    try:
+        return value.lower() in ("true", "1") if kind is bool else kind(value)
+    except ValueError:
+        raise UsageError(f"{own.name}: {value!r} is no {kind.__name__}") from None
 
 
 @cache

@@ -177,11 +177,13 @@ def _told(options: PruneOptions, decision: Decision, known: Known, pruned: Prune
     notes = dict(pruned.notes)
     if isinstance(decision.method, ScoreAndCut):
         scores = quantiles(notes.pop("scores", {}), decision.draft.traced.groups)
+    reconstruction = _reconstruction(notes) if isinstance(decision.method, Reconstruct) else None
     return {
         **_planned(options, pruned.plan, pruned.config.model_type, size_of(pruned.model)),
         "calibration": used,
         "scores": scores,
-        "reconstruction": _reconstruction(notes),
+        "reconstruction": reconstruction,
+        "notes": {} if reconstruction else notes,
     }
 
 
@@ -204,12 +206,12 @@ def _planned(options: PruneOptions, plan: Plan, model_type: str, size: Size) -> 
     }
 
 
-def _reconstruction(notes: dict[str, Any]) -> Reconstruction | None:
-    """What the method notes for the report; None where it was another method."""
+def _reconstruction(notes: dict[str, Any]) -> Reconstruction:
+    """What a reconstruction notes for the report."""
     tried: dict[str, Any] = {
         name: [Tried(**one) for one in notes[name]] for name in ("search", "finals") if name in notes
     }
-    return Reconstruction(**notes | tried) if notes else None
+    return Reconstruction(**notes | tried)
 
 
 def _texts(options: PruneOptions, decision: Decision, known: Known, config, folder: str, scored: bool):
@@ -282,8 +284,9 @@ def _by_default(options: PruneOptions, request, method: Method, config, source: 
 
 def method_of(options: PruneOptions, reconstruct: bool) -> Method:
     """Return the method that the options name. reconstruct: what is taken where they name none."""
-    if options.method not in (None, Reconstruct.name):
-        return METHODS.get(options.method)(seed=options.seed)
+    name = options.method or Reconstruct.name
+    if name != Reconstruct.name:
+        return METHODS.make(name, usual={"seed": options.seed})
     if options.method or reconstruct:
         return Reconstruct(options.search_minutes, options.per_layer, options.epochs, options.work_dir, options.seed)
     return ScoreAndCut(

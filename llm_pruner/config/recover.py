@@ -115,7 +115,7 @@ class RecoverOptions(
     learning_rate: float | None = option(
         None,
         TRAINING,
-        "peak; default: by method and hidden_size, see the README",
+        "peak; default: by method and hidden_size, see docs/guides/recovery.md",
         "LR",
         least=0,
         kind=float,

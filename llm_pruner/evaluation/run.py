@@ -177,7 +177,8 @@ def _ratios(found: dict) -> dict[str, dict[str, dict[str, Ratio]]]:
 
 def widths(config) -> dict[str, int | list[int]]:
     """Return {configuration field: width, or one for each layer where they differ}, of what the configuration names."""
-    family = FAMILIES.get(config.model_type.removeprefix(PREFIX))
+    model_type = config.model_type.removeprefix(PREFIX)
+    family = FAMILIES.get(model_type) if model_type in FAMILIES else None
     overrides = getattr(config, "per_layer_widths", None) or ()
     found: dict[str, int | list[int]] = {}
     for axis in PRUNABLE:

@@ -1,11 +1,10 @@
 """Criteria by name, and the scores that one gives to groups."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from llm_pruner.calibration.statistics import Statistics
-from llm_pruner.errors import RunError, UsageError, computing, shown
+from llm_pruner.errors import RunError, computing
 from llm_pruner.importance.criterion import Criterion
 from llm_pruner.model.groups import Group
 from llm_pruner.registry import Registry
@@ -44,31 +43,7 @@ def criterion_of(
     """
     if isinstance(name, Criterion):
         return name
-    plain, _, told = name.partition(":")
-    given = {option: value for option, value in (options or {}).items() if value is not None}
-    for part in filter(None, told.split(",")):
-        option, value = (word.strip() for word in part.partition("=")[::2])
-        if option in given:
-            raise UsageError(f"importance {shown(name)}: {option} is given twice; leave one of them out")
-        given[option] = value
-    made = CRITERIA.get(plain)
-    known = {own.name: own for own in fields(made)}
-    for option in given:
-        if option not in known:
-            raise UsageError(f"{option} says nothing about importance {plain}; leave it out")
-    given = {option: value for option, value in (usual or {}).items() if option in known} | given
-    return made(**{option: _typed(known[option], value) for option, value in given.items()})
-
-
-def _typed(own, value: Any) -> Any:
-    """An option's value as the type of its default; text comes from a command line."""
-    kind = type(own.default)
-    if not isinstance(value, str) or kind is str:
-        return value
-    try:
-        return value.lower() in ("true", "1") if kind is bool else kind(value)
-    except ValueError:
-        raise UsageError(f"{own.name}: {value!r} is no {kind.__name__}") from None
+    return CRITERIA.make(name, options, usual)
 
 
 def score(groups: Iterable[Group], criterion: Criterion, statistics: Statistics) -> "dict[str, torch.Tensor]":

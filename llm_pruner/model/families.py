@@ -1,7 +1,8 @@
 """What a family of decoders has to declare: a few facts that its graph does not show.
 
 Everything else (which norms, projections and embeddings share the residual stream, which matrices are
-the MLP, biases, ties) is found by tracing. To add a family is to add a line here.
+the MLP, biases, ties) is found by tracing. To add a family is to add a line here, or an entry point of the group
+`llm_pruner.families` in another package.
 """
 
 import copy
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 
 from llm_pruner.errors import PlanError
 from llm_pruner.model.axes import AXES, HEAD_DIM, HEADS, HIDDEN, KV_HEADS, Widths, is_grouped
+from llm_pruner.registry import Registry
 
 # The quant_method of a checkpoint with sparse activations: transformers has such layers replaced while it loads.
 SPARSE_ACTIVATIONS = "sparse_activations"
@@ -48,7 +50,7 @@ class Family:
     relabel_unless: tuple[str, ...] = ()
 
 
-FAMILIES: dict[str, Family] = {
+_BUILTIN: dict[str, Family] = {
     "llama": Family(
         output_biases=("attention_bias", "mlp_bias"),
         relabel=("mistral", {"sliding_window": None}), relabel_unless=("attention_bias", "mlp_bias"),
@@ -68,6 +70,7 @@ FAMILIES: dict[str, Family] = {
         output_biases=("attention_bias",),
     ),
 }  # fmt: skip
+FAMILIES = Registry("llm_pruner.families", "family", _BUILTIN)
 
 
 def family_of(model_type: str | None) -> Family:
@@ -78,9 +81,9 @@ def family_of(model_type: str | None) -> Family:
     """
     if str(model_type).startswith("pruned_"):
         raise PlanError(f"{model_type} has been pruned, and its layers differ in width; prune the original model again")
-    if model_type not in FAMILIES:
-        raise PlanError(f"model_type {model_type!r} is not supported; supported: {', '.join(sorted(FAMILIES))}")
-    return FAMILIES[model_type]
+    if model_type is None or model_type not in FAMILIES:
+        raise PlanError(f"model_type {model_type!r} is not supported; supported: {', '.join(FAMILIES)}")
+    return FAMILIES.get(model_type)
 
 
 def widths_of(config) -> Widths:

@@ -58,7 +58,7 @@ def _overrides(model_type: str, index: int, widths: Mapping[str, int], stock: Ma
         if type(width) is not int or width < 1:
             raise PlanError(f"layer {index}: {field} must be a whole number of at least 1, not {width!r}")
     overrides = {field: width for field, width in widths.items() if width != stock[field]}
-    if FAMILIES[model_type].derived_head_dim and any(field in overrides for field in HEAD_FIELDS):
+    if family_of(model_type).derived_head_dim and any(field in overrides for field in HEAD_FIELDS):
         raise PlanError(
             f"layer {index}: {model_type} derives head_dim from hidden_size / num_attention_heads, "
             f"so all layers have the same heads; {family_of(model_type).intermediate_size} can differ"
@@ -76,14 +76,19 @@ def classes(model_type: str) -> tuple[Any, Any]:
     """Return the (config, causal LM) classes with per-layer widths for a stock `model_type`.
 
     The Auto classes know them from then on.
+
+    Raises:
+        PlanError: There are none, as for a family of another package.
     """
     from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
 
     from llm_pruner.model import modeling_pruned
 
     stock_config = CONFIG_MAPPING[model_type]
-    config_class = getattr(modeling_pruned, f"Pruned{stock_config.__name__}")
-    model_class = getattr(modeling_pruned, f"Pruned{MODEL_FOR_CAUSAL_LM_MAPPING[stock_config].__name__}")
+    config_class = getattr(modeling_pruned, f"Pruned{stock_config.__name__}", None)
+    model_class = getattr(modeling_pruned, f"Pruned{MODEL_FOR_CAUSAL_LM_MAPPING[stock_config].__name__}", None)
+    if config_class is None or model_class is None:
+        raise PlanError(f"no class holds a {model_type} whose layers differ in width; give all layers one width")
     AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
     AutoModelForCausalLM.register(config_class, model_class, exist_ok=True)
     return config_class, model_class

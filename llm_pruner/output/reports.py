@@ -230,7 +230,7 @@ class CheckpointReport(Conditions):
 
 @dataclass(frozen=True, kw_only=True)
 class PruneReport(CheckpointReport):
-    """A pruning. `recovered` is the report of the recovery that followed in the same command."""
+    """A pruning. `notes`: of a method of another package; `recovered`: the recovery of the same command."""
 
     step: ClassVar[str] = "prune"
     role: ClassVar[str] = "pruned"
@@ -247,6 +247,7 @@ class PruneReport(CheckpointReport):
         default_factory=dict, metadata={"absent": True}
     )
     reconstruction: Reconstruction | None = optional()
+    notes: dict[str, Any] = field(default_factory=dict, metadata={"absent": True})
     recovered: "RecoverReport | None" = optional()
 
     @property

@@ -51,7 +51,7 @@ def test_magnitude_is_torch_prunings():
     import torch_pruning as tp
     from torch_pruning.dependency import DependencyGraph
 
-    from llm_pruner.model.families import FAMILIES
+    from llm_pruner.model.families import family_of
     from llm_pruner.model.proxy import replace_attention
 
     model = tiny.model("llama_multi_head", attention_bias=False, mlp_bias=False)
@@ -59,7 +59,7 @@ def test_magnitude_is_torch_prunings():
     wanted = [groups["hidden"], groups["layers.1.mlp"]]
     wanted.append(attention_units(groups["layers.0.heads"], groups["layers.0.kv_heads"], HEADS))
     ours = scores_of(wanted, dict(model.named_parameters()))
-    replace_attention(model, FAMILIES["llama"])
+    replace_attention(model, family_of("llama"))
     graph = DependencyGraph()
     graph.build_dependency(
         model,

@@ -146,11 +146,11 @@ def test_llama_shape_that_its_class_refuses_becomes_mistral():
 
 def test_relabelled_llama_computes_what_llama_does():
     """The same kept units through both classes, at a shape that both hold."""
-    from llm_pruner.model.families import FAMILIES
+    from llm_pruner.model.families import family_of
 
     model = tiny.model("llama")
     groups, plan, config = planned(model, {"mlp": 0.3, "heads": 0.5})
-    model_type, changes = FAMILIES["llama"].relabel
+    model_type, changes = family_of("llama").relabel
     values = {**config.to_dict(), **changes, "model_type": model_type}
     from transformers import MistralConfig
 

@@ -18,7 +18,7 @@ from llm_pruner.reconstruction.search import (
     depths_of,
     search,
 )
-from tests import toys
+from tests.support import toys
 from tests.support.budgets import budget_of, candidates, counter_of, made_up, missed, total
 
 BLOCK = (KV_HEADS, HEADS, MLP)

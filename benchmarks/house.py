@@ -1,0 +1,107 @@
+"""Figures of the code base before the move into rooms and now: sizes, functions, docstrings, documents, tests.
+
+python benchmarks/house.py              # seconds; against the commit before the move; results/house.json
+python benchmarks/house.py --tests      # runs every tier of the tests as well, which takes as long as they do
+"""
+
+import argparse
+import ast
+import json
+import re
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from pathlib import Path
+
+from measure import RESULTS, keep
+
+REPOSITORY = Path(__file__).parents[1]
+BEFORE = "0fcf980"  # the last commit before the move
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+BRANCHING = (ast.If, ast.For, ast.AsyncFor, ast.While, ast.ExceptHandler, ast.IfExp, ast.match_case)
+TIERS = {"unit and smoke": "test", "all but those below": "test-rest", "faults": "test-faults", "shared": "test-shared"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tests", action="store_true", help="run the tests of every tier too")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        archive = Path(folder, "before.tar")
+        subprocess.run(["git", "archive", "-o", str(archive), BEFORE], cwd=REPOSITORY, check=True)
+        with tarfile.open(archive) as packed:
+            packed.extractall(Path(folder, "before"), filter="data")
+        result = {"before": measured(Path(folder, "before")), "now": measured(REPOSITORY)}
+    path = RESULTS / "house.json"
+    tiers = json.loads(path.read_text(encoding="utf-8")).get("tests", {}) if path.exists() else {}
+    result["tests"] = {name: tier(target) for name, target in TIERS.items()} if arguments.tests else tiers
+    keep("house", result)
+
+
+def measured(root: Path) -> dict:
+    """Return the figures of a tree."""
+    package = root / "llm_pruner"
+    trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(package.rglob("*.py"))}
+    functions = [node for tree in trees.values() for node in ast.walk(tree) if isinstance(node, FUNCTIONS)]
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    public = [own for own in functions if not own.name.startswith("_") and own.args.args[1:]]
+    return {
+        "entries_of_the_package": len([p for p in package.iterdir() if p.name not in ("__pycache__", "build")]),
+        "modules": len(trees),
+        "lines": lines(trees),
+        "lines_by_room": rooms(package, trees),
+        "longest_function": max((length(own), own.name) for own in functions),
+        "most_branches": max((branches(own), own.name) for own in functions),
+        "functions_over_60_lines_or_15_branches": sum(length(f) > 60 or branches(f) > 15 for f in functions),
+        "own_modules_imported_inside_functions": sum(map(own_imports, functions)),
+        "share_of_public_functions_with_args": share(public, lambda own: "Args:" in (ast.get_docstring(own) or "")),
+        "readme": {"lines": len(readme.splitlines()), "words": len(re.findall(r"\S+", readme))},
+        "pages_in_docs": len(list((root / "docs").rglob("*.md"))),
+    }
+
+
+def lines(paths) -> int:
+    return sum(len(path.read_text(encoding="utf-8").splitlines()) for path in paths)
+
+
+def rooms(package: Path, paths) -> dict[str, int]:
+    """Return {room: lines of its modules}, the largest first; modules outside of rooms are `.`."""
+    found: dict[str, int] = {}
+    for path in paths:
+        parts = path.relative_to(package).parts
+        room = parts[0] if len(parts) > 1 else "."
+        found[room] = found.get(room, 0) + lines([path])
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+def length(function) -> int:
+    return function.end_lineno - function.lineno + 1
+
+
+def branches(function) -> int:
+    return sum(isinstance(node, BRANCHING) for node in ast.walk(function))
+
+
+def own_imports(function) -> int:
+    found = [node for node in ast.walk(function) if isinstance(node, ast.ImportFrom)]
+    return sum(bool(node.level) or (node.module or "").startswith("llm_pruner") for node in found)
+
+
+def share(functions: list, holds) -> float:
+    return round(sum(map(holds, functions)) / len(functions), 3)
+
+
+def tier(target: str) -> dict:
+    """Run a tier by its make target; return how many tests there were, and minutes."""
+    start = time.monotonic()
+    done = subprocess.run(["make", target], cwd=REPOSITORY, capture_output=True, text=True)
+    counts = {word: int(n) for n, word in re.findall(r"(\d+) (passed|failed|skipped|error)", done.stdout)}
+    if done.returncode:
+        sys.exit(f"make {target} failed:\n{done.stdout[-2000:]}")
+    return {**counts, "minutes": round((time.monotonic() - start) / 60, 1)}
+
+
+if __name__ == "__main__":
+    main()

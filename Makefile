@@ -49,7 +49,7 @@ benchmarks: .venv/.installed
 	$(BIN)/python benchmarks/calibration.py
 	$(BIN)/python benchmarks/quality.py
 	$(BIN)/python benchmarks/train_models.py
-	$(BIN)/python benchmarks/best.py
+	$(BIN)/python benchmarks/reconstruction.py
 	$(BIN)/python benchmarks/recover.py
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/sparse.py

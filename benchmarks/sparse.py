@@ -31,14 +31,15 @@ KINDS = {  # of rows by n:m: how they are called, and what is appended to the na
     "activations": "act{}", "… VAR": "act{}_var", "… VAR, causal": "act{}_var_causal", "… PTS": "act{}_pts",
     "… scaling": "act{}_scaling", "… scaling and PTS": "act{}_scaling_pts", "… learnable": "act{}_learnable",
     "… L criterion": "act{}_l", "… L criterion, causal": "act{}_l_causal", "… weight-aware": "act{}_wanda",
-    "… spread": "act{}_spread", "… spread, scaling and learnable": "act{}_best", "… q, k, v, o only": "act{}_qkvo",
+    "… permutation": "act{}_permutation", "… permutation, scaling and learnable": "act{}_combined",
+    "… q, k, v, o only": "act{}_qkvo",
     "weights": "weight{}", "… Wanda": "weight{}_wanda",
 }  # fmt: skip
 SHARES = {  # of rows by ratio
     "activations, of every token": "act_{}", "… below a threshold": "act_threshold_{}", "weights": "weight_{}",
     "… Wanda": "weight_{}_wanda",
 }  # fmt: skip
-MASSIVE = ("", "_var", "_pts", "_l", "_scaling", "_wanda", "_learnable", "_best")
+MASSIVE = ("", "_var", "_pts", "_l", "_scaling", "_wanda", "_learnable", "_combined")
 STRIDE = 5  # every fifth window of the test text
 STRONGEST, SCALE = 8, 1024.0  # a power of two: exact in bfloat16
 

@@ -1,7 +1,7 @@
 """Let every linear layer read 8 of every 16 inputs, with and without a channel permutation.
 
-It shows recipes, which change a model in place: plain 8:16 needs no text, and with `spread` the prompts decide which
-channels are neighbours.
+It shows recipes, which change a model in place: plain 8:16 needs no text, and with `permutation` the prompts decide
+which channels are neighbours.
 """
 
 from pathlib import Path
@@ -26,7 +26,7 @@ def windows(text: str, number: int) -> torch.Tensor:
 prompts, scored = list(windows(training(), 16)), windows(held_out(), 32)
 dense = llm_pruner.perplexity(AutoModelForCausalLM.from_pretrained(DEMO), scored)
 print(f"dense: perplexity {dense:.3f}")
-for spread in (False, True):
+for permutation in (False, True):
     model = AutoModelForCausalLM.from_pretrained(DEMO)
-    llm_pruner.sparsify(model, llm_pruner.Recipe(n=8, m=16, spread=spread), prompts)
-    print(f"8:16{' with spread' * spread}: perplexity {llm_pruner.perplexity(model, scored):.3f}")
+    llm_pruner.sparsify(model, llm_pruner.Recipe(n=8, m=16, permutation=permutation), prompts)
+    print(f"8:16{' with permutation' * permutation}: perplexity {llm_pruner.perplexity(model, scored):.3f}")

@@ -71,7 +71,7 @@ def is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def say(text: str) -> None:
+def log(text: str) -> None:
     """Print a line, by the first process only."""
     if is_main():
         print(redact(text), flush=True)

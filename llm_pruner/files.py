@@ -17,7 +17,7 @@ from typing import Any
 from llm_pruner.errors import PrunerError, UsageError, shown
 from llm_pruner.validation import Rule, check
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 SMALL = 64 * 2**20  # bytes that a file of settings may have: an index or a report of a model of any size has fewer
 DEPTH = 64  # levels that JSON may be nested in
@@ -230,7 +230,7 @@ def read_state(path: Path, schema: Mapping[str, Rule], version: int = 1) -> dict
             raise UsageError(f"unfinished work {path} is of version {state['version']!r}, this one writes {version}")
         return state
     except UsageError as error:
-        log.warning("%s; it is set aside as %s", error, set_aside(path).name)
+        logger.warning("%s; it is set aside as %s", error, set_aside(path).name)
         return {}
 
 

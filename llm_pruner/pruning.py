@@ -1,4 +1,4 @@
-"""Pruning a model in memory, without files or screen."""
+"""Pruning a model in memory, without files and without output."""
 
 import copy
 from collections.abc import Sequence

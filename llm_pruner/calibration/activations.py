@@ -15,7 +15,7 @@ from llm_pruner.errors import RunError, is_out_of_memory
 from llm_pruner.model.axes import HEADS, MLP
 from llm_pruner.model.groups import Group, output_projection
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 TOKENS = {"cuda": 16_384, "cpu": 4_096}  # per batch
 Changed = Callable[[int, "dict[str, Inputs]"], contextlib.AbstractContextManager]
@@ -155,7 +155,7 @@ def with_batches(model, prompts: Sequence[torch.Tensor], function: Callable):
                     "use a smaller `nsamples` or `calibration_seq_len`"
                 ) from error
         tokens //= 2
-        log.warning("out of memory; going on with batches of %d tokens", tokens)
+        logger.warning("out of memory; going on with batches of %d tokens", tokens)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 

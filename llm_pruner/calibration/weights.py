@@ -1,4 +1,4 @@
-"""The weights as evidence for scores: read once, in float32, in pieces that never double the memory."""
+"""What scores need of the weights: read once, in float32, in pieces that never double the memory."""
 
 from collections.abc import Mapping
 

@@ -20,7 +20,7 @@ from llm_pruner import validation
 from llm_pruner._version import __version__
 from llm_pruner.cli.stages import DECIDED, EVALUATION, PRUNED, RECOVERED, Stage, in_order, stage_options, validate
 from llm_pruner.config.pipeline import STAGES, PipelineOptions
-from llm_pruner.console import aligned, say
+from llm_pruner.console import aligned, log
 from llm_pruner.errors import PlanError, RunError, UsageError, VerificationError
 from llm_pruner.files import (
     checkpoint_digest,
@@ -67,7 +67,7 @@ def _stage(name: str, values: dict, folder: Path, options: PipelineOptions, sour
     def is_done() -> bool:
         done = _is_done(folder, name, _key(name, values, folder, options, source))
         if done:
-            say(f"{name}: {folder / OUTPUT[name]} is there and its inputs are what they were; skipped")
+            log(f"{name}: {folder / OUTPUT[name]} is there and its inputs are what they were; skipped")
         return done
 
     def run() -> None:
@@ -165,12 +165,12 @@ def _own(folder: Path, name: str) -> Path:
 
 
 def _run_stage(stage: str, values: dict, folder: Path, options: PipelineOptions) -> None:
-    """The stage's own command, its output on the screen and in its log. The error of its exit code."""
+    """The stage's own command, its output on the terminal and in its log. The error of its exit code."""
     import yaml
 
-    config, log = folder / f"{stage}.yaml", folder / f"{stage}.log"
+    config, log_file = folder / f"{stage}.yaml", folder / f"{stage}.log"
     _keep_own(folder, config.name, yaml.safe_dump(values, sort_keys=False))
-    _keep_own(folder, log.name, "")
+    _keep_own(folder, log_file.name, "")
     start = shlex.split(options.launcher) if options.launcher and stage == "recover" else [sys.executable]
     command = [
         *start,
@@ -181,9 +181,9 @@ def _run_stage(stage: str, values: dict, folder: Path, options: PipelineOptions)
         str(config),
         *(["--traceback"] if options.traceback else []),
     ]
-    say(f"{stage}: {shlex.join(command)}")
+    log(f"{stage}: {shlex.join(command)}")
     last = ""
-    with open(log, "w", encoding="utf-8") as file:
+    with open(log_file, "w", encoding="utf-8") as file:
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8", errors="replace"
         )
@@ -208,11 +208,13 @@ def _run_stage(stage: str, values: dict, folder: Path, options: PipelineOptions)
         raise KeyboardInterrupt
     if code:
         why = last.partition(" error: ")[2] or last
-        raise FAILURES.get(code, RunError)(f"{stage} failed ({why}); its log is {log}, the same command goes on there")
+        raise FAILURES.get(code, RunError)(
+            f"{stage} failed ({why}); its log is {log_file}, the same command goes on there"
+        )
 
 
 def _summary(folder: Path, stages: list[Ran], options: PipelineOptions, argv: Sequence[str]) -> PipelineReport:
-    """summary.json, report.html and a table on the screen, from the stages' own reports."""
+    """summary.json, report.html and a table on the terminal, from the stages' own reports."""
     made: dict[str, CheckpointReport] = {}
     evaluation = None
     for one in stages:
@@ -234,11 +236,11 @@ def _summary(folder: Path, stages: list[Ran], options: PipelineOptions, argv: Se
         versions=versions(),
         command=typed(argv, "llm-pruner pipeline"),
     )
-    say(f"\n{aligned(_rows(summary))}")
+    log(f"\n{aligned(_rows(summary))}")
     write_whole(_own(folder, "summary.json"), partial(write_json, report=summary))
     file = _own(folder, "report.html")
     drawn = draw(file, lambda: page([*made.values()], evaluation), options.traceback)
-    say(f"saved {folder / 'summary.json'}{f' and {file}' * drawn}")
+    log(f"saved {folder / 'summary.json'}{f' and {file}' * drawn}")
     return summary
 
 

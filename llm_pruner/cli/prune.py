@@ -23,7 +23,7 @@ from llm_pruner.cli.requests import (
     wants_reconstruction,
 )
 from llm_pruner.config.prune import PruneOptions
-from llm_pruner.console import quiet, say
+from llm_pruner.console import log, quiet
 from llm_pruner.errors import PlanError, PrunerError, RunError, UsageError, redact
 from llm_pruner.evaluation.scores import Measurement, compared, text_to_score, windows_of
 from llm_pruner.evaluation.tasks import check_tasks
@@ -113,7 +113,7 @@ def run(options: PruneOptions, argv: Sequence[str] = ()) -> PruneReport | Plan:
     """
     validate(options)
     stopwatch = Stopwatch()
-    say("options: " + ", ".join(f"{k}={v}" for k, v in options.asdict().items() if v is not None and v is not False))
+    log("options: " + ", ".join(f"{k}={v}" for k, v in options.asdict().items() if v is not None and v is not False))
     source = loading.resolve(options.model)
     target = check_outputs(options, source)
     eval_data, tasks = _to_score(options)
@@ -219,7 +219,7 @@ def _texts(options: PruneOptions, decision: Decision, known: Known, config, fold
     calibration, prompts = None if known.measured else known.calibration, decision.prompts
     tokenizer = load_tokenizer(folder, scored or calibration is not None and not prompts)
     if not has_tokenizer(folder):
-        say("note: the model has no tokenizer, so none is saved")
+        log("note: the model has no tokenizer, so none is saved")
     if calibration and not prompts:
         prompts = _prompts(calibration, options, config, tokenizer)
     return tokenizer, prompts
@@ -255,7 +255,7 @@ def _decided(options: PruneOptions, request, config, source: str) -> Decision:
         return _by_default(options, request, method, config, source)
     if not wanted and not options.method and not (options.importance or options.plan or options.iteration):
         named = asked_of(options, (*SCORING, "save_plan"))[0]
-        say(f"note: pruning by magnitude: {named} does not go with a reconstruction")
+        log(f"note: pruning by magnitude: {named} does not go with a reconstruction")
     return _outlined(method, draft(request, config, method))
 
 
@@ -278,7 +278,7 @@ def _by_default(options: PruneOptions, request, method: Method, config, source: 
                 raise error from None
             raise
         reason = with_flags(str(error), PruneOptions)
-        say(f"note: pruning by magnitude, because no reconstruction can be made here: {reason}")
+        log(f"note: pruning by magnitude, because no reconstruction can be made here: {reason}")
         return _outlined(plain, made)
 
 
@@ -319,7 +319,7 @@ def _known(options: PruneOptions, decision: Decision, config, source: str) -> Kn
         scored = False  # nothing has to be ranked to show the widths
     calibration = _calibration(options, method, config) if method.needs(scored) - {WEIGHTS} else None
     if scored and not calibration and (options.calibration_data or options.nsamples or options.calibration_seq_len):
-        say(f"note: importance {method.scorer.name} measures no activations, so there is nothing to calibrate")
+        log(f"note: importance {method.scorer.name} measures no activations, so there is nothing to calibrate")
     known = Known(calibration)
     if options.scores and scored:
         known = _with_scores(Path(options.scores).expanduser(), options, decision, known, source)
@@ -340,7 +340,7 @@ def _with_scores(path: Path, options: PruneOptions, decision: Decision, known: K
         raise UsageError(f"--scores {path} was made without --compensate bias and has no means; name another file")
     if missing := [group.name for group in decision.to_score if group.name not in measured.scores]:
         raise UsageError(f"--scores {path} has none of {missing[0]}; name another file, or delete it")
-    say(f"scores taken from {path}")
+    log(f"scores taken from {path}")
     return replace(known, key=key, measured=measured)
 
 
@@ -364,7 +364,7 @@ def _dry_plan(options: PruneOptions, decision: Decision, known: Known) -> Plan |
     """The plan of a dry run; None where a model has to be loaded for it."""
     if not isinstance(decision.method, ScoreAndCut):
         if isinstance(decision.draft.shape, Searched):
-            say("note: this shape is where a search would start; without --dry_run others of this size are compared")
+            log("note: this shape is where a search would start; without --dry_run others of this size are compared")
         return decision.plan
     to_score = decision.to_score if decision.plan is None or options.save_plan else []
     if to_score and not known.measured:
@@ -390,7 +390,7 @@ def _finished(
         plan = replace(method.with_units(plan, made, measured), calibration=told)
     if options.save_plan:
         plan.save(Path(options.save_plan).expanduser())
-        say(f"plan saved to {options.save_plan}")
+        log(f"plan saved to {options.save_plan}")
     return plan, config
 
 
@@ -398,7 +398,7 @@ def _pruned(
     options: PruneOptions, decision: Decision, known: Known, model, prompts, stopwatch, target: Path | None
 ) -> Pruned:
     """What the method makes of the model."""
-    method, journal = decision.method, Journal(say, stopwatch)
+    method, journal = decision.method, Journal(log, stopwatch)
     if not isinstance(method, ScoreAndCut):
         pruned, outline = method.prune(model, decision.draft, prompts, journal), decision.plan
         assert outline is not None, "only scores leave widths open"
@@ -412,7 +412,7 @@ def _pruned(
     _check_disk(target, plan, options)
     pruned = method.apply(model, decision.draft, plan, config, measured, journal)
     if options.mask_only and pruned.config.model_type != plan.model_type:  # for its biases
-        say(OWN_CLASS.format(pruned.config.model_type))
+        log(OWN_CLASS.format(pruned.config.model_type))
     return replace(pruned, notes={"scores": measured.scores})
 
 
@@ -424,7 +424,7 @@ def _measured(options: PruneOptions, decision: Decision, known: Known, model, pr
         measured = method.measure(model, decision.draft, groups, prompts)
         if options.scores and known.key:
             score_cache.save(Path(options.scores).expanduser(), known.key, measured.scores, measured.means)
-            say(f"scores saved to {options.scores}")
+            log(f"scores saved to {options.scores}")
     return measured
 
 
@@ -435,18 +435,18 @@ def _check_disk(target: Path | None, plan: Plan | None, options: PruneOptions) -
 
 def _announce(plan: Plan, new_config, decision: Decision, options: PruneOptions) -> None:
     """The table, and what is worth knowing about the new configuration."""
-    say(plan.table(decision.draft.requested))
+    log(plan.table(decision.draft.requested))
     if options.mask_only:
-        say("note: masked only: every shape stays, the table shows what a cut would leave")
+        log("note: masked only: every shape stays, the table shows what a cut would leave")
     elif "per_layer_widths" in plan.config:
-        say(OWN_CLASS.format(new_config.model_type))
+        log(OWN_CLASS.format(new_config.model_type))
     elif new_config.model_type != plan.model_type:
-        say(f"note: saved as {new_config.model_type}, which computes the same; {plan.model_type} refuses this shape")
+        log(f"note: saved as {new_config.model_type}, which computes the same; {plan.model_type} refuses this shape")
     if plan.parameters_before >= BIG:
         for axis in (HIDDEN, MLP):
             width = plan.after[0][axis]
             if width % 64 and len({layer[axis] for layer in plan.after}) == 1:
-                say(f"hint: {axis.field}={width} is not a multiple of 64, which GPUs like; a ratio takes --round_to 64")
+                log(f"hint: {axis.field}={width} is not a multiple of 64, which GPUs like; a ratio takes --round_to 64")
 
 
 def _check_against(made: Draft, model) -> None:
@@ -472,5 +472,5 @@ def _prompts(calibration: Calibration, options: PruneOptions, config, tokenizer)
         calibration.data, calibration.nsamples, calibration.seq_len, options.seed, tokenizer, config.vocab_size
     )
     longest = max(map(len, prompts))
-    say(f"calibration: {len(prompts)} windows of {longest} tokens at most, of {calibration.data}, seed {options.seed}")
+    log(f"calibration: {len(prompts)} windows of {longest} tokens at most, of {calibration.data}, seed {options.seed}")
     return prompts

@@ -17,7 +17,7 @@ from llm_pruner.shape.widths import parse_prune
 SHAPES = (*BUDGETS, "target", "plan")  # the ways to say how much, of which a run has one
 STRUCTURE = ("structure", "remove_heads", "uniform")
 SCORING = ("importance", "order", "metrics", "taylor", "compensate", "mask_only", "scores", "plan", *STRUCTURE)
-OF_BEST = ("per_layer", "search_minutes", "epochs", "work_dir")
+OF_RECONSTRUCTION = ("per_layer", "search_minutes", "epochs", "work_dir")
 PARAMETERS = ("param_ratio", "target_params", "target_memory")  # the budgets that a search can meet
 UNUSED = {  # what else says the same as each of them, or says nothing beside it
     **dict.fromkeys(BUDGETS, ()),
@@ -33,7 +33,7 @@ UNUSED = {  # what else says the same as each of them, or says nothing beside it
         "scores",
         "seed",
         *STRUCTURE,
-        *OF_BEST,
+        *OF_RECONSTRUCTION,
     ),
 }
 
@@ -57,7 +57,7 @@ def resolve(flags: dict[str, Any], yaml_file: str | None = None) -> PruneOptions
     if "method" in flags:
         values = {name: value for name, value in values.items() if name not in (*SCORING, "save_plan")}
     elif set(SCORING) & set(flags):
-        values = {name: value for name, value in values.items() if name not in ("method", *OF_BEST)}
+        values = {name: value for name, value in values.items() if name not in ("method", *OF_RECONSTRUCTION)}
     for shape, unused in UNUSED.items():
         if shape in flags:
             values = {name: value for name, value in values.items() if name not in (*SHAPES, *unused)}
@@ -81,7 +81,7 @@ def wants_reconstruction(options: PruneOptions) -> bool | None:
         return True
     if asked_of(options, (*SCORING, "save_plan", "iteration")):
         return False
-    return True if asked_of(options, OF_BEST) else None
+    return True if asked_of(options, OF_RECONSTRUCTION) else None
 
 
 def asked_of(options: PruneOptions, names: tuple[str, ...]) -> list[str]:
@@ -122,15 +122,15 @@ def validate_pruning(options: PruneOptions) -> None:
         parse_prune(options.prune, options.pruning_ratio if shapes in ([], ["pruning_ratio"]) else 0.0)
         if shapes and _own_ratios(options.prune):
             raise UsageError(
-                f"{shapes[0]} {getattr(options, shapes[0])} is not used: prune gives every kind its own ratio"
+                f"{shapes[0]} {getattr(options, shapes[0])} is not used: prune gives every axis its own ratio"
             )
         if "=" in options.prune and (options.structure or shapes not in ([], ["pruning_ratio"])):
-            raise UsageError("prune with ratios goes with --pruning_ratio only; name the kinds without ratios")
+            raise UsageError("prune with ratios goes with --pruning_ratio only; name the axes without ratios")
     if options.target_params is not None:
         parse_parameters(options.target_params)
     if options.target_memory is not None:
         parse_bytes(options.target_memory)
-    _validate_best(options)
+    _validate_reconstruction(options)
     _validate_units(options, shapes)
 
 
@@ -138,8 +138,8 @@ def _own_ratios(prune: str | None) -> bool:
     return prune is not None and all("=" in part for part in prune.split(","))
 
 
-def _validate_best(options: PruneOptions) -> None:
-    if wants_reconstruction(options) is False and (unused := asked_of(options, OF_BEST)):
+def _validate_reconstruction(options: PruneOptions) -> None:
+    if wants_reconstruction(options) is False and (unused := asked_of(options, OF_RECONSTRUCTION)):
         raise UsageError(f"{unused[0]} belongs to --method reconstruct; leave it out, or what names another method")
     if options.per_layer and not any(getattr(options, name) is not None for name in PARAMETERS):
         raise UsageError(f"per_layer shares a budget out: give one of {', '.join(PARAMETERS)}")

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from llm_pruner.config.sparsify import SparsifyOptions, validate
-from llm_pruner.console import say
+from llm_pruner.console import log
 from llm_pruner.sparsity.run import run_one
 from llm_pruner.sparsity.sweep import sweep
 
@@ -25,5 +25,5 @@ def sparsify_checkpoint(options: SparsifyOptions, argv: Sequence[str] = ()):
     if options.patterns:
         return sweep(options, argv)
     if options.calibration_data and not options.recipe.needs_text:
-        say(f"note: {options.recipe.label} measures nothing, so there is nothing to calibrate")
+        log(f"note: {options.recipe.label} measures nothing, so there is nothing to calibrate")
     return run_one(options, argv)

@@ -29,7 +29,7 @@ class Recipe:
             |x_tj|·‖x_:j‖/‖x_t:‖.
         transform: `none`, `variance`, `shift` or `learnable`; see sparsity/activations.py.
         scaling: Whether channels are scaled first; see sparsity/activations.py.
-        spread: Whether channels are permuted so that every m neighbours have strong and weak ones; see
+        permutation: Whether channels are permuted so that every m neighbours have strong and weak ones; see
             sparsity/calibration.py.
         causal: Whether the result of a token depends on no other token that it is computed with.
         targets: Which linear layers: projections or regular expressions; see sparsity/targets.py.
@@ -43,7 +43,7 @@ class Recipe:
     criterion: str = MAGNITUDE
     transform: str = NONE
     scaling: bool = False
-    spread: bool = False
+    permutation: bool = False
     causal: bool = False
     targets: tuple[str, ...] = TARGETS
 
@@ -80,7 +80,7 @@ class Recipe:
         own = self.transform != NONE
         words = ["act" if self.sparse == ACTIVATIONS else "weight", self.pattern]
         words += [self.select] * (self.select == THRESHOLD) + [self.criterion] * (self.criterion != MAGNITUDE)
-        words += [self.transform] * own + ["scaling"] * self.scaling + ["spread"] * self.spread
+        words += [self.transform] * own + ["scaling"] * self.scaling + ["permutation"] * self.permutation
         words += ["causal"] * (self.causal and (self.transform == VARIANCE or self.criterion == L_CRITERION))
         return " ".join(words) + (f" ({','.join(self.targets)})" if self.targets != TARGETS else "")
 
@@ -92,7 +92,7 @@ class Recipe:
     @property
     def needs_sample(self) -> bool:
         """Whether some of the tokens that a layer reads are needed, not only sums over them."""
-        return self.calibrated_l or self.spread or self.select == THRESHOLD
+        return self.calibrated_l or self.permutation or self.select == THRESHOLD
 
     @property
     def needs_text(self) -> bool:

@@ -78,7 +78,7 @@ class SparsifyOptions(
         choices=names.TRANSFORMS,
     )  # fmt: skip
     scaling: bool = option(False, SPARSITY, "of activations: channels divided by √(max|x_j| / max|W_:j|)", kind=bool)
-    spread: bool = option(
+    permutation: bool = option(
         False, SPARSITY, "n of m of activations: channels permuted so that every m have strong and weak ones", kind=bool
     )
     causal: bool = option(
@@ -191,10 +191,10 @@ def validate_recipe(recipe: Recipe) -> None:
         raise UsageError(
             "criterion l with a threshold needs causal: its norms must be those that it was calibrated with"
         )
-    if recipe.spread and not recipe.m:
-        raise UsageError("spread is about neighbours: it goes with n and m")
+    if recipe.permutation and not recipe.m:
+        raise UsageError("permutation is about neighbours: it goes with n and m")
     if recipe.sparse == names.WEIGHTS:
-        for name in ("select", "transform", "scaling", "spread", "causal"):
+        for name in ("select", "transform", "scaling", "permutation", "causal"):
             if getattr(recipe, name) != getattr(Recipe(), name):
                 raise UsageError(f"{name} is about activations; weights have none")
         if recipe.criterion == names.L_CRITERION:

@@ -12,7 +12,7 @@ from llm_pruner.calibration.layerwise import cause_of_nan
 from llm_pruner.errors import RunError, UsageError, is_out_of_memory
 from llm_pruner.evaluation.head import body_of, hidden_states, logits_of
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 LOGITS = 2**25  # float32 logits held at a time: 128 MiB
 TOKENS = {"cuda": 16_384, "cpu": 4_096}  # tokens per forward pass to start with
@@ -62,7 +62,7 @@ def perplexity(model, windows: torch.Tensor, batch_size: int | None = None, labe
                         f"a window of {length} tokens does not fit in memory; use a smaller `max_seq_len`"
                     ) from error
                 batch //= 2
-                log.warning("out of memory; going on with %d windows per batch", batch)
+                logger.warning("out of memory; going on with %d windows per batch", batch)
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
                 continue

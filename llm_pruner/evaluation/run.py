@@ -9,7 +9,7 @@ from typing import Any
 
 from llm_pruner.calibration import data
 from llm_pruner.config.evaluate import EvaluateOptions, validate
-from llm_pruner.console import quiet, say
+from llm_pruner.console import log, quiet
 from llm_pruner.errors import RunError, redact
 from llm_pruner.evaluation import speed
 from llm_pruner.evaluation.perplexity import perplexity
@@ -77,12 +77,12 @@ def evaluate(options: EvaluateOptions, argv: Sequence[str] = ()) -> EvaluateRepo
         conditions=_conditions(options, device),
         **conditions(options, stopwatch.seconds, argv, PROGRAM),
     )
-    say(tables(made))
+    log(tables(made))
     if path:
         beside = path.with_suffix(".html")
         places.write_files({path: partial(write_json, report=made)})
         drawn = draw(beside, lambda: page([], made), options.traceback)
-        say(f"saved {path}{f' and {beside}' * drawn}")
+        log(f"saved {path}{f' and {beside}' * drawn}")
     return made
 
 
@@ -99,7 +99,7 @@ class _Models:
     def load(self, name: str) -> Any:
         """Return a model."""
         if name not in self.loaded:
-            say(f"loading {name}")
+            log(f"loading {name}")
             folder, options = loading.fetch(self.sources[name]), self.options
             self.loaded[name] = loading.load_model(
                 folder, self.configs[name], options.dtype, self.device, options.device_map
@@ -134,7 +134,7 @@ def _measured(
 
 
 def _sources(options: EvaluateOptions) -> tuple[dict[str, str], str]:
-    """({name on the screen: where to load from}, the name of the dense model), which comes first."""
+    """({name on the terminal: where to load from}, the name of the dense model), which comes first."""
     given = ([options.dense] if options.dense else []) + list(options.model)
     given = list(dict.fromkeys(given))
     short = [one if one == "demo" else Path(one).name or one for one in given]

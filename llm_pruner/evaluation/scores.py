@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llm_pruner.calibration import data
-from llm_pruner.console import say
+from llm_pruner.console import log
 from llm_pruner.errors import RunError
 from llm_pruner.evaluation import zero_shot
 from llm_pruner.evaluation.perplexity import perplexity
@@ -44,7 +44,7 @@ class Measurement:
         if self.windows is not None:
             with stopwatch(f"evaluate {side}"):
                 value = perplexity(model, self.windows, self.batch_size, f"perplexity {side}")
-            say(f"perplexity {side}: {value:.2f}")
+            log(f"perplexity {side}: {value:.2f}")
         if self.tasks:
             with stopwatch(f"zero-shot {side}"):
                 answers = zero_shot.zero_shot(
@@ -58,7 +58,7 @@ def compared(before: Scores, after: Scores) -> dict[str, Measured]:
     """Return the fields `perplexity` and `zero_shot` of a report, and show the zero-shot table where there is one."""
     answers = {"before": before.zero_shot, "after": after.zero_shot}
     if any(answers.values()):
-        say(zero_shot.table({side: own for side, own in answers.items() if own}))
+        log(zero_shot.table({side: own for side, own in answers.items() if own}))
     return {
         "perplexity": Measured(before.perplexity, after.perplexity),
         "zero_shot": Measured(before.zero_shot, after.zero_shot),

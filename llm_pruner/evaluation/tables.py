@@ -1,4 +1,4 @@
-"""An evaluation as tables for the screen: one column for each model."""
+"""An evaluation as tables for the terminal: one column for each model."""
 
 import math
 from collections.abc import Sequence

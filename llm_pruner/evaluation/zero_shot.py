@@ -26,7 +26,7 @@ from llm_pruner.errors import PrunerError, RunError, UsageError, is_out_of_memor
 from llm_pruner.evaluation.tasks import LOCAL, check_tasks, is_file, known_tasks, read_task
 from llm_pruner.output.tasks import is_accuracy, main_metric, metrics_of, tasks_of, value_of
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 FIXED_BATCH = 8  # questions, where lm_eval's `auto` is no help
 RESAMPLES = (
@@ -151,7 +151,7 @@ def _set_fewshot(tasks: Mapping, num_fewshot: int | None, seed: int) -> None:
     """As lm_eval.simple_evaluate does, which besides runs git and pip, for seconds, to describe the machine."""
     for name, task in tasks.items():
         if num_fewshot and task.get_config("num_fewshot") == 0:
-            log.warning("%s: num_fewshot stays 0, which its YAML fixes", name)
+            logger.warning("%s: num_fewshot stays 0, which its YAML fixes", name)
         elif num_fewshot is not None or task.get_config("num_fewshot") is None:
             task.set_config(key="num_fewshot", value=num_fewshot or 0)
         task.set_fewshot_seed(seed=seed)
@@ -183,7 +183,7 @@ def _evaluate(task, parts, model, tokenizer, batch_size, apply_chat_template, li
         if any(isinstance(value, float) and math.isnan(value) for value in values):
             raise RunError(f"{name}: the model's log-likelihoods are not numbers (NaN)")
     if cut.count:
-        log.warning("%s: %d prompts are cut on the left to the model's %d tokens", task, cut.count, lm.max_length)
+        logger.warning("%s: %d prompts are cut on the left to the model's %d tokens", task, cut.count, lm.max_length)
     return measured["results"]
 
 

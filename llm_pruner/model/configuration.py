@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_pruner.config.limits import MOST_LAYERS, MOST_WIDTH
-from llm_pruner.console import say
+from llm_pruner.console import log
 from llm_pruner.errors import PlanError, PrunerError, UsageError, is_out_of_memory, shown
 from llm_pruner.files import read_json
 from llm_pruner.model.families import FAMILIES
@@ -258,7 +258,7 @@ def _offline(config, where: str) -> None:
     """Takes the implementations that every machine has, whatever the file would like: none is ever downloaded."""
     wanted = config._attn_implementation
     if wanted not in (None, *ATTENTION):
-        say(f"note: {where} asks for the attention implementation {shown(wanted)}; sdpa computes the same")
+        log(f"note: {where} asks for the attention implementation {shown(wanted)}; sdpa computes the same")
         config._attn_implementation = "sdpa"
     for inner in (config, *(getattr(config, name, None) for name in getattr(config, "sub_configs", {}))):
         if getattr(inner, "_attn_implementation", None) not in (None, *ATTENTION):

@@ -42,7 +42,7 @@ def renumbered(name: str, layers: Sequence[int]) -> str | None:
     return f"{found[1]}{layers.index(layer)}{found[3]}" if layer in layers else None
 
 
-def spread(after: Layers, layers: Sequence[int], before: Widths, number: int) -> Layers:
+def at_full_depth(after: Layers, layers: Sequence[int], before: Widths, number: int) -> Layers:
     """Return the widths of all layers of the dense model, of which some go.
 
     Args:

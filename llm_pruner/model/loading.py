@@ -17,7 +17,7 @@ from llm_pruner.model import configuration
 from llm_pruner.model.checkpoint_files import ADAPTER, check_folder, check_no_pointer, check_unused, check_weights
 from llm_pruner.model.families import SPARSE_ACTIVATIONS, family_of
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 WEIGHT_FILES = ("model*.safetensors", "model.safetensors.index.json")
 PICKLED_FILES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
@@ -241,7 +241,7 @@ def load_model(folder: str, config, dtype: str = "auto", device=None, device_map
             raise RunError(f"{folder}: {problem.removesuffix('_keys')} tensors, first {what} ({len(keys)} in all)")
     if unexpected := info.get("unexpected_keys"):
         check_unused(tensors, unexpected)
-        log.warning("%s: %d tensors that this model does not use are left behind", folder, len(unexpected))
+        logger.warning("%s: %d tensors that this model does not use are left behind", folder, len(unexpected))
     if offloaded := [name for name, p in model.named_parameters() if p.device.type == "meta"]:
         raise RunError(f"{offloaded[0]} does not fit on the devices and was offloaded; it cannot be cut there")
     return model.eval()

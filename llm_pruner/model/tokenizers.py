@@ -13,7 +13,7 @@ from fnmatch import fnmatch
 from importlib.util import find_spec
 from pathlib import Path
 
-from llm_pruner.console import say
+from llm_pruner.console import log
 from llm_pruner.errors import PrunerError, RunError, UsageError, is_out_of_disk, is_out_of_memory
 from llm_pruner.files import check_regular, read_json, write_text
 from llm_pruner.model.checkpoint_files import check_no_pointer
@@ -28,7 +28,7 @@ from llm_pruner.validation import (
     text,
 )
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 VOCABULARIES = (  # a folder without any of them has no tokenizer
     "tokenizer.json", "tekken.json", "vocab.json", "vocab.txt", "*.model", "tokenizer.model.*", "*.tiktoken",
@@ -72,7 +72,7 @@ def load_tokenizer(folder: str | Path, needed: bool = True):
     except PrunerError as error:
         if needed:
             raise
-        say(f"note: {error}; no text is read, so the run goes on, and its files are carried over as they are")
+        log(f"note: {error}; no text is read, so the run goes on, and its files are carried over as they are")
         return None
 
 
@@ -215,7 +215,7 @@ def _copied(source: Path, target: Path, patterns: tuple[str, ...]) -> list[str]:
     except OSError as error:
         if is_out_of_disk(error):
             raise
-        log.warning("%s cannot be carried over to the checkpoint: %s", error.filename or source, error.strerror)
+        logger.warning("%s cannot be carried over to the checkpoint: %s", error.filename or source, error.strerror)
     return found
 
 
@@ -250,12 +250,12 @@ def _write_anew(tokenizer, source: Path, target: Path) -> None:
         if kept != written:
             write_text(target / CONFIG, json.dumps(kept, indent=2, ensure_ascii=False) + "\n")
         if not _is_same(tokenizer, target):
-            log.warning("the tokenizer that is saved gives other tokens than that of %s; use the latter", source)
+            logger.warning("the tokenizer that is saved gives other tokens than that of %s; use the latter", source)
     except BaseException as error:
         if not _is_failure(error) or is_out_of_disk(error):
             raise
         _copied(source, target, FILES)
-        log.warning("the tokenizer cannot be saved: %s; its files are those of %s", _reason(error), source)
+        logger.warning("the tokenizer cannot be saved: %s; its files are those of %s", _reason(error), source)
 
 
 def _config(folder: Path) -> dict:

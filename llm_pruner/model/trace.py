@@ -65,11 +65,11 @@ def trace_groups(model, time_limit: float = 120.0) -> list[Group]:
         hidden = _coupled(graph, proxy.get_input_embeddings(), True, PROXY[HIDDEN])
         heads = [_coupled(graph, parts["out"], False, PROXY[HIDDEN]) for parts in attention.values()]
         # what reads neither the residual stream nor the heads reads the neurons of an MLP
-        readers = {side.target for side in hidden if not side.out} | {parts["out"] for parts in attention.values()}
+        known = {side.target for side in hidden if not side.out} | {parts["out"] for parts in attention.values()}
         neurons = [
             _coupled(graph, module, False, module.in_features)
             for module in graph.module2node
-            if isinstance(module, nn.Linear) and module not in readers
+            if isinstance(module, nn.Linear) and module not in known
         ]
     return _Scale(model, proxy, family, attention).groups(hidden, heads, neurons)
 

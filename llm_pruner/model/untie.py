@@ -1,4 +1,4 @@
-"""An lm_head that shares no weight with the embeddings any more: free to be refitted, and paid for."""
+"""An lm_head that shares no weight with the embeddings any more: free to be fitted, and paid for."""
 
 import copy
 from typing import Any

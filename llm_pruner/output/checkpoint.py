@@ -24,9 +24,9 @@ from llm_pruner.model.tokenizers import carry_over
 from llm_pruner.output import manifest
 from llm_pruner.output.places import not_ours, published
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
-ASIDE = "-old"
+REPLACED = "-old"
 STOPS = (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM))
 
 
@@ -50,7 +50,7 @@ def staged(target: Path, overwrite: bool = False):
 def write(model, tokenizer, folder: Path, source: str | None = None) -> None:
     """Write model and generation config as `save_pretrained` does, and the tokenizer."""
     if dropped := tidy(model.generation_config):
-        log.warning("the generation config makes no use of its %s, so they are left out", ", ".join(dropped))
+        logger.warning("the generation config makes no use of its %s, so they are left out", ", ".join(dropped))
     model.save_pretrained(folder)
     if source:
         carry_over(source, folder, tokenizer)
@@ -95,8 +95,8 @@ def verify(model, folder: Path, finite=None) -> None:
     here = torch.isfinite(expected)
     if not (here if finite is None else here | ~finite).all():
         raise VerificationError("the new model's logits are NaN or Inf; nothing was published")
-    spread = len(set(getattr(model, "hf_device_map", {}).values())) > 1
-    if device.type == "cuda" and not spread:  # it is written, and its copy needs the room
+    sharded = len(set(getattr(model, "hf_device_map", {}).values())) > 1
+    if device.type == "cuda" and not sharded:  # it is written, and its copy needs the room
         model.cpu()
         torch.cuda.empty_cache()
     # Beside the checkpoint, where there is room: the usual place of temporary files may be full.
@@ -107,7 +107,7 @@ def verify(model, folder: Path, finite=None) -> None:
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": folder_of_probe}
         environment["TMPDIR"] = folder_of_probe
         environment.pop("PYTHONPATH", None)
-        command = [sys.executable, str(script), str(folder), str(probe), str(out), "auto" if spread else str(device)]
+        command = [sys.executable, str(script), str(folder), str(probe), str(out), "auto" if sharded else str(device)]
         result = subprocess.run(
             command, env=environment, capture_output=True, text=True, encoding="utf-8", errors="replace",
             cwd=folder_of_probe,
@@ -171,7 +171,7 @@ def _staging(target: Path):
     target.parent.mkdir(parents=True, exist_ok=True)
     parent, prefix = spelled(target.parent), staging_prefix(target)
     with uninterrupted():
-        for leftover in sorted(parent.glob(f"{prefix}*"), key=lambda path: path.name.endswith(ASIDE), reverse=True):
+        for leftover in sorted(parent.glob(f"{prefix}*"), key=lambda path: path.name.endswith(REPLACED), reverse=True):
             pid = leftover.name.removeprefix(prefix).split("-")[0]
             if pid.isdigit() and not _alive(int(pid)):
                 _sweep(leftover, target)
@@ -194,7 +194,7 @@ def staging_prefix(target: Path) -> str:
 
 def _sweep(leftover: Path, target: Path) -> None:
     """Ends what a killed run left: its unfinished folder, or the checkpoint that it had replaced."""
-    if leftover.name.endswith(ASIDE) and not target.exists():
+    if leftover.name.endswith(REPLACED) and not target.exists():
         os.rename(leftover, target)  # killed between two renames: this is the only copy
     elif manifest.of_checkpoint(leftover) is None:
         shutil.rmtree(leftover, ignore_errors=True)  # unfinished, written by that run alone
@@ -233,7 +233,7 @@ def _publish(staging: Path, target: Path, overwrite: bool) -> None:
         return
     old = staging
     if not exchange(staging, target):
-        old = staging.with_name(staging.name + ASIDE)
+        old = staging.with_name(staging.name + REPLACED)
         os.rename(target, old)
         try:
             os.rename(staging, target)
@@ -271,7 +271,7 @@ def _discard(old: Path, target: Path) -> None:
     if left and (left := manifest.remove(old, {})):
         beside = _beside(target)
         os.rename(old, beside)
-        log.warning("%s was put into %s during the run; it is in %s now", left[0], target, beside)
+        logger.warning("%s was put into %s during the run; it is in %s now", left[0], target, beside)
 
 
 def _open_permissions(folder: Path) -> None:

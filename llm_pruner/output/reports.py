@@ -410,7 +410,7 @@ class PipelineReport(Report):
     speed: dict[str, dict[str, dict[str, Ratio]]]
 
 
-KINDS: dict[str, type[Report]] = {
+REPORTS: dict[str, type[Report]] = {
     kind.step: kind
     for kind in (PruneReport, RecoverReport, SparsifyReport, SweepReport, EvaluateReport, PipelineReport)
 }
@@ -447,8 +447,8 @@ def _built(values: Any, where: str) -> Report:
         raise UsageError(
             f"{where} has schema version {shown(values['schema'])}, and this llm_pruner reads {SCHEMA}; make it anew"
         )
-    check(values, {"step": one_of(tuple(KINDS))}, where, required=("step",))
-    report = serialisation.read(KINDS[values["step"]], {**values, "made_from": None, "recovered": None}, where)
+    check(values, {"step": one_of(tuple(REPORTS))}, where, required=("step",))
+    report = serialisation.read(REPORTS[values["step"]], {**values, "made_from": None, "recovered": None}, where)
     if not isinstance(report, CheckpointReport) or values.get("made_from") is None:
         return report
     check(values, {"made_from": maybe(mapping)}, where)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from llm_pruner.console import say
+from llm_pruner.console import log
 from llm_pruner.errors import is_out_of_disk
 from llm_pruner.files import sync_all, write_text, write_whole
 from llm_pruner.output import checkpoint, manifest
@@ -17,7 +17,7 @@ from llm_pruner.output.exporters import Exporter
 from llm_pruner.output.page import page
 from llm_pruner.output.reports import CheckpointReport, Report
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 Made = TypeVar("Made", bound=CheckpointReport)
 
 
@@ -45,7 +45,7 @@ def save(
         VerificationError: The checkpoint does not reload to the same logits.
     """
     with checkpoint.staged(target, overwrite) as staging:
-        say(f"saving {target}")
+        log(f"saving {target}")
         with stopwatch("save"):
             checkpoint.write(model, tokenizer, staging, source)
         for name, exporter in (export or {}).items():
@@ -55,7 +55,7 @@ def save(
         with stopwatch("verify"):
             checkpoint.verify(model, staging, finite)
         made = write_report(staging, report())
-    say(f"saved {target} (reloaded in a fresh process: same logits{note})")
+    log(f"saved {target} (reloaded in a fresh process: same logits{note})")
     return made
 
 
@@ -96,7 +96,7 @@ def draw(path: Path, content: Callable[[], str], traceback: bool = False) -> boo
         if is_out_of_disk(error):
             raise
         reason = (str(error).splitlines() or [""])[0]
-        log.warning(
+        logger.warning(
             "%s could not be drawn (%s); everything else is there", path.name,
             f"{type(error).__name__}{', ' * bool(reason)}{reason}", exc_info=traceback,
         )  # fmt: skip

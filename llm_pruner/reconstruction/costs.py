@@ -1,7 +1,7 @@
 """What heads and neurons cost in every layer, measured once on the dense model, for shapes to be compared by.
 
 The second-order cost (compensate/second_order.py) of what a layer loses, with its inputs and outputs as they are in
-the dense model: the squared error of the residual stream behind the layer that a refit could not mend, each token
+the dense model: the squared error of the residual stream behind the layer that least squares could not mend, each token
 relative to its energy.
 """
 
@@ -77,19 +77,19 @@ def measure_costs(model, groups: Sequence[Group], batches: Sequence[torch.Tensor
         changes.append(_change(layer) / tokens)
         for part in parts_of(groups, layer.index):
             with computing(f"measuring the costs of layer {layer.index}"):
-                writer = layer.module.get_submodule(part.output_projection)
-                moments = Moments(writer.bias is not None)
+                projection = layer.module.get_submodule(part.output_projection)
+                moments = Moments(projection.bias is not None)
                 for batch, hidden in enumerate(layer.stream):
-                    (given,), (out,), _ = watch(partial(layer.call, batch, hidden), [writer], [writer])
+                    (given,), (out,), _ = watch(partial(layer.call, batch, hidden), [projection], [projection])
                     energy = layer.outputs[batch].to(layer.device).float().square().sum(-1)
                     moments.add(given, out, token_weights(energy))
-                normal, right = normal_equations(moments, affine(writer), RIDGE)
+                normal, right = normal_equations(moments, affine(projection), RIDGE)
                 share = moments.weight / tokens  # from a weighted mean to a relative error
                 if MLP in part.groups:
                     curve = _curve(normal, right, before[MLP])
                     neurons.append(tuple((kept, cost * share) for kept, cost in curve))
                 else:
-                    width = matrix(writer).shape[1] // before[HEADS]
+                    width = matrix(projection).shape[1] // before[HEADS]
                     found = _head_costs(normal, right, before, width)
                     heads.append({shape: cost * share for shape, cost in found.items()})
     return Costs(tuple(heads), tuple(neurons), tuple(changes))

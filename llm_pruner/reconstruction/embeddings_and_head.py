@@ -1,4 +1,4 @@
-"""What stands before the first layer and behind the last, in a rebuild: embeddings, final norm, lm_head."""
+"""What stands before the first layer and behind the last, in a reconstruction: embeddings, final norm, lm_head."""
 
 import copy
 from collections.abc import Sequence
@@ -42,7 +42,16 @@ def set_entrance(new, model, groups: Sequence[Group], basis: torch.Tensor, facto
 
 @torch.no_grad()
 def set_end(
-    new, model, groups: Sequence[Group], dense, pruned, held, basis, offset: float, factor: float, refit: bool = True
+    new,
+    model,
+    groups: Sequence[Group],
+    dense,
+    pruned,
+    held,
+    basis,
+    offset: float,
+    factor: float,
+    least_squares: bool = True,
 ) -> None:
     """Set the final norm and lm_head for the output of the last pruned layer. lm_head is fitted, unless it is tied.
 
@@ -56,7 +65,7 @@ def set_end(
         basis: P [hidden_size, new hidden_size] of a smaller stream, or None.
         offset: Norms multiply by (offset + weight).
         factor: What the embeddings were multiplied by; a tied lm_head has it in it too.
-        refit: Whether anything is fitted.
+        least_squares: Whether anything is fitted.
     """
     name = outside(groups)[1].removesuffix(".weight")
     theirs, tied = model.get_submodule(name), is_tied(model)
@@ -67,9 +76,9 @@ def set_end(
         place(new, f"{name}.weight", theirs.weight.data.float()[:1])
         if getattr(theirs, "bias", None) is not None:
             place(new, f"{name}.bias", theirs.bias.data.float()[:1])
-        aside = [hidden for hidden, out in zip(dense, held, strict=True) if not out]
-        set_norm(norm, norm_scale(aside, basis, is_layer_norm(theirs)), width, offset)
-    elif tied or not refit:
+        fitted = [hidden for hidden, out in zip(dense, held, strict=True) if not out]
+        set_norm(norm, norm_scale(fitted, basis, is_layer_norm(theirs)), width, offset)
+    elif tied or not least_squares:
         return
     else:
         norm = copy.deepcopy(theirs).float()
@@ -81,7 +90,7 @@ def set_end(
         _set_diagonal(norm, slope, intercept, offset)
     else:
         prior = _prior(theirs, basis, width, offset, sums[0].intercept)
-        weight = fit(sums[0], sums[1], prior).weight if refit else prior
+        weight = fit(sums[0], sums[1], prior).weight if least_squares else prior
         if sums[0].intercept and norm.bias is not None:
             weight, shift = weight[:, :-1], weight[:, -1]
             moved = norm_bias(weight, shift)

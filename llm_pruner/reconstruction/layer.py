@@ -24,7 +24,7 @@ class Settings:
     """Which parts of a reconstruction are done.
 
     Attributes:
-        refit: Whether projections are fitted; without it the units only are chosen by the second order.
+        least_squares: Whether projections are fitted; without it the units only are chosen by the second order.
         input_projections: Whether those are fitted too, besides the output projections.
         stream: Whether an output projection aims at the dense stream, not at its own dense output.
         epochs: Of the optimisation of each layer as a whole; 0 for none.
@@ -32,7 +32,7 @@ class Settings:
         seed: Of the order of the text in that.
     """
 
-    refit: bool = True
+    least_squares: bool = True
     input_projections: bool = True
     stream: bool = True
     epochs: int = 4
@@ -80,7 +80,7 @@ def reconstruct_layer(
     done = Outcome({}, {})
     direct = work.writes_directly(attention, mlp) and settings.stream
     for part in (attention, mlp):
-        if settings.refit and settings.input_projections:
+        if settings.least_squares and settings.input_projections:
             work.fit_input_projections(wide, part, done.fits)
         moments, held = work.output_moments(wide, part, part is mlp, direct)
         projection = wide.get_submodule(part.output_projection)
@@ -90,7 +90,7 @@ def reconstruct_layer(
         own = torch.cat([columns, torch.tensor([prior.shape[1] - 1])]) if moments.intercept else columns
         own = own.to(prior.device)
         weight = torch.zeros_like(prior)
-        if settings.refit:
+        if settings.least_squares:
             found = fit(moments.columns(columns), held.columns(columns), prior[:, own], work.dtype)
             weight[:, own] = found.weight.to(weight)
             done.fits[part.output_projection] = found.kind

@@ -1,4 +1,4 @@
-"""One decoder layer as a rebuild sees it: which projections read and write the stream, what they see and give."""
+"""One decoder layer as a reconstruction sees it: the projections that read and write the stream, and their tokens."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Mapping

@@ -2,7 +2,7 @@
 
     W' = (E[y xᵀ] + λ·W) (E[x xᵀ] + λ·I)⁻¹,   λ relative to the mean of the diagonal
 
-ridge regression that pulls towards the original weights, not towards zero. Which λ, or whether to refit at all,
+ridge regression that pulls towards the original weights, not towards zero. Which λ, or whether to fit at all,
 is decided by tokens that were not fitted on, whose squared error also follows from second moments alone.
 """
 
@@ -102,7 +102,7 @@ class Fit:
 
     Attributes:
         weight: float32 [out, n], the intercept last.
-        kind: nothing, intercept or refit.
+        kind: nothing, intercept or least squares.
         error: Squared error per held-out token.
         before: That of the prior.
     """
@@ -134,9 +134,9 @@ def normal_equations(moments: Moments, prior: torch.Tensor, ridge: float) -> tup
 
 
 def fit(moments: Moments, held: Moments, prior: torch.Tensor, dtype: torch.dtype = torch.float32) -> Fit:
-    """Fit a projection: return what held-out tokens like best of the prior, an intercept alone and several refits.
+    """Fit a projection: return what held-out tokens like best of the prior, an intercept alone and several fits.
 
-    The refits are ridge regressions with the λ of RIDGES.
+    The fits are ridge regressions with the λ of RIDGES.
 
     Args:
         moments: Of the tokens to fit on.
@@ -155,7 +155,7 @@ def fit(moments: Moments, held: Moments, prior: torch.Tensor, dtype: torch.dtype
         normal, right = normal_equations(moments, prior, ridge)
         factor, failed = torch.linalg.cholesky_ex(normal)
         if not failed:
-            best = _better(best, torch.cholesky_solve(right.T, factor).T, "refit", held, dtype)
+            best = _better(best, torch.cholesky_solve(right.T, factor).T, "least squares", held, dtype)
     return best
 
 

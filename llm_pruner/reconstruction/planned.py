@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from llm_pruner.model.axes import LAYERS, Layers
-from llm_pruner.model.depth import renumbered, shallow_config, spread
+from llm_pruner.model.depth import at_full_depth, renumbered, shallow_config
 from llm_pruner.model.untie import untied_config
 from llm_pruner.shape.draft import Traced
 from llm_pruner.shape.plan import Plan, make_plan
@@ -63,7 +63,7 @@ class Planned:
         if not form.layers:
             return cls(form, dense, stays, plan, config, plan.after)
         plan = replace(plan, layers=list(form.layers), num_layers_before=counter.num_layers)
-        wide = spread(form.after, form.layers, plan.before, counter.num_layers)
+        wide = at_full_depth(form.after, form.layers, plan.before, counter.num_layers)
         return cls(form, dense, stays, plan, config, wide)
 
     def named(self, by_name: Mapping) -> dict:

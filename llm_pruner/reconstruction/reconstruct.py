@@ -192,7 +192,7 @@ class _Reconstruction:
         new, settings, tokens = self.new, self.settings, self.tokens
         set_end(
             new, self.model, self.groups, dense.outputs, self.pruned, tokens.held, self.basis,
-            self.family.norm_offset, self.factor, refit=settings.refit,
+            self.family.norm_offset, self.factor, least_squares=settings.least_squares,
         )  # fmt: skip
         new.tie_weights()
         if settings.epochs and settings.logits:

@@ -1,8 +1,8 @@
 """The search for a shape: which heads, kv groups, neurons and hidden channels meet a budget with the least damage.
 
 Widths that are the same in every layer are few: all are listed, ordered by what the second-order costs (costs.py)
-expect of them, and the first are rebuilt on a part of the text and ranked by KL(dense ‖ pruned) on held-out tokens, as
-long as the time lasts. Widths of their own for every layer are too many, and come from the costs alone.
+expect of them, and the first are reconstructed on a part of the text and ranked by KL(dense ‖ pruned) on held-out
+tokens, as long as the time lasts. Widths of their own for every layer are too many, and come from the costs alone.
 """
 
 import math

@@ -1,7 +1,6 @@
-"""Which heads and neurons can go when what is left is refitted: optimal brain surgeon on a projection's inputs.
+"""Which heads and neurons can go when what is left is fitted again: optimal brain surgeon on a projection's inputs.
 
-With W A = B the normal equations of the refit (regression.py), leaving out the columns P raises the least squares
-error by tr(W_P (A⁻¹_PP)⁻¹ W_Pᵀ), and what is left is refitted by W −= W_P (A⁻¹_PP)⁻¹ A⁻¹_P,: with A⁻¹ downdated alike.
+With W A = B the normal equations (least_squares.py), leaving out the columns P raises the least squares error by tr(W_P (A⁻¹_PP)⁻¹ W_Pᵀ), and what is left is fitted by W −= W_P (A⁻¹_PP)⁻¹ A⁻¹_P,: with A⁻¹ downdated alike.
 Units go in rounds, because a unit that compensates for another one cannot do so when both are gone. (Hassibi and Stork
 1993; for structures, ZipLM, Kurtic et al. 2023, https://arxiv.org/abs/2302.04089, and OSSCAR,
 https://arxiv.org/abs/2403.12983.)
@@ -53,7 +52,7 @@ class Surgeon:
         return (weight * torch.linalg.solve(own, weight)).sum((1, 2))
 
     def remove(self, places: list[int]) -> None:
-        """Remove units, and refit the others.
+        """Remove units, and fit the others again.
 
         Args:
             places: Their places in `alive`.
@@ -125,9 +124,9 @@ class Surgeon:
 
     def copy(self) -> "Surgeon":
         """Return a copy that removes units on its own."""
-        twin = copy.copy(self)
-        twin.alive = list(self.alive)
-        return twin
+        other = copy.copy(self)
+        other.alive = list(self.alive)
+        return other
 
 
 def _factor(normal: torch.Tensor) -> torch.Tensor:

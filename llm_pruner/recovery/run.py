@@ -16,7 +16,7 @@ from accelerate import PartialState
 from accelerate.utils import DistributedType
 
 from llm_pruner.config.recover import RecoverOptions, validate
-from llm_pruner.console import is_main, quiet, say
+from llm_pruner.console import is_main, log, quiet
 from llm_pruner.errors import RunError, UsageError
 from llm_pruner.evaluation.scores import Measurement, Scores, compared, windows_of
 from llm_pruner.model import loading
@@ -67,7 +67,7 @@ def recover(options: RecoverOptions, argv: Sequence[str] = (), program: str = PR
     quiet()
     precision, asked = _settled(sources_.options, sources_.config)
     found = replace(sources_, options=asked)
-    say("options: " + ", ".join(f"{k}={v}" for k, v in asked.asdict().items() if v is not None and v is not False))
+    log("options: " + ", ".join(f"{k}={v}" for k, v in asked.asdict().items() if v is not None and v is not False))
     assert asked.data and asked.max_seq_len, "the sources have settled them"
     with stopwatch("data"):
         tokenizer = load_tokenizer(loading.fetch(found.student, asked.revision, weights=False))
@@ -76,7 +76,7 @@ def recover(options: RecoverOptions, argv: Sequence[str] = (), program: str = PR
         )
         scored, evaluation = windows_of(found.eval_data, asked.model, tokenizer, found.config, found.eval_length)
         measurement = Measurement(scored, evaluation)
-    say(f"training data: {len(examples)} windows or records, {examples.tokens:,} tokens of {asked.data}")
+    log(f"training data: {len(examples)} windows or records, {examples.tokens:,} tokens of {asked.data}")
     with stopwatch("load"):
         student_folder = loading.fetch(found.student, asked.revision)
         student = loading.load_model(student_folder, found.config, "auto", _device(asked))
@@ -109,7 +109,7 @@ def recover(options: RecoverOptions, argv: Sequence[str] = (), program: str = PR
 def _announce(made: RecoverReport) -> None:
     if made.recovered_share is not None:
         closed, dense = made.recovered_share, made.dense_perplexity
-        say(f"recovered {closed:.0%} of the gap in log-perplexity to the dense model ({dense:.2f})")
+        log(f"recovered {closed:.0%} of the gap in log-perplexity to the dense model ({dense:.2f})")
 
 
 def _check_method(options: RecoverOptions) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from llm_pruner.calibration import data
 from llm_pruner.config.recover import RecoverOptions
-from llm_pruner.console import say
+from llm_pruner.console import log
 from llm_pruner.errors import PrunerError, UsageError, shown
 from llm_pruner.files import fingerprint
 from llm_pruner.model import loading
@@ -111,7 +111,7 @@ def _check_teacher(options: RecoverOptions, student: str, folder: str, teacher: 
     try:
         own, other = (load_tokenizer(one) for one in (folder, teacher_folder))
     except PrunerError as error:
-        say(f"note: whether {options.teacher} and {options.model} have the same tokens is not known: {error}")
+        log(f"note: whether {options.teacher} and {options.model} have the same tokens is not known: {error}")
         return
     if own is None or other is None:  # a folder of weights alone; the student's is asked for later
         return
@@ -148,9 +148,9 @@ def _announce(options: RecoverOptions, report: CheckpointReport | None, teachers
     base, chain = lineage.base_of(report), lineage.steps(report)
     between = [step.model for step in chain[1:]] if options.teacher == base else []
     skipped = f"; what was made of it on the way is skipped: {', '.join(between)}" if between else ""
-    say(f"learning from {options.teacher}{skipped}")
+    log(f"learning from {options.teacher}{skipped}")
     if teachers and (first := lineage.base_of(teachers)) != options.teacher:
-        say(f"note: {options.teacher} is no dense model, it was made from {first or 'another one'}")
+        log(f"note: {options.teacher} is no dense model, it was made from {first or 'another one'}")
 
 
 def _with_teacher(options: RecoverOptions, report: CheckpointReport | None) -> RecoverOptions:
@@ -159,7 +159,7 @@ def _with_teacher(options: RecoverOptions, report: CheckpointReport | None) -> R
     if options.method == "lora":
         return replace(options, train_weights="lora")
     if options.method is None and not options.teacher and not _is_at_hand(base):
-        say(f"note: method lora, because no dense model to learn from is at hand (report.json names {base})")
+        log(f"note: method lora, because no dense model to learn from is at hand (report.json names {base})")
         return replace(options, method="lora", train_weights="lora")
     if not (options.teacher or base):
         raise UsageError(f"distil learns from the dense model, and {options.model} has no report.json; give --teacher")

@@ -13,7 +13,7 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArg
 from llm_pruner.config.recover import RecoverOptions
 from llm_pruner.recovery.examples import IGNORED, Examples, collate
 from llm_pruner.recovery.losses import LOSSES, Batch, fit_maps, matched, text_loss, weights_of
-from llm_pruner.recovery.pace import Pace, shared
+from llm_pruner.recovery.schedule import Schedule, shared
 from llm_pruner.recovery.unfinished import last_kept
 
 # transformers renamed it between the versions that are supported
@@ -31,15 +31,15 @@ class Recovery(Trainer):
     lr_scheduler: Any
     maps: list[torch.Tensor | None] | None
 
-    def __init__(self, *arguments, pace: Pace, options: RecoverOptions, teacher=None, layers=(), **named):
+    def __init__(self, *arguments, schedule: Schedule, options: RecoverOptions, teacher=None, layers=(), **named):
         super().__init__(*arguments, **named)
         self.model_accepts_loss_kwargs = True  # so the Trainer counts the predicted tokens of a whole step
-        self.pace, self.options, self.teacher, self.layers, self.maps = pace, options, teacher, layers, None
+        self.schedule, self.options, self.teacher, self.layers, self.maps = schedule, options, teacher, layers, None
         self.weights = weights_of(options) if teacher is not None else {}
 
     def create_scheduler(self, num_training_steps: int, optimizer=None):
         if self.lr_scheduler is None:
-            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, self.pace.rate)
+            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, self.schedule.rate)
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
@@ -78,7 +78,7 @@ class Recovery(Trainer):
 def train(
     model, teacher, examples: Examples, scored: Examples | None, layers: list[int], options: RecoverOptions,
     folder: Path, precision: str,
-) -> tuple[Recovery, Pace]:  # fmt: skip
+) -> tuple[Recovery, Schedule]:  # fmt: skip
     """Train `model` and return its Trainer, with the unmerged result, and the clock.
 
     options: with nothing left to default. teacher: a frozen model, or None. scored: windows whose perplexity is noted
@@ -114,23 +114,23 @@ def train(
     per_step = options.batch_size * options.gradient_accumulation_steps * arguments.world_size
     steps = options.steps or max(1, round(options.epochs * len(examples) / per_step))
     limit = options.max_minutes * 60 if options.max_minutes else None
-    pace = Pace(steps, limit, options.warmup, options.save_minutes * 60, scored is not None)
+    schedule = Schedule(steps, limit, options.warmup, options.save_minutes * 60, scored is not None)
     arguments.max_steps = steps
     kept = last_kept(folder)
     if kept:
-        pace.go_on(kept)
+        schedule.go_on(kept)
         arguments.eval_on_start = False
     trainer = Recovery(
         model=model, args=arguments, train_dataset=examples, eval_dataset=scored, data_collator=collate,
-        pace=pace, options=options, teacher=teacher, layers=layers, callbacks=[pace],
+        schedule=schedule, options=options, teacher=teacher, layers=layers, callbacks=[schedule],
     )  # fmt: skip
     for theirs in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(theirs)
-    pace.share = shared(trainer.accelerator)
+    schedule.share = shared(trainer.accelerator)
     if teacher is not None:
         teacher.to(trainer.accelerator.device)
         if "hidden" in trainer.weights:
             batches = [examples[i]["input_ids"][None] for i in range(min(FITTED * options.batch_size, len(examples)))]
             trainer.maps = fit_maps(model, teacher, batches, layers)
     trainer.train(resume_from_checkpoint=str(kept) if kept else None)
-    return trainer, pace
+    return trainer, schedule

@@ -1,8 +1,8 @@
 """Where a recovery saves, and where it keeps what is unfinished, so that the same one goes on there after a kill.
 
 The work folder holds recovery.json, which says what is being recovered how, and the Trainer's checkpoints. Each of
-them is complete once it has its mark, pace.json, with a list of its files: one that is damaged is set aside, and the
-one before it is taken. Nothing else in the folder is ever removed.
+them is complete once it has its mark, schedule.json, with a list of its files: one that is damaged is set aside, and
+the one before it is taken. Nothing else in the folder is ever removed.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from typing import Any
 
 from llm_pruner import validation
 from llm_pruner.config.recover import RecoverOptions
-from llm_pruner.console import is_main, say
+from llm_pruner.console import is_main, log
 from llm_pruner.errors import UsageError
 from llm_pruner.files import checkpoint_digest, read_state, set_aside, text_digest, write_state
 from llm_pruner.model import loading
@@ -23,9 +23,9 @@ from llm_pruner.output import manifest
 from llm_pruner.output.places import check_folder, check_work_folder, inputs_of
 from llm_pruner.recovery.sources import Sources
 
-KEY, MARK = "recovery.json", "pace.json"
+KEY, MARK = "recovery.json", "schedule.json"
 STATE = {"key": validation.text, "resumed_at": validation.list_of(validation.whole())}
-PACE = {
+MARKED = {
     "step": validation.whole(), "seconds": validation.number(0), "history": validation.list_of(validation.mapping),
     "files": validation.mapping,
 }  # fmt: skip
@@ -71,14 +71,14 @@ def go_on(folder: Path, key: str) -> list[int]:
     resumed = state.get("resumed_at", [])
     if state.get("key") != key:
         if state:
-            say(f"note: {folder} is of a recovery with other inputs or options; starting anew")
+            log(f"note: {folder} is of a recovery with other inputs or options; starting anew")
         resumed = []
         if is_main():
             clear(folder)
     last = last_kept(folder)
     if last:
         resumed.append(int(last.name.rpartition("-")[2]))
-        say(f"going on from step {resumed[-1]}, kept in {folder}")
+        log(f"going on from step {resumed[-1]}, kept in {folder}")
     if is_main():
         folder.mkdir(parents=True, exist_ok=True)
         write_state(folder / KEY, {"key": key, "resumed_at": resumed})
@@ -102,13 +102,13 @@ def last_kept(folder: Path) -> Path | None:
             return checkpoint
         if is_main():
             set_aside(checkpoint)
-        say(f"note: {checkpoint} is damaged and set aside; going on from an older one, or from the start")
+        log(f"note: {checkpoint} is damaged and set aside; going on from an older one, or from the start")
     return None
 
 
 def read_mark(checkpoint: Path) -> dict[str, Any]:
     """Return what `mark_kept` kept; {} where that is damaged."""
-    return read_state(checkpoint / MARK, PACE)
+    return read_state(checkpoint / MARK, MARKED)
 
 
 def clear(folder: Path) -> None:
@@ -122,7 +122,7 @@ def clear(folder: Path) -> None:
         elif re.fullmatch(r"checkpoint-\d+(\.damaged(-\d+)?)?", path.name) and path.is_dir():
             _remove(path)
     if left := list(manifest.entries(folder)):
-        say(f"note: {folder} stays, because {left[0]} in it is not a recovery's")
+        log(f"note: {folder} stays, because {left[0]} in it is not a recovery's")
     else:
         folder.rmdir()
 

@@ -31,7 +31,7 @@ class SparseInput(nn.Module):
         gain: v, of `learnable`.
         threshold: Of the scores.
         column_norm: What the criterion multiplies |u_j| by, [in]: s_j‖W_:j‖₂ of wanda, ‖u_:j‖₂ of a causal l.
-        order: int64 [in], of `spread`: the channels, each between its neighbours.
+        order: int64 [in], of `permutation`: the channels, each between its neighbours.
     """
 
     scale: torch.Tensor | None
@@ -55,7 +55,7 @@ class SparseInput(nn.Module):
             fill = torch.zeros if name in ("threshold", "shift") else torch.ones
             tensor = None if shape is None else fill(shape, dtype=torch.float32, device=device)
             self.register_buffer(name, tensor)
-        self.register_buffer("order", torch.arange(width, device=device) if recipe.spread else None)
+        self.register_buffer("order", torch.arange(width, device=device) if recipe.permutation else None)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return x̂ for x [..., tokens, in]."""

@@ -116,7 +116,7 @@ def measure(layer: SparseLinear, seen: Seen) -> None:
     if recipe.calibrated_l and sparsity.column_norm is not None:
         sparsity.column_norm.copy_(sparsity.centred(seen.rows)[0].norm(dim=0))
     if sparsity.order is not None and recipe.m is not None:
-        sparsity.order.copy_(spread(sparsity, seen.rows, recipe.m))
+        sparsity.order.copy_(permutation(sparsity, seen.rows, recipe.m))
     _set_threshold(sparsity, seen)
 
 
@@ -149,7 +149,7 @@ def threshold(sparsity: SparseInput, rows: torch.Tensor, ratio: float) -> torch.
     return scores.kthvalue(count).values if count else torch.tensor(-1.0)
 
 
-def spread(sparsity: SparseInput, rows: torch.Tensor, m: int) -> torch.Tensor:
+def permutation(sparsity: SparseInput, rows: torch.Tensor, m: int) -> torch.Tensor:
     """Return an order of the channels [in], int64, in which every m neighbours have strong and weak ones.
 
     n:m loses most where strong channels are neighbours. The channels are dealt out to the groups by their mean scores

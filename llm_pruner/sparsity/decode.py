@@ -22,7 +22,7 @@ from llm_pruner.config.recipe import Recipe
 from llm_pruner.sparsity.columns import by_columns, centre_of
 from llm_pruner.sparsity.linear import SparseLinear, sparse_layers
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 BAGS = 4  # for each thread
 
@@ -75,7 +75,7 @@ def kernel_runs(device: torch.device) -> bool:
         by_columns(layer)
         Kernel(layer, Tile())(torch.ones(32, device=device))
     except Exception as error:  # whatever a compiler or a driver says
-        log.warning("Triton cannot run on %s, so sparse layers decode in plain torch: %s", device, _line(error))
+        logger.warning("Triton cannot run on %s, so sparse layers decode in plain torch: %s", device, _line(error))
         return False
     return True
 

@@ -12,7 +12,7 @@ from typing import Any
 from llm_pruner.calibration import data
 from llm_pruner.config import recipe as names
 from llm_pruner.config.sparsify import SparsifyOptions
-from llm_pruner.console import quiet, say
+from llm_pruner.console import log, quiet
 from llm_pruner.errors import RunError, redact
 from llm_pruner.evaluation.scores import Measurement, Scores, compared, text_to_score, windows_of
 from llm_pruner.evaluation.tasks import check_tasks
@@ -59,7 +59,7 @@ def run_one(options: SparsifyOptions, argv: Sequence[str] = (), known: Scores | 
     loading.check_dense(name, getattr(config, "quantization_config", None), "start from the dense model")
     family_of(config.model_type.removeprefix(PREFIX))
     quiet()
-    say(f"sparse {recipe.sparse}: {recipe.label}")
+    log(f"sparse {recipe.sparse}: {recipe.label}")
     device = None if options.device_map else loading.pick_device(options.device)
     with stopwatch("data"):
         folder = loading.fetch(where.source, options.revision, weights=False)
@@ -99,7 +99,7 @@ def run_one(options: SparsifyOptions, argv: Sequence[str] = (), known: Scores | 
         made = report()
     if where.report:
         places.write_files({where.report: partial(write_json, report=made)})
-        say(f"saved {where.report}")
+        log(f"saved {where.report}")
     return made
 
 

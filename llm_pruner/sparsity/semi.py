@@ -8,7 +8,7 @@ import logging
 import torch
 from torch import nn
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 DTYPES = (torch.float16, torch.bfloat16)
 
@@ -32,7 +32,7 @@ def semi_structured(model: nn.Module) -> int:
             try:
                 packed = to_sparse_semi_structured(layer.weight.detach())
             except (RuntimeError, NotImplementedError, ValueError) as error:
-                log.warning("%s stays dense: %s", name, str(error).splitlines()[0])
+                logger.warning("%s stays dense: %s", name, str(error).splitlines()[0])
                 continue
             layer.weight = nn.Parameter(packed, requires_grad=False)
             done += 1

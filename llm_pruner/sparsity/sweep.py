@@ -14,7 +14,7 @@ from pathlib import Path
 from llm_pruner._version import __version__
 from llm_pruner.config.options import fields_of, read_yaml, typed
 from llm_pruner.config.sparsify import SparsifyOptions, parts, validate
-from llm_pruner.console import aligned, say
+from llm_pruner.console import aligned, log
 from llm_pruner.errors import PrunerError, RunError, UsageError, is_out_of_memory, redact
 from llm_pruner.evaluation.scores import Scores
 from llm_pruner.evaluation.zero_shot import mean_accuracy
@@ -55,28 +55,28 @@ def sweep(options: SparsifyOptions, argv: Sequence[str] = ()) -> SweepReport:
             key, scored = _key(one, prints[name]), repr([getattr(one, field) for field in SCORED])
             made = None if options.overwrite else _done(path, key)
             if made is None:
-                say(f"{name}, {pattern}")
+                log(f"{name}, {pattern}")
                 try:
                     made = replace(run_one(one, argv, known.get(scored)), key=key)
                 except Exception as error:
                     if not isinstance(error, PrunerError) and not is_out_of_memory(error):
                         raise
                     failures.append(redact(f"{name}, {pattern}: {' '.join(str(error).split())}"))
-                    say(f"failed: {error}")
+                    log(f"failed: {error}")
                     continue
                 places.write_files({path: partial(write_json, report=made)})
             else:
-                say(f"{name}, {pattern}: {path} is there and its inputs are what they were; skipped")
+                log(f"{name}, {pattern}: {path} is there and its inputs are what they were; skipped")
             known[scored] = Scores(made.perplexity.before, made.zero_shot.before)
             runs.append(_row(name, pattern, path.name, made))
     if not runs:
         raise RunError(f"every run failed; the first: {failures[0]}")
     rows = table(runs)
-    say("\n" + aligned(rows))
+    log("\n" + aligned(rows))
     summary = SweepReport(runs=runs, failures=failures, versions=versions(), command=command(argv, PROGRAM))
     written = {folder / TABLE: partial(write_json, report=summary), folder / TABLE_TEXT: partial(_write, rows=rows)}
     places.write_files(written)
-    say(f"saved {folder / TABLE} and {folder / TABLE_TEXT}")
+    log(f"saved {folder / TABLE} and {folder / TABLE_TEXT}")
     if failures:
         raise RunError(f"{len(failures)} of {len(failures) + len(runs)} runs failed; the first: {failures[0]}")
     return summary
@@ -147,7 +147,7 @@ def _check_free(folder: Path, names: Sequence[str], options: SparsifyOptions, mo
         places.check_file("folder", path, inputs)
         ours = (folder / TABLE).exists() if name == TABLE_TEXT else places.is_report(path)
         if path.exists() and not ours:
-            say(f"note: {path} is no report of a sweep; set aside as {set_aside(path).name}")
+            log(f"note: {path} is no report of a sweep; set aside as {set_aside(path).name}")
 
 
 def _name(model: str, models: Sequence[str]) -> str:
@@ -204,6 +204,6 @@ def _done(path: Path, key: str) -> SparsifyReport | None:
     try:
         made = reports.read(path)
     except UsageError as error:
-        say(f"note: {error}; measured again")
+        log(f"note: {error}; measured again")
         return None
     return made if isinstance(made, SparsifyReport) and made.key == key else None

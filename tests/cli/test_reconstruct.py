@@ -39,7 +39,7 @@ def test_a_search_is_in_the_report(tmp_path):
 
 
 @pytest.mark.parametrize("kl", [math.nan, math.inf])
-def test_a_rebuild_that_broke_is_no_loss(kl, tmp_path, monkeypatch, capsys):
+def test_a_reconstruction_that_broke_is_no_loss(kl, tmp_path, monkeypatch, capsys):
     """FLAP's biases are not in the class, so this is one that brings its own, which is said; JSON holds no NaN."""
     own = module.reconstruct
     monkeypatch.setattr(module, "reconstruct", lambda *rest, **more: replace(own(*rest, **more), kl=kl, errors=[kl]))

@@ -68,7 +68,7 @@ def test_every_yaml_means_something(path, monkeypatch):
     for word, field, value in (
         ("var", "transform", "variance"), ("pts", "transform", "shift"), ("learnable", "transform", "learnable"),
         ("l", "criterion", "l"), ("wanda", "criterion", "wanda"), ("scaling", "scaling", True),
-        ("causal", "causal", True), ("spread", "spread", True), ("threshold", "select", "threshold"),
+        ("causal", "causal", True), ("permutation", "permutation", True), ("threshold", "select", "threshold"),
         ("qkvo", "targets", ("q", "k", "v", "o")),
     ):  # fmt: skip
         if "best" not in name:
@@ -93,7 +93,7 @@ def test_every_row_runs_on_a_trained_model(path):
     assert made.label == recipe.label
 
 
-@pytest.mark.parametrize("row", ["act_8_16_best", "act_8_16_var_causal", "weight_8_16_wanda", "act_threshold_0.5"])
+@pytest.mark.parametrize("row", ["act_8_16_combined", "act_8_16_var_causal", "weight_8_16_wanda", "act_threshold_0.5"])
 def test_what_is_saved_scores_as_it_was_measured(row, command_of, tmp_path):
     done = command_of(
         "sparsify", "--config", REPOSITORY / "configs" / "sparse" / f"{row}.yaml", "--model", "demo", "--epochs", 1,
@@ -222,7 +222,7 @@ def test_a_row_that_fails_does_not_stop_a_sweep(sweep, tmp_path, command_of):
         ({"ratio": 1.0}, "0 < ratio < 1"),
         ({"ratio": float("nan")}, "0 < ratio < 1"),
         ({"n": 2, "m": 4, "select": "threshold"}, "threshold goes with ratio"),
-        ({"ratio": 0.5, "spread": True}, "spread"),
+        ({"ratio": 0.5, "permutation": True}, "permutation"),
         ({"ratio": 0.5, "select": "threshold", "criterion": "l"}, "needs causal"),
         ({"ratio": 0.5, "targets": ("q", "")}, "is blank"),
         ({"ratio": 0.5, "sparse": "weights", "transform": "shift"}, "transform is about activations"),
@@ -296,7 +296,7 @@ def test_a_family_that_is_not_known(tmp_path, command_of):
 def test_the_same_seed_gives_the_same_bytes(tmp_path, quick_reload):
     for name in ("one", "two"):
         sparsify_checkpoint(
-            options(n=8, m=16, transform="learnable", scaling=True, spread=True, save_model=str(tmp_path / name))
+            options(n=8, m=16, transform="learnable", scaling=True, permutation=True, save_model=str(tmp_path / name))
         )
     one, two = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two"))
     assert one == two

@@ -45,9 +45,8 @@ def result(name: str) -> dict:
 
 
 def tables(name: str) -> list[str]:
-    """The tables that a benchmark wrote, in the words of the documentation."""
-    text = (RESULTS / name).read_text(encoding="utf-8").replace("best", "reconstruct").replace("refitted", "fitted")
-    return text.strip().split("\n\n")
+    """The tables that a benchmark wrote."""
+    return (RESULTS / name).read_text(encoding="utf-8").strip().split("\n\n")
 
 
 def rows(table: str) -> Iterable[dict[str, str]]:
@@ -209,9 +208,9 @@ def test_quality_is_what_was_measured():
     assert found.pop("dense") == {"0": "dense"} | {f"{float(ratio):.0%} removed": dense for ratio in RATIOS} | {
         "checkpoint": "stock"
     }
-    assert found.keys() == {row["method"].replace("best", "reconstruct") for row in quality["table"]}
+    assert found.keys() == {row["method"] for row in quality["table"]}
     for row in quality["table"]:
-        shown = found[row["method"].replace("best", "reconstruct")]
+        shown = found[row["method"]]
         for ratio in RATIOS:
             assert shown[f"{float(ratio):.0%} removed"] == spread(row[ratio])
         assert shown["checkpoint"] == ("stock" if row["stock"] else "per layer")
@@ -251,9 +250,10 @@ def test_explanations_of_quality_are_what_was_measured():
 
 
 def test_reconstruction_is_what_was_measured():
-    """Its tables are those that benchmarks/best.py wrote, with the JSON's figures."""
-    page, runs, shares = PAGES["docs/results/reconstruction.md"], result("best")["runs"], result("best")["shares"]
-    half, families, widths, whole = tables("best.md")
+    """Its tables are those that benchmarks/reconstruction.py wrote, with the JSON's figures."""
+    page, measured = PAGES["docs/results/reconstruction.md"], result("reconstruction")
+    runs, shares = measured["runs"], measured["shares"]
+    half, families, widths, whole = tables("reconstruction.md")
     for table in (half, families, widths, whole):
         assert table in page
 
@@ -265,30 +265,30 @@ def test_reconstruction_is_what_was_measured():
     assert len(ablation) == len(list(rows(half))) == 7
     for row, (name, run) in zip(rows(half), ablation.items(), strict=True):
         label, kl, perplexity = row.values()
-        assert label == name.replace("refitted", "fitted")
+        assert label == name
         assert (kl, perplexity) == (f"{run['kl']:.3f}", f"{run['perplexity']:.1f}")
     for table, what in ((families, "{removed}"), (widths, "every width {width}"), (whole, "whole 0.3")):
         for row in rows(table):
             size = what.format(removed=float(row.get("removed", "0").strip("%")) / 100, width=row.get("every width"))
             for name in row.keys() & {"magnitude", "AMP", "Wanda-sp", "FLAP", "FLAP, AL-AM", "reconstruct",
                                       "reconstruct, per layer"}:  # fmt: skip
-                assert row[name] == cell(f"{row['0']} | {size} | {name.replace('reconstruct', 'best')}")
+                assert row[name] == cell(f"{row['0']} | {size} | {name}")
 
 
 def test_reconstruction_keeps_what_it_promises():
     """At most 0.45 of the published methods' loss as a stock checkpoint, 0.40 with widths per layer."""
-    quality, best = result("quality")["against_best_published"], result("best")
+    quality, best = result("quality")["against_best_published"], result("reconstruction")
     text = " ".join(PAGES["docs/results/reconstruction.md"].split())
     for name, most, told in (
-        ("best", 0.45, "reconstruction has {} at 20 / 30 / 50 % as a stock checkpoint"),
-        ("best, per layer", 0.40, "and {} with widths per layer"),
+        ("reconstruct", 0.45, "reconstruction has {} at 20 / 30 / 50 % as a stock checkpoint"),
+        ("reconstruct, per layer", 0.40, "and {} with widths per layer"),
     ):
         shares = [quality[name][ratio] for ratio in RATIOS]
         assert max(shares) <= most
         assert told.format(" / ".join(f"{share:.2f}" for share in shares)) in text
     assert len({key.split(" | ")[0] for key in best["shares"]}) >= 3
     for share, most in ((0.25, 0.20), (0.5, 0.25)):
-        assert best["shares"][f"llama-6m | every width {share} | best"] <= most
+        assert best["shares"][f"llama-6m | every width {share} | reconstruct"] <= most
     dense = [f"{best['runs'][f'{name} | dense']['perplexity']:.1f}" for name in ("qwen3-2m", "phi3-3m")]
     assert f"their perplexity is {dense[0]} and {dense[1]} on the same windows" in text
 
@@ -307,7 +307,7 @@ def test_recovery_is_what_was_measured():
 
 def test_speed_and_memory_are_what_was_measured():
     tracing, score_cut, calibration = result("tracing"), result("score_cut_cpu"), result("calibration_cpu")
-    speed, best = result("speed_cpu")["ratio"]["eager"], result("best")["runs"]
+    speed, best = result("speed_cpu")["ratio"]["eager"], result("reconstruction")["runs"]
     ratios, cost, scaling = calibration["ratio_to_plain"], best["llama-6m | cost"]["seconds"], best["scaling"]
     page = PAGES["docs/results/speed.md"]
     for row, value in {
@@ -356,11 +356,11 @@ def test_sparse_models_are_what_was_measured():
     assert after["act_0.2"] < 1.01 * dense
     for pattern in ("2_4", "8_16"):
         assert after[f"act_{pattern}"] < after[f"weight_{pattern}"]
-        assert after[f"act_{pattern}_best"] == min(
+        assert after[f"act_{pattern}_combined"] == min(
             value for name, value in after.items() if name.startswith(f"act_{pattern}") and "qkvo" not in name
         )
-    assert massive["act_8_16_best"] < after["act_8_16"]
-    assert massive["act_8_16_best"] < 1.01 * after["act_8_16_best"]
+    assert massive["act_8_16_combined"] < after["act_8_16"]
+    assert massive["act_8_16_combined"] < 1.01 * after["act_8_16_combined"]
 
 
 def test_ratios_of_sparse_decoding_are_those_measured():

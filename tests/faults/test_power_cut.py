@@ -93,7 +93,7 @@ def test_the_next_run_sweeps_away_what_a_power_cut_left(name, exchanged, server,
 
 STATES = {
     "the state of a recovery": (UNFINISHED, ("llama", "text", "pruned"), "recovered.unfinished",
-        ("recovery.json", "pace.json")),
+        ("recovery.json", "schedule.json")),
     "the state of a pipeline": (
         f"{PIPELINE} --folder run", ("llama", "text", "pipeline.yaml"), "run", ("pipeline.json", "summary.json"),
     ),

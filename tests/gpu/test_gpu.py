@@ -12,7 +12,7 @@ from llm_pruner.model.surgery import cut
 from llm_pruner.model.trace import trace_groups
 from tests.cli.test_families import METHODS, deep
 from tests.support import tiny
-from tests.support.rebuilding import best_of
+from tests.support.reconstructing import method_of
 from tests.support.steps import planned, pruned
 
 pytestmark = pytest.mark.gpu
@@ -43,10 +43,10 @@ def test_methods_choose_the_same_units(case, name):
 
 
 @pytest.mark.parametrize("case", ["llama", "llama_tied", "gpt2"])
-def test_the_best_method_rebuilds_where_the_model_lives(case):
+def test_reconstruct_works_where_the_model_lives(case):
     """As well as on the CPU: units that are all but equally good may be others."""
     on_gpu, on_cpu = (
-        best_of(tiny.model(case).to(device), pruning_ratio=0.5, epochs=2) for device in ("cuda", "cpu")
+        method_of(tiny.model(case).to(device), pruning_ratio=0.5, epochs=2) for device in ("cuda", "cpu")
     )  # fmt: skip
     assert {parameter.device.type for parameter in on_gpu.model.parameters()} == {"cuda"}
     assert {name: p.shape for name, p in on_gpu.model.named_parameters()} == {
@@ -103,7 +103,7 @@ def test_recovery_in_bfloat16(tmp_path):
         Recipe(n=2, m=4, transform="shift"),
         Recipe(ratio=0.5),
         Recipe(ratio=0.5, select="threshold", criterion="wanda"),
-        Recipe(n=8, m=16, transform="learnable", scaling=True, spread=True),
+        Recipe(n=8, m=16, transform="learnable", scaling=True, permutation=True),
         Recipe(n=8, m=16, transform="variance", causal=True),
     ],
     ids=lambda recipe: recipe.label,

@@ -93,7 +93,7 @@ def assert_biases(folder: Path, plan: dict, means, weights):
             lost[plan["kept"][f"layers.{layer}.{kind}"]] = False
             columns = torch.from_numpy(lost.repeat(len(mean) // units))
             expected = weight[:, columns] @ mean[columns]
-            assert expected.norm() > 0.01, "there is something to make up for"
+            assert expected.norm() > 0.01, "there is something to compensate for"
             error = (found[f"model.layers.{layer}.{module}.bias"] - expected).norm() / expected.norm()
             assert error <= TOLERANCE, (layer, module, float(error))
     assert not any(found[name].any() for name in found if "o_proj" not in name and "down_proj" not in name)

@@ -21,14 +21,18 @@ METHODS = [
     )
     if causal <= (transform == "variance" or criterion == "l")
 ]
-SPREAD = {"transform": "learnable", "criterion": "wanda", "scaling": True, "spread": True}
+PERMUTED = {"transform": "learnable", "criterion": "wanda", "scaling": True, "permutation": True}
 INPUTS, OUTPUTS = 48, 20
 
 
 def legal(pattern: str, method: dict) -> dict:
-    """The method as it can go with the pattern: l with a threshold has to be causal, only n:m can be spread."""
+    """The method as it can go with the pattern: l with a threshold has to be causal, only n:m can be permuted."""
     causal = method.get("causal", False) or pattern == "threshold" and method["criterion"] == "l"
-    return {**method, "causal": causal, "spread": method.get("spread", False) and "ratio" not in PATTERNS[pattern]}
+    return {
+        **method,
+        "causal": causal,
+        "permutation": method.get("permutation", False) and "ratio" not in PATTERNS[pattern],
+    }
 
 
 def layer_of(recipe: Recipe, dtype=torch.float64, seed: int = 0, tokens: int = 40):

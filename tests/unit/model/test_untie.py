@@ -14,7 +14,7 @@ from llm_pruner.output.checkpoint import write
 from llm_pruner.reconstruction.tokens import split
 from tests.support import tiny
 from tests.support.budgets import budget_of, candidates, counter_of, made_up, missed
-from tests.support.rebuilding import best_of, divergence, fitted_and_held, prompts
+from tests.support.reconstructing import divergence, fitted_and_held, method_of, prompts
 
 TIED = ("llama_tied", "qwen2", "gemma", "gpt2")
 
@@ -67,7 +67,7 @@ def test_a_model_that_is_untied(case, better, only_untied, monkeypatch, tmp_path
         monkeypatch.setattr(module, "baseline", lambda *a, own=module.baseline: replace(own(*a), kl=-1.0))
     given = tiny.model(case, intermediate_size=320)
     dense, total = copy.deepcopy(given), sum(parameter.numel() for parameter in given.parameters())
-    result = best_of(given, target_params=str(round(0.8 * total)), prune="hidden,heads,mlp")
+    result = method_of(given, target_params=str(round(0.8 * total)), prune="hidden,heads,mlp")
     assert result.notes["search"][0]["untied"]
     parameters = sum(parameter.numel() for parameter in result.model.parameters())
     assert parameters == result.plan.parameters_after
@@ -96,5 +96,5 @@ def test_it_is_tried_where_a_budget_pays_for_it(case, budget, tried, monkeypatch
     model = tiny.model(case, intermediate_size=320)
     if "target_params" in budget:
         budget = {"target_params": str(round(0.8 * sum(parameter.numel() for parameter in model.parameters())))}
-    best_of(model, search_minutes=1e-9, **budget)
+    method_of(model, search_minutes=1e-9, **budget)
     assert [own is not None for own in asked] == [tried]

@@ -1,4 +1,4 @@
-"""The plain method that a rebuild is compared with, the rebuild that is worse, and what the method makes of both."""
+"""The plain method that a reconstruction is compared with, and what is kept where the reconstruction is worse."""
 
 import copy
 import math
@@ -14,7 +14,15 @@ from llm_pruner.reconstruction.baseline import baseline
 from llm_pruner.reconstruction.tokens import split
 from tests.support import tiny
 from tests.support.in_memory import prune_model
-from tests.support.rebuilding import best_of, calibration, divergence, fitted_and_held, planned, prompts, ratios_of
+from tests.support.reconstructing import (
+    calibration,
+    divergence,
+    fitted_and_held,
+    method_of,
+    planned,
+    prompts,
+    ratios_of,
+)
 
 HIDDEN = {"hidden": 1 / 3}
 FLAP = {
@@ -64,7 +72,7 @@ def test_nothing_that_goes_costs_nothing():
 
 @pytest.fixture
 def spoiled(monkeypatch):
-    """Makes every rebuild's KL what the test says."""
+    """Makes every reconstruction's KL what the test says."""
 
     def spoil(kl: float) -> None:
         own = module.reconstruct
@@ -81,7 +89,7 @@ def spoiled(monkeypatch):
 
 @pytest.mark.parametrize("kl", [1e9, math.nan, math.inf])
 @pytest.mark.parametrize(("name", "ratios"), [("flap", {"heads": 0.5, "mlp": 0.3}), ("magnitude", HIDDEN)])
-def test_a_rebuild_that_is_worse_is_not_kept(spoiled, name, ratios, kl):
+def test_a_reconstruction_that_is_worse_is_not_kept(spoiled, name, ratios, kl):
     """What is kept is the plain method's model, and it is said."""
     spoiled(kl)
     dense, said = tiny.model("llama"), []
@@ -90,7 +98,7 @@ def test_a_rebuild_that_is_worse_is_not_kept(spoiled, name, ratios, kl):
         model="tiny", importance=name, compensate="bias" if name == "flap" else "none", prune=ratios_of(ratios)
     )  # fmt: skip
     expected, plan = prune_model(copy.deepcopy(dense), options, fitted)
-    result = best_of(copy.deepcopy(dense), said, prune=ratios_of(ratios))
+    result = method_of(copy.deepcopy(dense), said, prune=ratios_of(ratios))
     assert f"note: plain {name} is better here, so that is what is kept" in said
     assert (result.plan.importance, result.plan.compensate) == (name, options.compensate)
     assert result.plan.kept == plan.kept

@@ -1,4 +1,4 @@
-"""The biases that make up for removed units, by hand."""
+"""The biases that compensate for removed units, by hand."""
 
 from llm_pruner.model.axes import HEADS, HIDDEN, MLP
 from llm_pruner.model.groups import Group, Member

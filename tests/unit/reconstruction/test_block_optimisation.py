@@ -144,7 +144,7 @@ def test_neither_gradients_nor_their_requirement_are_left():
         parameter.requires_grad_(False)
     module = disturbed(teacher)
     before = copy.deepcopy(module.state_dict())
-    with torch.no_grad():  # as in a rebuild
+    with torch.no_grad():  # as in a reconstruction
         optimise(block_of(module, teacher), teacher, 1)
     assert all(not p.requires_grad and p.grad is None for p in module.parameters())
     assert not any(torch.equal(before[name], tensor) for name, tensor in module.state_dict().items())

@@ -38,8 +38,8 @@ def measured():
 
 @torch.no_grad()
 def rises(model, batches, layer: int, name: str, width: int) -> list[float]:
-    """By how much the error of a refit without one unit is higher: the squared error of the stream behind the layer,
-    relative to each token's energy, and the ridge towards the dense weights. Float64, from the tokens."""
+    """By how much the error of least squares is higher without one unit: the squared error of the stream behind the
+    layer, relative to each token's energy, and the ridge towards the dense weights. Float64, from the tokens."""
     seen, out = [], []
     for place in walk(model, batches):
         if place.index == layer:
@@ -67,7 +67,7 @@ def rises(model, batches, layer: int, name: str, width: int) -> list[float]:
 
 @pytest.mark.parametrize("layer", [0, 1])
 def test_the_first_unit_costs_what_the_stream_loses(measured, layer):
-    """Relative to its energy, although the rest is refitted."""
+    """Relative to its energy, although the rest is fitted."""
     model, batches, costs = measured
     neurons = rises(model, batches, layer, "mlp.down_proj", 1)
     assert costs.neurons[layer][:2] == ((33, 0.0), (32, pytest.approx(min(neurons), rel=1e-3)))

@@ -13,7 +13,7 @@ from llm_pruner.config.prune import PruneOptions
 from llm_pruner.config.recipe import Recipe
 from llm_pruner.errors import RunError, UsageError, computing
 from llm_pruner.importance import CRITERIA, criterion_of
-from llm_pruner.reconstruction import baseline as guard
+from llm_pruner.reconstruction import baseline as baseline
 from llm_pruner.reconstruction.embeddings_and_head import _projected
 from llm_pruner.reconstruction.least_squares import Moments, fit, normal_equations, token_weights
 from llm_pruner.reconstruction.logits import divergence
@@ -24,7 +24,7 @@ from llm_pruner.sparsity.calibration import sparsify_activations
 from llm_pruner.sparsity.weights import sparsify_weights
 from tests.support import tiny
 from tests.support.in_memory import prune_model
-from tests.support.rebuilding import best_of, calibration, prompts
+from tests.support.reconstructing import calibration, method_of, prompts
 
 HUGE, TINY = 1e4, 1e-8
 
@@ -113,8 +113,8 @@ def assert_sound(model, change, prune, **values) -> None:
 
 @pytest.mark.parametrize("broken", BROKEN)
 @pytest.mark.parametrize("options", [{"prune": "heads=0.5,mlp=0.3", "epochs": 1}, {"pruning_ratio": 0.5}], ids=str)
-def test_rebuilds(broken, options):
-    assert_sound("llama", BROKEN[broken], lambda model: best_of(model, **options).model)
+def test_reconstructions(broken, options):
+    assert_sound("llama", BROKEN[broken], lambda model: method_of(model, **options).model)
 
 
 @pytest.mark.parametrize(
@@ -126,19 +126,19 @@ def test_rebuilds(broken, options):
 )  # fmt: skip
 def test_costs_of_layers(broken):
     options = {"param_ratio": 0.3, "per_layer": True, "search_minutes": 0.0}
-    assert_sound("llama", BROKEN[broken], lambda model: best_of(model, **options).model, intermediate_size=320)
+    assert_sound("llama", BROKEN[broken], lambda model: method_of(model, **options).model, intermediate_size=320)
 
 
 @pytest.mark.parametrize("case", ["gpt2", "gpt_neox"])
 @pytest.mark.parametrize("broken", LAYER_NORMS)
-def test_rebuilds_with_layer_norms(case, broken):
-    assert_sound(case, LAYER_NORMS[broken], lambda model: best_of(model, pruning_ratio=0.5, epochs=1).model)
+def test_reconstructions_with_layer_norms(case, broken):
+    assert_sound(case, LAYER_NORMS[broken], lambda model: method_of(model, pruning_ratio=0.5, epochs=1).model)
 
 
 @pytest.mark.parametrize("case", ["llama_tied", "phi3", "gemma", "gemma3_text", "qwen3"])
 def test_every_family_without_an_mlp(case):
     ratios = {"prune": "heads=0.5,mlp=0.3"} if case == "gemma3_text" else {"pruning_ratio": 0.5}
-    assert_sound(case, scaled("mlp"), lambda model: best_of(model, **ratios).model)
+    assert_sound(case, scaled("mlp"), lambda model: method_of(model, **ratios).model)
 
 
 @pytest.mark.parametrize("broken", ["no up_proj", "no v_proj", "no layer", "no embeddings", "a huge MLP"])
@@ -164,7 +164,7 @@ SPARSE = {
     "variance": Recipe(n=2, m=4, transform=names.VARIANCE),
     "l and scaling": Recipe(n=2, m=4, criterion=names.L_CRITERION, scaling=True),
     "learnable": Recipe(n=2, m=4, transform=names.LEARNABLE),
-    "spread": Recipe(n=2, m=4, spread=True),
+    "permutation": Recipe(n=2, m=4, permutation=True),
     "threshold": Recipe(ratio=0.5, select=names.THRESHOLD),
     "wanda": Recipe(n=2, m=4, criterion=names.WANDA),
     "weights": Recipe(n=2, m=4, criterion=names.WANDA, sparse=names.WEIGHTS),
@@ -217,7 +217,7 @@ def test_equations_without_one_solution(normal):
         assert math.isfinite(surgeon.error)
 
 
-def test_a_refit_that_its_dtype_cannot_hold_is_none():
+def test_least_squares_that_its_dtype_cannot_hold_is_none():
     moments, prior = Moments(), torch.ones(2, 3)
     x = 1e-6 * torch.randn(64, 3)
     moments.add(x, 1e6 * x.sum(1, keepdim=True).repeat(1, 2))
@@ -264,7 +264,7 @@ def test_numbers_too_large_for_any_solution(options, where):
     model = tiny.model("llama", intermediate_size=320)
     scaled("mlp", factor=1e10)(model)
     with pytest.raises(RunError, match=f"{where}: the numbers are too large, .* try `dtype=float32`, or `importance"):
-        best_of(model, **options)
+        method_of(model, **options)
 
 
 def overflowing():
@@ -289,7 +289,7 @@ def test_a_layer_that_overflows_is_named_with_what_helps(options):
         prune_model(overflowing(), PruneOptions(model="tiny", **method, **options), prompts())
 
 
-@pytest.mark.parametrize("recipe", ["learnable", "spread", "weights"])
+@pytest.mark.parametrize("recipe", ["learnable", "permutation", "weights"])
 def test_sparsity_names_it_too(recipe):
     sparsify = sparsify_weights if recipe == "weights" else sparsify_activations
     with pytest.raises(RunError, match=r"layer 1: mlp\.up_proj gives NaN or Inf .* try `dtype=bfloat16` or float32"):
@@ -300,7 +300,7 @@ def test_embeddings_that_overflow_are_not_the_first_layers_fault():
     model = tiny.model("gemma", dtype=torch.float16)
     model.model.embed_tokens.weight.data.fill_(60_000.0)
     with pytest.raises(RunError, match="what enters layer 0 is NaN or Inf"):
-        best_of(model, prune="mlp=0.3")
+        method_of(model, prune="mlp=0.3")
 
 
 def test_logits_that_overflow():
@@ -313,22 +313,22 @@ def test_logits_that_overflow():
         divergence(other, model, tokens, stream, stream)
 
 
-def test_a_rebuild_is_not_lost_with_what_it_is_compared_with(monkeypatch):
+def test_a_reconstruction_is_not_lost_with_what_it_is_compared_with(monkeypatch):
     def fails(*_, **__):
         raise RunError("flap gives no finite score")
 
-    monkeypatch.setattr(guard, "score", fails)
-    best = best_of(tiny.model("llama"), prune="mlp=0.3")
+    monkeypatch.setattr(baseline, "score", fails)
+    best = method_of(tiny.model("llama"), prune="mlp=0.3")
     assert best.plan.importance == "reconstruct"
     assert best.notes["kl_plain"] == {"flap": math.inf}
 
 
 def test_what_did_not_fit_is_said():
     for error in (MemoryError(), RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")):
-        expected = "the rebuild of layer 3 does not fit in memory; use a smaller `nsamples`"
-        with pytest.raises(RunError, match=expected), computing("the rebuild of layer 3"):
+        expected = "the reconstruction of layer 3 does not fit in memory; use a smaller `nsamples`"
+        with pytest.raises(RunError, match=expected), computing("the reconstruction of layer 3"):
             raise error
-    with pytest.raises(RuntimeError, match="shapes"), computing("the rebuild"):
+    with pytest.raises(RuntimeError, match="shapes"), computing("the reconstruction"):
         raise RuntimeError("shapes do not match")
 
 
@@ -341,6 +341,6 @@ def test_memory_that_ends_in_the_best_method(place, monkeypatch):
 
     monkeypatch.setattr(place, no_memory)
     with pytest.raises(RunError, match=r"layer 0 does not fit in memory; use a smaller `nsamples`"):
-        best_of(
+        method_of(
             tiny.model("llama", intermediate_size=320), param_ratio=0.3, per_layer=True, search_minutes=0.0, epochs=1
         )

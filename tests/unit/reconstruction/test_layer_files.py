@@ -1,4 +1,4 @@
-"""An interrupted rebuild goes on behind the layers it finished, and comes to the same bytes."""
+"""An interrupted reconstruction goes on behind the layers it finished, and comes to the same bytes."""
 
 import functools
 
@@ -10,13 +10,15 @@ from llm_pruner.reconstruction import reconstruct as module
 from llm_pruner.reconstruction.layer import Outcome
 from llm_pruner.reconstruction.layer_files import read_layer, write_layer
 from tests.support import tiny
-from tests.support.rebuilding import BRIEF, calibration, planned, rebuilt
+from tests.support.reconstructing import BRIEF, calibration, planned, reconstructed
 
 AXES = {"llama": "all", "gpt2": "mlp"}
 
 
 def run(case: str, folder=None, seed: int = 0):
-    return rebuilt(tiny.model(case), tiny.axes(case)[AXES[case]], BRIEF, calibration(seed=seed, batches=2), folder)
+    return reconstructed(
+        tiny.model(case), tiny.axes(case)[AXES[case]], BRIEF, calibration(seed=seed, batches=2), folder
+    )
 
 
 expected_of = functools.cache(run)
@@ -32,7 +34,7 @@ def assert_same(found, expected) -> None:
 
 @pytest.fixture
 def layers_done(monkeypatch) -> list[int]:
-    """The layers that are rebuilt, while the test lasts, in order."""
+    """The layers that are reconstructed, while the test lasts, in order."""
     order, own = [], module.reconstruct_layer
     monkeypatch.setattr(
         module, "reconstruct_layer", lambda work, *rest: (order.append(work.dense.index), own(work, *rest))[1]
@@ -123,7 +125,7 @@ def test_a_file_that_does_not_fit_is_ignored(spoil, tmp_path, layers_done):
 def test_a_layer_comes_back_as_it_was(tmp_path):
     """Conv1D too, with what is known about it."""
     layer, other = (tiny.model("gpt2", seed=seed).transformer.h[1] for seed in (0, 1))
-    found = Outcome({"layers.1.mlp": [0, 2]}, {"mlp.c_proj": "refit"})
+    found = Outcome({"layers.1.mlp": [0, 2]}, {"mlp.c_proj": "least squares"})
     write_layer(tmp_path / "new" / "folder", 1, layer, found)
     assert read_layer(tmp_path / "new" / "folder", 1, other) == found
     assert all(torch.equal(tensor, other.state_dict()[name]) for name, tensor in layer.state_dict().items())
@@ -132,7 +134,7 @@ def test_a_layer_comes_back_as_it_was(tmp_path):
 
 
 def test_an_empty_layer_is_filled(tmp_path):
-    """As it stands in a rebuild, without memory."""
+    """As it stands in a reconstruction, without memory."""
     from llm_pruner.model.skeleton import skeleton
 
     model = tiny.model("llama")

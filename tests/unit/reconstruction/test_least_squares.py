@@ -114,14 +114,19 @@ def test_fit_is_the_ridge_that_the_held_out_tokens_like_best(intercept):
     best = min(errors, key=errors.get)
     assert best not in (RIDGES[0], RIDGES[-1])
     torch.testing.assert_close(found.weight.double(), ridge_regression(x, y, prior, best), rtol=1e-4, atol=1e-4)
-    assert (found.kind, found.error) == ("refit", pytest.approx(errors[best], rel=1e-4))
+    assert (found.kind, found.error) == ("least squares", pytest.approx(errors[best], rel=1e-4))
     assert found.before == pytest.approx(squared_error(prior, held_x, held_y), rel=1e-4)
     assert found.weight.dtype == torch.float32
 
 
 @pytest.mark.parametrize(
     ("noise", "shift", "other", "kind"),
-    [(3.0, 0.0, 0.0, "nothing"), (3.0, 4.0, 0.0, "intercept"), (0.5, 0.0, 1.0, "refit"), (0.5, 4.0, 1.0, "refit")],
+    [
+        (3.0, 0.0, 0.0, "nothing"),
+        (3.0, 4.0, 0.0, "intercept"),
+        (0.5, 0.0, 1.0, "least squares"),
+        (0.5, 4.0, 1.0, "least squares"),
+    ],
 )
 def test_the_held_out_tokens_decide(noise, shift, other, kind):
     """From few tokens noise is learnt too, and only what is worth that is done."""
@@ -147,7 +152,7 @@ def test_without_an_intercept_none_is_tried():
     y, held_y = y - y.mean(0), held_y - held_y.mean(0)
     found = fit(moments(x, y), moments(held_x, held_y), prior)
     assert found.weight.shape == prior.shape
-    assert found.kind in ("nothing", "refit")
+    assert found.kind in ("nothing", "least squares")
 
 
 @pytest.mark.parametrize("intercept", [False, True])
@@ -158,7 +163,7 @@ def test_fewer_directions_than_inputs(intercept):
     x[:, 1], x[:, 2] = x[:, 0], 0.0
     few, prior = x[:3], prior if intercept else prior[:, :-1]
     found = fit(moments(few, y[:3], None, intercept), moments(few, y[:3], None, intercept), prior)
-    assert found.kind == "refit"
+    assert found.kind == "least squares"
     assert found.error < 1e-3 * found.before
     torch.testing.assert_close(found.weight[:, 2], prior[:, 2])
     change = found.weight - prior

@@ -1,4 +1,4 @@
-"""The end of a rebuild: KL from hidden states, and a last layer that is fitted to the logits."""
+"""The end of a reconstruction: KL from hidden states, and a last layer that is fitted to the logits."""
 
 import copy
 from dataclasses import replace
@@ -12,7 +12,7 @@ from llm_pruner.reconstruction import logits as module
 from llm_pruner.reconstruction.layer import Settings
 from llm_pruner.reconstruction.logits import divergence, kl, logits_of, optimise_logits
 from tests.support import tiny
-from tests.support.rebuilding import calibration, rebuilt
+from tests.support.reconstructing import calibration, reconstructed
 
 AXES = {"llama": "all", "llama_tied": "heads", "gemma3_text": "mlp", "gpt_neox": "all", "gpt2": "mlp"}
 
@@ -70,7 +70,9 @@ def test_a_disturbed_layer_finds_back():
 def test_the_last_layer_alone_is_fitted_to_the_logits(case):
     after = tiny.axes(case)[AXES[case]]
     tokens = calibration(batches=4)
-    without, found = (rebuilt(tiny.model(case), after, Settings(epochs=2, logits=own), tokens) for own in (False, True))
+    without, found = (
+        reconstructed(tiny.model(case), after, Settings(epochs=2, logits=own), tokens) for own in (False, True)
+    )
     assert found.kl < without.kl
     own, last = dict(without.model.named_parameters()), f".{found.model.config.num_hidden_layers - 1}."
     changed = {name for name, p in found.model.named_parameters() if not torch.equal(p, own[name])}
@@ -83,11 +85,11 @@ def test_the_last_layer_alone_is_fitted_to_the_logits(case):
 def test_logits_of_some_tokens_at_a_time(tokens_at_once, monkeypatch):
     """Where a batch has too many of them: the same steps."""
     after, tokens = tiny.axes("llama")["mlp"], calibration(batches=4)
-    whole, prompts = rebuilt(tiny.model("llama"), after, Settings(epochs=2), tokens), len(tokens.batches[0])
+    whole, prompts = reconstructed(tiny.model("llama"), after, Settings(epochs=2), tokens), len(tokens.batches[0])
     calls, own = [], module.logits_of
     monkeypatch.setattr(module, "LOGITS", tokens_at_once * prompts * tiny.model("llama").config.vocab_size)
     monkeypatch.setattr(module, "logits_of", lambda *rest: calls.append(rest[1].shape[1]) or own(*rest))
-    found = rebuilt(tiny.model("llama"), after, Settings(epochs=2), tokens)
+    found = reconstructed(tiny.model("llama"), after, Settings(epochs=2), tokens)
     assert min(calls) <= tokens_at_once
     assert found.kl == pytest.approx(whole.kl, rel=1e-4)
     for name, parameter in found.model.named_parameters():
@@ -98,7 +100,7 @@ def test_without_epochs_there_is_nothing_of_it():
     after = tiny.axes("llama")["heads"]
     recipe = Settings(epochs=0)
     without, found = (
-        rebuilt(tiny.model("llama"), after, replace(recipe, logits=own), calibration()) for own in (False, True)
+        reconstructed(tiny.model("llama"), after, replace(recipe, logits=own), calibration()) for own in (False, True)
     )
     for name, parameter in found.model.named_parameters():
         assert torch.equal(parameter, without.model.get_parameter(name))

@@ -16,7 +16,7 @@ from llm_pruner.model.families import widths_of
 from llm_pruner.reconstruction.tokens import Tokens, split
 from tests.support import tiny
 from tests.support.in_memory import prune_model
-from tests.support.rebuilding import best_of, divergence, fitted_and_held, prompts, ratios_of
+from tests.support.reconstructing import divergence, fitted_and_held, method_of, prompts, ratios_of
 
 FINE = {"intermediate_size": 320}
 
@@ -31,15 +31,15 @@ def test_the_less_text_the_more_often_it_is_gone_over(tokens, times):
 def test_unless_another_number_is_asked_for(asked, times, monkeypatch):
     recipes, own = [], module.reconstruct
     monkeypatch.setattr(module, "reconstruct", lambda *rest, **more: recipes.append(rest[5]) or own(*rest, **more))
-    best_of(tiny.model("llama"), prune="mlp=0.3", epochs=asked)
+    method_of(tiny.model("llama"), prune="mlp=0.3", epochs=asked)
     assert [recipe.epochs for recipe in recipes] == [times]
 
 
 @pytest.mark.parametrize("ratios", [{"heads": 0.5, "mlp": 0.3}, {"hidden": 1 / 3}])
-def test_a_rebuild_that_is_better_is_kept(ratios):
+def test_a_reconstruction_that_is_better_is_kept(ratios):
     """Its KL is that of the model that is returned."""
     dense, said = tiny.model("llama"), []
-    result = best_of(copy.deepcopy(dense), said, prune=ratios_of(ratios))
+    result = method_of(copy.deepcopy(dense), said, prune=ratios_of(ratios))
     _, held = fitted_and_held(split(prompts()))
     (plain,) = result.notes["kl_plain"].values()
     assert result.notes["kl"] == pytest.approx(divergence(dense, result.model, held), rel=1e-3)
@@ -58,7 +58,7 @@ def test_the_best_of_the_shapes_that_were_measured_is_built(case, budget):
     total = sum(parameter.numel() for parameter in model.parameters())
     if "target_params" in budget:
         budget = {"target_params": str(round(0.8 * total))}
-    result = best_of(model, said, **budget, search_minutes=0.008, **({"prune": "mlp"} if case == "gpt2" else {}))
+    result = method_of(model, said, **budget, search_minutes=0.008, **({"prune": "mlp"} if case == "gpt2" else {}))
     found, plan = result.notes["search"], result.plan
     assert [shape["kl"] for shape in found] == sorted(shape["kl"] for shape in found)
     assert all(final["kl"] is not None for final in result.notes.get("finals", []))
@@ -81,7 +81,7 @@ def test_layers_have_widths_of_their_own(minutes):
     with torch.no_grad():
         for name in ("self_attn.o_proj", "mlp.down_proj"):
             model.model.layers[1].get_submodule(name).weight *= 0.05  # the second layer gives little
-    result = best_of(model, param_ratio=0.4, per_layer=True, search_minutes=minutes)
+    result = method_of(model, param_ratio=0.4, per_layer=True, search_minutes=minutes)
     assert ("finals" in result.notes) == bool(minutes), "compared with widths that are the same in all"
     sizes = [widths[KV_HEADS] * widths[MLP] for widths in result.plan.after]
     assert sizes[1] < min(sizes[0], sizes[2])
@@ -100,7 +100,7 @@ def test_layers_are_alike_where_that_is_better(monkeypatch):
     monkeypatch.setattr(module, "reconstruct", spoiled)
     model = tiny.model("llama", **FINE)
     model.model.layers[0].mlp.down_proj.weight.data *= 0.05
-    result = best_of(model, param_ratio=0.4, per_layer=True, search_minutes=0.01)
+    result = method_of(model, param_ratio=0.4, per_layer=True, search_minutes=0.01)
     assert result.notes["finals"][-1]["kl"] == 9
     assert isinstance(result.notes["finals"][-1]["widths"], list)
     assert len(set(result.plan.after)) == 1
@@ -112,21 +112,21 @@ def test_a_budget_that_only_the_start_meets():
     model = tiny.model("llama")
     heads = 2 * 4 * 2 * 48 * 8  # half of the query heads of both layers
     total = 2 * 20736
-    result = best_of(model, param_ratio=heads / total - 0.006, prune="heads")
+    result = method_of(model, param_ratio=heads / total - 0.006, prune="heads")
     assert [widths[HEADS] for widths in result.plan.after] == [4, 4]
     assert "search" not in result.notes
 
 
 def test_without_time_for_a_search_the_shape_is_the_proportional_one():
-    result = best_of(tiny.model("llama", **FINE), param_ratio=0.4, search_minutes=0.0)
+    result = method_of(tiny.model("llama", **FINE), param_ratio=0.4, search_minutes=0.0)
     assert "search" not in result.notes
     assert abs(result.plan.decoder_after / result.plan.decoder_before - 0.6) < 0.01
 
 
 def test_the_same_run_again_goes_on_where_the_first_ended(tmp_path, monkeypatch):
-    """Nothing is measured or rebuilt again, and the bytes are the same."""
+    """Nothing is measured or reconstructed again, and the bytes are the same."""
     options = {"param_ratio": 0.4, "search_minutes": 0.008, "epochs": 1, "work_dir": str(tmp_path / "work")}
-    first = best_of(tiny.model("llama", **FINE), **options)
+    first = method_of(tiny.model("llama", **FINE), **options)
     (cache,) = (tmp_path / "work").glob("search-*.json")
     known = json.loads(cache.read_text())
     folders = [path for path in (tmp_path / "work").iterdir() if path.is_dir()]
@@ -135,12 +135,12 @@ def test_the_same_run_again_goes_on_where_the_first_ended(tmp_path, monkeypatch)
 
     measured, own = [], module.reconstruct
     monkeypatch.setattr(module, "reconstruct", lambda *rest, **more: (measured.append(rest), own(*rest, **more))[1])
-    again = best_of(tiny.model("llama", **FINE), **options)
+    again = method_of(tiny.model("llama", **FINE), **options)
     assert len(measured) == 1
     wanted = first.model.state_dict()
     assert all(torch.equal(tensor, wanted[name]) for name, tensor in again.model.state_dict().items())
 
-    best_of(tiny.model("llama", seed=1, **FINE), **options)
+    method_of(tiny.model("llama", seed=1, **FINE), **options)
     assert len(measured) > 2, "another model, which has to be measured"
 
 
@@ -154,7 +154,7 @@ def test_a_target_of_layers(worse, monkeypatch):
     if worse:
         own = module.reconstruct
         monkeypatch.setattr(module, "reconstruct", lambda *rest, **more: replace(own(*rest, **more), kl=math.nan))
-    result = best_of(copy.deepcopy(dense), target="num_hidden_layers=2,intermediate_size=60")
+    result = method_of(copy.deepcopy(dense), target="num_hidden_layers=2,intermediate_size=60")
     assert result.plan.layers == [0, 2]
     assert result.plan.importance == ("flap" if worse else "reconstruct")
     assert sorted(name for name in result.plan.kept if name.endswith("mlp")) == ["layers.0.mlp", "layers.1.mlp"]
@@ -171,12 +171,12 @@ def test_weights_that_are_not_finite_are_named():
     model = tiny.model("llama")
     model.model.layers[1].mlp.up_proj.weight.data[3, 3] = float("nan")
     with pytest.raises(RunError, match=r"layers\.1\.mlp\.up_proj\.weight"):
-        best_of(model, prune="mlp=0.3")
+        method_of(model, prune="mlp=0.3")
 
 
 def test_it_is_what_prune_model_does_with_text_alone():
     """In the mode that the model was in."""
-    expected = best_of(tiny.model("llama"), prune="mlp=0.3").model.state_dict()
+    expected = method_of(tiny.model("llama"), prune="mlp=0.3").model.state_dict()
     new, plan = prune_model(tiny.model("llama").train(), PruneOptions(prune="mlp=0.3", epochs=0), prompts())
     assert (plan.importance, new.training) == ("reconstruct", True)
     assert all(torch.equal(tensor, expected[name]) for name, tensor in new.state_dict().items())

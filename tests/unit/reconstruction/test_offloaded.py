@@ -7,7 +7,7 @@ from llm_pruner.calibration import layerwise as module
 from llm_pruner.reconstruction import layer as one
 from llm_pruner.reconstruction import reconstruct as whole
 from tests.support import tiny
-from tests.support.rebuilding import best_of
+from tests.support.reconstructing import method_of
 
 HARMLESS = {"to", "reshape", "split", "__getitem__", "__get__", "size", "index_fill", "isfinite"}
 
@@ -34,7 +34,7 @@ class Aside(torch.Tensor):
      ("llama", {"target": "num_hidden_layers=1"})],
 )  # fmt: skip
 def test_streams_are_moved_before_anything_is_computed(case, asked, monkeypatch):
-    expected = best_of(tiny.model(case), epochs=1, **asked)
+    expected = method_of(tiny.model(case), epochs=1, **asked)
     count = []
 
     def offloaded(hidden):
@@ -44,7 +44,7 @@ def test_streams_are_moved_before_anything_is_computed(case, asked, monkeypatch)
 
     for own in (module, whole, one):
         monkeypatch.setattr(own, "offloaded", offloaded)
-    found = best_of(tiny.model(case), epochs=1, **asked)
+    found = method_of(tiny.model(case), epochs=1, **asked)
     assert count
     assert found.notes == expected.notes
     assert torch.equal(tiny.logits(found.model), tiny.logits(expected.model))

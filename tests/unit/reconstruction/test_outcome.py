@@ -1,4 +1,4 @@
-"""What a rebuild says, keeps and leaves behind."""
+"""What a reconstruction says, keeps and leaves behind."""
 
 import pytest
 import torch
@@ -14,14 +14,14 @@ from llm_pruner.output.checkpoint import write
 from llm_pruner.reconstruction.reconstruct import reconstruct
 from llm_pruner.reconstruction.tokens import HELD, split
 from tests.support import tiny
-from tests.support.rebuilding import BRIEF, PLAIN, REFIT, calibration, divergence, planned, rebuilt
+from tests.support.reconstructing import BRIEF, FITTED, PLAIN, calibration, divergence, planned, reconstructed
 
 
 @pytest.mark.parametrize(("case", "name"), [("gemma", "all"), ("gpt2", "all"), ("gemma3_text", "mlp")])
 def test_kl_is_that_of_the_two_models(case, name):
     """On the held-out tokens, although neither model is run as a whole."""
     model = tiny.model(case)
-    found = rebuilt(model, tiny.axes(case)[name], BRIEF)
+    found = reconstructed(model, tiny.axes(case)[name], BRIEF)
     assert found.kl == pytest.approx(divergence(model, found.model, calibration().batches[-1:]), rel=1e-4)
 
 
@@ -29,7 +29,7 @@ def test_kl_is_that_of_the_two_models(case, name):
 def test_errors_are_relative_to_the_energy_of_each_token(case):
     """Of the stream behind every layer, on the held-out tokens."""
     model, held = tiny.model(case), calibration().batches[-1:]
-    found = rebuilt(model, tiny.axes(case)["mlp"], BRIEF)
+    found = reconstructed(model, tiny.axes(case)["mlp"], BRIEF)
     for dense, pruned, error in zip(walk(model, held), walk(found.model, held), found.errors, strict=True):
         dense.run()
         pruned.run()
@@ -39,9 +39,9 @@ def test_errors_are_relative_to_the_energy_of_each_token(case):
 
 
 @pytest.mark.parametrize("case", tiny.CASES)
-def test_all_widths_and_no_refit_is_the_identity(case):
+def test_all_widths_and_no_least_squares_is_the_identity(case):
     model = tiny.model(case)
-    found = rebuilt(model, widths_of(model.config), PLAIN)
+    found = reconstructed(model, widths_of(model.config), PLAIN)
     for name, parameter in found.model.named_parameters():
         assert torch.equal(parameter, model.get_parameter(name)), name
     assert torch.equal(tiny.logits(found.model), tiny.logits(model))
@@ -57,7 +57,7 @@ def test_every_layer_has_its_own_widths(case, tmp_path):
     if case not in tiny.DERIVED:
         first = first.but({HEADS: 2, KV_HEADS: 2})
         second = second.but({HEADS: 6, KV_HEADS: 3})
-    found, plain = (rebuilt(model, (first, second), recipe) for recipe in (REFIT, PLAIN))
+    found, plain = (reconstructed(model, (first, second), recipe) for recipe in (FITTED, PLAIN))
     assert found.kl < 0.95 * plain.kl
     assert found.model.config.model_type == f"pruned_{model.config.model_type}"
     assert [len(found.kept[f"layers.{layer}.mlp"]) for layer in (0, 1)] == [50, 31]
@@ -75,7 +75,7 @@ def test_whole_layers_go(case):
     config = shallow_config(planned(model, {"mlp": 0.3})[2], (0, 2))
     plain, found = (
         reconstruct(model, groups, plan.after, config, calibration(), recipe, layers=(0, 2))
-        for recipe in (PLAIN, REFIT)
+        for recipe in (PLAIN, FITTED)
     )
     assert found.kl == pytest.approx(divergence(model, found.model, calibration().batches[-1:]), rel=1e-4)
     assert found.kl < 0.95 * plain.kl
@@ -93,7 +93,7 @@ def test_whole_layers_go(case):
 def test_dtype_is_kept(case, axis, dtype):
     """The work is done in float32."""
     model = tiny.model(case, dtype=dtype)
-    found, plain = (rebuilt(model, tiny.axes(case)[axis], recipe) for recipe in (BRIEF, PLAIN))
+    found, plain = (reconstructed(model, tiny.axes(case)[axis], recipe) for recipe in (BRIEF, PLAIN))
     assert {parameter.dtype for parameter in found.model.parameters()} == {dtype}
     assert found.kl < 0.95 * plain.kl
 
@@ -102,14 +102,14 @@ def test_frozen_parameters_stay_frozen():
     model = tiny.model("llama")
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    new = rebuilt(model, tiny.axes("llama")["all"], BRIEF).model
+    new = reconstructed(model, tiny.axes("llama")["all"], BRIEF).model
     assert not any(parameter.requires_grad for parameter in new.parameters())
 
 
 def test_settling_takes_the_place_of_the_dense_model():
     model = tiny.model("gemma").train()
     model.generation_config.max_new_tokens = 5
-    found = rebuilt(model.eval(), tiny.axes("gemma")["mlp"])
+    found = reconstructed(model.eval(), tiny.axes("gemma")["mlp"])
     expected = tiny.logits(found.model)
     new = found.settle(model.train())
     assert (new.training, new.generation_config.max_new_tokens) == (True, 5)

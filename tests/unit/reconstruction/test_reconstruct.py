@@ -1,4 +1,4 @@
-"""A rebuild on every family and axis: shapes, what it mends, what it leaves alone, and that the result is a model."""
+"""A reconstruction on every family and axis: shapes, what it mends and leaves alone, and that the result is a model."""
 
 import copy
 import functools
@@ -13,7 +13,7 @@ from llm_pruner.model.skeleton import meta_model
 from llm_pruner.model.surgery import cut
 from llm_pruner.output.checkpoint import write
 from tests.support import tiny
-from tests.support.rebuilding import BRIEF, PLAIN, planned, rebuilt
+from tests.support.reconstructing import BRIEF, PLAIN, planned, reconstructed
 
 CASES_AND_AXES = [
     (case, name)
@@ -26,11 +26,11 @@ LOST = [("llama_tied", "all"), ("qwen2", "all")]  # half of tied random embeddin
 
 @functools.cache
 def done(case: str, name: str):
-    """(dense model, its parameters before, (groups, plan, config), rebuilt without refit, with it and an epoch)."""
+    """(dense model, its parameters before, (groups, plan, config), reconstructed by units alone, with all of it)."""
     model = tiny.model(case)
     before = {key: parameter.detach().clone() for key, parameter in model.named_parameters()}
     axes = tiny.axes(case)[name]
-    return model, before, planned(model, axes), *(rebuilt(model, axes, settings) for settings in (PLAIN, BRIEF))
+    return model, before, planned(model, axes), *(reconstructed(model, axes, settings) for settings in (PLAIN, BRIEF))
 
 
 @pytest.mark.parametrize(("case", "name"), CASES_AND_AXES)
@@ -61,7 +61,7 @@ def test_the_dense_model_stays_as_it_is(case, name):
 
 
 @pytest.mark.parametrize(("case", "name"), [pair for pair in CASES_AND_AXES if pair[1] in ("heads", "kv_heads", "mlp")])
-def test_without_refit_it_is_the_cut(case, name):
+def test_without_least_squares_it_is_the_cut(case, name):
     """Of the units that were chosen."""
     model, _, (groups, plan, config), plain, _ = done(case, name)
     new = cut(copy.deepcopy(model), groups, plain.kept, config)
@@ -72,7 +72,7 @@ def test_without_refit_it_is_the_cut(case, name):
 
 @pytest.mark.parametrize(("case", "name"), CASES_AND_AXES)
 def test_it_mends_what_the_cut_breaks(case, name):
-    """On held-out tokens: refitted and optimised for an epoch, against the same selection alone."""
+    """On held-out tokens: fitted and optimised for an epoch, against the same selection alone."""
     _, _, _, plain, found = done(case, name)
     assert found.errors[-1] < 0.95 * plain.errors[-1]
     assert found.kl < (1.01 if (case, name) in LOST else 0.95) * plain.kl

@@ -15,7 +15,7 @@ from llm_pruner.reconstruction.embeddings_and_head import outside
 from llm_pruner.reconstruction.layers import affine, parts_of, set_affine
 from llm_pruner.reconstruction.rotation import basis_of, norm_scale, norms_of, rotate_layer
 from tests.support import tiny
-from tests.support.rebuilding import PLAIN, REFIT, calibration, divergence, planned, rebuilt
+from tests.support.reconstructing import FITTED, PLAIN, calibration, divergence, planned, reconstructed
 
 WIDE, NARROW = 48, 24
 TINY_EPS = {"rms_norm_eps": 1e-12, "layer_norm_eps": 1e-12, "layer_norm_epsilon": 1e-12}
@@ -57,7 +57,7 @@ def test_nothing_is_lost_in_a_subspace(case):
     """Any 24 directions, not 24 channels; the lm_head of its own."""
     model = built(case, tie_word_embeddings=False)
     confine(model, subspace(NARROW, centred=False))
-    new = rebuilt(model, narrower(model), PLAIN).model
+    new = reconstructed(model, narrower(model), PLAIN).model
     assert new.config.hidden_size == NARROW
     torch.testing.assert_close(tiny.logits(new), tiny.logits(model), atol=2e-5, rtol=1e-4)
 
@@ -68,7 +68,7 @@ def test_nothing_is_lost_where_embeddings_are_the_lm_head(case):
     model = built(case)
     confine(model, subspace(NARROW, centred=False))
     model.model.norm.weight.data.fill_(1.3)
-    new = rebuilt(model, narrower(model), PLAIN).model
+    new = reconstructed(model, narrower(model), PLAIN).model
     assert new.get_output_embeddings().weight is new.get_input_embeddings().weight
     torch.testing.assert_close(tiny.logits(new), tiny.logits(model), atol=2e-5, rtol=1e-4)
 
@@ -95,7 +95,7 @@ def layer_norm_model(case: str, **changes):
 @pytest.mark.parametrize(("case", "changes"), [("gpt2", {}), ("gpt_neox", {}), ("gpt_neox", {"attention_bias": False})])
 def test_nothing_is_lost_behind_layer_norms(case, changes):
     model = layer_norm_model(case, **changes)
-    found = rebuilt(model, narrower(model, {HEADS: 3, KV_HEADS: 3}), PLAIN)
+    found = reconstructed(model, narrower(model, {HEADS: 3, KV_HEADS: 3}), PLAIN)
     assert [found.kept[f"layers.{layer}.heads"] for layer in (0, 1)] == [[1, 3, 4]] * 2
     torch.testing.assert_close(tiny.logits(found.model), tiny.logits(model), atol=2e-5, rtol=1e-4)
 
@@ -181,7 +181,7 @@ def test_norms_over_hidden_channels_are_found():
 def test_norms_in_front_of_the_stream_are_refused():
     model = tiny.model("gemma3_text")
     with pytest.raises(PlanError, match=r"post_attention_layernorm of layer 0 normalises what goes into the residual"):
-        rebuilt(model, narrower(model))
+        reconstructed(model, narrower(model))
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def test_biases_of_norms_stay_small(case, changes):
     nothing would be left of what they are added to."""
     kl = {}
     for dtype in (torch.float32, torch.bfloat16):
-        new = rebuilt(tiny.model(case, dtype=dtype, **changes), {"hidden": 0.5, "heads": 0.5})
+        new = reconstructed(tiny.model(case, dtype=dtype, **changes), {"hidden": 0.5, "heads": 0.5})
         kl[dtype] = new.kl
         norms = {name: p for name, p in new.model.named_parameters() if name.endswith("bias") and _is_norm(name)}
         assert len(norms) == 5
@@ -206,10 +206,10 @@ def _is_norm(name: str) -> bool:
 
 
 @pytest.mark.parametrize("case", ["llama", "gemma_untied", "gpt_neox"])
-def test_a_refit_mends_what_a_rotation_loses(case):
+def test_least_squares_mend_what_a_rotation_loses(case):
     """On other tokens, where the stream has more directions than are left."""
     model = tiny.model(case)
     after = planned(model, {"hidden": 0.5, "heads": 0.5})[1].after if case in tiny.DERIVED else narrower(model)
-    plain, refit = (rebuilt(model, after, recipe, calibration(64)).model for recipe in (PLAIN, REFIT))
+    plain, fitted = (reconstructed(model, after, recipe, calibration(64)).model for recipe in (PLAIN, FITTED))
     other = [tiny.tokens(4, 24, seed=5)]
-    assert divergence(model, refit, other) < 0.9 * divergence(model, plain, other)
+    assert divergence(model, fitted, other) < 0.9 * divergence(model, plain, other)

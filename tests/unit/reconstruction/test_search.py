@@ -73,7 +73,7 @@ def test_hidden_sizes_go_with_whole_heads():
 
 @pytest.mark.parametrize(("share", "least", "most"), [(0.1, 1, 7), (0.7, 8, 8), (0.82, 1, 7)])
 def test_all_heads_that_a_budget_allows_are_listed(share, least, most):
-    """Of 4 kv groups of 1 or 2 heads: neurons are too few to make up for most of them, or these too large."""
+    """Of 4 kv groups of 1 or 2 heads: neurons are too few to compensate for most of them, or these too large."""
     counter, config = counter_of("llama", **FINE)
     budget, possible = budget_of(counter, share, False), set()
     listed = candidates(counter, config, BLOCK, budget, made_up(counter))

@@ -23,7 +23,7 @@ def equations(x, y):
     return x.T @ x / len(x), y.T @ x / len(x)
 
 
-def refitted(x, y, columns) -> tuple[torch.Tensor, float]:
+def fitted(x, y, columns) -> tuple[torch.Tensor, float]:
     """(weight [out, columns], mean squared error) of the least squares over some of the columns."""
     own = x[:, columns]
     weight = torch.linalg.lstsq(own, y).solution
@@ -41,23 +41,23 @@ def test_costs_are_what_the_error_rises_by(width, units):
     x, y = tokens(width * units + 1)
     surgeon, last = Surgeon(*equations(x, y), width, units), width * units
     for _ in range(2):
-        _, error = refitted(x, y, columns_of(surgeon.alive, width, last))
+        _, error = fitted(x, y, columns_of(surgeon.alive, width, last))
         for unit, cost in zip(surgeon.alive, surgeon.costs().tolist(), strict=True):
             rest = [other for other in surgeon.alive if other != unit]
-            assert cost == pytest.approx(refitted(x, y, columns_of(rest, width, last))[1] - error, rel=1e-6)
+            assert cost == pytest.approx(fitted(x, y, columns_of(rest, width, last))[1] - error, rel=1e-6)
         surgeon.remove([1])
 
 
 @pytest.mark.parametrize(("width", "units", "gone"), [(1, 12, [[0, 5, 11], [2]]), (3, 4, [[1], [0, 2]])])
-def test_removal_is_the_refit_of_what_is_left(width, units, gone):
+def test_removal_is_the_least_squares_of_what_is_left(width, units, gone):
     """gone: places among those that are left. The column of ones stays at the end."""
     x, y = tokens(width * units + 1)
     surgeon, last = Surgeon(*equations(x, y), width, units), width * units
-    alive, before = list(range(units)), refitted(x, y, range(last + 1))[1]
+    alive, before = list(range(units)), fitted(x, y, range(last + 1))[1]
     for places in gone:
         surgeon.remove(places)
         alive = [unit for place, unit in enumerate(alive) if place not in places]
-        weight, error = refitted(x, y, columns_of(alive, width, last))
+        weight, error = fitted(x, y, columns_of(alive, width, last))
         assert surgeon.alive == alive
         torch.testing.assert_close(surgeon.weight, weight)
         assert surgeon.error == pytest.approx(error - before, rel=1e-6)
@@ -70,9 +70,9 @@ def test_split_units_are_parts_of_what_they_were():
     surgeon.split(3)
     assert (surgeon.alive, surgeon.width) == ([3, 4, 5], 2)
     surgeon.remove_one_of_each(1)
-    weight, error = refitted(x, y, columns_of(surgeon.alive, 2, 12))
+    weight, error = fitted(x, y, columns_of(surgeon.alive, 2, 12))
     torch.testing.assert_close(surgeon.weight, weight)
-    assert surgeon.error == pytest.approx(error - refitted(x, y, range(13))[1], rel=1e-6)
+    assert surgeon.error == pytest.approx(error - fitted(x, y, range(13))[1], rel=1e-6)
 
 
 def test_a_copy_goes_its_own_way():
@@ -90,7 +90,7 @@ def test_one_at_a_time_is_the_greedy_choice():
     kept, alive = keep_neurons(*equations(x, y), 11, 11 - ROUNDS), list(range(11))
     for _ in range(ROUNDS):
         rests = [[other for other in alive if other != unit] for unit in alive]
-        alive = min(rests, key=lambda rest: refitted(x, y, [*rest, 11])[1])
+        alive = min(rests, key=lambda rest: fitted(x, y, [*rest, 11])[1])
     assert kept == alive
 
 
@@ -104,7 +104,7 @@ def test_count_is_met_in_rounds(count):
 
 @pytest.mark.parametrize(("units", "count"), [(12, 11), (12, 4), (64, 60), (64, 50), (64, 32), (64, 8)])
 def test_equal_columns_do_not_go_together(units, count):
-    """Each alone is free, as the other makes up for it: one goes first, and what is left is what matters most.
+    """Each alone is free, as the other compensate for it: one goes first, and what is left is what matters most.
 
     Also where a round takes several: to 32 of 64 in eight rounds, four at a time.
     """
@@ -171,7 +171,7 @@ def test_without_groups_heads_are_their_own():
 
 def test_greedy_heads_are_near_the_best_of_all():
     x, y = tokens(13)
-    before = refitted(x, y, range(13))[1]
-    rises = sorted(refitted(x, y, columns_of(kept, 2, 12))[1] - before for kept in itertools.combinations(range(6), 4))
+    before = fitted(x, y, range(13))[1]
+    rises = sorted(fitted(x, y, columns_of(kept, 2, 12))[1] - before for kept in itertools.combinations(range(6), 4))
     kept, _ = keep_heads(*equations(x, y), 2, 6, 1, 4, 1)
-    assert refitted(x, y, columns_of(kept, 2, 12))[1] - before <= rises[1]
+    assert fitted(x, y, columns_of(kept, 2, 12))[1] - before <= rises[1]

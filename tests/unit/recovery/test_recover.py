@@ -17,8 +17,8 @@ from llm_pruner.output import checkpoint
 from llm_pruner.output.reports import Measured
 from llm_pruner.recovery.adapters import merged, projections, with_adapters
 from llm_pruner.recovery.outcome import share
-from llm_pruner.recovery.pace import Pace
 from llm_pruner.recovery.run import recover
+from llm_pruner.recovery.schedule import Schedule
 from llm_pruner.recovery.unfinished import last_kept
 from tests.support import tiny
 from tests.support.commands import DEMO
@@ -160,20 +160,20 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path, text, monkeypatch):
     assert not (tmp_path / "out.unfinished").exists()
 
     shutil.rmtree(tmp_path / "out")
-    plain = Pace.on_step_end
+    plain = Schedule.on_step_end
 
     def killed(self, args, state, control, **rest):
         plain(self, args, state, control, **rest)
         if state.global_step == 4:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(Pace, "on_step_end", killed)
+    monkeypatch.setattr(Schedule, "on_step_end", killed)
     with pytest.raises(KeyboardInterrupt):
         recover(options(tmp_path, text, save_minutes=0.0))
     assert not (tmp_path / "out").exists()
     assert last_kept(tmp_path / "out.unfinished").name == "checkpoint-3"
     (tmp_path / "out.unfinished" / "checkpoint-9").mkdir()  # one that was not written to its end
-    monkeypatch.setattr(Pace, "on_step_end", plain)
+    monkeypatch.setattr(Schedule, "on_step_end", plain)
     report = recover(options(tmp_path, text, save_minutes=0.0))
     assert report.training.resumed_at == [3]
     found = load_file(tmp_path / "out" / "model.safetensors")
@@ -190,11 +190,11 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path, text, monkeypatch):
 def test_other_inputs_start_anew(tmp_path, text, monkeypatch, capsys):
     save(tmp_path / "teacher", seed=1)
     save(tmp_path / "student")
-    plain = Pace.on_train_end
-    monkeypatch.setattr(Pace, "on_train_end", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    plain = Schedule.on_train_end
+    monkeypatch.setattr(Schedule, "on_train_end", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         recover(options(tmp_path, text))
-    monkeypatch.setattr(Pace, "on_train_end", plain)
+    monkeypatch.setattr(Schedule, "on_train_end", plain)
     report = recover(options(tmp_path, text, temperature=2.0))
     assert "starting anew" in capsys.readouterr().out
     assert report.training.resumed_at == []
@@ -217,7 +217,7 @@ def test_time_ends_training_with_the_rate_at_nothing(tmp_path, text, monkeypatch
     save(tmp_path / "teacher", seed=1)
     save(tmp_path / "student")
     now = iter(range(0, 100_000, 10))
-    monkeypatch.setattr("llm_pruner.recovery.pace.time.monotonic", lambda: float(next(now)))
+    monkeypatch.setattr("llm_pruner.recovery.schedule.time.monotonic", lambda: float(next(now)))
     report = recover(options(tmp_path, text, steps=None, epochs=1000.0, max_minutes=2.0))
     rates = [point.learning_rate for point in report.history if point.loss is not None]
     assert report.training.steps == 12  # the clock moves ten seconds a step
@@ -227,11 +227,11 @@ def test_time_ends_training_with_the_rate_at_nothing(tmp_path, text, monkeypatch
 
 
 def test_the_schedule():
-    pace = Pace(steps=100, limit=None, warmup=0.1, save_seconds=1e9)
+    schedule = Schedule(steps=100, limit=None, warmup=0.1, save_seconds=1e9)
     rates = []
     for step in range(101):
-        pace._move(step)
-        rates.append(pace.rate())
+        schedule._move(step)
+        rates.append(schedule.rate())
     assert rates[0] == pytest.approx(0.05)
     assert rates[5] == pytest.approx(0.5)
     assert rates[10] == pytest.approx(1.0)

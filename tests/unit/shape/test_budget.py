@@ -83,7 +83,7 @@ def test_amp_iteration_makes_up_for_rounded_heads_in_neurons(iteration, heads, n
 
 
 def test_amp_iteration_leaves_one_head():
-    """ρ' = (240 + 8)/480 = 0.51667 of two heads, then of one: the head stays, neurons make up for it."""
+    """ρ' = (240 + 8)/480 = 0.51667 of two heads, then of one: the head stays, neurons compensate for it."""
     assert heads_and_neurons([widths_by_iteration(toy(), 1)]) == [(1, 2)]  # 1.0333 - 1 + 2.0667 = 2.1
     one_head = counter_of(
         hidden_size=4,

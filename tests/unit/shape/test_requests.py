@@ -72,7 +72,7 @@ def test_target_memory_is_in_bytes_of_the_models_dtype(dtype):
 
 
 def test_uniform_meets_the_budget_of_the_adaptive_result():
-    """A few neurons cannot make up for half a kv group of few: the number of heads gives way, or it is refused."""
+    """A few neurons cannot compensate for half a kv group of few: the number of heads gives way, or it is refused."""
     counter = counter_of(**tiny.GROUPED, head_dim=8, num_hidden_layers=4, vocab_size=96)
     full = counter.everywhere(counter.before)
     layers = (counter.before.but({HEADS: 2, KV_HEADS: 1}), *full[1:])

@@ -16,7 +16,7 @@ from llm_pruner.sparsity.semi import is_2_4, semi_structured
 from llm_pruner.sparsity.weights import sparsify_weights
 from tests import REPOSITORY
 from tests.support import tiny
-from tests.support.sparse_cases import INPUTS, METHODS, PATTERNS, SPREAD, layer_of, legal, reference
+from tests.support.sparse_cases import INPUTS, METHODS, PATTERNS, PERMUTED, layer_of, legal, reference
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 linux = pytest.mark.skipif(sys.platform != "linux", reason="triton has wheels for Linux alone")
@@ -43,7 +43,7 @@ def error(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 @torch.no_grad()
 @pytest.mark.parametrize("pattern", PATTERNS)
-@pytest.mark.parametrize("method", [*METHODS, SPREAD], ids=lambda m: " ".join(str(v) for v in m.values()))
+@pytest.mark.parametrize("method", [*METHODS, PERMUTED], ids=lambda m: " ".join(str(v) for v in m.values()))
 def test_a_token_is_what_plain_torch_makes_of_it(method, pattern):
     """By the kernel in the interpreter, by embedding_bag elsewhere: 1e-5 in float32, and in bfloat16 1e-3 of the kernel
     where no transformation makes plain torch round its input. Where one does, and for embedding_bag, which cuts off

@@ -53,9 +53,9 @@ def test_scaling_is_that_of_weight_and_input():
 
 @torch.no_grad()
 @pytest.mark.parametrize(("n", "m"), [(2, 4), (8, 16), (3, 7)])
-def test_spread_is_n_of_m_of_channels_in_another_order(n, m):
+def test_a_permutation_is_n_of_m_of_channels_in_another_order(n, m):
     """Of input and weight moved to that order, where every group has its share of strong and of weak channels."""
-    layer, text, generator, sizes = layer_of(Recipe(n=n, m=m, spread=True))
+    layer, text, generator, sizes = layer_of(Recipe(n=n, m=m, permutation=True))
     order = layer.sparsity.order
     assert sorted(order.tolist()) == list(range(INPUTS))
     moved = torch.nn.Linear(INPUTS, OUTPUTS, dtype=torch.float64)

@@ -23,7 +23,7 @@ from tests.support import tiny
 
 PLAIN = Recipe(n=8, m=16)
 FULL = Recipe(ratio=0.5, select="threshold", transform="learnable", scaling=True, criterion="wanda")
-SPREAD = Recipe(n=8, m=16, transform="learnable", scaling=True, spread=True)
+PERMUTED = Recipe(n=8, m=16, transform="learnable", scaling=True, permutation=True)
 
 
 def batches() -> list[torch.Tensor]:
@@ -102,7 +102,7 @@ def test_the_model_computes_what_hooks_on_a_dense_one_do(case):
 
 @pytest.mark.parametrize("case", tiny.CASES)
 @pytest.mark.parametrize(
-    ("recipe", "dtype"), [(PLAIN, torch.bfloat16), (SPREAD, torch.float32), (FULL, torch.bfloat16)]
+    ("recipe", "dtype"), [(PLAIN, torch.bfloat16), (PERMUTED, torch.float32), (FULL, torch.bfloat16)]
 )
 def test_it_loads_as_it_was_saved(case, recipe, dtype, saved, tmp_path):
     model = saved(case, dtype)
@@ -116,7 +116,7 @@ def test_it_loads_as_it_was_saved(case, recipe, dtype, saved, tmp_path):
     found = again.state_dict()
     assert all(torch.equal(found[name], tensor) for name, tensor in weights.items())
     own = {name: tensor for name, tensor in found.items() if ".sparsity." in name}
-    dtypes = {PLAIN: set(), FULL: {torch.float32}, SPREAD: {torch.float32, torch.int64}}
+    dtypes = {PLAIN: set(), FULL: {torch.float32}, PERMUTED: {torch.float32, torch.int64}}
     assert {tensor.dtype for tensor in own.values()} == dtypes[recipe]
     assert set(found) == set(weights) | set(own)
     again.save_pretrained(tmp_path / "again")

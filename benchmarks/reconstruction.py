@@ -1,8 +1,8 @@
 """What a reconstruction does beyond quality.py's table: every width, each part alone, other models, what it costs.
 
-    python benchmarks/best.py            # needs $LLM_PRUNER_SHARED, by default ../shared, and benchmarks/models/
-                                         # (train_models.py); half an hour on two cores
-    python benchmarks/best.py --gpu      # a random Llama-3.1-8B at a given shape on one GPU: time by phase, memory
+    python benchmarks/reconstruction.py         # half an hour on two cores; needs $LLM_PRUNER_SHARED, by default
+                                                # ../shared, and benchmarks/models/ (train_models.py)
+    python benchmarks/reconstruction.py --gpu   # a random Llama-3.1-8B at a given shape on one GPU: seconds, memory
 
 The same calibration text and test windows as quality.py. An interrupted run goes on where it was.
 """
@@ -40,13 +40,13 @@ PUBLISHED = {
     "FLAP": ScoreAndCut("flap", compensate="bias"),
     "FLAP, AL-AM": ScoreAndCut("flap", compensate="bias"),
 }
-OURS = {"best": Reconstruct(search_minutes=30.0), "best, per layer": Reconstruct(per_layer=True)}
+OURS = {"reconstruct": Reconstruct(search_minutes=30.0), "reconstruct, per layer": Reconstruct(per_layer=True)}
 STRUCTURES = {"FLAP, AL-AM": "AL-AM"}  # of the budget
 PARTS = {
-    "second-order selection": Settings(refit=False, epochs=0),
-    "… and o_proj, down_proj refitted to the dense outputs": Settings(input_projections=False, stream=False, epochs=0),
+    "second-order selection": Settings(least_squares=False, epochs=0),
+    "… and o_proj, down_proj fitted to the dense outputs": Settings(input_projections=False, stream=False, epochs=0),
     "… to the dense stream": Settings(input_projections=False, epochs=0),
-    "… and what reads the stream refitted": Settings(epochs=0),
+    "… and what reads the stream fitted": Settings(epochs=0),
     "… and layers optimised, 4 passes": Settings(epochs=4, logits=False),
     "… 8 passes": Settings(epochs=8, logits=False),
     "… and the last layer towards the logits": Settings(epochs=8),
@@ -138,7 +138,7 @@ def wanted() -> dict:
             for method, own in {**PUBLISHED, **OURS}.items():
                 budget = Budget(param_ratio=ratio, structure=STRUCTURES.get(method))
                 jobs[f"{name} | {ratio} | {method}"] = partial(pruned, folder, budget, own)
-        for method, own in {"magnitude": PUBLISHED["magnitude"], "best": OURS["best"]}.items():
+        for method, own in {"magnitude": PUBLISHED["magnitude"], "reconstruct": OURS["reconstruct"]}.items():
             for ratio in WIDTHS:
                 jobs[f"{name} | every width {ratio} | {method}"] = partial(pruned, folder, Ratio(ratio), own)
             jobs[f"{name} | whole {WHOLE} | {method}"] = partial(shrunk, folder, own)
@@ -195,22 +195,23 @@ def markdown(result: dict) -> str:
         ),
     )
     lines += table(
-        ["", "every width", "parameters", "dense", "magnitude", "best"],
+        ["", "every width", "parameters", "dense", "magnitude", "reconstruct"],
         *(
-            [model, ratio, f"{runs[f'{key} | best']['parameters']:,}", value(f"{model} | dense")]
-            + [value(f"{key} | magnitude"), ours(f"{key} | best")]
+            [model, ratio, f"{runs[f'{key} | reconstruct']['parameters']:,}", value(f"{model} | dense")]
+            + [value(f"{key} | magnitude"), ours(f"{key} | reconstruct")]
             for model in models
             for ratio in WIDTHS
             for key in [f"{model} | every width {ratio}"]
         ),
     )
     lines += table(
-        ["", f"{WHOLE:.0%} of all parameters gone", "magnitude", "best", "hidden, heads, kv, neurons × layers"],
+        ["", f"{WHOLE:.0%} of all parameters gone", "magnitude", "reconstruct", "hidden, heads, kv, neurons × layers"],
         *(
-            [model, f"{best['parameters']:,}", value(f"{key} | magnitude"), ours(f"{key} | best"), shape_in_words(best)]
+            [model, f"{found['parameters']:,}", value(f"{key} | magnitude"), ours(f"{key} | reconstruct")]
+            + [shape_in_words(found)]
             for model in models
             for key in [f"{model} | whole {WHOLE}"]
-            for best in [runs[f"{key} | best"]]
+            for found in [runs[f"{key} | reconstruct"]]
         ),
     )
     return "\n".join(lines)
@@ -246,7 +247,7 @@ def gpu() -> None:
         "peak_memory_over_model_gib": round((torch.cuda.max_memory_allocated() - before) / 2**30, 2),
         "kl": done.notes["kl"],
     }
-    keep("best_gpu", result)
+    keep("reconstruction_gpu", result)
 
 
 def main() -> None:
@@ -256,7 +257,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.gpu:
         return gpu()
-    unfinished = RESULTS / "best.partial.json"
+    unfinished = RESULTS / "reconstruction.partial.json"
     runs = json.loads(unfinished.read_text()) if unfinished.is_file() else {}
     jobs = wanted()
     for key, job in jobs.items():
@@ -273,8 +274,8 @@ def main() -> None:
         "shares": shares(runs),
         "runs": {key: runs[key] for key in jobs},
     }
-    keep("best", result)
-    (RESULTS / "best.md").write_text(markdown(result), encoding="utf-8")
+    keep("reconstruction", result)
+    (RESULTS / "reconstruction.md").write_text(markdown(result), encoding="utf-8")
     print(markdown(result))
     unfinished.unlink()
 

@@ -1,4 +1,4 @@
-"""Small rebuilds: a tiny model, some hundred random tokens, and a shape."""
+"""Small reconstructions: a tiny model, some hundred random tokens, and a shape."""
 
 import torch
 
@@ -17,8 +17,8 @@ from llm_pruner.shape.widths import widths_by_ratio
 from tests.support import tiny
 from tests.support.in_memory import asked
 
-PLAIN = Settings(refit=False, epochs=0)
-REFIT = Settings(epochs=0)
+PLAIN = Settings(least_squares=False, epochs=0)
+FITTED = Settings(epochs=0)
 BRIEF = Settings(epochs=1)
 
 
@@ -40,7 +40,9 @@ def planned(model, after: Widths | tuple[Widths, ...] | dict):
     return groups, *make_plan(model, groups, after)
 
 
-def rebuilt(model, after, settings: Settings = REFIT, tokens: Tokens | None = None, folder=None) -> Reconstructed:
+def reconstructed(
+    model, after, settings: Settings = FITTED, tokens: Tokens | None = None, folder=None
+) -> Reconstructed:
     groups, plan, config = planned(model, after)
     return reconstruct(model, groups, plan.after, config, tokens or calibration(), settings, folder)
 
@@ -68,7 +70,7 @@ def fitted_and_held(tokens: Tokens) -> tuple[list[torch.Tensor], list[torch.Tens
     return [row for batch, held in batches if not held for row in batch], [batch for batch, held in batches if held]
 
 
-def best_of(model, said: list[str] | None = None, **options) -> Pruned:
+def method_of(model, said: list[str] | None = None, **options) -> Pruned:
     """A reconstruction on `prompts`; `said` gets what it says."""
     options = PruneOptions(model="tiny", method="reconstruct", **{"epochs": 0, **options})
     _, request, method = asked(options)

@@ -19,12 +19,18 @@ from llm_pruner.recovery.unfinished import mark_kept, read_mark
 POINTS, SCORES = 100, 10  # how often the loss is noted, and perplexity measured, in a whole run
 
 
-class Pace(TrainerCallback):
-    """The clock of one run.
+class Schedule(TrainerCallback):
+    """The schedule of one run.
 
-    limit: seconds, or None. steps: optimiser steps of the whole run. warmup: share of it. save_seconds: between two
-    checkpoints. scores: whether there is a text to measure perplexity on. `share`, set when processes are known, makes
-    a number of the first process that of all.
+    Args:
+        steps: Optimiser steps of the whole run.
+        limit: Seconds of the whole run, or None.
+        warmup: The share of the run in which the learning rate rises.
+        save_seconds: Seconds between two checkpoints.
+        scores: Whether there is a text to measure perplexity on.
+
+    Attributes:
+        share: Makes a number of the first process that of all; set when the processes are known.
     """
 
     def __init__(self, steps: int, limit: float | None, warmup: float, save_seconds: float, scores: bool = True):
@@ -42,7 +48,7 @@ class Pace(TrainerCallback):
         return 0.5 * (1 + math.cos(math.pi * min(1.0, (done - self.warmup) / (1 - self.warmup))))
 
     def go_on(self, folder: Path) -> None:
-        """Continue where the checkpoint in `folder` was kept; before the Trainer makes its schedule."""
+        """Continue where the checkpoint in `folder` was kept; before the Trainer makes its scheduler."""
         kept = read_mark(folder)
         self.history, self.before = kept["history"], kept["seconds"]
         self.seconds = self.before

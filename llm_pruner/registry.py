@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import Field, fields
 from functools import cache
 from importlib import import_module
-from importlib.metadata import entry_points
 from typing import Any
 
 from llm_pruner.errors import UsageError, did_you_mean, shown
@@ -118,6 +117,8 @@ def _typed(own: Field, value: Any) -> Any:
 
 @cache
 def _entry_points(group: str) -> dict[str, Any]:
+    from importlib.metadata import entry_points  # slow, and nothing that only shows help needs it
+
     return {point.name: point for point in entry_points(group=group)}
 
 

@@ -126,18 +126,18 @@ def rotate_layer(wide, dense: Layer, groups: Sequence[Group], basis: torch.Tenso
         PlanError: A norm stands between a projection and the stream; no rotation goes through it.
     """
     parts, basis = parts_of(groups, dense.index), basis.to(next(wide.parameters()).device)
-    names = [name for part in parts for name in part.input_projections]
+    projections = [name for part in parts for name in part.input_projections]
     norms = norms_of(groups, dense.index)
     modules = dict(dense.module.named_modules())
     given, found, _ = watch(
-        partial(dense.call, 0, dense.stream[0]), [modules[name] for name in names], [modules[name] for name in norms],
-        whole=True,
+        partial(dense.call, 0, dense.stream[0]), [modules[name] for name in projections],
+        [modules[name] for name in norms], whole=True,
     )  # fmt: skip
     feeding = {}
-    for name, tensor in zip(names, given, strict=True):
+    for projection, tensor in zip(projections, given, strict=True):
         equal = [(norm, out) for norm, out in zip(norms, found, strict=True) if torch.equal(out, tensor)]
         itself = [norm for norm, out in equal if out.data_ptr() == tensor.data_ptr()]  # norms of zeros give the same
-        feeding[name] = itself or [norm for norm, _ in equal]
+        feeding[projection] = itself or [norm for norm, _ in equal]
     fed = {norm for own in feeding.values() for norm in own[:1]}
     if fed != set(norms) or not all(feeding.values()):
         odd = next((norm for norm in norms if norm not in fed), norms[0])
@@ -146,8 +146,8 @@ def rotate_layer(wide, dense: Layer, groups: Sequence[Group], basis: torch.Tenso
             "that; leave hidden out of `prune`, or use `importance=magnitude`"
         )
     unfolded: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
-    for name, (name, *_) in feeding.items():
-        module, norm = wide.get_submodule(name), wide.get_submodule(name)
+    for projection, (name, *_) in feeding.items():
+        module, norm = wide.get_submodule(projection), wide.get_submodule(name)
         if getattr(norm, "bias", None) is not None:
             shift = matrix(module) @ norm.bias
             if module.bias is None:

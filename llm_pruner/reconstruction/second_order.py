@@ -1,6 +1,7 @@
 """Which heads and neurons can go when what is left is fitted again: optimal brain surgeon on a projection's inputs.
 
-With W A = B the normal equations (least_squares.py), leaving out the columns P raises the least squares error by tr(W_P (A⁻¹_PP)⁻¹ W_Pᵀ), and what is left is fitted by W −= W_P (A⁻¹_PP)⁻¹ A⁻¹_P,: with A⁻¹ downdated alike.
+With W A = B the normal equations (least_squares.py), leaving out the columns P raises the least squares error by
+tr(W_P (A⁻¹_PP)⁻¹ W_Pᵀ), and what is left is fitted by W −= W_P (A⁻¹_PP)⁻¹ A⁻¹_P,: with A⁻¹ downdated alike.
 Units go in rounds, because a unit that compensates for another one cannot do so when both are gone. (Hassibi and Stork
 1993; for structures, ZipLM, Kurtic et al. 2023, https://arxiv.org/abs/2302.04089, and OSSCAR,
 https://arxiv.org/abs/2403.12983.)

@@ -14,8 +14,8 @@ FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 BRANCHING = (ast.If, ast.For, ast.AsyncFor, ast.While, ast.ExceptHandler, ast.IfExp, ast.match_case)
 # Slow or optional packages, and our own modules that need them or that they import half-way.
 INSIDE = (
-    "accelerate", "datasets", "huggingface_hub", "lm_eval", "matplotlib", "peft", "resource", "safetensors", "torch",
-    "tokenizers", "torch_pruning", "tqdm", "transformers", "triton", "yaml",
+    "accelerate", "datasets", "huggingface_hub", "importlib", "lm_eval", "matplotlib", "peft", "resource",
+    "safetensors", "torch", "tokenizers", "torch_pruning", "tqdm", "transformers", "triton", "yaml",
 )  # fmt: skip
 OURS_INSIDE = {
     "llm_pruner/model/per_layer.py": {"llm_pruner.model"},  # modeling_pruned subclasses transformers' classes

@@ -9,7 +9,14 @@ import llm_pruner
 PRUNED, RECOVERED = "pruned/demo", "pruned/demo-recovered"
 
 pruning = llm_pruner.PruneOptions(
-    model="demo", pruning_ratio=0.5, epochs=1, nsamples=64, eval_data="none", save_model=PRUNED, overwrite=True
+    model="demo",
+    pruning_ratio=0.5,
+    epochs=1,
+    nsamples=64,
+    eval_data="none",
+    save_model=PRUNED,
+    overwrite=True,
+    dtype="float32",
 )
 recovery = llm_pruner.RecoverOptions(
     model=PRUNED, nsamples=256, max_minutes=0.25, eval_data="none", save_model=RECOVERED, overwrite=True

@@ -29,5 +29,7 @@ for name, method in {
     "magnitude": llm_pruner.ScoreAndCut("magnitude"),
     "reconstruct": llm_pruner.Reconstruct(epochs=1, search_minutes=0),
 }.items():
-    pruned, plan = llm_pruner.prune(AutoModelForCausalLM.from_pretrained(DEMO), budget, method, prompts)
+    pruned, plan = llm_pruner.prune(
+        AutoModelForCausalLM.from_pretrained(DEMO, dtype=torch.float32), budget, method, prompts
+    )
     print(f"{name}: {pruned.num_parameters():,} parameters, perplexity {llm_pruner.perplexity(pruned, scored):.2f}")

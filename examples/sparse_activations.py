@@ -24,9 +24,9 @@ def windows(text: str, number: int) -> torch.Tensor:
 
 
 prompts, scored = list(windows(training(), 16)), windows(held_out(), 32)
-dense = llm_pruner.perplexity(AutoModelForCausalLM.from_pretrained(DEMO), scored)
+dense = llm_pruner.perplexity(AutoModelForCausalLM.from_pretrained(DEMO, dtype=torch.float32), scored)
 print(f"dense: perplexity {dense:.3f}")
 for permutation in (False, True):
-    model = AutoModelForCausalLM.from_pretrained(DEMO)
+    model = AutoModelForCausalLM.from_pretrained(DEMO, dtype=torch.float32)
     llm_pruner.sparsify(model, llm_pruner.Recipe(n=8, m=16, permutation=permutation), prompts)
     print(f"8:16{' with permutation' * permutation}: perplexity {llm_pruner.perplexity(model, scored):.3f}")

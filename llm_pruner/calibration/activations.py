@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 
 import torch
 
+from llm_pruner.calibration.hooks import Hooks
 from llm_pruner.calibration.layerwise import not_finite, walk
 from llm_pruner.calibration.statistics import ABSOLUTE, CONTRIBUTION, MOMENTS
 from llm_pruner.errors import RunError, is_out_of_memory
@@ -190,12 +191,12 @@ def collect(
     found: dict[str, Inputs] = {}
     for layer in walk(model, batches):
         measured: dict[str, Inputs] = {}
-        with contextlib.ExitStack() as hooks:
+        with Hooks() as hooks:
             for group in layers[layer.index]:
                 name = output_projection(group).parameter
                 module = model.get_submodule(name.removesuffix(".weight"))
                 measured[name] = _inputs(group, module.weight, needs)
-                hooks.callback(module.register_forward_pre_hook(_adding_to(measured[name])).remove)
+                hooks.on_input(module, measured[name].add)
             layer.run()
         for name, inputs in measured.items():
             if not inputs.finite():
@@ -212,10 +213,3 @@ def _inputs(group: Group, weight: torch.Tensor, needs: Collection[str]) -> Input
     if group.axis == MLP:
         return Inputs(set(needs) - {CONTRIBUTION})
     return Inputs(needs, weight.detach().T if output_projection(group).dim == 0 else weight.detach(), group.units)
-
-
-def _adding_to(inputs: Inputs):
-    def hook(_, arguments):
-        inputs.add(arguments[0])
-
-    return hook

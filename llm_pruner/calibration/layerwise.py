@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from llm_pruner.calibration.hooks import Hooks
 from llm_pruner.calibration.weights import Weights
 from llm_pruner.errors import RunError
 from llm_pruner.model.layers import decoder_layers
@@ -81,18 +82,15 @@ def first_not_finite(model: nn.Module, run: Callable[[], object]) -> str | None:
     """
     found: list[str] = []
 
-    def watching(name: str):
-        def hook(_, __, output):
-            tensors = output if isinstance(output, tuple | list) else (output,)
-            if not all(torch.isfinite(tensor).all() for tensor in tensors if isinstance(tensor, torch.Tensor)):
-                found.append(name)
+    def check(name: str, output: Any) -> None:
+        tensors = output if isinstance(output, tuple | list) else (output,)
+        if not all(torch.isfinite(tensor).all() for tensor in tensors if isinstance(tensor, torch.Tensor)):
+            found.append(name)
 
-        return hook
-
-    with contextlib.ExitStack() as hooks:
+    with Hooks() as hooks:
         for name, module in model.named_modules():
             if name:
-                hooks.callback(module.register_forward_hook(watching(name)).remove)
+                hooks.on_output(module, partial(check, name))
         run()
     return found[0] if found else None
 

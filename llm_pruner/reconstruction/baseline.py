@@ -3,15 +3,16 @@
 A reconstruction must not be worse.
 """
 
-import contextlib
 import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 
 from llm_pruner.calibration.activations import collect
+from llm_pruner.calibration.hooks import Hooks
 from llm_pruner.calibration.layerwise import Layer, walk
 from llm_pruner.calibration.statistics import MOMENTS, Statistics
 from llm_pruner.calibration.weights import Weights
@@ -108,18 +109,18 @@ def _silent_stream(
                 if not outside and member.role != "rmsnorm":
                     tensor = own[inside(member.parameter)]
                     tensor.data.index_fill_(member.dim, member.positions(removed).to(tensor.device), 0)
-        with contextlib.ExitStack() as hooks:
+        with Hooks() as hooks:
             for group in groups:
                 if biases and group.layer == layer.index and group.axis in (HEADS, MLP):
                     weight = output_projection(group).parameter
                     bias = biases[bias_of(weight)]
                     projection = module.get_submodule(inside(weight).removesuffix(".weight"))
-                    hooks.callback(projection.register_forward_hook(_adding(bias)).remove)
+                    hooks.on_output(projection, partial(_plus, bias))
             Layer.run(silent := Layer(layer.index, module, layer.stream, layer.arguments, offload=True))
         layer.outputs = silent.outputs
     last = iter(layer.outputs)
     return [next(last) if out else None for out in tokens.held]
 
 
-def _adding(bias: torch.Tensor):
-    return lambda _, __, output: output + bias.to(output)
+def _plus(bias: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+    return output + bias.to(output)

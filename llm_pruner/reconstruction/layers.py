@@ -3,10 +3,12 @@
 import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
 
+from llm_pruner.calibration.hooks import Hooks
 from llm_pruner.model.axes import HEADS, KV_HEADS, MLP, Axis
 from llm_pruner.model.groups import Group, output_projection
 from llm_pruner.model.layers import inside
@@ -123,13 +125,11 @@ def watch(run: Callable[[], torch.Tensor], inputs=(), outputs=(), whole: bool = 
             raise _Enough
 
     result = None
-    with contextlib.ExitStack() as hooks:
+    with Hooks() as hooks:
         for place, module in enumerate(inputs):
-            hook = module.register_forward_pre_hook(lambda _, arguments, key=("in", place): note(key, arguments[0]))
-            hooks.callback(hook.remove)
+            hooks.on_input(module, partial(note, ("in", place)))
         for place, module in enumerate(outputs):
-            hook = module.register_forward_hook(lambda _, __, output, key=("out", place): note(key, output))
-            hooks.callback(hook.remove)
+            hooks.on_output(module, partial(note, ("out", place)))
         with contextlib.suppress(_Enough):
             result = run()
     return [seen["in", i] for i in range(len(inputs))], [seen["out", i] for i in range(len(outputs))], result

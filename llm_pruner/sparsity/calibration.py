@@ -1,11 +1,12 @@
 """From calibration text to the tensors of sparse inputs: one decoder layer after the other, each behind sparse ones."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import nn
 
+from llm_pruner.calibration.hooks import Hooks
 from llm_pruner.calibration.layerwise import Layer, not_finite, walk
 from llm_pruner.config import recipe as names
 from llm_pruner.config.recipe import Recipe
@@ -197,17 +198,9 @@ def watched(model: nn.Module, targets: Sequence[str], batches: Sequence[torch.Te
     Yields:
         {name: what the linear layer was given}, which fills while the context lasts.
     """
-    seen: dict[str, Seen] = {}
-    hooks = []
-
-    def adding(own: Seen) -> Callable:
-        return lambda _, arguments: own.add(arguments[0])
-
-    try:
-        for name in targets:
-            seen[name] = Seen(sum(batch.numel() for batch in batches), sampled)
-            hooks.append(model.get_submodule(name).register_forward_pre_hook(adding(seen[name])))
+    tokens = sum(batch.numel() for batch in batches)
+    seen = {name: Seen(tokens, sampled) for name in targets}
+    with Hooks() as hooks:
+        for name, own in seen.items():
+            hooks.on_input(model.get_submodule(name), own.add)
         yield seen
-    finally:
-        for hook in hooks:
-            hook.remove()

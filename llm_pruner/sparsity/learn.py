@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
+from llm_pruner.calibration.hooks import Hooks
 from llm_pruner.calibration.layerwise import Layer
 from llm_pruner.reconstruction.block_optimisation import Descent, descend
 from llm_pruner.sparsity.activations import SparseInput
@@ -85,13 +87,11 @@ def _sizes(layer: Layer, hidden: torch.Tensor, batch: int) -> dict[SparseInput, 
     """The root mean square of what each sparse input sees: a shift's steps are in proportion."""
     found: dict[SparseInput, float] = {}
 
-    def measure(sparsity: SparseInput, arguments) -> None:
-        found[sparsity] = sparsity.centred(arguments[0])[0].square().mean().sqrt().item()
+    def measure(sparsity: SparseInput, given: torch.Tensor) -> None:
+        found[sparsity] = sparsity.centred(given)[0].square().mean().sqrt().item()
 
-    hooks = [own.sparsity.register_forward_pre_hook(measure) for own in sparse_layers(layer.module).values()]
-    try:
+    with Hooks() as hooks:
+        for own in sparse_layers(layer.module).values():
+            hooks.on_input(own.sparsity, partial(measure, own.sparsity))
         layer.call(batch, hidden)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return found

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_pruner.calibration import data
+from llm_pruner.calibration.hooks import Hooks
 from llm_pruner.config import recipe as names
 from llm_pruner.config.sparsify import SparsifyOptions
 from llm_pruner.console import log, quiet
@@ -146,19 +147,16 @@ def measured_share(model, recipe, tokens) -> float | None:
         return None
     counts = [0, 0]
 
-    def count(sparsity, arguments):
-        kept = sparsity.kept(sparsity.centred(arguments[0])[0])
+    def count(sparsity, given):
+        kept = sparsity.kept(sparsity.centred(given)[0])
         counts[0] += kept.sum().item()
         counts[1] += kept.numel()
 
-    hooks = [layer.sparsity.register_forward_pre_hook(count) for layer in sparse_layers(model).values()]
-    try:
-        with torch.no_grad():
-            few = torch.stack(tuple(tokens[: max(1, WATCHED // len(tokens[0]))]))
-            model.base_model(input_ids=few.to(model.device), use_cache=False)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with Hooks() as hooks, torch.no_grad():
+        for layer in sparse_layers(model).values():
+            hooks.on_input(layer.sparsity, partial(count, layer.sparsity))
+        few = torch.stack(tuple(tokens[: max(1, WATCHED // len(tokens[0]))]))
+        model.base_model(input_ids=few.to(model.device), use_cache=False)
     return counts[0] / counts[1]
 
 

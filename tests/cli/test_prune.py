@@ -14,7 +14,7 @@ from tests.support.commands import DEMO, HALF, UNSCORED, logits, one_line
 
 
 def test_the_main_job_on_the_demo_model(command, tmp_path):
-    done = command("--model", "demo", *HALF, timeout=60, fresh=True)
+    done = command("--model", "demo", *HALF, fresh=True)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "pruned" / "demo-r0.50"
     report = json.loads((folder / "report.json").read_text())

@@ -16,7 +16,7 @@ QUICK = {"calibration_data": "demo", "nsamples": 16, "calibration_seq_len": 64, 
 
 def run(folder, **asked) -> PruneReport:
     report = llm_pruner.prune_checkpoint(
-        llm_pruner.PruneOptions(model="demo", save_model=str(folder), **QUICK, **asked)
+        llm_pruner.PruneOptions(model="demo", dtype="float32", save_model=str(folder), **QUICK, **asked)
     )
     assert json.loads((folder / "report.json").read_text()) == json.loads(json.dumps(report.to_dict()))
     return report

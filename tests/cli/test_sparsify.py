@@ -131,8 +131,8 @@ def test_what_is_saved_scores_as_it_was_measured(row, command_of, tmp_path):
 def test_evaluate_sets_a_sparse_checkpoint_beside_the_dense_one(command_of, tmp_path, quick_reload):
     sparsify_checkpoint(options(n=2, m=4, save_model=str(tmp_path / "sparse")))
     done = command_of(
-        "evaluate", "--model", "demo", "sparse", "--eval_data", "demo", "--max_seq_len", 64, "--report", "e.json",
-        "--speed", "--prompt_len", 8, "--new_tokens", 4, "--repeats", 2,
+        "evaluate", "--model", "demo", "sparse", "--eval_data", "demo", "--max_seq_len", 64, "--dtype", "float32",
+        "--report", "e.json", "--speed", "--prompt_len", 8, "--new_tokens", 4, "--repeats", 2,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     dense, sparse = json.loads((tmp_path / "e.json").read_text())["models"]

@@ -22,8 +22,8 @@ def loss(shared, tmp_path_factory):
     def measure(**options) -> float:
         report = prune_checkpoint(
             PruneOptions(
-                model=str(shared / "models" / "llama-6m"), eval_data=str(text), max_seq_len=256, no_save=True,
-                calibration_data=str(data / "valid.txt"), **CALIBRATION, **options,
+                model=str(shared / "models" / "llama-6m"), dtype="float32", eval_data=str(text), max_seq_len=256,
+                no_save=True, calibration_data=str(data / "valid.txt"), **CALIBRATION, **options,
             )
         )  # fmt: skip
         return math.log(report.perplexity.after / report.perplexity.before)

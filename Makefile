@@ -9,12 +9,14 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 demo: .venv/.installed
 	$(BIN)/python prune_llm.py --model demo --pruning_ratio 0.5 --overwrite
 
+# In less than two minutes on two cores: the unit tests and the tests of the command line that are quick.
 # By files, whose tests share what is slow to make, and in their order: ordered by tests, slow files with few come last.
 test: .venv/.installed
-	$(PYTEST) --dist loadfile --no-loadscope-reorder -m "not shared and not gpu and not faults"
+	$(PYTEST) --dist loadfile --no-loadscope-reorder -m "not slow" tests/unit tests/cli
 
-# All that needs neither trained models nor a GPU.
-test-all: test test-faults
+# All but what needs a GPU: slow tests, injected faults, and those on the models and texts in $$LLM_PRUNER_SHARED.
+test-all: .venv/.installed
+	$(PYTEST) --dist loadfile --no-loadscope-reorder -m "not gpu"
 
 # Injected faults against the contract of every command, and power cuts. LLM_PRUNER_FAULTS_EVERY=3 tries a third of them.
 test-faults: .venv/.installed
@@ -22,10 +24,10 @@ test-faults: .venv/.installed
 
 # The tests on the reference model and text in $$LLM_PRUNER_SHARED (default ../shared).
 test-shared: .venv/.installed
-	$(PYTEST) --dist worksteal -m shared
+	$(PYTEST) --dist worksteal tests/reference
 
 test-gpu: .venv/.installed
-	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python -m pytest tests/gpu
 
 lint: .venv/.installed
 	$(BIN)/ruff check .
@@ -45,6 +47,7 @@ benchmarks: .venv/.installed
 	$(BIN)/python benchmarks/score_cut.py
 	$(BIN)/python benchmarks/demo.py
 	$(BIN)/python benchmarks/faults.py
+	$(BIN)/python benchmarks/house.py
 	$(BIN)/python benchmarks/magnitude.py
 	$(BIN)/python benchmarks/calibration.py
 	$(BIN)/python benchmarks/quality.py

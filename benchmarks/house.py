@@ -1,12 +1,13 @@
 """Figures of the code base before the move into rooms and now: sizes, functions, docstrings, documents, tests.
 
 python benchmarks/house.py              # seconds; against the commit before the move; results/house.json
-python benchmarks/house.py --tests      # runs every tier of the tests as well, which takes as long as they do
+python benchmarks/house.py --tests      # runs `make test` and `make test-all` as well, which takes as long as they do
 """
 
 import argparse
 import ast
 import json
+import os
 import re
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import tarfile
 import tempfile
 import time
 from pathlib import Path
+from xml.etree import ElementTree
 
 from measure import RESULTS, keep
 
@@ -21,12 +23,11 @@ REPOSITORY = Path(__file__).parents[1]
 BEFORE = "0fcf980"  # the last commit before the move
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 BRANCHING = (ast.If, ast.For, ast.AsyncFor, ast.While, ast.ExceptHandler, ast.IfExp, ast.match_case)
-TIERS = {"unit and smoke": "test", "all but those below": "test-rest", "faults": "test-faults", "shared": "test-shared"}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tests", action="store_true", help="run the tests of every tier too")
+    parser.add_argument("--tests", action="store_true", help="run the tests too")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         archive = Path(folder, "before.tar")
@@ -35,8 +36,8 @@ def main() -> None:
             packed.extractall(Path(folder, "before"), filter="data")
         result = {"before": measured(Path(folder, "before")), "now": measured(REPOSITORY)}
     path = RESULTS / "house.json"
-    tiers = json.loads(path.read_text(encoding="utf-8")).get("tests", {}) if path.exists() else {}
-    result["tests"] = {name: tier(target) for name, target in TIERS.items()} if arguments.tests else tiers
+    known = json.loads(path.read_text(encoding="utf-8")).get("tests", {}) if path.exists() else {}
+    result["tests"] = {target: ran(target) for target in ("test", "test-all")} if arguments.tests else known
     keep("house", result)
 
 
@@ -93,14 +94,24 @@ def share(functions: list, holds) -> float:
     return round(sum(map(holds, functions)) / len(functions), 3)
 
 
-def tier(target: str) -> dict:
-    """Run a tier by its make target; return how many tests there were, and minutes."""
-    start = time.monotonic()
-    done = subprocess.run(["make", target], cwd=REPOSITORY, capture_output=True, text=True)
-    counts = {word: int(n) for n, word in re.findall(r"(\d+) (passed|failed|skipped|error)", done.stdout)}
+def ran(target: str) -> dict:
+    """Run tests by their make target; return minutes, how many passed, and tests and seconds by folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "tests.xml")
+        environment = {**os.environ, "PYTEST_ADDOPTS": f"--junitxml={path}"}
+        start = time.monotonic()
+        done = subprocess.run(["make", target], cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+        minutes = (time.monotonic() - start) / 60
+        cases = list(ElementTree.parse(path).getroot().iter("testcase"))
     if done.returncode:
         sys.exit(f"make {target} failed:\n{done.stdout[-2000:]}")
-    return {**counts, "minutes": round((time.monotonic() - start) / 60, 1)}
+    tiers: dict[str, dict] = {}
+    for case in cases:
+        own = tiers.setdefault(case.get("classname").split(".")[1], {"tests": 0, "seconds": 0.0})
+        own["tests"] += 1
+        own["seconds"] = round(own["seconds"] + float(case.get("time")), 1)
+    counts = {word: int(n) for n, word in re.findall(r"(\d+) (passed|failed|skipped)", done.stdout)}
+    return {**counts, "minutes": round(minutes, 1), "tiers": tiers}
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ recovery = llm_pruner.RecoverOptions(
     model=PRUNED, nsamples=256, max_minutes=0.25, eval_data="none", save_model=RECOVERED, overwrite=True
 )
 evaluation = llm_pruner.EvaluateOptions(
-    model=("demo", PRUNED, RECOVERED), report="pruned/evaluation.json", overwrite=True
+    model=("demo", PRUNED, RECOVERED), report="pruned/evaluation.json", dtype="float32", overwrite=True
 )
 
 llm_pruner.prune_checkpoint(pruning)

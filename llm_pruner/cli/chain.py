@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_pruner.cli import prune
+from llm_pruner.cli.commands import RECOVER
 from llm_pruner.cli.requests import validate
 from llm_pruner.cli.stages import Stage, in_order
 from llm_pruner.config import recover as recovery
@@ -16,7 +17,6 @@ from llm_pruner.model import loading
 from llm_pruner.output.places import check_folder, check_outputs, inputs_of
 from llm_pruner.output.reports import PruneReport
 from llm_pruner.recovery.adapters import check_installed
-from llm_pruner.recovery.run import recover
 from llm_pruner.shape.plan import Plan
 
 RECOVERED = "-recovered"
@@ -49,7 +49,7 @@ def prune_checkpoint(options: PruneOptions, argv: Sequence[str] = ()) -> PruneRe
     pruned, recovered = in_order(
         [
             Stage("prune", lambda: prune.run(options, argv)),
-            Stage("recover", lambda: recover(after, argv, prune.PROGRAM)),
+            Stage("recover", lambda: RECOVER.function()(after, argv, prune.PROGRAM)),
         ]
     )
     return replace(pruned.report, recovered=recovered.report)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 from llm_pruner.cli import requests, stages
@@ -31,6 +32,11 @@ class Command:
     options: type
     resolve: Callable[[dict[str, Any], str | None], Any]
     run: str
+
+    def function(self) -> Callable[..., Any]:
+        """Return the function that does it, imported now: what one command needs is slow, and no other needs it."""
+        module, _, name = self.run.partition(":")
+        return getattr(import_module(module), name)
 
 
 PRUNE = Command(

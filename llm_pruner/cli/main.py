@@ -7,7 +7,6 @@ import sys
 import threading
 import traceback
 from dataclasses import Field
-from importlib import import_module
 from typing import Any
 
 from llm_pruner import console
@@ -142,8 +141,7 @@ def _main(argv: list[str], command: Command) -> int:
     try:
         options = parse(argv, command)
         show_traceback = options.traceback
-        module, _, function = command.run.partition(":")
-        getattr(import_module(module), function)(options, argv)
+        command.function()(options, argv)
     except PrunerError as error:
         return _fail(name, f"{with_flags(str(error), command.options)}{_saved()}", error.exit_code, show_traceback)
     except KeyboardInterrupt:

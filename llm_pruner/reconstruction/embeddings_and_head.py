@@ -91,18 +91,21 @@ def set_end(
     else:
         prior = _prior(theirs, basis, width, offset, sums[0].intercept)
         weight = fit(sums[0], sums[1], prior).weight if least_squares else prior
-        if sums[0].intercept and norm.bias is not None:
+        if sums[0].intercept:
             weight, shift = weight[:, :-1], weight[:, -1]
-            moved = norm_bias(weight, shift)
-            if basis is not None:
-                norm.bias.copy_(moved)
-            else:
-                place(new, f"{name}.bias", (theirs.bias.float() + moved.to(theirs.bias.device)).to(dtype))
-        elif sums[0].intercept:
-            weight = weight[:, :-1]
+            if norm.bias is not None:
+                _move_bias(new, name, norm, theirs, norm_bias(weight, shift), basis is not None)
         _set_head(new, model, weight)
     if basis is not None:
         norm.to(dtype)
+
+
+def _move_bias(new, name: str, norm, theirs, by: torch.Tensor, rotated: bool) -> None:
+    """Add to the bias of the final norm: of the new one where the stream is rotated, else of the dense one."""
+    if rotated:
+        norm.bias.copy_(by)
+    else:
+        place(new, f"{name}.bias", (theirs.bias.float() + by.to(theirs.bias.device)).to(theirs.weight.dtype))
 
 
 def _prior(theirs, basis: torch.Tensor | None, width: int, offset: float, intercept: bool) -> torch.Tensor:

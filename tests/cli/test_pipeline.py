@@ -12,6 +12,7 @@ from llm_pruner.cli.stages import PipelineOptions, stage_options
 from llm_pruner.config import options as flags
 from llm_pruner.config import pipeline as pipeline_options
 from llm_pruner.errors import RunError, UsageError
+from llm_pruner.model.demo.text import held_out
 from llm_pruner.output import manifest
 from llm_pruner.output.reports import Measured
 from tests import REPOSITORY
@@ -162,7 +163,8 @@ def test_the_shipped_yamls_can_be_run():
 
 def test_all_of_it_on_the_demo_model(command_of, tmp_path):
     """By its real commands: prune, recover, evaluate; once more, and nothing runs."""
-    fast = {name: {**STAGES[name], **({} if name == "recover" else {"dtype": "float32"})} for name in STAGES}
+    (tmp_path / "text.txt").write_text(held_out()[:20_000], encoding="utf-8")
+    fast = {name: {**own, "eval_data": "text.txt"} for name, own in STAGES.items()}
     (tmp_path / "p.yaml").write_text(yaml.safe_dump(fast))
     done = command_of("pipeline", "--config", "p.yaml", "--model", "demo", "--folder", "run", timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -27,6 +27,7 @@ CONFIGS = sorted((REPOSITORY / "configs" / "sparse").glob("*.yaml"))
 ROWS = [path for path in CONFIGS if "sweep" not in path.name]
 STRIDE = 40
 SHORT = {
+    "dtype": "float32",  # without instructions of its own for bfloat16 a CPU takes five times as long
     "eval_data": "demo",
     "max_seq_len": 64,
     "eval_stride": STRIDE,
@@ -41,7 +42,7 @@ def options(**values) -> sparsify.SparsifyOptions:
 
 
 @functools.cache
-def perplexity(folder: Path, dtype: str = "auto") -> float:
+def perplexity(folder: Path, dtype: str = "float32") -> float:
     """As the command measures it, with the parts."""
     from llm_pruner.calibration.data import load_text, token_windows
     from llm_pruner.evaluation.perplexity import perplexity as measured
@@ -71,7 +72,7 @@ def test_every_yaml_means_something(path, monkeypatch):
         ("causal", "causal", True), ("permutation", "permutation", True), ("threshold", "select", "threshold"),
         ("qkvo", "targets", ("q", "k", "v", "o")),
     ):  # fmt: skip
-        if "best" not in name:
+        if "combined" not in name:
             assert (getattr(recipe, field) == value) == (word in name)
 
 
@@ -98,8 +99,7 @@ def test_what_is_saved_scores_as_it_was_measured(row, command_of, tmp_path):
     done = command_of(
         "sparsify", "--config", REPOSITORY / "configs" / "sparse" / f"{row}.yaml", "--model", "demo", "--epochs", 1,
         "--eval_data", "demo", "--max_seq_len", 64, "--eval_stride", STRIDE, "--nsamples", 4,
-        "--calibration_seq_len", 32,
-        "--save_model", "sparse", "--report", "report.json",
+        "--calibration_seq_len", 32, "--dtype", "float32", "--save_model", "sparse", "--report", "report.json",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "reloaded in a fresh process: same logits" in done.stdout
@@ -160,7 +160,8 @@ def sweep(tmp_path) -> dict:
         (tmp_path / f"{name}.yaml").write_text(text)
     (tmp_path / "my_sweep.yaml").write_text("patterns: [a.yaml, b.yaml]\nmax_seq_len: 64\n")
     shutil.copytree(DEMO, tmp_path / "other")
-    return {"model": ("demo", str(tmp_path / "other")), "folder": str(tmp_path / "runs"), "eval_data": "demo"}
+    models = ("demo", str(tmp_path / "other"))
+    return {"model": models, "folder": str(tmp_path / "runs"), "eval_data": "demo", "dtype": "float32"}
 
 
 def test_a_sweep_runs_models_and_patterns_once(sweep, tmp_path, capsys):

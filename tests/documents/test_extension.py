@@ -1,6 +1,7 @@
 """The extension drill: a package outside this one adds to every registry, and the commands use what it adds."""
 
 import json
+import os
 import sys
 import tomllib
 
@@ -29,14 +30,15 @@ def install(folder) -> None:
 
 
 @pytest.fixture
-def extended(python, tmp_path):
+def extended(forks, tmp_path):
     """Runs a command where the package is installed."""
     site = tmp_path / "site"
     install(site)
     path = ":".join(map(str, (REPOSITORY, EXTENSION, site)))
 
     def run(*arguments):
-        return python("-m", "llm_pruner", *arguments, PYTHONPATH=path)
+        command = [sys.executable, "-m", "llm_pruner", *map(str, arguments)]
+        return forks.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"})
 
     return run
 

@@ -77,6 +77,7 @@ def is_public(name: str) -> bool:
     return not name.startswith("_")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_functions_are_short(path: Path) -> None:
     measured = {own.name: (own.end_lineno - own.lineno + 1, branches(own)) for own in functions(parsed(path))}

@@ -49,6 +49,7 @@ def assert_products(found, expected: dict[str, torch.Tensor], tolerance: float):
             torch.testing.assert_close(found[name].signed[axis], rows.sum(1).float(), **close)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", tiny.CASES)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-6), (torch.float32, 1e-5), (torch.bfloat16, 0.1)])
 def test_is_autograd_through_the_whole_model(case, dtype, tolerance):

@@ -133,7 +133,7 @@ def test_what_is_not_a_number_is_no_result():
     model.model.layers[1].mlp.up_proj.weight.data.mul_(60_000)
     expected = (
         r"before is not a number: model\.layers\.1\.mlp\.up_proj gives NaN or Inf, computed in float16; "
-        "try --dtype bfloat16 or float32"
+        "try `dtype=bfloat16` or float32"
     )
     with pytest.raises(RunError, match=expected):
         perplexity(model, tiny.tokens(2, 16), label="before")
@@ -145,6 +145,7 @@ def test_without_a_next_token_there_is_no_perplexity(rows, length):
         perplexity(tiny.model("llama"), tiny.tokens(rows, length))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", SCALED)
 def test_what_a_class_does_behind_its_head_counts(model_type):
     """Scales that no other file of this package knows of, in chunks that cross windows."""

@@ -93,6 +93,7 @@ def gpu(monkeypatch):
     monkeypatch.setattr(speed, "_gpus", lambda model: [model.device])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", tiny.CASES)
 def test_decodes_what_generate_does(case):
     """Windows and all, again after a reset, and with logits for one position at a time."""
@@ -110,6 +111,7 @@ def test_layers_of_different_widths(case):
     assert torch.equal(decoded(model, prompts)[-1], generated(model, prompts))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", tiny.CASES)
 def test_graphs_decode_the_same(gpu, case):
     model, prompts = model_of(case), tiny.tokens(3, PROMPT)

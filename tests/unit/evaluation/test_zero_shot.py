@@ -161,6 +161,7 @@ def same(found: list[list[float]], scores: list[list[float]]) -> None:
         assert ours.index(max(ours)) == lm_evals.index(max(lm_evals))
 
 
+@pytest.mark.slow
 def test_scores_by_hand(demo, tokenizer, task, asked):
     scores = [by_hand(demo, tokenizer, q["text"], q["choices"]) for q in QUESTIONS]
     right = expected(scores)

@@ -209,6 +209,7 @@ def demo_scores(path, **options) -> dict[str, torch.Tensor]:
     return load_file(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["standard", "reversed"])
 def test_wanda_sp_scores_depend_on_what_was_pruned_before(tmp_path, order):
     """Nothing comes before the first layer's attention; its MLP is measured before its heads go."""
@@ -221,6 +222,7 @@ def test_wanda_sp_scores_depend_on_what_was_pruned_before(tmp_path, order):
         assert torch.equal(little[name], much[name]) == name.startswith("layers.0."), name
 
 
+@pytest.mark.slow
 def test_wanda_sp_is_the_same_after_memory_ran_out(tmp_path, monkeypatch):
     """The second try starts with the model as it was, not with layers silenced by the first."""
     options = {"importance": "wanda_sp", "structure": "UL-UM", "pruning_ratio": 0.5}

@@ -128,6 +128,7 @@ def test_permuting_the_neurons_permutes_the_scores(case):
     torch.testing.assert_close(scores_of([group], parameters)[group.name], before[order])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CRITERIA.names())
 @pytest.mark.parametrize("case", tiny.CASES)
 def test_every_criterion_on_every_family(case, name):

@@ -40,6 +40,7 @@ def forbid(monkeypatch):
     monkeypatch.setattr(score_and_cut, "weight_gradient_products", forward)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("importance", ["flap", "amp", "taylor"])
 def test_second_ratio_costs_no_forward_pass(tmp_path, monkeypatch, importance):
     """Nor does another structure; and the units are those that a run without the file chooses."""
@@ -56,6 +57,7 @@ def test_second_ratio_costs_no_forward_pass(tmp_path, monkeypatch, importance):
         assert prune(tmp_path, **options, **other).kept == kept
 
 
+@pytest.mark.slow
 def test_means_are_kept_for_the_bias(tmp_path, monkeypatch):
     options = {"importance": "flap", "compensate": "bias", "scores": str(tmp_path / "scores.safetensors")}
     prune(tmp_path, param_ratio=0.3, **options)
@@ -81,6 +83,7 @@ def test_dry_run_of_an_adaptive_structure_needs_no_weights(tmp_path, monkeypatch
     assert len(set(plan.after)) > 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -161,6 +164,7 @@ DAMAGE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [GROUP, MEAN])
 @pytest.mark.parametrize("damage", DAMAGE)
 @pytest.mark.parametrize("importance", ["flap", "amp"])

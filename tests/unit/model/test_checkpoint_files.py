@@ -94,6 +94,7 @@ def test_what_nobody_loads_does_not_matter(tmp_path):
     load(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -192,6 +193,7 @@ def test_a_pickle_with_code_in_it_is_not_run(tmp_path, monkeypatch):
 ODD = (torch.int8, torch.uint8, torch.int32, torch.int64, torch.bool, torch.float8_e4m3fn, torch.float8_e5m2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ODD, ids=str)
 @pytest.mark.parametrize("name", [PROJECTION, "model.norm.weight", "model.embed_tokens.weight"])
 def test_quantised_tensors_without_their_config_are_named(tmp_path, dtype, name):
@@ -280,6 +282,7 @@ def test_no_weights(tmp_path):
         check(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alone", [True, False])
 def test_an_adapter_is_called_that_by_every_command(command, command_of, tmp_path, model, alone):
     if alone:

@@ -85,6 +85,7 @@ def in_bfloat16(model) -> torch.Tensor:
     return model(TOKENS).logits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["remote", "registered"])
 @pytest.mark.parametrize("case", tiny.CASES)
 def test_reload_in_a_fresh_process_gives_the_same(models, reloaded, case, mode):

@@ -29,6 +29,7 @@ def removed_positions(model, groups, plan):
     return gone
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("case", "axis"), [(c, a) for c, a in CASES_AND_AXES if a in ("heads", "kv_heads", "mlp")])
 def test_cut_equals_zeroed_columns(case, axis):
     """Removing heads or neurons is the same as zeroing the columns of o_proj or down_proj that read them."""
@@ -72,6 +73,7 @@ def test_cutting_silent_channels_changes_nothing(case):
     torch.testing.assert_close(tiny.logits(new), expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("case", "name"), CASES_AND_AXES)
 def test_shapes_are_the_plans(case, name):
     model = tiny.model(case)
@@ -179,6 +181,7 @@ def reloaded(tmp_path_factory):
     return reload_in_a_fresh_process(models, tmp_path_factory.mktemp("reload"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("case", "name"), CASES_AND_AXES)
 def test_reload_in_a_fresh_process_gives_the_same(reloaded, case, name):
     assert_same(*reloaded[case, name])

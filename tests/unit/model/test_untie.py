@@ -59,6 +59,7 @@ def only_untied(monkeypatch):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("better", [True, False])
 @pytest.mark.parametrize("case", ["llama_tied", "qwen2"])
 def test_a_model_that_is_untied(case, better, only_untied, monkeypatch, tmp_path):
@@ -84,6 +85,7 @@ def test_a_model_that_is_untied(case, better, only_untied, monkeypatch, tmp_path
     assert sum(parameter.numel() for parameter in given.parameters()) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "budget", "tried"),
     [("llama_tied", {"target_params": "0.8"}, True), ("llama_tied", {"param_ratio": 0.2}, False),

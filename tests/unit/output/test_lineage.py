@@ -104,6 +104,7 @@ def test_layers_are_those_of_the_first_dense_model():
     assert lineage.layers_of(None, 4) is None
 
 
+@pytest.mark.slow
 def test_a_chain_without_end_is_told_to_its_last_steps(tmp_path):
     """What is forgotten is the way, not the dense model nor what it had; reading and drawing stay bounded."""
     report = pruned()
@@ -124,6 +125,7 @@ def test_a_chain_without_end_is_told_to_its_last_steps(tmp_path):
     assert "out/59" in page([found])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("report", "title", "tags"),
     [
@@ -192,6 +194,7 @@ def test_a_report_that_makes_no_checkpoint_made_none(tmp_path):
         lineage.report_of(stored(tmp_path, as_json(recovered, made_from=sweep)))
 
 
+@pytest.mark.slow
 def test_reports_of_every_kind_are_read(tmp_path):
     zero_shot = {"before": {"piqa": {"acc": 0.5, "acc_stderr": "N/A", "samples": 7}}}
     for report in (
@@ -312,6 +315,7 @@ def text(tmp_path) -> str:
     return str(tmp_path / "text.txt")
 
 
+@pytest.mark.slow
 def test_what_was_pruned_twice_learns_from_the_dense_model(tmp_path, text, capsys):
     dense = saved(tmp_path / "dense")
     first = pruning(dense, tmp_path / "once", text)
@@ -331,6 +335,7 @@ def test_what_was_pruned_twice_learns_from_the_dense_model(tmp_path, text, capsy
     assert stored_report.evaluation.digest
 
 
+@pytest.mark.slow
 def test_under_other_conditions_the_dense_models_perplexity_is_not_known(tmp_path, text):
     """… and a second recovery does not take that of the pruned model for it."""
     dense = saved(tmp_path / "dense")
@@ -413,6 +418,7 @@ def test_a_teacher_that_is_the_student_is_refused(tmp_path, text):
         teaching(tmp_path, text, same_weights)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [without_tokenizer, broken_tokenizer])
 def test_a_teachers_tokenizer_is_not_needed(tmp_path, text, change, capsys):
     assert teaching(tmp_path, text, change).method == "distil"

@@ -53,6 +53,7 @@ SAID = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("section", "said"), SAID[:1] + SAID[2:])
 def test_every_section_says_its_numbers(section, said):
     text = Read(full()).sections[section]
@@ -80,6 +81,7 @@ def test_without_matplotlib_the_page_has_its_tables(no_matplotlib):
             assert each in found.sections[section]
 
 
+@pytest.mark.slow
 def test_which_scores_stay():
     assert "Higher scores stay" in Read(page([pruned()])).sections["scores"]
     assert "Lower scores stay" in Read(page([pruned(order="reversed")])).sections["scores"]
@@ -150,6 +152,7 @@ def test_tiles_compare_the_last_model_with_the_dense_one():
     assert "60.00" not in tiles  # the pruned model's, in between
 
 
+@pytest.mark.slow
 def test_a_recovery_brings_its_pruning_along():
     assert page([recovered()]) == page([pruned(), recovered()])
     twice = recovered(made_from=recovered(), model="out/small-recovered", perplexity={"before": 30.0, "after": 25.0})
@@ -158,6 +161,7 @@ def test_a_recovery_brings_its_pruning_along():
     assert labels == ["dense (dense-1b)", "pruned (flap)", "recovered (distil)", "recovered (distil) 2"]
 
 
+@pytest.mark.slow
 def test_the_same_reports_give_the_same_bytes():
     assert full.__wrapped__() == full()
 
@@ -178,6 +182,7 @@ def test_an_evaluated_model_that_is_known_is_not_there_twice():
     assert small_as(name="renamed", path="/elsewhere") == 3, "another path, the same model"
 
 
+@pytest.mark.slow
 def test_no_name_becomes_markup():
     hostile = "</title><script>alert(1)</script>\"'><img src=x onerror=alert(1)>&lt; $x$ {{ 7 * 7 }} <!-- "
 
@@ -225,6 +230,7 @@ def test_charts_have_the_colours_of_the_page():
         assert set(re.findall(r"#[0-9a-f]{6}", svg)) <= set()
 
 
+@pytest.mark.slow
 def test_what_is_not_finite_is_said_so():
     found = Read(page([pruned(perplexity={"before": 20.0, "after": None})]))
     assert found.sections["models"].count("not finite") == 1
@@ -246,6 +252,7 @@ def test_what_is_not_finite_is_said_so():
     assert "<svg" not in page([recovered(history=history, made_from=None, perplexity=nothing)])
 
 
+@pytest.mark.slow
 def test_reports_in_memory_and_from_a_file_give_the_same_page(tmp_path):
     made = pruned()
     lost = made.__class__(**{**vars(made), "perplexity": reports.Measured(20.0, math.inf)})

@@ -46,6 +46,7 @@ def test_score_distributions_are_the_quantiles_of_the_units_scores(case, importa
             torch.testing.assert_close(torch.tensor(row), torch.quantile(one_each, levels), rtol=1e-5, atol=0)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_gets_report_page_and_card(tmp_path):
     made = saving.write_report(tmp_path, pruned())
     assert sorted(made.files) == ["README.md", "report.html"]
@@ -59,6 +60,7 @@ def test_a_checkpoint_gets_report_page_and_card(tmp_path):
     assert "| hidden_size | 48 | 48 |" in (tmp_path / "README.md").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("function", "file"), [("page", "report.html"), ("card", "README.md")])
 def test_what_cannot_be_drawn_costs_no_checkpoint(tmp_path, monkeypatch, caplog, function, file):
     def fail(*_):
@@ -95,14 +97,14 @@ def test_reports_do_not_change_and_are_no_mappings():
 
 
 def test_each_step_has_its_report():
-    assert {step: kind.__name__ for step, kind in reports.KINDS.items()} == {
+    assert {step: kind.__name__ for step, kind in reports.REPORTS.items()} == {
         "prune": "PruneReport", "recover": "RecoverReport", "sparsify": "SparsifyReport", "sweep": "SweepReport",
         "evaluate": "EvaluateReport", "pipeline": "PipelineReport",
     }  # fmt: skip
     for make in (pruned, recovered, sparse, evaluated):
         made = make()
         assert (made.to_dict()["step"], made.to_dict()["schema"]) == (made.step, reports.SCHEMA)
-        assert type(made) is reports.KINDS[made.step]
+        assert type(made) is reports.REPORTS[made.step]
         assert as_json(make).items() <= made.to_dict().items() or make is recovered
         assert reports.from_dict(json.loads(json.dumps(made.to_dict())), "x") == made
 
@@ -154,6 +156,7 @@ ANY = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=200)
 @given(make=st.sampled_from([pruned, recovered, sparse, evaluated]), data=st.data())
 def test_whatever_a_field_holds_is_refused_in_one_line_or_drawn(make, data):

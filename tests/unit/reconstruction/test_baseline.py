@@ -41,6 +41,7 @@ def without_eps(case: str):
     return tiny.model(case, **({} if case in tiny.DERIVED else {"rms_norm_eps": 1e-12}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "case", "ratios"), CASES)
 def test_the_baseline_is_the_model_that_would_be_cut(name, case, ratios):
     """The same units, and the same KL on the held-out tokens, although nothing is cut."""
@@ -87,6 +88,7 @@ def spoiled(monkeypatch):
     return spoil
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kl", [1e9, math.nan, math.inf])
 @pytest.mark.parametrize(("name", "ratios"), [("flap", {"heads": 0.5, "mlp": 0.3}), ("magnitude", HIDDEN)])
 def test_a_reconstruction_that_is_worse_is_not_kept(spoiled, name, ratios, kl):

@@ -140,6 +140,7 @@ def test_equal_layers_share_alike():
     assert max(neurons) - min(neurons) <= 7, "the points of the curves are seven apart"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.2, 0.4, 0.6])
 def test_no_other_layers_cost_much_less(share):
     """Of all pairs of layers at that budget, in steps of a neuron."""

@@ -111,12 +111,14 @@ def assert_sound(model, change, prune, **values) -> None:
     assert all(torch.isfinite(parameter).all() for parameter in pruned.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("broken", BROKEN)
 @pytest.mark.parametrize("options", [{"prune": "heads=0.5,mlp=0.3", "epochs": 1}, {"pruning_ratio": 0.5}], ids=str)
 def test_reconstructions(broken, options):
     assert_sound("llama", BROKEN[broken], lambda model: method_of(model, **options).model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "broken",
     [
@@ -129,6 +131,7 @@ def test_costs_of_layers(broken):
     assert_sound("llama", BROKEN[broken], lambda model: method_of(model, **options).model, intermediate_size=320)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["gpt2", "gpt_neox"])
 @pytest.mark.parametrize("broken", LAYER_NORMS)
 def test_reconstructions_with_layer_norms(case, broken):
@@ -141,6 +144,7 @@ def test_every_family_without_an_mlp(case):
     assert_sound(case, scaled("mlp"), lambda model: method_of(model, **ratios).model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("broken", ["no up_proj", "no v_proj", "no layer", "no embeddings", "a huge MLP"])
 @pytest.mark.parametrize(
     ("name", "shape"),
@@ -171,6 +175,7 @@ SPARSE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "broken", ["no up_proj", "no v_proj", "no layer", "no embeddings", "a huge layer", "a tiny MLP"]
 )

@@ -42,6 +42,7 @@ def layers_done(monkeypatch) -> list[int]:
     return order
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", AXES)
 def test_same_text_same_bytes(case, tmp_path):
     assert_same(run(case, tmp_path), expected_of(case))
@@ -110,6 +111,7 @@ def of_another_layer(path):
     save_file(tensors, path, metadata={"found": "[{}, {}]"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "spoil", [truncated, emptied, without_notes, with_other_notes, of_other_widths, of_another_layer]
 )

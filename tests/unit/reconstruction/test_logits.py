@@ -66,6 +66,7 @@ def test_a_disturbed_layer_finds_back():
     assert error() < 0.5 * before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", AXES)
 def test_the_last_layer_alone_is_fitted_to_the_logits(case):
     after = tiny.axes(case)[AXES[case]]
@@ -81,6 +82,7 @@ def test_the_last_layer_alone_is_fitted_to_the_logits(case):
     assert all(parameter.grad is None for parameter in found.model.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tokens_at_once", [1, 5])
 def test_logits_of_some_tokens_at_a_time(tokens_at_once, monkeypatch):
     """Where a batch has too many of them: the same steps."""

@@ -50,6 +50,7 @@ def test_a_reconstruction_that_is_better_is_kept(ratios):
     assert result.plan.parameters_after == sum(parameter.numel() for parameter in result.model.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["llama", "gpt2", "gemma3_text"])
 @pytest.mark.parametrize("budget", [{"param_ratio": 0.4}, {"target_params": "whole"}])
 def test_the_best_of_the_shapes_that_were_measured_is_built(case, budget):
@@ -75,6 +76,7 @@ def test_the_best_of_the_shapes_that_were_measured_is_built(case, budget):
     assert any(line.startswith(f"search: {len(found)} of ") for line in said)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("minutes", [0.0, 0.01])
 def test_layers_have_widths_of_their_own(minutes):
     model = tiny.model("llama", num_hidden_layers=3, **FINE)
@@ -90,6 +92,7 @@ def test_layers_have_widths_of_their_own(minutes):
     assert tiny.logits(result.model).isfinite().all()
 
 
+@pytest.mark.slow
 def test_layers_are_alike_where_that_is_better(monkeypatch):
     own = module.reconstruct
 
@@ -123,6 +126,7 @@ def test_without_time_for_a_search_the_shape_is_the_proportional_one():
     assert abs(result.plan.decoder_after / result.plan.decoder_before - 0.6) < 0.01
 
 
+@pytest.mark.slow
 def test_the_same_run_again_goes_on_where_the_first_ended(tmp_path, monkeypatch):
     """Nothing is measured or reconstructed again, and the bytes are the same."""
     options = {"param_ratio": 0.4, "search_minutes": 0.008, "epochs": 1, "work_dir": str(tmp_path / "work")}

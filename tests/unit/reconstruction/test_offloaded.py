@@ -27,6 +27,7 @@ class Aside(torch.Tensor):
         return result.as_subclass(cls) if isinstance(result, torch.Tensor) else result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "asked"),
     [("llama", {"pruning_ratio": 0.5}), ("llama_tied", {"pruning_ratio": 0.5}), ("gpt2", {"pruning_ratio": 0.5}),

@@ -38,6 +38,7 @@ def test_errors_are_relative_to_the_energy_of_each_token(case):
         assert error == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", tiny.CASES)
 def test_all_widths_and_no_least_squares_is_the_identity(case):
     model = tiny.model(case)
@@ -49,6 +50,7 @@ def test_all_widths_and_no_least_squares_is_the_identity(case):
     assert found.errors == [0, 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["llama", "phi3", "gemma3_text", "gpt2", "gpt_neox"])
 def test_every_layer_has_its_own_widths(case, tmp_path):
     model = tiny.model(case)
@@ -88,6 +90,7 @@ def test_whole_layers_go(case):
     assert torch.equal(cached, uncached)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("case", "axis"), [("gemma_untied", "all"), ("gpt_neox", "all"), ("gpt_neox", "mlp")])
 def test_dtype_is_kept(case, axis, dtype):

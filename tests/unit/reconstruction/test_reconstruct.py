@@ -33,6 +33,7 @@ def done(case: str, name: str):
     return model, before, planned(model, axes), *(reconstructed(model, axes, settings) for settings in (PLAIN, BRIEF))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("case", "name"), CASES_AND_AXES)
 def test_shapes_are_the_plans(case, name):
     _, _, (_, plan, _), _, found = done(case, name)
@@ -60,6 +61,7 @@ def test_the_dense_model_stays_as_it_is(case, name):
         assert parameter.dtype == torch.float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("case", "name"), [pair for pair in CASES_AND_AXES if pair[1] in ("heads", "kv_heads", "mlp")])
 def test_without_least_squares_it_is_the_cut(case, name):
     """Of the units that were chosen."""
@@ -78,6 +80,7 @@ def test_it_mends_what_the_cut_breaks(case, name):
     assert found.kl < (1.01 if (case, name) in LOST else 0.95) * plain.kl
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("case", "name"), CASES_AND_AXES)
 def test_it_is_a_model_like_any_other(case, name, tmp_path):
     """Reloaded it gives the same logits, and it generates the same with and without a cache."""

@@ -52,6 +52,7 @@ def narrower(model, fewer=()):
     return widths_of(model.config).but({HIDDEN: NARROW, **dict(fewer)})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ROTATED)
 def test_nothing_is_lost_in_a_subspace(case):
     """Any 24 directions, not 24 channels; the lm_head of its own."""

@@ -57,6 +57,7 @@ def options(tmp_path, text, **changes) -> RecoverOptions:
     return RecoverOptions(**values | changes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["llama", "qwen3", "phi3", "gemma3_text", "gpt2", "gpt_neox", "llama_tied"])
 @pytest.mark.parametrize("train_weights", ["full", "lora"])
 def test_distillation_comes_closer_to_the_teacher(tmp_path, text, case, train_weights):
@@ -95,6 +96,7 @@ def test_distillation_comes_closer_to_the_teacher(tmp_path, text, case, train_we
     assert report.training.trainable_parameters < report.parameters.after or train_weights == "full"
 
 
+@pytest.mark.slow
 def test_lora_learns_the_text_and_is_merged(tmp_path, text):
     student = save(tmp_path / "student")
     report = recover(options(tmp_path, text, method="lora", teacher=None, steps=20, learning_rate=0.02))
@@ -129,6 +131,7 @@ def test_targets_of_the_adapters():
         with_adapters(tiny.model("llama"), RecoverOptions(lora_targets="c_attn"))
 
 
+@pytest.mark.slow
 def test_a_step_is_the_same_however_it_is_accumulated(tmp_path, text):
     """Records of different lengths: every predicted token of the step counts alike."""
     save(tmp_path / "student", max_position_embeddings=256)
@@ -152,6 +155,7 @@ def test_a_step_is_the_same_however_it_is_accumulated(tmp_path, text):
         assert (other[name] - found[0][name]).abs().max() < 0.02 * moved
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_where_it_was(tmp_path, text, monkeypatch):
     save(tmp_path / "teacher", seed=1)
     save(tmp_path / "student")
@@ -187,6 +191,7 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path, text, monkeypatch):
     assert not (tmp_path / "out.unfinished").exists()
 
 
+@pytest.mark.slow
 def test_other_inputs_start_anew(tmp_path, text, monkeypatch, capsys):
     save(tmp_path / "teacher", seed=1)
     save(tmp_path / "student")
@@ -200,6 +205,7 @@ def test_other_inputs_start_anew(tmp_path, text, monkeypatch, capsys):
     assert report.training.resumed_at == []
 
 
+@pytest.mark.slow
 def test_mixed_precision_leaves_an_ordinary_model(tmp_path, text, monkeypatch):
     """What is scored, verified and saved computes in its own dtype, not under the training's autocast."""
     seen = {}
@@ -213,6 +219,7 @@ def test_mixed_precision_leaves_an_ordinary_model(tmp_path, text, monkeypatch):
     assert torch.equal(tiny.logits(reloaded, tiny.tokens()), seen["logits"])
 
 
+@pytest.mark.slow
 def test_time_ends_training_with_the_rate_at_nothing(tmp_path, text, monkeypatch):
     save(tmp_path / "teacher", seed=1)
     save(tmp_path / "student")
@@ -239,6 +246,7 @@ def test_the_schedule():
     assert rates[100] == pytest.approx(0.0)
 
 
+@pytest.mark.slow
 def test_what_the_report_of_a_pruned_checkpoint_decides(tmp_path, text):
     """Teacher, texts and window length; and the gap that was closed."""
     teacher, student = save(tmp_path / "teacher", seed=1), save(tmp_path / "student")
@@ -273,6 +281,7 @@ def test_the_share_of_the_gap():
     assert share(None, Measured(9.0, 8.0)) is None
 
 
+@pytest.mark.slow
 def test_hidden_states_are_a_target_too(tmp_path, text):
     save(tmp_path / "teacher", seed=1)
     save(tmp_path / "student", hidden_size=32)  # another width: mapped
@@ -327,11 +336,14 @@ def test_options_that_cannot_be_meant(flags, message):
         recover_options.resolve(flags)
 
 
+@pytest.mark.slow
 def test_the_demos_text_is_for_what_was_made_of_the_demo_model(tmp_path):
     """By magnitude nothing was calibrated, so the report names no text to train on."""
     half = str(tmp_path / "half")
     llm_pruner.prune_checkpoint(
-        PruneOptions(model="demo", pruning_ratio=0.5, importance="magnitude", save_model=half, eval_data="none")
+        PruneOptions(
+            model="demo", pruning_ratio=0.5, importance="magnitude", save_model=half, eval_data="none", dtype="float32"
+        )  # fmt: skip
     )
     report = recover(RecoverOptions(model=half, method="lora", steps=2, device="cpu"))
     assert (report.training.data, report.evaluation.data) == ("demo", "demo")

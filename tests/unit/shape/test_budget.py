@@ -222,6 +222,7 @@ def test_ul_mm_of_less_than_a_head_in_each_layer(llama_2_7b):
         widths_by_structure(llama_2_7b, "UL-MM", 0.2, (HEADS, MLP), 31)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("goal", [1, 10, 1000])
 @pytest.mark.parametrize("kinds", [(MLP,), (HEADS, MLP), (HIDDEN, HEADS, KV_HEADS, MLP)])
 def test_a_size_that_cannot_be_met_comes_with_the_nearest(grouped, goal, kinds):

@@ -161,6 +161,7 @@ WRONG = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("field", WRONG)
 def test_a_field_of_a_plan_with_a_wrong_value_is_named(tmp_path, field):
     right, path = saved_plan(tmp_path), tmp_path / "plan.json"

@@ -48,6 +48,7 @@ PUBLISHED = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_parameter_counts(name):
     model_type, values, ratio, parameters = PUBLISHED[name]

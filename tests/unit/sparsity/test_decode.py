@@ -41,6 +41,7 @@ def error(found: torch.Tensor, expected: torch.Tensor) -> float:
     return ((found.double() - expected.double()).norm() / expected.double().norm()).item()
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("method", [*METHODS, PERMUTED], ids=lambda m: " ".join(str(v) for v in m.values()))
@@ -132,6 +133,7 @@ def test_a_fast_model_saves_like_any_other(tmp_path):
     assert torch.equal(tiny.logits(again), tiny.logits(model))
 
 
+@pytest.mark.slow
 @linux
 @pytest.mark.skipif(INTERPRETED, reason="it is this run")
 def test_the_kernel_in_the_interpreter(python):
@@ -207,6 +209,7 @@ def test_a_kernel_that_cannot_run_leaves_plain_torch(monkeypatch, caplog):
     decode.kernel_runs.cache_clear()
 
 
+@pytest.mark.slow
 def test_bfloat16_of_real_width_is_saved_and_verified(tmp_path, quick_reload):
     """Where a weight lies in memory decides how bfloat16 rounds, and that which input survives."""
     from transformers import AutoModelForCausalLM, LlamaConfig

@@ -11,6 +11,7 @@ from llm_pruner.sparsity.linear import SparseLinear
 from tests.support.sparse_cases import INPUTS, METHODS, OUTPUTS, PATTERNS, layer_of, legal, reference
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: " ".join(str(v) for v in m.values()))

@@ -100,6 +100,7 @@ def test_the_model_computes_what_hooks_on_a_dense_one_do(case):
     assert not torch.allclose(tiny.logits(model), tiny.logits(tiny.model(case)), atol=1e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", tiny.CASES)
 @pytest.mark.parametrize(
     ("recipe", "dtype"), [(PLAIN, torch.bfloat16), (PERMUTED, torch.float32), (FULL, torch.bfloat16)]
@@ -136,6 +137,7 @@ def test_config_json_says_what_it_is(saved, tmp_path):
     assert Recipe.of(told) == PLAIN
 
 
+@pytest.mark.slow
 def test_transformers_alone_warns_and_loads_the_dense_model(saved, tmp_path, python):
     model = saved("llama")
     dense = tiny.logits(model)
@@ -183,6 +185,7 @@ def test_calibration_is_behind_the_sparse_layers():
     assert (values > last.sparsity.threshold).float().mean().item() == pytest.approx(0.5, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_learning_makes_held_out_text_better_and_is_the_same_for_a_seed():
     recipe, found = Recipe(n=2, m=4, transform="learnable"), []
     for seed in (0, 0, 1):
@@ -208,6 +211,7 @@ def test_text_that_gives_nan_names_the_layer():
         sparsify_activations(model, Recipe(n=8, m=16, scaling=True), batches())
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("case", tiny.CASES)
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 A page marks the place with `<!-- generated: NAME -->`; NAME is a key of GENERATED.
 """
 
+import json
 import re
 from dataclasses import Field, fields
 from pathlib import Path
@@ -88,7 +89,42 @@ def _named(kind) -> str:
     return f"{name} of {' to '.join(inner)}" if inner else name
 
 
-GENERATED = {"command line": command_line, "report fields": report_fields}
+FIGURES = {
+    "entries_of_the_package": "entries directly in `llm_pruner/`",
+    "modules": "modules",
+    "lines": "lines, docstrings included",
+    "longest_function": "lines of the longest function",
+    "most_branches": "branches of the function that has most",
+    "functions_over_60_lines_or_15_branches": "functions of more than 60 lines or 15 branches",
+    "own_modules_imported_inside_functions": "imports of own modules inside functions",
+    "share_of_public_functions_with_args": "share of public functions whose docstring lists the arguments",
+    "readme": "lines, words of the README",
+    "pages_in_docs": "pages of documentation",
+}
+
+
+def house() -> str:
+    """Return a table of what benchmarks/house.py measured of the code base, before the move into rooms and since."""
+    measured = json.loads((REPOSITORY / "benchmarks" / "results" / "house.json").read_text(encoding="utf-8"))
+    rows = [f"| {told} | {_figure(measured['before'][key])} | {_figure(measured['now'][key])} |"
+            for key, told in FIGURES.items()]  # fmt: skip
+    table = "\n".join(["| | before | now |", "|---|---|---|", *rows])
+    tiers = [
+        f"| `{folder}` | {own['tests']:,} | {own['seconds']:,.0f} |"
+        for folder, own in sorted(measured["tests"].get("test-all", {}).get("tiers", {}).items())
+    ]
+    head = ["| tests/ | tests | seconds in all, of two processes |", "|---|---|---|"]
+    return "\n\n".join([table, "\n".join([*head, *tiers])] if tiers else [table])
+
+
+def _figure(value) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{own:,}" for own in value.values())
+    value = value[0] if isinstance(value, list) else value
+    return f"{value:.0%}" if isinstance(value, float) else f"{value:,}"
+
+
+GENERATED = {"command line": command_line, "report fields": report_fields, "house": house}
 
 
 def filled(markdown: str) -> str:

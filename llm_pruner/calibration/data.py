@@ -352,7 +352,7 @@ def _dataset(option: str, *arguments, **options):
     except Exception as error:
         none = ", or `eval_data=none`" if option == "eval_data" else ""
         raise RunError(
-            f"{arguments[0]} cannot be had from the hub ({type(error).__name__}); "
+            f"{arguments[0]} could not be loaded from the hub ({type(error).__name__}); "
             f"give a text with `{option}=FILE`{none}"
         ) from error
 

@@ -233,7 +233,7 @@ def captured(steps: Steps) -> Steps:
 
 
 def _graphs(model: PreTrainedModel, steps: Steps, new_tokens: int) -> Steps | str:
-    """`steps` as graphs that have run once, or why they cannot be had."""
+    """`steps` as graphs that have run once, or why the model cannot be captured."""
     if len(_gpus(model)) > 1:
         return "the model is spread over several GPUs"  # whose streams one capture does not see
     try:

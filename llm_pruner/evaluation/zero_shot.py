@@ -79,7 +79,7 @@ def zero_shot(
     tokenizer = copy.deepcopy(tokenizer)  # lm_eval gives it a pad token
     results = {}
     try:
-        loaded = {task: _load(task, seed) for task in tasks}  # all first: what cannot be had shows before the work
+        loaded = {task: _load(task, seed) for task in tasks}  # all first: a missing data set shows before the work
         for task, parts in loaded.items():
             _set_fewshot(parts["tasks"], num_fewshot, seed)
             metrics = _evaluate(task, parts, model, tokenizer, batch_size, apply_chat_template, limit, seed)
@@ -265,7 +265,7 @@ def _one_line(task: str, what: str) -> Iterator[None]:
         if is_out_of_memory(error):
             raise RunError(f"{task}: memory does not suffice; use a smaller `batch_size`") from raised
         if _from_hub(error):
-            raise RunError(f"{task}: its data set is to come from the hub and cannot be had: {line}") from raised
+            raise RunError(f"{task}: its data set could not be loaded from the hub: {line}") from raised
         if "larger than population" in line:
             raise UsageError(
                 f"{task} does not have so many examples to put in the prompt; lower num_fewshot"

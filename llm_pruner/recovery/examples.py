@@ -55,7 +55,7 @@ def training_examples(
 
     Running text is cut into windows of `length` tokens without overlap; records end after `length` tokens, and those
     of whose response nothing is left are dropped. UsageError for data that is nothing or too short, RunError where a
-    data set cannot be had.
+    data set cannot be loaded.
     """
     if tokenizer is None:
         raise RunError("the model has no tokenizer, so there is nothing to train on")

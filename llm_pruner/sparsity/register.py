@@ -19,7 +19,7 @@ def _register(auto) -> None:
 
 
 class _Deferred:
-    """Stands in for the configuration's class, which cannot be had in the middle of transformers' own imports."""
+    """Stands in for the configuration's class, which cannot be imported in the middle of transformers' own imports."""
 
     @staticmethod
     def from_dict(values, **kwargs):

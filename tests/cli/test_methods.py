@@ -120,11 +120,11 @@ def test_every_yaml_runs_as_it_is(command, tmp_path):
         (("--importance", "mag_sp", "--target", "hidden_size=96"), 2, "importance mag_sp does not score hidden"),
         (("--iteration", "4"), 3, "1.0010 times the attention and MLP parameters would have to go; ask for less"),
         (("--param_ratio", "0.3", "--calibration_data", "short.txt"), 2, "has 4 tokens, one window needs 128"),
-        ((*RECONSTRUCT, "--param_ratio", "0.3", "--calibration_data", "c4"), 1, "cannot be had from the hub"),
+        ((*RECONSTRUCT, "--param_ratio", "0.3", "--calibration_data", "c4"), 1, "could not be loaded from the hub"),
         ((*AMP, "--calibration_data", "wikitext"), 2, "did you mean 'wikitext2'"),
         ((*AMP, "--calibration_data", "short.txt"), 2, "has 4 tokens, one window needs 128"),
         ((*AMP, "--calibration_data", "bad.json"), 2, "record 1 has the fields .*`instruction`"),
-        ((*AMP, "--calibration_data", "wikitext2"), 1, "cannot be had from the hub.*--calibration_data FILE"),
+        ((*AMP, "--calibration_data", "wikitext2"), 1, "could not be loaded from the hub.*--calibration_data FILE"),
         ((*AMP, "--scores", "nowhere/s"), 2, "--scores .* is not a file in an existing folder"),
     ],
 )  # fmt: skip

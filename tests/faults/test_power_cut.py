@@ -39,7 +39,7 @@ SAVES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
 SWEEP = """
 import sys
 from pathlib import Path
-from llm_pruner import checkpoint
+from llm_pruner.output import checkpoint
 for folder in sys.argv[2:]:
     try:
         with checkpoint.staged(Path(folder, sys.argv[1]), True):

@@ -59,7 +59,7 @@ def test_reconstruct_works_where_the_model_lives(case):
 @torch.inference_mode()
 @pytest.mark.parametrize("case", ["llama", "mistral", "qwen3", "phi3", "gemma3_text", "gpt2", "gpt_neox"])
 def test_cuda_graphs_decode_what_eager_steps_do(case):
-    """Twice, and other models do not get in the way; measured, the mode gives no reason why it cannot be had."""
+    """Twice, and other models do not get in the way; measured, the mode gives no reason why it is not available."""
     model, prompts = tiny.model(case, tie_word_embeddings=False).cuda(), tiny.tokens(3, 12)
     steps = speed.eager(model, prompts, 20)
     expected = speed.generate(steps, 20)[0]

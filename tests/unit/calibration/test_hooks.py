@@ -31,8 +31,13 @@ def test_what_is_returned_takes_the_place_of_an_output_but_not_of_an_input():
 
 
 def test_hooks_are_gone_after_an_exception():
-    layer = nn.Linear(2, 2)
-    with pytest.raises(RuntimeError), Hooks() as hooks:
-        hooks.on_input(layer, lambda given: None)
+    layer, x = nn.Linear(2, 2), torch.ones(1, 2)
+
+    def fail(given):
         raise RuntimeError
+
+    with Hooks() as hooks:
+        hooks.on_input(layer, fail)
+        with pytest.raises(RuntimeError):
+            layer(x)
     assert not layer._forward_pre_hooks

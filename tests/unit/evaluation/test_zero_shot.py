@@ -408,7 +408,7 @@ def test_hub_task_without_the_hub(demo, tokenizer, monkeypatch):
 
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(RunError, match=r"piqa: its data set is to come from the hub and cannot be had: ") as caught:
+    with pytest.raises(RunError, match=r"piqa: its data set could not be loaded from the hub: ") as caught:
         zero_shot.zero_shot(demo, tokenizer, ["piqa"])
     assert "\n" not in str(caught.value)
 

@@ -117,6 +117,18 @@ def test_what_is_named_exists():
             assert ((REPOSITORY / page).parent / link).exists(), f"{page}: {link}"
 
 
+def test_the_files_of_the_extension_are_shown():
+    """By marks that pymdownx.snippets understands; anything else would stand in the page as it is."""
+    mark = re.compile(r'^--8<-- "([^"]+)"$', re.MULTILINE)
+    shown = {path for text in PAGES.values() for path in mark.findall(text)}
+    extension = REPOSITORY / "examples" / "extension"
+    files = {path.relative_to(REPOSITORY).as_posix() for path in extension.rglob("*.py") if path.name != "__init__.py"}
+    assert files <= shown
+    assert len(files) == 5
+    for page, text in PAGES.items():
+        assert "--8" not in mark.sub(lambda found: read(found[1]), text), page
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_flag_is_in_the_reference(name):
     page = PAGES["docs/reference/command-line.md"]

@@ -41,7 +41,7 @@ class Command:
 
 PRUNE = Command(
     "llm-pruner prune",
-    "Structured pruning of a Hugging Face language model: prune, save a stock checkpoint, score it.",
+    "Prune the structure of a Hugging Face language model, save an ordinary checkpoint, score it.",
     (
         "--model demo --pruning_ratio 0.5",
         "--model meta-llama/Llama-3.1-8B --pruning_ratio 0.5 --dry_run",
@@ -55,7 +55,7 @@ PRUNE = Command(
 )
 RECOVER = Command(
     "llm-pruner recover",
-    "Train a pruned checkpoint a little: distillation from the dense model, or LoRA.",
+    "Train a pruned checkpoint for a while, by distillation from the dense model or by LoRA.",
     (
         "--model pruned/demo-r0.50",
         "--model pruned/mine --teacher ./my-model --data train.txt --eval_data test.txt --max_minutes 3",
@@ -67,7 +67,7 @@ RECOVER = Command(
 )
 EVALUATE = Command(
     "llm-pruner evaluate",
-    "Perplexity, zero-shot tasks and speed of several checkpoints side by side.",
+    "Compare the perplexity, zero-shot tasks and speed of several checkpoints.",
     (
         "--model ./my-model pruned/mine --eval_data test.txt --speed --report evaluation.json",
         "--model pruned/mine --tasks piqa,hellaswag,arc_easy --batch_size 8",
@@ -78,7 +78,7 @@ EVALUATE = Command(
 )
 PIPELINE = Command(
     "llm-pruner pipeline",
-    "Prune, recover and evaluate as one YAML says; what is done already is skipped.",
+    "Prune, recover and evaluate as one YAML file says; finished stages are skipped.",
     ("--config configs/pipeline_amp.yaml --model meta-llama/Llama-3.1-8B --folder runs/amp",),
     PipelineOptions,
     stages.resolve,
@@ -86,7 +86,7 @@ PIPELINE = Command(
 )
 SPARSIFY = Command(
     "llm-pruner sparsify",
-    "Sparse activations, or weights, of a dense model: N:M or by a ratio, scored and saved.",
+    "Make activations or weights of a dense model sparse, n:m or by a ratio, then score and save it.",
     (
         "--config configs/sparse/act_8_16.yaml --model ./my-model --eval_data test.txt",
         "--model ./my-model --n 8 --m 16 --transform learnable --calibration_data train.txt --save_model sparse/mine",

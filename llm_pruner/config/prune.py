@@ -115,7 +115,7 @@ class PruneOptions(
         False, EVALUATION, "score lm_eval's usual tasks too, before and after; `evaluate` takes other tasks", kind=bool
     )
     recover: str | None = option(
-        None, OUTPUT, "train the saved checkpoint (<save_model>-recovered): distil, lora, or a YAML of recovery options",
+        None, OUTPUT, "train the result: distil, lora, or a YAML of recovery options; saved to <save_model>-recovered",
         "HOW",
     )  # fmt: skip
 

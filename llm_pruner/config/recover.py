@@ -174,14 +174,14 @@ def validate(options: RecoverOptions) -> None:
         raise UsageError("no model: give --model FOLDER, the pruned checkpoint")
     if options.method == "lora":
         if options.teacher:
-            raise UsageError("teacher belongs to --method distil; leave it out, or what names lora")
+            raise UsageError("teacher belongs to --method distil; leave it out, or the option that names lora")
         if options.train_weights == "full":
             raise UsageError("method lora trains adapters; train_weights full goes with --method distil")
         for name, plain in (("temperature", 1.0), ("ce_weight", 0.0), ("hidden_weight", 0.0)):
             if getattr(options, name) != plain:
                 raise UsageError(f"{name} belongs to --method distil; leave it out")
     if options.epochs is not None and options.steps is not None:
-        raise UsageError("epochs and steps both say how long; give one of them (and --max_minutes)")
+        raise UsageError("epochs and steps both set the length of the training; give one of them (and --max_minutes)")
     for name in ("epochs", "max_minutes", "learning_rate", "lora_alpha"):
         if getattr(options, name) == 0:
             raise UsageError(f"{name}: 0 would train nothing; it must be above 0")

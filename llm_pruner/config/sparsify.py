@@ -135,7 +135,7 @@ def validate(options: SparsifyOptions) -> None:
     if not options.model:
         raise UsageError("no model: give --model DIR")
     if options.device_map and options.device != "auto":
-        raise UsageError("device and device_map both say where the model goes; give one of them")
+        raise UsageError("device and device_map both choose the device; give one of them")
     if not options.tasks:
         for name in ("num_fewshot", "apply_chat_template", "limit"):
             if getattr(options, name) not in (None, False):

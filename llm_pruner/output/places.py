@@ -122,7 +122,7 @@ def check_outputs(options: PruneOptions, source: str) -> Path | None:
         else:
             check_file(name, path, others)
     if options.save_plan and _exists(written["save_plan"]) and not _is_plan(written["save_plan"]):
-        raise UsageError(f"--save_plan {options.save_plan} is there and is no plan of this program; name another file")
+        raise UsageError(f"--save_plan {options.save_plan} exists and is not a plan of this program; name another file")
     if options.dry_run or options.no_save:
         return None
     if options.save_model:
@@ -157,9 +157,9 @@ def report_file(options, inputs: Mapping[str, Path], page: bool = False) -> Path
     for one in (path, path.with_suffix(".html"))[: 1 + page]:
         check_file("report", one, inputs)
         if _exists(one) and not options.overwrite:
-            raise UsageError(f"{one} is there; use --overwrite to replace it or --report for another file")
+            raise UsageError(f"{one} exists; use --overwrite to replace it or --report for another file")
         if _exists(one) and not is_report(one):
-            raise UsageError(f"{one} is there and is no report of this program; use --report for another file")
+            raise UsageError(f"{one} exists and is not a report of this program; use --report for another file")
     return path
 
 

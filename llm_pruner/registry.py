@@ -95,7 +95,7 @@ class Registry:
         known = {own.name: own for own in fields(made)}
         for option in values:
             if option not in known:
-                raise UsageError(f"{self.what} {name} has no option {option}; leave it out")
+                raise UsageError(f"{option} says nothing about {self.what} {name}; leave it out")
         values = {option: value for option, value in (usual or {}).items() if option in known} | values
         return made(**{option: _typed(known[option], value) for option, value in values.items()})
 

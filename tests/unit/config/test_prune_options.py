@@ -334,9 +334,9 @@ def test_every_parameter_in_a_message_is_an_option_of_a_command():
     ("importance", "message"),
     [
         ("flap:metrics=IFW", "metrics: 'IFW'; did you mean 'IFV'"),
-        ("flap:metric=IFV", "importance flap has no option metric"),
+        ("flap:metric=IFV", "metric says nothing about importance flap"),
         ("random:seed=x", "seed: 'x' is no int"),
-        ("amp:metrics=IFV", "importance amp has no option metrics"),
+        ("amp:metrics=IFV", "metrics says nothing about importance amp"),
         ("flap:metrics=IFV,metrics=WIFN", "importance 'flap:metrics=IFV,metrics=WIFN': metrics is given twice"),
     ],
 )

@@ -1,5 +1,6 @@
 """The documentation: its commands can be typed, what it names exists, its figures are those that were measured."""
 
+import configparser
 import importlib.util
 import json
 import re
@@ -12,6 +13,7 @@ import pytest
 import llm_pruner
 from llm_pruner.cli.commands import COMMANDS
 from llm_pruner.cli.main import parse
+from llm_pruner.cli.stages import DECIDED
 from llm_pruner.config.options import fields_of
 from llm_pruner.errors import PrunerError
 from tests import REPOSITORY
@@ -162,6 +164,18 @@ def test_every_field_of_a_report_is_explained():
     named = re.findall(r"^\| `(\w+)` \|", GENERATED.report_fields(), re.MULTILINE)
     assert len(named) > 20
     assert [name for name in named if f"`{name}`" not in explained] == []
+
+
+def test_options_that_a_pipeline_decides_are_named():
+    assert [name for name in DECIDED if f"`{name}`" not in PAGES["docs/guides/pipelines.md"]] == []
+
+
+def test_every_extra_is_explained():
+    metadata = configparser.ConfigParser()
+    metadata.read(REPOSITORY / "setup.cfg")
+    extras = set(metadata["options.extras_require"])
+    assert {extra for extra in extras if f"`{extra}`" not in PAGES["docs/install.md"]} == set()
+    assert len(extras) > 3
 
 
 def test_every_exit_code_is_explained():

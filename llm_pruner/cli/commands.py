@@ -41,7 +41,7 @@ class Command:
 
 PRUNE = Command(
     "llm-pruner prune",
-    "Prune the structure of a Hugging Face language model, save an ordinary checkpoint, score it.",
+    "Structured pruning of a Hugging Face language model: prune, save a stock checkpoint, score it.",
     (
         "--model demo --pruning_ratio 0.5",
         "--model meta-llama/Llama-3.1-8B --pruning_ratio 0.5 --dry_run",
@@ -55,7 +55,7 @@ PRUNE = Command(
 )
 RECOVER = Command(
     "llm-pruner recover",
-    "Train a pruned checkpoint for a while, by distillation from the dense model or by LoRA.",
+    "Train a pruned checkpoint a little: distillation from the dense model, or LoRA.",
     (
         "--model pruned/demo-r0.50",
         "--model pruned/mine --teacher ./my-model --data train.txt --eval_data test.txt --max_minutes 3",
@@ -67,7 +67,7 @@ RECOVER = Command(
 )
 EVALUATE = Command(
     "llm-pruner evaluate",
-    "Compare the perplexity, zero-shot tasks and speed of several checkpoints.",
+    "Perplexity, zero-shot tasks and speed of several checkpoints side by side.",
     (
         "--model ./my-model pruned/mine --eval_data test.txt --speed --report evaluation.json",
         "--model pruned/mine --tasks piqa,hellaswag,arc_easy --batch_size 8",

@@ -101,7 +101,7 @@ def validate(options: PruneOptions) -> None:
             f"recover trains the saved checkpoint; leave out {'no_save' if options.no_save else 'dry_run'}"
         )
     if options.device_map and options.device != "auto":
-        raise UsageError("device and device_map both choose the device; give one of them")
+        raise UsageError("device and device_map both say where the model goes; give one of them")
 
 
 def validate_pruning(options: PruneOptions) -> None:
@@ -112,7 +112,7 @@ def validate_pruning(options: PruneOptions) -> None:
             check_ratio(getattr(options, name), name)
     shapes = [name for name in SHAPES if getattr(options, name) is not None]
     if len(shapes) > 1:
-        raise UsageError(f"{' and '.join(shapes)} both set the shape; give one of them")
+        raise UsageError(f"{' and '.join(shapes)} both say the shape; give one of them")
     if not shapes and "=" not in (options.prune or ""):
         raise UsageError(
             "how much? give --pruning_ratio R with 0 <= R < 1, --param_ratio R, --target_params N, "
@@ -140,7 +140,7 @@ def _own_ratios(prune: str | None) -> bool:
 
 def _validate_reconstruction(options: PruneOptions) -> None:
     if wants_reconstruction(options) is False and (unused := asked_of(options, OF_RECONSTRUCTION)):
-        raise UsageError(f"{unused[0]} belongs to --method reconstruct; leave out either it or the other method")
+        raise UsageError(f"{unused[0]} belongs to --method reconstruct; leave it out, or what names another method")
     if options.per_layer and not any(getattr(options, name) is not None for name in PARAMETERS):
         raise UsageError(f"per_layer shares a budget out: give one of {', '.join(PARAMETERS)}")
     if options.per_layer and HIDDEN in parse_prune(options.prune or "mlp", 0.0):
@@ -150,7 +150,7 @@ def _validate_reconstruction(options: PruneOptions) -> None:
     if not options.method:
         return
     if clash := asked_of(options, SCORING):
-        raise UsageError(f"method {options.method} and {clash[0]} both choose the units; leave one of them out")
+        raise UsageError(f"method {options.method} and {clash[0]} both say how units are chosen; leave one of them out")
     if options.save_plan:
         raise UsageError("save_plan lists units; a reconstruction makes new weights, which no plan holds")
 

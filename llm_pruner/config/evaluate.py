@@ -50,7 +50,7 @@ def validate(options: EvaluateOptions) -> None:
     if not options.model:
         raise UsageError("no model: give --model DIR [DIR …]")
     if options.device_map and options.device != "auto":
-        raise UsageError("device and device_map both choose the device; give one of them")
+        raise UsageError("device and device_map both say where the model goes; give one of them")
     if "none" in (options.eval_data or ()) and len(options.eval_data) > 1:
         raise UsageError("eval_data: none stands alone")
     if options.eval_data == ("none",) and not options.tasks and not options.speed:

@@ -180,8 +180,6 @@ class FolderOptions(BaseOptions):
 class RunOptions(BaseOptions):
     """What every command has."""
 
-    seed: Any = option(0, RUN, "seed of all random choices", "N", kind=int, least=0, most=MOST_SEED)
-    config: str | None = option(
-        None, RUN, "YAML file with any of the other options; flags win over it", "FILE", common=True
-    )
-    traceback: bool = option(False, RUN, "print Python's traceback of an error", kind=bool)
+    seed: Any = option(0, RUN, "seed of everything random", "N", kind=int, least=0, most=MOST_SEED)
+    config: str | None = option(None, RUN, "YAML with any of the other options; flags win over it", "FILE", common=True)
+    traceback: bool = option(False, RUN, "show where an error came from", kind=bool)

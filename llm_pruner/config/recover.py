@@ -23,25 +23,25 @@ METHOD, DATA = "method", "training data"
 @command_options(
     model={"help": "the pruned checkpoint: local folder or hub id"},
     device={
-        "help": "auto takes a GPU if there is one; under `accelerate launch` the launcher decides",
+        "help": "auto takes a GPU if there is one; under `accelerate launch` it says",
         "choices": ("auto", "cpu", "cuda"),
     },
     method={
         "help": "distil: learn the dense model's logits; lora: learn the text, by adapters; default: distil where "
         "there is a teacher, else lora", "choices": ("lora", "distil"),
     },
-    epochs={"help": "passes over the data; default: 2, if the time allows", "kind": float, "group": TRAINING,
+    epochs={"help": "passes over the data; default 2, if the time allows", "kind": float, "group": TRAINING,
             "most": None},
-    nsamples={"help": "largest number of windows or records to take from the data", "group": DATA, "most": None},
-    eval_data={"help": "text to score on: wikitext2, demo, a text file, or none; default: that of the checkpoint"},
+    nsamples={"help": "at most so many windows or records of the data", "group": DATA, "most": None},
+    eval_data={"help": "wikitext2, demo, a text file, or none; default: what the checkpoint was scored on"},
     max_seq_len={
         "default": None, "group": DATA, "most": None,
-        "help": "tokens per window of training and of evaluation, at most max_position_embeddings; default: 512 for "
-        "training, and for evaluation as many as the checkpoint was scored with",
+        "help": "tokens per window of training and of evaluation, at most max_position_embeddings; default: 512 of "
+        "training, and what the checkpoint was scored with",
     },
     batch_size={
         "group": TRAINING, "most": None,
-        "help": "windows per device and forward pass; default: 1024 tokens' worth on a CPU (lora: 2048), 8192 on a GPU",
+        "help": "windows per device and forward pass; default: 1024 tokens (lora 2048) on a CPU, 8192 on a GPU",
     },
     save_model={"help": "folder for the checkpoint; default: <model>-recovered"},
     work_dir={"help": "folder for unfinished training, to continue from; default: <save_model>.unfinished"},
@@ -62,13 +62,13 @@ class RecoverOptions(
     teacher: str | None = option(
         None,
         "model",
-        "distil: dense model to learn from; default: the one that the checkpoint's report.json names",
+        "distil: the dense model to learn from; default: the one that the checkpoint's report.json names",
         common=True,
     )
     mixed_precision: str = option(
         "auto",
         "model",
-        "precision of the computation, over float32 weights; auto: bf16 where the GPU or CPU (AMX) supports it",
+        "compute in bfloat16 over float32 weights; auto does on a GPU or CPU (AMX) that has it",
         choices=("auto", "no", "bf16", "fp16"),
     )
     train_weights: str | None = option(
@@ -174,14 +174,14 @@ def validate(options: RecoverOptions) -> None:
         raise UsageError("no model: give --model FOLDER, the pruned checkpoint")
     if options.method == "lora":
         if options.teacher:
-            raise UsageError("teacher belongs to --method distil; leave it out, or the option that names lora")
+            raise UsageError("teacher belongs to --method distil; leave it out, or what names lora")
         if options.train_weights == "full":
             raise UsageError("method lora trains adapters; train_weights full goes with --method distil")
         for name, plain in (("temperature", 1.0), ("ce_weight", 0.0), ("hidden_weight", 0.0)):
             if getattr(options, name) != plain:
                 raise UsageError(f"{name} belongs to --method distil; leave it out")
     if options.epochs is not None and options.steps is not None:
-        raise UsageError("epochs and steps both set the length of the training; give one of them (and --max_minutes)")
+        raise UsageError("epochs and steps both say how long; give one of them (and --max_minutes)")
     for name in ("epochs", "max_minutes", "learning_rate", "lora_alpha"):
         if getattr(options, name) == 0:
             raise UsageError(f"{name}: 0 would train nothing; it must be above 0")

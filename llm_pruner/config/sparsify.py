@@ -27,8 +27,8 @@ SPARSITY, SWEEP = "sparsity", "sweep"
 
 @command_options(
     model={"help": "local folder, hub id or `demo`; several for a sweep", "kind": tuple},
-    epochs={"default": 4, "help": "passes over the calibration text, with --transform learnable", "least": 1,
-            "most": None, "group": "calibration"},
+    epochs={"default": 4, "help": "learnable: passes over the calibration text", "least": 1, "most": None,
+            "group": "calibration"},
     calibration_data={
         "help": "text to calibrate on if needed: wikitext2 (default), c4, alpaca, demo, a text file", "common": False
     },
@@ -91,7 +91,9 @@ class SparsifyOptions(
         names.TARGETS, SPARSITY, "linear layers to make sparse: q, k, v, o, gate, up, down, or regular "
         "expressions", "NAME", kind=tuple,
     )  # fmt: skip
-    eval_stride: int = option(1, "evaluation", "score only every N-th window, for a quick look", "N", kind=int, least=1)
+    eval_stride: int = option(
+        1, "evaluation", "score every so many windows, for a quicker look", "N", kind=int, least=1
+    )
     patterns: tuple[str, ...] | None = option(
         None,
         SWEEP,
@@ -135,7 +137,7 @@ def validate(options: SparsifyOptions) -> None:
     if not options.model:
         raise UsageError("no model: give --model DIR")
     if options.device_map and options.device != "auto":
-        raise UsageError("device and device_map both choose the device; give one of them")
+        raise UsageError("device and device_map both say where the model goes; give one of them")
     if not options.tasks:
         for name in ("num_fewshot", "apply_chat_template", "limit"):
             if getattr(options, name) not in (None, False):

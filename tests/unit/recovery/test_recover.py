@@ -323,7 +323,7 @@ def test_faults(tmp_path, text, monkeypatch, changes, error, message):
         ({"model": "m", "method": "lora", "teacher": "t"}, "teacher belongs to --method distil"),
         ({"model": "m", "method": "lora", "train_weights": "full"}, "trains adapters"),
         ({"model": "m", "method": "lora", "temperature": 2.0}, "temperature belongs"),
-        ({"model": "m", "epochs": 1.0, "steps": 3}, "both set the length"),
+        ({"model": "m", "epochs": 1.0, "steps": 3}, "both say how long"),
         ({"model": "m", "epochs": 0.0}, "must be above 0"),
         ({"model": "m", "warmup": 1.0}, "0 <= warmup < 1"),
         ({"model": "m", "steps": 0}, "steps: 0 must be a whole number of at least 1"),

@@ -12,7 +12,7 @@ import pytest
 
 import llm_pruner
 from llm_pruner.cli.commands import COMMANDS
-from llm_pruner.cli.main import parse
+from llm_pruner.cli.main import build_parser, parse
 from llm_pruner.cli.stages import DECIDED
 from llm_pruner.config.options import fields_of
 from llm_pruner.errors import PrunerError
@@ -139,6 +139,12 @@ def test_every_flag_is_in_the_reference(name):
     assert flags == list(dict.fromkeys(flags))
     assert set(flags) == set(fields_of(COMMANDS[name].options))
     assert len(flags) > 5
+
+
+def test_help_shows_defaults_as_they_are_typed():
+    for command in COMMANDS.values():
+        assert not re.search(r"default: [(\[{]", build_parser(command).format_help())
+    assert "(default: q,k,v,o,gate,up,down)" in " ".join(build_parser(COMMANDS["sparsify"]).format_help().split())
 
 
 def test_every_public_name_is_in_the_reference():

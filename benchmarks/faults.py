@@ -15,12 +15,12 @@ from measure import RESULTS, keep
 REPOSITORY = Path(__file__).parents[1]
 # what is promised → the violations that break it, of tests/faults/contract.py
 PROMISES = {
-    "what cannot be done ends with the exit code of its kind; what is harmless goes on": ("exit code",),
+    "an impossible run ends with the exit code of its kind of failure; a harmless fault ends no run": ("exit code",),
     "an error is one line that names the file, the field or the tensor": ("error line", "words"),
-    "no exception of Python's own as message, no traceback": ("internal exception", "traceback"),
-    "no wait without end": ("hang",),
-    "no file of the user's is changed or removed": ("lost file",),
-    "an output is whole, old or new, and nothing is left over": ("half-written", "leftover"),
+    "no message is a raw exception of Python, and none has a traceback": ("internal exception", "traceback"),
+    "no run waits forever": ("hang",),
+    "no file of the user is changed or removed": ("lost file",),
+    "an output is complete, old or new, and no temporary file remains": ("half-written", "leftover"),
 }
 
 
@@ -47,7 +47,7 @@ def markdown(summary: dict) -> str:
         lines.append(f"| {promise} | {tried} | {sum(found[name] for name in violations)} |")
     points, wrong = (sum(cut[name] for cut in cuts) for name in ("points", "neither_old_nor_new"))
     tried = f"{points:,} points of {len(cuts)} saves"
-    lines.append(f"| when the power goes, what was saved is the old or the new, whole | {tried} | {wrong} |")
+    lines.append(f"| after a power cut a saved output is the complete old or new one | {tried} | {wrong} |")
     lines += ["", "| kind of fault | inputs | refused | harmless | broken |", "|---|---|---|---|---|"]
     for kind, row in summary["kinds"].items():
         broken = row["inputs"] - row["refused"] - row["harmless"]

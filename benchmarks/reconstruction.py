@@ -46,7 +46,7 @@ PARTS = {
     "second-order selection": Settings(least_squares=False, epochs=0),
     "… and o_proj, down_proj fitted to the dense outputs": Settings(input_projections=False, stream=False, epochs=0),
     "… to the dense stream": Settings(input_projections=False, epochs=0),
-    "… and what reads the stream fitted": Settings(epochs=0),
+    "… and the input projections fitted": Settings(epochs=0),
     "… and layers optimised, 4 passes": Settings(epochs=4, logits=False),
     "… 8 passes": Settings(epochs=8, logits=False),
     "… and the last layer towards the logits": Settings(epochs=8),

@@ -186,7 +186,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         seen: set[str] = set()
         for name, _ in pairs:
             if name in seen:
-                raise ValueError(f"{shown(name)} is there twice")
+                raise ValueError(f"{shown(name)} occurs twice")
             seen.add(name)
     return fields
 

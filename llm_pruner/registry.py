@@ -36,7 +36,7 @@ class Registry:
             return lambda decorated: self.register(name, decorated)
         known = self._objects.get(name)
         if known not in (None, value) and self._location(known) != self._location(value):
-            raise ValueError(f"{self.what} {name!r} is there already")
+            raise ValueError(f"{self.what} {name!r} is registered already")
         self._objects[name] = value
         return value
 

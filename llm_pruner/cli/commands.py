@@ -78,7 +78,7 @@ EVALUATE = Command(
 )
 PIPELINE = Command(
     "llm-pruner pipeline",
-    "Prune, recover and evaluate as one YAML says; what is done already is skipped.",
+    "Prune, recover and evaluate as one YAML file says; finished stages are skipped.",
     ("--config configs/pipeline_amp.yaml --model meta-llama/Llama-3.1-8B --folder runs/amp",),
     PipelineOptions,
     stages.resolve,
@@ -86,7 +86,7 @@ PIPELINE = Command(
 )
 SPARSIFY = Command(
     "llm-pruner sparsify",
-    "Sparse activations, or weights, of a dense model: N:M or by a ratio, scored and saved.",
+    "Make activations or weights of a dense model sparse, n:m or by a ratio, then score and save it.",
     (
         "--config configs/sparse/act_8_16.yaml --model ./my-model --eval_data test.txt",
         "--model ./my-model --n 8 --m 16 --transform learnable --calibration_data train.txt --save_model sparse/mine",

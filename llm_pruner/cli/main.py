@@ -96,7 +96,7 @@ def _add_flag(group, name: str, f: Field, hidden: bool) -> None:
     choices = f.metadata["choices"]
     metavar = f.metadata["metavar"] or ("{" + ",".join(choices) + "}" if choices else name.upper())
     if f.default is not None:
-        text += f" (default: {f.default})"
+        text += f" (default: {','.join(f.default) if isinstance(f.default, tuple) else f.default})"
     several: dict[str, Any] = {"nargs": "+", "action": "extend"} if kind_of(f) is tuple else {}
     group.add_argument(f"--{name}", metavar=metavar, help=argparse.SUPPRESS if hidden else text, **several)
 

@@ -67,7 +67,7 @@ def _stage(name: str, values: dict, folder: Path, options: PipelineOptions, sour
     def is_done() -> bool:
         done = _is_done(folder, name, _key(name, values, folder, options, source))
         if done:
-            log(f"{name}: {folder / OUTPUT[name]} is there and its inputs are what they were; skipped")
+            log(f"{name}: {folder / OUTPUT[name]} exists and its inputs have not changed; skipped")
         return done
 
     def run() -> None:

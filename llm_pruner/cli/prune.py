@@ -437,7 +437,7 @@ def _announce(plan: Plan, new_config, decision: Decision, options: PruneOptions)
     """The table, and what is worth knowing about the new configuration."""
     log(plan.table(decision.draft.requested))
     if options.mask_only:
-        log("note: masked only: every shape stays, the table shows what a cut would leave")
+        log("note: masked only: every shape stays, the table shows the widths after a cut")
     elif "per_layer_widths" in plan.config:
         log(OWN_CLASS.format(new_config.model_type))
     elif new_config.model_type != plan.model_type:
@@ -446,7 +446,7 @@ def _announce(plan: Plan, new_config, decision: Decision, options: PruneOptions)
         for axis in (HIDDEN, MLP):
             width = plan.after[0][axis]
             if width % 64 and len({layer[axis] for layer in plan.after}) == 1:
-                log(f"hint: {axis.field}={width} is not a multiple of 64, which GPUs like; a ratio takes --round_to 64")
+                log(f"hint: {axis.field}={width} is not a multiple of 64: slow on GPUs; a ratio takes --round_to 64")
 
 
 def _check_against(made: Draft, model) -> None:

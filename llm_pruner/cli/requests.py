@@ -67,7 +67,7 @@ def resolve(flags: dict[str, Any], yaml_file: str | None = None) -> PruneOptions
     options = PruneOptions(**{name: typed(FIELDS[name], value) for name, value in values.items()})
     for shape, unused in UNUSED.items():
         if shape in values and (clash := [name for name in unused if name in values]):
-            raise UsageError(f"{shape} already says what {clash[0]} would; leave one of them out")
+            raise UsageError(f"{shape} and {clash[0]} exclude each other; leave one of them out")
     validate(options)
     return options
 

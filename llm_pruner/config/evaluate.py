@@ -19,21 +19,21 @@ SPEED = "speed"
 @command_options(
     model={"help": "checkpoints to compare: folders, hub ids or `demo`", "kind": tuple},
     eval_data={"help": "texts to score: wikitext2 (default), demo, text files, or none", "kind": tuple},
-    batch_size={"help": "windows, or questions, per forward pass; default: what fits"},
-    report={"help": "write everything as JSON, and an HTML page beside it"},
+    batch_size={"help": "windows or questions per forward pass; default: as many as fit"},
+    report={"help": "write all results to FILE as JSON, and an HTML page beside it"},
 )
 class EvaluateOptions(RunOptions, ReportOptions, ZeroShotOptions, EvaluationOptions, LoadingOptions, ModelOptions):
     """Every option of `evaluate`, by its flag's name."""
 
     dense: str | None = option(
-        None, "model", "the model that the others are set against; default: the first of --model", common=True
+        None, "model", "model that the others are compared with; default: the first of --model", common=True
     )
     speed: bool = option(
         False, SPEED, "measure prefill and decode tokens/s, time to first token and peak memory", kind=bool, common=True
     )
-    speed_batch_size: int = option(1, SPEED, "sequences at a time", "N", kind=int, least=1)
-    prompt_len: int = option(128, SPEED, "tokens of the prompt", "N", kind=int, least=1)
-    new_tokens: int = option(64, SPEED, "tokens to decode after it", "N", kind=int, least=2)
+    speed_batch_size: int = option(1, SPEED, "sequences per batch", "N", kind=int, least=1)
+    prompt_len: int = option(128, SPEED, "tokens in the prompt", "N", kind=int, least=1)
+    new_tokens: int = option(64, SPEED, "tokens to decode after the prompt", "N", kind=int, least=2)
     repeats: int = option(5, SPEED, "measurements of each model, taken in turns", "N", kind=int, least=2)
 
 

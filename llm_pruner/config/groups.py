@@ -74,8 +74,8 @@ class TextOptions(BaseOptions):
     """How much text is learned from."""
 
     nsamples: Any = option(
-        None, CALIBRATION, "windows or prompts; default: the method's", "N", kind=int, least=1, most=1_000_000,
-        common=True,
+        None, CALIBRATION, "number of calibration windows or prompts; default: the method's own", "N", kind=int,
+        least=1, most=1_000_000, common=True,
     )  # fmt: skip
 
 
@@ -84,12 +84,12 @@ class CalibrationOptions(TextOptions):
     """The text that a method measures on."""
 
     calibration_data: str | None = option(
-        None, CALIBRATION, "wikitext2, c4, alpaca, demo, a file: text, or JSON records; default: the method's",
-        "NAME|FILE", common=True,
+        None, CALIBRATION, "text to calibrate on: wikitext2, c4, alpaca, demo, or a file of text or JSON records; "
+        "default: the method's own", "NAME|FILE", common=True,
     )  # fmt: skip
     calibration_seq_len: Any = option(
-        None, CALIBRATION, "tokens of each, at most max_position_embeddings; default: the method's", "N",
-        kind=int, least=2, most=MOST_TOKENS,
+        None, CALIBRATION, "tokens per calibration window, at most max_position_embeddings; default: the method's "
+        "own", "N", kind=int, least=2, most=MOST_TOKENS,
     )  # fmt: skip
 
 
@@ -98,10 +98,10 @@ class EvaluationTextOptions(BaseOptions):
     """The text that a model is scored on."""
 
     eval_data: Any = option(
-        None, EVALUATION, "wikitext2 (default), demo, a text file, or none", "NAME|FILE", common=True
+        None, EVALUATION, "text to score on: wikitext2 (default), demo, a text file, or none", "NAME|FILE", common=True
     )
     max_seq_len: Any = option(
-        4096, EVALUATION, "tokens per window, at most max_position_embeddings", "N", kind=int, least=2,
+        4096, EVALUATION, "tokens per evaluation window, at most max_position_embeddings", "N", kind=int, least=2,
         most=MOST_TOKENS,
     )  # fmt: skip
 
@@ -111,7 +111,7 @@ class EvaluationOptions(EvaluationTextOptions):
     """How a model is scored."""
 
     batch_size: int | None = option(
-        None, EVALUATION, "windows per forward pass; default: what fits", "N", kind=int, least=1, most=1_000_000
+        None, EVALUATION, "windows per forward pass; default: as many as fit", "N", kind=int, least=1, most=1_000_000
     )
 
 
@@ -120,15 +120,17 @@ class ZeroShotOptions(BaseOptions):
     """Zero-shot tasks."""
 
     tasks: tuple[str, ...] | None = option(
-        None, ZERO_SHOT, "lm_eval's tasks by name, or YAML files of local ones; `usual`: " + ",".join(USUAL_TASKS),
-        "TASK,…", kind=tuple, common=True,
+        None, ZERO_SHOT, "names of lm_eval's tasks, or YAML files of local tasks; `usual` stands for "
+        + ",".join(USUAL_TASKS), "TASK,…", kind=tuple, common=True,
     )  # fmt: skip
     num_fewshot: int | None = option(
-        None, ZERO_SHOT, "examples in the prompt; default: the task's", "N", kind=int, least=0
+        None, ZERO_SHOT, "number of examples in the prompt; default: the task's own", "N", kind=int, least=0
     )
-    apply_chat_template: bool = option(False, ZERO_SHOT, "ask in the tokenizer's chat template", kind=bool)
+    apply_chat_template: bool = option(
+        False, ZERO_SHOT, "put the questions into the tokenizer's chat template", kind=bool
+    )
     limit: int | None = option(
-        None, ZERO_SHOT, "only the first N questions of each task, for a try", "N", kind=int, least=1
+        None, ZERO_SHOT, "only the first N questions of each task, for a quick look", "N", kind=int, least=1
     )
 
 
@@ -137,7 +139,7 @@ class OverwriteOptions(BaseOptions):
     """Whether outputs may be replaced."""
 
     overwrite: bool = option(
-        False, OUTPUT, "replace the checkpoint or the report that is in the place of the output", kind=bool, common=True
+        False, OUTPUT, "replace the checkpoint or report of llm_pruner at the output path", kind=bool, common=True
     )
 
 
@@ -147,7 +149,7 @@ class SavingOptions(OverwriteOptions):
 
     save_model: str | None = option(None, OUTPUT, "folder for the checkpoint", "DIR", common=True)
     export: tuple[str, ...] | None = option(
-        None, OUTPUT, "write the checkpoint in other formats too, by registered exporters", "NAME", kind=tuple
+        None, OUTPUT, "registered exporters that write the checkpoint in other formats too", "NAME", kind=tuple
     )
 
 
@@ -156,7 +158,7 @@ class WorkOptions(BaseOptions):
     """Where unfinished work is kept."""
 
     work_dir: str | None = option(
-        None, OUTPUT, "keep what is finished in DIR; the same run, interrupted and started again, goes on there", "DIR"
+        None, OUTPUT, "folder for unfinished work, which the same command continues when it is run again", "DIR"
     )
 
 
@@ -164,14 +166,14 @@ class WorkOptions(BaseOptions):
 class ReportOptions(OverwriteOptions):
     """Where a report goes."""
 
-    report: str | None = option(None, OUTPUT, "write what was measured as JSON", "FILE", common=True)
+    report: str | None = option(None, OUTPUT, "write the measurements to FILE as JSON", "FILE", common=True)
 
 
 @dataclass(frozen=True)
 class FolderOptions(BaseOptions):
     """Where several runs go."""
 
-    folder: str | None = option(None, OUTPUT, "where everything goes", "DIR", common=True)
+    folder: str | None = option(None, OUTPUT, "folder for all outputs", "DIR", common=True)
 
 
 @dataclass(frozen=True)

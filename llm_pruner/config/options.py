@@ -1,4 +1,4 @@
-"""PruneOptions as fields of a frozen dataclass, and their values as a YAML or a flag says them. Imports nothing heavy.
+"""Options as fields of frozen dataclasses, and their values from a YAML file or a flag. Imports nothing heavy.
 
 A string of the YAML stays a string: `5e-1`, which YAML 1.1 reads as text, is refused, not guessed at.
 """

@@ -20,19 +20,17 @@ RATIO = "a number with 0 <= ratio < 1, such as 0.5"
 
 @command_options(
     method={
-        "help": "reconstruct: search the shape and reconstruct the model in it, on calibration text; default: that "
-        "where there is such text and no other method is named, else --importance magnitude",
+        "help": "reconstruct: search for a shape and reconstruct the model in it, from calibration text; default: "
+        "reconstruct where there is such text and no other method is named, else --importance magnitude",
         "group": UNITS,
     },
     epochs={
-        "help": "reconstruct: passes over the text in which each layer is optimised as a whole; default: 2 to 8, fewer "
-        "of more text",
+        "help": "reconstruct: passes over the calibration text that optimise each layer as a whole; default: 2 to 8, "
+        "fewer for more text",
         "group": UNITS,
     },
-    save_model={"help": "folder for the checkpoint; default pruned/<model>-r<ratio>"},
-    work_dir={
-        "help": "reconstruct: keep what is finished in DIR; the same run, interrupted and started again, goes on there"
-    },
+    save_model={"help": "folder for the checkpoint; default: pruned/<model>-r<ratio>"},
+    work_dir={"help": "reconstruct: folder for finished layers and shapes, to continue from after an interruption"},
 )
 class PruneOptions(
     RunOptions,
@@ -56,9 +54,9 @@ class PruneOptions(
         legal=RATIO, common=True,
     )  # fmt: skip
     target_params: str | None = option(
-        None, SHAPE, "parameters of the whole model afterwards, such as 1.2B", "N", common=True
+        None, SHAPE, "parameters of the whole model after pruning, such as 1.2B", "N", common=True
     )
-    target_memory: str | None = option(None, SHAPE, "bytes of the checkpoint afterwards, such as 2GB", "SIZE")
+    target_memory: str | None = option(None, SHAPE, "bytes of the checkpoint after pruning, such as 2GB", "SIZE")
     iteration: int | None = option(
         None, SHAPE, "remove as many parameters as N decoder layers have (AMP)", "N", kind=int, least=1,
         most=MOST_LAYERS,
@@ -73,24 +71,24 @@ class PruneOptions(
     )  # fmt: skip
     uniform: bool = option(False, SHAPE, "round an adaptive structure to one width for all layers", kind=bool)
     prune: str | None = option(
-        None, SHAPE, "what shrinks, of hidden, heads, kv_heads, mlp, each with its own ratio if wanted; default "
-        "heads,mlp, and hidden by --pruning_ratio where the importance scores it; a search tries kv_heads, "
-        "whole layers and, for a size of the whole model, hidden too",
+        None, SHAPE, "axes that shrink: hidden, heads, kv_heads and mlp, each with a ratio of its own if wanted; "
+        "default: heads,mlp, with --pruning_ratio also hidden where the importance scores it; a search also tries "
+        "kv_heads, whole layers and, for a size of the whole model, hidden",
         "AXIS[=R],…",
     )  # fmt: skip
-    target: str | None = option(None, SHAPE, "explicit widths by config name, instead of a ratio", "NAME=WIDTH,…")
+    target: str | None = option(None, SHAPE, "widths by their names in the config, instead of a ratio", "NAME=WIDTH,…")
     round_to: int = option(
         1, SHAPE, "round hidden_size and intermediate_size to a multiple of N", "N", kind=int, least=1, most=MOST_WIDTH
     )
     per_layer: bool = option(
-        False, UNITS, "reconstruct: widths of its own for every layer, by what its units cost", kind=bool
+        False, UNITS, "reconstruct: give every layer widths of its own, by the costs of its units", kind=bool
     )
     search_minutes: float = option(
         1.0, UNITS, "reconstruct: how long shapes may be compared for a budget of parameters, on a part of the text; 0 "
         "takes the proportional one", "M", kind=float, least=0, most=1_000_000,
     )  # fmt: skip
     importance: str | None = option(
-        None, UNITS, "how units are scored, instead of a reconstruction", "NAME", common=True
+        None, UNITS, "criterion that scores the units, instead of a reconstruction", "NAME", common=True
     )
     order: str = option(
         "standard", UNITS, "remove the lowest scores, the highest, or any", choices=("standard", "reversed", "random")
@@ -103,19 +101,21 @@ class PruneOptions(
         None, UNITS, "bias: o_proj and down_proj get the average output of the removed units as a bias (default: none)",
         choices=("none", "bias"),
     )  # fmt: skip
-    mask_only: bool = option(False, UNITS, "zeros instead of a cut; every shape stays", kind=bool)
-    scores: str | None = option(
-        None, UNITS, "keep the scores in FILE; used instead of scoring when it is there", "FILE"
+    mask_only: bool = option(
+        False, UNITS, "set the removed units to zero instead of cutting them; every shape stays", kind=bool
     )
-    plan: str | None = option(None, UNITS, "replay a saved plan instead of making one", "FILE")
+    scores: str | None = option(
+        None, UNITS, "file of scores: written where it does not exist yet, else read instead of scoring", "FILE"
+    )
+    plan: str | None = option(None, UNITS, "saved plan to replay, instead of making one", "FILE")
     save_plan: str | None = option(None, OUTPUT, "write the plan (kept units, new config) as JSON", "FILE")
     dry_run: bool = option(False, OUTPUT, "print the plan and stop; needs only the config.json", kind=bool, common=True)
-    no_save: bool = option(False, OUTPUT, "prune and score only", kind=bool)
+    no_save: bool = option(False, OUTPUT, "prune and score, without saving", kind=bool)
     eval_zero_shot: bool = option(
-        False, EVALUATION, "lm_eval's usual tasks too, before and after; `evaluate` has others", kind=bool
+        False, EVALUATION, "score lm_eval's usual tasks too, before and after; `evaluate` takes other tasks", kind=bool
     )
     recover: str | None = option(
-        None, OUTPUT, "train what was saved: distil, lora, or a YAML of recovery options; to <save_model>-recovered",
+        None, OUTPUT, "train the result: distil, lora, or a YAML of recovery options; saved to <save_model>-recovered",
         "HOW",
     )  # fmt: skip
 

@@ -27,8 +27,8 @@ METHOD, DATA = "method", "training data"
         "choices": ("auto", "cpu", "cuda"),
     },
     method={
-        "help": "distil: the dense model's logits are the target; lora: the text is, and adapters learn it; default: "
-        "distil where there is a teacher", "choices": ("lora", "distil"),
+        "help": "distil: learn the dense model's logits; lora: learn the text, by adapters; default: distil where "
+        "there is a teacher, else lora", "choices": ("lora", "distil"),
     },
     epochs={"help": "passes over the data; default 2, if the time allows", "kind": float, "group": TRAINING,
             "most": None},
@@ -43,8 +43,8 @@ METHOD, DATA = "method", "training data"
         "group": TRAINING, "most": None,
         "help": "windows per device and forward pass; default: 1024 tokens (lora 2048) on a CPU, 8192 on a GPU",
     },
-    save_model={"help": "folder for the checkpoint; default <model>-recovered"},
-    work_dir={"help": "unfinished training is kept there, and goes on there; default <save_model>.unfinished"},
+    save_model={"help": "folder for the checkpoint; default: <model>-recovered"},
+    work_dir={"help": "folder for unfinished training, to continue from; default: <save_model>.unfinished"},
 )  # fmt: skip
 class RecoverOptions(
     RunOptions,
@@ -74,39 +74,56 @@ class RecoverOptions(
     train_weights: str | None = option(
         None,
         METHOD,
-        "what learns: all weights, or adapters that are merged at the end; default: full by distil",
+        "weights that learn: all, or those of adapters, which are merged at the end; default: full for distil",
         choices=("full", "lora"),
     )
     lora_r: int = option(32, METHOD, "rank of the adapters", "R", least=1, kind=int)
-    lora_alpha: float = option(64.0, METHOD, "their scale is alpha / r", least=0, kind=float)
-    lora_dropout: float = option(0.0, METHOD, "dropout in front of them", "P", least=0, kind=float)
-    lora_targets: str | None = option(
-        None, METHOD, "projections that get one, such as q_proj,v_proj; default: all in the decoder layers", "NAME,…"
+    lora_alpha: float = option(
+        64.0, METHOD, "alpha of the adapters, whose outputs are scaled by alpha / r", least=0, kind=float
     )
-    temperature: float = option(1.0, METHOD, "distil: of both distributions", "T", least=0.01, kind=float)
+    lora_dropout: float = option(0.0, METHOD, "dropout on the inputs of the adapters", "P", least=0, kind=float)
+    lora_targets: str | None = option(
+        None,
+        METHOD,
+        "projections that get an adapter, such as q_proj,v_proj; default: all of the decoder layers",
+        "NAME,…",
+    )
+    temperature: float = option(
+        1.0, METHOD, "distil: temperature of the teacher's and the student's distributions", "T", least=0.01, kind=float
+    )
     ce_weight: float = option(
-        0.0, METHOD, "distil: weight of the text's own loss beside the teacher's", "W", least=0, kind=float
+        0.0,
+        METHOD,
+        "distil: weight of the text's cross-entropy beside the loss against the teacher",
+        "W",
+        least=0,
+        kind=float,
     )
     hidden_weight: float = option(
-        0.0, METHOD, "distil: weight of the distance between both models' hidden states", "W", least=0, kind=float
+        0.0,
+        METHOD,
+        "distil: weight of the distance between the hidden states of teacher and student",
+        "W",
+        least=0,
+        kind=float,
     )
     losses: str | None = option(
-        None, METHOD, "distil: weights of registered losses, such as those of other packages", "NAME=W,…"
+        None, METHOD, "distil: registered losses, such as those of other packages, with their weights", "NAME=W,…"
     )
     data: str | None = option(
         None,
         DATA,
-        "wikitext2, c4, alpaca, demo, a file: text, or JSON records; default: what the checkpoint was calibrated on",
+        "text to learn: wikitext2, c4, alpaca, demo, or a file of text or JSON records; default: the calibration text",
         "NAME|FILE",
         common=True,
     )
     steps: int | None = option(
-        None, TRAINING, "optimiser steps, instead of epochs", "N", least=1, kind=int, common=True
+        None, TRAINING, "number of optimiser steps, instead of epochs", "N", least=1, kind=int, common=True
     )
     max_minutes: float | None = option(
         None,
         TRAINING,
-        "stop training then, the learning rate decayed; default: 2 on a CPU, none on a GPU",
+        "time limit for training, by which the learning rate has decayed; default: 2 on a CPU, none on a GPU",
         "M",
         least=0,
         kind=float,
@@ -115,20 +132,31 @@ class RecoverOptions(
     learning_rate: float | None = option(
         None,
         TRAINING,
-        "peak; default: by method and hidden_size, see docs/guides/recovery.md",
+        "peak learning rate; default: 0.0064 / √hidden_size, for adapters 0.0192 / √hidden_size",
         "LR",
         least=0,
         kind=float,
         common=True,
     )
     warmup: float = option(
-        0.1, TRAINING, "share of the run in which the rate rises; it falls as a cosine", least=0, kind=float
+        0.1,
+        TRAINING,
+        "share of the training in which the learning rate rises, before it falls as a cosine",
+        least=0,
+        kind=float,
     )
-    weight_decay: float = option(0.0, TRAINING, "AdamW's", least=0, kind=float)
+    weight_decay: float = option(0.0, TRAINING, "weight decay of AdamW", least=0, kind=float)
     gradient_accumulation_steps: int = option(1, TRAINING, "forward passes per optimiser step", "N", least=1, kind=int)
-    gradient_checkpointing: bool = option(False, TRAINING, "less memory, more time", kind=bool)
+    gradient_checkpointing: bool = option(
+        False, TRAINING, "compute activations again in the backward pass: less memory, more time", kind=bool
+    )
     save_minutes: float | None = option(
-        None, "output", "how often it is kept; default: an eighth of max_minutes, at most 10", "M", least=0, kind=float
+        None,
+        "output",
+        "minutes between saves of the unfinished training; default: an eighth of max_minutes, at most 10",
+        "M",
+        least=0,
+        kind=float,
     )
 
 

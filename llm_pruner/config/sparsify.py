@@ -30,12 +30,12 @@ SPARSITY, SWEEP = "sparsity", "sweep"
     epochs={"default": 4, "help": "learnable: passes over the calibration text", "least": 1, "most": None,
             "group": "calibration"},
     calibration_data={
-        "help": "wikitext2 (default), c4, alpaca, demo or a text file; read where the recipe needs it", "common": False
+        "help": "text to calibrate on if needed: wikitext2 (default), c4, alpaca, demo, a text file", "common": False
     },
-    nsamples={"default": 128, "help": "windows of it", "most": None, "common": False},
-    calibration_seq_len={"default": 128, "help": "tokens of each", "most": None},
-    batch_size={"help": "windows, or questions, per forward pass; default: what fits"},
-    folder={"help": "where a sweep keeps a JSON for each run and its table; what is there is not run again",
+    nsamples={"default": 128, "help": "number of calibration windows", "most": None, "common": False},
+    calibration_seq_len={"default": 128, "help": "tokens per calibration window", "most": None},
+    batch_size={"help": "windows or questions per forward pass; default: as many as fit"},
+    folder={"help": "folder for a sweep's table and a JSON for each run; finished runs are not repeated",
             "common": False},
 )  # fmt: skip
 class SparsifyOptions(
@@ -54,46 +54,52 @@ class SparsifyOptions(
     """Every option of `sparsify`, by its flag's name."""
 
     sparse: str = option(
-        names.ACTIVATIONS, SPARSITY, "what: the inputs of linear layers as they run, or their weights, once",
+        names.ACTIVATIONS, SPARSITY, "make the inputs of linear layers sparse as they run, or their weights, once",
         choices=names.SPARSE, common=True,
     )  # fmt: skip
     n: int | None = option(
-        None, SPARSITY, "so many of every m neighbours along the input dimension stay", "N", kind=int, least=1,
-        common=True,
+        None, SPARSITY, "number of values that stay of every m neighbours along the input dimension", "N", kind=int,
+        least=1, common=True,
     )  # fmt: skip
-    m: int | None = option(None, SPARSITY, "see n", "M", kind=int, least=2, common=True)
+    m: int | None = option(None, SPARSITY, "number of neighbours of which n stay", "M", kind=int, least=2, common=True)
     ratio: float | None = option(
-        None, SPARSITY, "instead of n and m: the share that goes, such as 0.5", "R", kind=float, common=True
+        None, SPARSITY, "share of the values to remove, such as 0.5, instead of n and m", "R", kind=float, common=True
     )
     select: str = option(
-        names.TOKEN, SPARSITY, "of activations by ratio: of every token, or all below a threshold of each linear layer",
+        names.TOKEN, SPARSITY, "with --ratio: remove that share of every token, or all below a threshold of each layer",
         choices=names.SELECTIONS,
     )  # fmt: skip
     criterion: str = option(
-        names.MAGNITUDE, SPARSITY, "what ranks: |x|; wanda, times the norm of the weight's column (of weights: of "
-        "their input); l, times the channel's norm", choices=names.CRITERIA,
+        names.MAGNITUDE, SPARSITY, "score of a value: |x|; wanda: times the norm of the weight's column (for "
+        "weights: of their input); l: times the norm of the channel", choices=names.CRITERIA,
     )  # fmt: skip
     transform: str = option(
-        names.NONE, SPARSITY, "of activations: variance (VAR), shift (PTS), learnable (trained on calibration text)",
+        names.NONE, SPARSITY, "correction of activations: variance (VAR), shift (PTS), learnable (by calibration text)",
         choices=names.TRANSFORMS,
     )  # fmt: skip
-    scaling: bool = option(False, SPARSITY, "of activations: channels divided by √(max|x_j| / max|W_:j|)", kind=bool)
+    scaling: bool = option(
+        False, SPARSITY, "divide the channels of activations by √(max|x_j| / max|W_:j|) to select", kind=bool
+    )
     permutation: bool = option(
-        False, SPARSITY, "n of m of activations: channels permuted so that every m have strong and weak ones", kind=bool
+        False, SPARSITY, "with --n and --m: permute channels, so that every m hold strong and weak ones", kind=bool
     )
     causal: bool = option(
-        False, SPARSITY, "variance and l see the token and the calibration text, not the rest of the sequence as "
+        False, SPARSITY, "let variance and l use the token and the calibration text, not the whole sequence as "
         "published", kind=bool,
     )  # fmt: skip
     targets: tuple[str, ...] = option(
-        names.TARGETS, SPARSITY, "linear layers: q,k,v,o,gate,up,down, or regular expressions of their names", "NAME",
-        kind=tuple,
+        names.TARGETS, SPARSITY, "linear layers to make sparse: q, k, v, o, gate, up, down, or regular "
+        "expressions", "NAME", kind=tuple,
     )  # fmt: skip
     eval_stride: int = option(
         1, "evaluation", "score every so many windows, for a quicker look", "N", kind=int, least=1
     )
     patterns: tuple[str, ...] | None = option(
-        None, SWEEP, "YAML files, beside the sweep's own: each is run on each model", "FILE", kind=tuple
+        None,
+        SWEEP,
+        "YAML files of recipes, each run on each model; a YAML names those beside it",
+        "FILE",
+        kind=tuple,
     )
     # No option: those that were typed, which win over a sweep's patterns.
     flags: tuple[str, ...] = ()

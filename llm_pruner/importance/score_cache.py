@@ -64,7 +64,7 @@ def load(
             expected = {**lengths, **{MEAN + name: length for name, length in inputs.items()}}
             tensors = {name: _tensor(file, name, expected, where) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, KeyError, ValueError, RecursionError) as error:
-        raise UsageError(f"{where} is there and holds no scores of this program") from error
+        raise UsageError(f"{where} exists and holds no scores of this program") from error
     means = {name.removeprefix(MEAN): t for name, t in tensors.items() if name.startswith(MEAN)}
     return {name: t for name, t in tensors.items() if not name.startswith(MEAN)}, means
 

@@ -144,7 +144,7 @@ class Reconstruct:
         if math.isfinite(done.kl) and not plain.kl < done.kl:  # NaN is no better than anything
             plan = replace(plan, kept=planned.named(done.kept))
             return Pruned(done.settle(dense), plan, planned.config, notes)
-        journal.log(f"note: plain {plain.criterion} is better here, so that is what is kept")
+        journal.log(f"note: plain {plain.criterion} is better here and is kept")
         return self._plain(dense, draft, form, plain, notes)
 
     def _plain(self, dense, draft: Draft, form: Form, plain: Baseline, notes: dict[str, Any]) -> Pruned:

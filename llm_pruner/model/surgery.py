@@ -187,8 +187,8 @@ def _width_corrections(model, groups: list[Group], kept: Kept) -> dict[str, tupl
 
     A norm divides by the root of the mean square, and removing silent channels raises that mean by d/d', so its
     weight grows by √(d/d'): exact for RMSNorm, for LayerNorm only as far as the mean is small. Where the
-    embeddings are multiplied by √hidden_size, they grow alike; when they are also the lm_head, that makes
-    up for the final norm, which then stays.
+    embeddings are multiplied by √hidden_size, they grow alike; when they are also the lm_head, that
+    has the effect of the final norm's correction, and the norm stays.
     """
     hidden = group_of(groups, HIDDEN)
     width = len(kept[hidden.name])

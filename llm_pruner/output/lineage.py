@@ -1,7 +1,7 @@
 """Where a checkpoint comes from: the reports of the runs that made it, back to the first dense model.
 
-A checkpoint's report.json brings along, as `made_from`, that of the checkpoint which the run started from. It is read
-here alone, and checked as a whole: everything later may rely on it.
+A checkpoint's report.json brings along, as `made_from`, that of the checkpoint which the run started from. It is
+checked as a whole when it is read: everything later may rely on it.
 """
 
 import os

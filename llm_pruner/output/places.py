@@ -122,7 +122,7 @@ def check_outputs(options: PruneOptions, source: str) -> Path | None:
         else:
             check_file(name, path, others)
     if options.save_plan and _exists(written["save_plan"]) and not _is_plan(written["save_plan"]):
-        raise UsageError(f"--save_plan {options.save_plan} is there and is no plan of this program; name another file")
+        raise UsageError(f"--save_plan {options.save_plan} exists and is not a plan of this program; name another file")
     if options.dry_run or options.no_save:
         return None
     if options.save_model:

@@ -442,10 +442,10 @@ def from_dict(values: Any, where: str) -> Report:
 def _built(values: Any, where: str) -> Report:
     check(values, {}, where)
     if "schema" not in values:
-        raise UsageError(f"{where} was written by an older llm_pruner (no schema version); make it anew")
+        raise UsageError(f"{where} was written by an older llm_pruner (no schema version); create it again")
     if values["schema"] != SCHEMA:
         raise UsageError(
-            f"{where} has schema version {shown(values['schema'])}, and this llm_pruner reads {SCHEMA}; make it anew"
+            f"{where} has schema version {shown(values['schema'])}, and this llm_pruner reads {SCHEMA}; create it again"
         )
     check(values, {"step": one_of(tuple(REPORTS))}, where, required=("step",))
     report = serialisation.read(REPORTS[values["step"]], {**values, "made_from": None, "recovered": None}, where)

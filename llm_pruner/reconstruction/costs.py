@@ -1,6 +1,6 @@
 """What heads and neurons cost in every layer, measured once on the dense model, for shapes to be compared by.
 
-The second-order cost (compensate/second_order.py) of what a layer loses, with its inputs and outputs as they are in
+The second-order cost (second_order.py) of what a layer loses, with its inputs and outputs as they are in
 the dense model: the squared error of the residual stream behind the layer that least squares could not mend, each token
 relative to its energy.
 """

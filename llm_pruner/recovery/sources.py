@@ -147,10 +147,10 @@ def _announce(options: RecoverOptions, report: CheckpointReport | None, teachers
     """
     base, chain = lineage.base_of(report), lineage.steps(report)
     between = [step.model for step in chain[1:]] if options.teacher == base else []
-    skipped = f"; what was made of it on the way is skipped: {', '.join(between)}" if between else ""
+    skipped = f"; the models between it and this one are skipped: {', '.join(between)}" if between else ""
     log(f"learning from {options.teacher}{skipped}")
     if teachers and (first := lineage.base_of(teachers)) != options.teacher:
-        log(f"note: {options.teacher} is no dense model, it was made from {first or 'another one'}")
+        log(f"note: {options.teacher} is not a dense model, it was made from {first or 'another one'}")
 
 
 def _with_teacher(options: RecoverOptions, report: CheckpointReport | None) -> RecoverOptions:

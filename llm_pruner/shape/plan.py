@@ -163,9 +163,9 @@ class Plan:
         if not isinstance(data, dict) or not {"model_type", "kept"} <= set(data):
             raise UsageError(f"{where} is not a plan of this program")
         if data.pop("schema", None) != SCHEMA_VERSION:
-            raise UsageError(f"{where} has another schema than {SCHEMA_VERSION}; make it anew")
+            raise UsageError(f"{where} has another schema than {SCHEMA_VERSION}; create it again")
         if unknown := set(data) - set(SCHEMA):
-            raise UsageError(f"{where} has the unknown field {shown(min(unknown))}; make it anew")
+            raise UsageError(f"{where} has the unknown field {shown(min(unknown))}; create it again")
         check(data, SCHEMA, where, required=REQUIRED)
         after = tuple(map(_widths, data["after"]))
         plan = cls(**data | {"before": _widths(data["before"]), "after": after})

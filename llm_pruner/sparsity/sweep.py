@@ -66,7 +66,7 @@ def sweep(options: SparsifyOptions, argv: Sequence[str] = ()) -> SweepReport:
                     continue
                 places.write_files({path: partial(write_json, report=made)})
             else:
-                log(f"{name}, {pattern}: {path} is there and its inputs are what they were; skipped")
+                log(f"{name}, {pattern}: {path} exists and its inputs have not changed; skipped")
             known[scored] = Scores(made.perplexity.before, made.zero_shot.before)
             runs.append(_row(name, pattern, path.name, made))
     if not runs:

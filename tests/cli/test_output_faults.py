@@ -49,7 +49,7 @@ def test_plan_files_that_would_be_lost_or_destroy(command, tmp_path, model):
         (("--save_plan", "model/config.json", "--dry_run"), "is inside model model"),
         (("--save_plan", "out/plan.json", "--save_model", "out"), "is inside the output folder out"),
         (("--save_plan", "nowhere/plan.json", "--dry_run"), "not a file in an existing folder"),
-        (("--save_plan", "thesis.txt", "--dry_run"), "is there and is no plan of this program"),
+        (("--save_plan", "thesis.txt", "--dry_run"), "exists and is not a plan of this program"),
         (("--save_plan", "pipe", "--dry_run"), "is no regular file"),
         (("--save_plan", "text.txt", "--eval_data", "text.txt"), "is eval_data text.txt, which this run needs"),
     ]:

@@ -1,5 +1,6 @@
 """The documentation: its commands can be typed, what it names exists, its figures are those that were measured."""
 
+import configparser
 import importlib.util
 import json
 import re
@@ -11,7 +12,8 @@ import pytest
 
 import llm_pruner
 from llm_pruner.cli.commands import COMMANDS
-from llm_pruner.cli.main import parse
+from llm_pruner.cli.main import build_parser, parse
+from llm_pruner.cli.stages import DECIDED
 from llm_pruner.config.options import fields_of
 from llm_pruner.errors import PrunerError
 from tests import REPOSITORY
@@ -117,6 +119,18 @@ def test_what_is_named_exists():
             assert ((REPOSITORY / page).parent / link).exists(), f"{page}: {link}"
 
 
+def test_the_files_of_the_extension_are_shown():
+    """By marks that pymdownx.snippets understands; anything else would stand in the page as it is."""
+    mark = re.compile(r'^--8<-- "([^"]+)"$', re.MULTILINE)
+    shown = {path for text in PAGES.values() for path in mark.findall(text)}
+    extension = REPOSITORY / "examples" / "extension"
+    files = {path.relative_to(REPOSITORY).as_posix() for path in extension.rglob("*.py") if path.name != "__init__.py"}
+    assert files <= shown
+    assert len(files) == 5
+    for page, text in PAGES.items():
+        assert "--8" not in mark.sub(lambda found: read(found[1]), text), page
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_flag_is_in_the_reference(name):
     page = PAGES["docs/reference/command-line.md"]
@@ -125,6 +139,12 @@ def test_every_flag_is_in_the_reference(name):
     assert flags == list(dict.fromkeys(flags))
     assert set(flags) == set(fields_of(COMMANDS[name].options))
     assert len(flags) > 5
+
+
+def test_help_shows_defaults_as_they_are_typed():
+    for command in COMMANDS.values():
+        assert not re.search(r"default: [(\[{]", build_parser(command).format_help())
+    assert "(default: q,k,v,o,gate,up,down)" in " ".join(build_parser(COMMANDS["sparsify"]).format_help().split())
 
 
 def test_every_public_name_is_in_the_reference():
@@ -150,6 +170,18 @@ def test_every_field_of_a_report_is_explained():
     named = re.findall(r"^\| `(\w+)` \|", GENERATED.report_fields(), re.MULTILINE)
     assert len(named) > 20
     assert [name for name in named if f"`{name}`" not in explained] == []
+
+
+def test_options_that_a_pipeline_decides_are_named():
+    assert [name for name in DECIDED if f"`{name}`" not in PAGES["docs/guides/pipelines.md"]] == []
+
+
+def test_every_extra_is_explained():
+    metadata = configparser.ConfigParser()
+    metadata.read(REPOSITORY / "setup.cfg")
+    extras = set(metadata["options.extras_require"])
+    assert {extra for extra in extras if f"`{extra}`" not in PAGES["docs/install.md"]} == set()
+    assert len(extras) > 3
 
 
 def test_every_exit_code_is_explained():

@@ -68,9 +68,9 @@ def test_both_spellings_and_equals():
         (["--model", "m", "--pruning_ratio", "0.5", "--importance", "magnitud"], "did you mean 'magnitude'"),
         (["--model", "m", "--pruning_ratio", "0.5", "--prune", "head"], "did you mean 'heads'"),
         (["--model", "m", "--pruning_ratio", "0.5", "--target", "hidden_size=4"], "both say the shape"),
-        (["--model", "m", "--target", "hidden_size=4", "--prune", "mlp"], "target already says what prune would"),
-        (["--model", "m", "--target", "hidden_size=4", "--round_to", "64"], "target already says what round_to would"),
-        (["--model", "m", "--plan", "p.json", "--seed", "4"], "plan already says what seed would"),
+        (["--model", "m", "--target", "hidden_size=4", "--prune", "mlp"], "target and prune exclude each other"),
+        (["--model", "m", "--target", "hidden_size=4", "--round_to", "64"], "target and round_to exclude each other"),
+        (["--model", "m", "--plan", "p.json", "--seed", "4"], "plan and seed exclude each other"),
         (["--model", "m", "--pruning_ratio", "0.9", "--prune", "mlp=0.5"], "pruning_ratio 0.9 is not used"),
         (["--model", "m", "--pruning_ratio", "0.5", "--no_save", "--save_model", "x"], "contradict"),
         (["--model", "m", "--pruning_ratio", "0.5", "--device", "cpu", "--device_map", "auto"], "one of them"),
@@ -112,7 +112,7 @@ def test_what_contradicts_a_reconstruction(arguments, message):
 
 
 def test_a_plan_says_the_method():
-    with pytest.raises(UsageError, match="plan already says what method would"):
+    with pytest.raises(UsageError, match="plan and method exclude each other"):
         parse(["--model", "m", "--plan", "plan.json", "--method", "reconstruct"])
     with pytest.raises(UsageError, match="method reconstruct and plan both say"):
         validate_pruning(PruneOptions(plan="plan.json", method="reconstruct"))

@@ -202,7 +202,7 @@ def test_registry():
         criterion_of("magnitud")
     assert criterion_of("random", usual={"seed": 3}).seed == 3
     assert criterion_of(Broken()) == Broken()
-    with pytest.raises(ValueError, match="importance 'random' is there already"):
+    with pytest.raises(ValueError, match="importance 'random' is registered already"):
         CRITERIA.register("random", Broken)
     with pytest.raises(ValueError, match=r"criterion 'odd' needs \['colours'\]; known: weights"):
         type("Odd", (Criterion,), {"name": "odd", "needs": frozenset(("colours",))})

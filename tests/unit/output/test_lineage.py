@@ -173,10 +173,10 @@ def without_schema(**changes) -> dict:
 @pytest.mark.parametrize(
     ("report", "message"),
     [
-        (without_schema(), r"report\.json was written by an older llm_pruner \(no schema version\); make it anew"),
+        (without_schema(), r"report\.json was written by an older llm_pruner \(no schema version\); create it again"),
         ({"versions": {"llm_pruner": "0.1.0"}}, r"report\.json was written by an older llm_pruner"),
         (as_json(recovered, made_from=without_schema()), r"report\.json: made_from was written by an older llm_pruner"),
-        (as_json(pruned, schema=1), r"report\.json has schema version 1, and this llm_pruner reads 2; make it anew"),
+        (as_json(pruned, schema=1), r"report\.json has schema version 1, and this llm_pruner reads 2; create it again"),
         (as_json(pruned, schema="x"), r"report\.json has schema version 'x', and this"),
         (as_json(recovered, made_from={"schema": 2, "step": "sweep"}), r"made_from has no versions"),
     ],
@@ -427,6 +427,6 @@ def test_a_teachers_tokenizer_is_not_needed(tmp_path, text, change, capsys):
 
 def test_a_teacher_that_is_not_dense_is_told(tmp_path, text, capsys):
     teaching(tmp_path, text, lambda folder: stored(folder, pruned()))
-    assert "is no dense model, it was made from models/dense-1b" in capsys.readouterr().out
+    assert "is not a dense model, it was made from models/dense-1b" in capsys.readouterr().out
     with pytest.raises(UsageError, match=r"teacher/report\.json: scores: 7 must be"):
         teaching(tmp_path / "again", text, lambda folder: stored(folder, as_json(pruned, scores=7)))

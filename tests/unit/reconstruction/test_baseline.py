@@ -101,7 +101,7 @@ def test_a_reconstruction_that_is_worse_is_not_kept(spoiled, name, ratios, kl):
     )  # fmt: skip
     expected, plan = prune_model(copy.deepcopy(dense), options, fitted)
     result = method_of(copy.deepcopy(dense), said, prune=ratios_of(ratios))
-    assert f"note: plain {name} is better here, so that is what is kept" in said
+    assert f"note: plain {name} is better here and is kept" in said
     assert (result.plan.importance, result.plan.compensate) == (name, options.compensate)
     assert result.plan.kept == plan.kept
     assert result.plan.parameters_after == sum(parameter.numel() for parameter in result.model.parameters())

@@ -125,7 +125,7 @@ def saved_plan(folder):
         ("{}", "is not a plan"),
         (json.dumps({"schema": 2, "model_type": "llama", "kept": {}}), "has another schema than 3"),
         (json.dumps({"format": 2, "model_type": "llama", "kept": {}}), "has another schema than 3"),
-        ('{"schema": 3, "kept": {}, "kept": {}}', "'kept' is there twice"),
+        ('{"schema": 3, "kept": {}, "kept": {}}', "'kept' occurs twice"),
         ("[" * 100_000, "nested more than"),
         ('{"schema": ' + "9" * 5000 + "}", "is not JSON"),
     ],

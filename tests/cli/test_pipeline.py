@@ -96,7 +96,7 @@ def test_a_stage_that_fails_is_not_done(tmp_path, ran, monkeypatch):
         plain(stage, *rest)
 
     monkeypatch.setattr(pipeline, "_run_stage", failing)
-    with pytest.raises(RunError):
+    with pytest.raises(RunError, match="recover failed"):
         pipeline.run(asked(tmp_path))
     monkeypatch.setattr(pipeline, "_run_stage", plain)
     ran.clear()
@@ -155,7 +155,9 @@ def test_the_shipped_yamls_can_be_run():
     for path in found:
         options = stages.resolve({"model": "demo", "folder": "runs/x"}, str(path))
         assert all(stage_options(options, stage) for stage in ("prune", "recover", "evaluate"))
-    for path in sorted(REPOSITORY.glob("configs/recover/*.yaml")):
+    recoveries = sorted(REPOSITORY.glob("configs/recover/*.yaml"))
+    assert recoveries
+    for path in recoveries:
         assert COMMANDS["recover"].resolve({"model": "demo"}, str(path)).method
     known = yaml.safe_load((REPOSITORY / "configs" / "pipeline_amp.yaml").read_text())
     assert set(known) <= set(flags.fields_of(PipelineOptions)) | set(pipeline_options.STAGES)

@@ -10,16 +10,12 @@ from llm_pruner.cli.requests import resolve
 from llm_pruner.config.prune import PruneOptions
 from llm_pruner.errors import UsageError
 from llm_pruner.evaluation import zero_shot
-from llm_pruner.output import checkpoint
 from llm_pruner.serialisation import plain
+
+pytestmark = pytest.mark.usefixtures("no_fresh_process")
 
 # In float32: without instructions of its own for bfloat16 a CPU takes five times as long.
 HALF = {"model": "demo", "dtype": "float32", "pruning_ratio": 0.5, "importance": "magnitude", "eval_data": "demo"}
-
-
-@pytest.fixture(autouse=True)
-def _no_fresh_process(monkeypatch):
-    monkeypatch.setattr(checkpoint, "verify", lambda *_: None)
 
 
 def test_prune_then_recover(tmp_path):

@@ -15,17 +15,8 @@ from llm_pruner.model import loading
 from llm_pruner.model.per_layer import per_layer_config
 from llm_pruner.model.tokenizers import load_tokenizer
 from tests.support import tiny
-from tests.support.commands import DEMO
+from tests.support.checkpoints import save_tiny
 from tests.support.reports import evaluated
-
-
-def save(folder, case: str = "llama", seed: int = 0, **changes) -> str:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(DEMO)
-    tiny.model(case, seed, vocab_size=len(tokenizer), **changes).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
 
 
 @pytest.fixture
@@ -41,7 +32,7 @@ def test_models_side_by_side(tmp_path, texts, capsys):
     from llm_pruner.calibration.data import token_windows
     from llm_pruner.evaluation.perplexity import perplexity
 
-    one, two = save(tmp_path / "one"), save(tmp_path / "two", "gpt2", 1)
+    one, two = save_tiny(tmp_path / "one"), save_tiny(tmp_path / "two", "gpt2", 1)
     report = evaluate(
         EvaluateOptions(
             model=(one, two), eval_data=texts, max_seq_len=16, speed=True, prompt_len=8, new_tokens=4, repeats=3,
@@ -72,14 +63,14 @@ def test_models_side_by_side(tmp_path, texts, capsys):
 
 
 def test_the_dense_model_comes_first(tmp_path, texts):
-    one, two = save(tmp_path / "one"), save(tmp_path / "two")
+    one, two = save_tiny(tmp_path / "one"), save_tiny(tmp_path / "two")
     report = evaluate(EvaluateOptions(model=(one,), dense=two, eval_data=texts[:1], max_seq_len=16))
     assert [model.name for model in report.models] == ["two", "one"]
     assert report.dense == "two"
 
 
 def test_folders_of_one_name_are_told_apart(tmp_path, texts):
-    one, two = save(tmp_path / "a" / "model"), save(tmp_path / "b" / "model")
+    one, two = save_tiny(tmp_path / "a" / "model"), save_tiny(tmp_path / "b" / "model")
     report = evaluate(EvaluateOptions(model=(one, two, one), eval_data=texts[:1], max_seq_len=16))
     assert [model.name for model in report.models] == [one, two]
 

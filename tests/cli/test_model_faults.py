@@ -2,7 +2,6 @@
 
 import http.server
 import json
-import os
 import pickle
 import shutil
 import threading
@@ -11,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.support import tiny
+from tests.support.checkpoints import Evil
 from tests.support.commands import HALF, UNSCORED, edit_config, edit_tensors, one_line
 
 
@@ -37,11 +37,6 @@ def test_auto_map_of_a_native_type_is_ignored(command, tmp_path, model):
     assert done.returncode == 0, done.stderr
     assert not list(tmp_path.rglob("pwned"))
     assert "auto_map" not in json.loads((tmp_path / "out" / "config.json").read_text())
-
-
-class Evil:
-    def __reduce__(self):
-        return (os.system, ("touch pwned",))
 
 
 def test_pickled_code_never_runs(command, tmp_path, model):

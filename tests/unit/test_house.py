@@ -6,12 +6,11 @@ from pathlib import Path
 import pytest
 
 from tests import REPOSITORY
+from tests.support.source import FUNCTIONS, branches, functions
 
 PACKAGE = REPOSITORY / "llm_pruner"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LINES, BRANCHES = 60, 15
-FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
-BRANCHING = (ast.If, ast.For, ast.AsyncFor, ast.While, ast.ExceptHandler, ast.IfExp, ast.match_case)
 # Slow or optional packages, and our own modules that need them or that they import half-way.
 INSIDE = (
     "accelerate", "datasets", "huggingface_hub", "importlib", "lm_eval", "matplotlib", "peft", "resource",
@@ -32,26 +31,6 @@ def name_of(path: Path) -> str:
 
 def parsed(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
-
-
-def functions(tree: ast.AST, inside: str = "") -> dict[str, ast.FunctionDef | ast.AsyncFunctionDef]:
-    """{its name behind those of the classes and functions that it stands in, and its line: function}."""
-    found = {}
-    for node in ast.iter_child_nodes(tree):
-        name = f"{inside}.{node.name}".lstrip(".") if isinstance(node, (ast.ClassDef, *FUNCTIONS)) else inside
-        if isinstance(node, FUNCTIONS):
-            found[f"{name}:{node.lineno}"] = node
-        found |= functions(node, name)
-    return found
-
-
-def branches(function) -> int:
-    """How many statements of a function branch, as ruff's and pylint's counts have it, and conditional expressions.
-
-    An `if` or `elif`, a loop, an `except`, a `case` and an `… if … else …` are one each, those of functions inside it
-    too. `and`, `or`, comprehensions and their conditions, `else`, `finally`, `try` and `with` do not count.
-    """
-    return sum(isinstance(node, BRANCHING) for node in ast.walk(function))
 
 
 def imported(function) -> set[str]:
@@ -92,9 +71,7 @@ def is_public(name: str) -> bool:
 @pytest.mark.slow
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_functions_are_short(path: Path) -> None:
-    measured = {
-        name: (own.end_lineno - own.lineno + 1, branches(own)) for name, own in functions(parsed(path)).items()
-    }
+    measured = {name: (own.end_lineno - own.lineno + 1, branches(own)) for name, own in functions(parsed(path)).items()}
     assert not {name: own for name, own in measured.items() if own[0] > LINES or own[1] > BRANCHES}
 
 

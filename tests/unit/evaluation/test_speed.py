@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM
 from llm_pruner.errors import UsageError
 from llm_pruner.evaluation import speed
 from tests.support import tiny
-from tests.unit.model.test_per_layer import config as per_layer_config
-from tests.unit.model.test_per_layer import randomised
+from tests.support.widths_per_layer import config as per_layer_config
+from tests.support.widths_per_layer import randomised
 
 PROMPT, NEW = 12, 14
 ATEN = torch.ops.aten

@@ -17,6 +17,7 @@ from llm_pruner.errors import PlanError, RunError, UsageError
 from llm_pruner.model import loading
 from llm_pruner.model.checkpoint_files import WEIGHTS, check_folder, check_weights, tidy, weight_files
 from tests.support import tiny
+from tests.support.checkpoints import Evil, cut_short
 from tests.support.commands import HALF, edit_config, edit_tensors, one_line
 
 POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'ab' * 32}\nsize 4943162336\n"
@@ -138,10 +139,6 @@ def test_shards_that_are_not_what_the_index_says(tmp_path):
         check(folder)
 
 
-def cut_short(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-100])
-
-
 BROKEN = {
     "truncated or broken": cut_short,
     "is truncated or broken": lambda path: path.write_bytes(b"\xff" * 8 + path.read_bytes()[8:]),
@@ -177,11 +174,6 @@ def test_pickles_of_something_else(tmp_path, content):
 
 def test_a_pickle_with_code_in_it_is_not_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-
-    class Evil:
-        def __reduce__(self):
-            return (os.system, ("touch pwned",))
-
     saved(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps({"lm_head.weight": Evil()}))

@@ -21,15 +21,12 @@ from llm_pruner.recovery.run import recover
 from llm_pruner.recovery.schedule import Schedule
 from llm_pruner.recovery.unfinished import last_kept
 from tests.support import tiny
+from tests.support.checkpoints import save_tiny
 from tests.support.commands import DEMO
 
+pytestmark = pytest.mark.usefixtures("no_fresh_process")
+
 WORDS = "The wind was cold and the gulls were loud. Rain fell on the roofs all morning, and the tide was low. "
-
-
-@pytest.fixture(autouse=True)
-def _no_fresh_process(monkeypatch):
-    """A reload in a fresh process takes seconds and has its own tests; here the folder is reloaded by the test."""
-    monkeypatch.setattr(checkpoint, "verify", lambda *_: None)
 
 
 @pytest.fixture
@@ -37,15 +34,6 @@ def text(tmp_path) -> str:
     path = tmp_path / "text.txt"
     path.write_text(WORDS * 40, encoding="utf-8")
     return str(path)
-
-
-def save(folder, case: str = "llama", seed: int = 0, **changes) -> str:
-    """A tiny random model with the demo's tokenizer."""
-    tokenizer = AutoTokenizer.from_pretrained(DEMO)
-    model = tiny.model(case, seed, vocab_size=len(tokenizer), **changes)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
 
 
 def options(tmp_path, text, **changes) -> RecoverOptions:
@@ -63,7 +51,7 @@ def options(tmp_path, text, **changes) -> RecoverOptions:
 def test_distillation_comes_closer_to_the_teacher(tmp_path, text, case, train_weights):
     """… and saves a stock checkpoint of the same shapes and dtype, without adapters."""
     dropouts = dict.fromkeys(("resid_pdrop", "attn_pdrop", "embd_pdrop"), 0.0) if case == "gpt2" else {}
-    teacher, student = (save(tmp_path / name, case, **dropouts) for name in ("teacher", "student"))
+    teacher, student = (save_tiny(tmp_path / name, case, **dropouts) for name in ("teacher", "student"))
     rate = 0.002 if train_weights == "full" else 0.004
     weights = load_file(f"{student}/model.safetensors")
     torch.manual_seed(3)
@@ -98,7 +86,7 @@ def test_distillation_comes_closer_to_the_teacher(tmp_path, text, case, train_we
 
 @pytest.mark.slow
 def test_lora_learns_the_text_and_is_merged(tmp_path, text):
-    student = save(tmp_path / "student")
+    student = save_tiny(tmp_path / "student")
     report = recover(options(tmp_path, text, method="lora", teacher=None, steps=20, learning_rate=0.02))
     assert report.perplexity.after < 0.7 * report.perplexity.before
     saved, before = load_file(tmp_path / "out" / "model.safetensors"), load_file(f"{student}/model.safetensors")
@@ -134,8 +122,8 @@ def test_targets_of_the_adapters():
 @pytest.mark.slow
 def test_a_step_is_the_same_however_it_is_accumulated(tmp_path, text):
     """Records of different lengths: every predicted token of the step counts alike."""
-    save(tmp_path / "student", max_position_embeddings=256)
-    save(tmp_path / "teacher", seed=1, max_position_embeddings=256)
+    save_tiny(tmp_path / "student", max_position_embeddings=256)
+    save_tiny(tmp_path / "teacher", seed=1, max_position_embeddings=256)
     records = [{"instruction": "Say.", "input": "", "output": WORDS[: 5 * (i + 1)]} for i in range(4)]
     (tmp_path / "records.json").write_text(json.dumps(records))
     found = []
@@ -157,8 +145,8 @@ def test_a_step_is_the_same_however_it_is_accumulated(tmp_path, text):
 
 @pytest.mark.slow
 def test_an_interrupted_run_goes_on_where_it_was(tmp_path, text, monkeypatch):
-    save(tmp_path / "teacher", seed=1)
-    save(tmp_path / "student")
+    save_tiny(tmp_path / "teacher", seed=1)
+    save_tiny(tmp_path / "student")
     whole = recover(options(tmp_path, text))
     expected = load_file(tmp_path / "out" / "model.safetensors")
     assert not (tmp_path / "out.unfinished").exists()
@@ -193,8 +181,8 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path, text, monkeypatch):
 
 @pytest.mark.slow
 def test_other_inputs_start_anew(tmp_path, text, monkeypatch, capsys):
-    save(tmp_path / "teacher", seed=1)
-    save(tmp_path / "student")
+    save_tiny(tmp_path / "teacher", seed=1)
+    save_tiny(tmp_path / "student")
     plain = Schedule.on_train_end
     monkeypatch.setattr(Schedule, "on_train_end", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
@@ -210,8 +198,8 @@ def test_mixed_precision_leaves_an_ordinary_model(tmp_path, text, monkeypatch):
     """What is scored, verified and saved computes in its own dtype, not under the training's autocast."""
     seen = {}
     monkeypatch.setattr(checkpoint, "verify", lambda model, *_: seen.update(logits=tiny.logits(model, tiny.tokens())))
-    save(tmp_path / "teacher", seed=1)
-    save(tmp_path / "student")
+    save_tiny(tmp_path / "teacher", seed=1)
+    save_tiny(tmp_path / "student")
     report = recover(options(tmp_path, text, mixed_precision="bf16", learning_rate=0.001))
     assert report.training.precision == "bf16"
     reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
@@ -221,8 +209,8 @@ def test_mixed_precision_leaves_an_ordinary_model(tmp_path, text, monkeypatch):
 
 @pytest.mark.slow
 def test_time_ends_training_with_the_rate_at_nothing(tmp_path, text, monkeypatch):
-    save(tmp_path / "teacher", seed=1)
-    save(tmp_path / "student")
+    save_tiny(tmp_path / "teacher", seed=1)
+    save_tiny(tmp_path / "student")
     now = iter(range(0, 100_000, 10))
     monkeypatch.setattr("llm_pruner.recovery.schedule.time.monotonic", lambda: float(next(now)))
     report = recover(options(tmp_path, text, steps=None, epochs=1000.0, max_minutes=2.0))
@@ -249,7 +237,7 @@ def test_the_schedule():
 @pytest.mark.slow
 def test_what_the_report_of_a_pruned_checkpoint_decides(tmp_path, text):
     """Teacher, texts and window length; and the gap that was closed."""
-    teacher, student = save(tmp_path / "teacher", seed=1), save(tmp_path / "student")
+    teacher, student = save_tiny(tmp_path / "teacher", seed=1), save_tiny(tmp_path / "student")
     half = PruneOptions(
         model=teacher, pruning_ratio=0.5, importance="magnitude", no_save=True, eval_data=text, max_seq_len=24
     )
@@ -283,8 +271,8 @@ def test_the_share_of_the_gap():
 
 @pytest.mark.slow
 def test_hidden_states_are_a_target_too(tmp_path, text):
-    save(tmp_path / "teacher", seed=1)
-    save(tmp_path / "student", hidden_size=32)  # another width: mapped
+    save_tiny(tmp_path / "teacher", seed=1)
+    save_tiny(tmp_path / "student", hidden_size=32)  # another width: mapped
     report = recover(options(tmp_path, text, hidden_weight=1.0, steps=10))
     losses = [point.loss for point in report.history if point.loss is not None]
     assert losses[-1] < losses[0]
@@ -307,8 +295,8 @@ def test_hidden_states_are_a_target_too(tmp_path, text):
     ],
 )
 def test_faults(tmp_path, text, monkeypatch, changes, error, message):
-    save(tmp_path / "teacher", seed=1)
-    save(tmp_path / "student")
+    save_tiny(tmp_path / "teacher", seed=1)
+    save_tiny(tmp_path / "student")
     tiny.model("llama", vocab_size=99).save_pretrained(tmp_path / "other")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(error, match=message):

@@ -6,6 +6,7 @@ import pickle
 import shutil
 import threading
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -158,3 +159,21 @@ def test_hub_says_no_in_three_ways(command, python):
     assert "org/gated is gated: ask for access" in gated
     assert "org/missing is neither a local folder nor a model on the hub" in missing
     assert "the hub cannot be reached" in unreachable
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("alone", [True, False])
+def test_an_adapter_is_called_that_by_every_command(command, command_of, tmp_path, model, alone):
+    if alone:
+        shutil.rmtree(model)
+        model.mkdir()
+    (model / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": "x"}))
+    runs = (
+        command("--model", "model", *HALF, "--dry_run"),
+        command_of("recover", "--model", "model", "--method", "lora", "--save_model", "out"),
+        command_of("evaluate", "--model", "model"),
+        command_of("sparsify", "--model", "model", "--save_model", "out", "--n", "2", "--m", "4"),
+    )
+    for done in runs:
+        assert "holds an adapter (adapter_config.json): merge it" in one_line(done, 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]

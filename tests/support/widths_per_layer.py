@@ -1,6 +1,7 @@
 """Tiny models whose layers differ in width."""
 
 import torch
+from transformers import AutoModelForCausalLM
 
 from llm_pruner.model.families import family_of
 from llm_pruner.model.per_layer import per_layer_config
@@ -28,6 +29,10 @@ def config(case: str):
         layers[0] |= {"num_attention_heads": 6, "num_key_value_heads": 2}
         layers[1] |= {"num_attention_heads": 3, "num_key_value_heads": 3}
     return per_layer_config(base, layers, BIASES.get(case, BIASED))
+
+
+def model(case: str):
+    return randomised(AutoModelForCausalLM.from_config(config(case)))
 
 
 @torch.no_grad()

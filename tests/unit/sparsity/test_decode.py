@@ -14,12 +14,10 @@ from llm_pruner.sparsity.decode import Bags, attach, by_columns, speed_up
 from llm_pruner.sparsity.linear import SparseLinear, sparse_layers
 from llm_pruner.sparsity.semi import is_2_4, semi_structured
 from llm_pruner.sparsity.weights import sparsify_weights
-from tests import REPOSITORY
 from tests.support import tiny
 from tests.support.sparse_cases import INPUTS, METHODS, PATTERNS, PERMUTED, layer_of, legal, reference
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-linux = pytest.mark.skipif(sys.platform != "linux", reason="triton has wheels for Linux alone")
 interpreted = pytest.mark.skipif(not INTERPRETED, reason="run by test_the_kernel_in_the_interpreter")
 
 
@@ -134,18 +132,6 @@ def test_a_fast_model_saves_like_any_other(tmp_path):
     assert torch.equal(tiny.logits(again), tiny.logits(model))
 
 
-@pytest.mark.slow
-@linux
-@pytest.mark.skipif(INTERPRETED, reason="it is this run")
-def test_the_kernel_in_the_interpreter(python):
-    done = python(
-        "-m", "pytest", "-o", "addopts=", "-p", "no:cacheprovider", "-p", "no:xdist", __file__, "--rootdir",
-        str(REPOSITORY), TRITON_INTERPRET="1", OMP_NUM_THREADS="1", timeout=900,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
-    assert "passed" in done.stdout
-
-
 @interpreted
 @torch.no_grad()
 def test_the_kernel_for_every_tile():
@@ -208,22 +194,3 @@ def test_a_kernel_that_cannot_run_leaves_plain_torch(monkeypatch, caplog):
     assert not decode.kernel_runs(torch.device("cpu"))
     assert "plain torch" in caplog.text
     decode.kernel_runs.cache_clear()
-
-
-@pytest.mark.slow
-def test_bfloat16_of_real_width_is_saved_and_verified(tmp_path, quick_reload):
-    """Where a weight lies in memory decides how bfloat16 rounds, and that which input survives."""
-    from transformers import AutoModelForCausalLM, LlamaConfig
-
-    from llm_pruner.cli.sparsify import sparsify_checkpoint
-    from llm_pruner.config.sparsify import resolve
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=512, intermediate_size=1024, num_hidden_layers=3, num_attention_heads=8, vocab_size=256,
-        max_position_embeddings=64,
-    )  # fmt: skip
-    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(tmp_path / "dense")
-    save = {"eval_data": "none", "save_model": str(tmp_path / "sparse")}
-    sparsify_checkpoint(resolve({"model": (str(tmp_path / "dense"),), "n": 8, "m": 16, **save}))
-    assert (tmp_path / "sparse" / "model.safetensors").is_file()

@@ -9,14 +9,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import llm_pruner
-from llm_pruner.config import recover as recover_options
 from llm_pruner.config.prune import PruneOptions
 from llm_pruner.config.recover import RecoverOptions
 from llm_pruner.errors import RunError, UsageError
 from llm_pruner.output import checkpoint
-from llm_pruner.output.reports import Measured
-from llm_pruner.recovery.adapters import merged, projections, with_adapters
-from llm_pruner.recovery.outcome import share
 from llm_pruner.recovery.run import recover
 from llm_pruner.recovery.schedule import Schedule
 from llm_pruner.recovery.unfinished import last_kept
@@ -96,27 +92,6 @@ def test_lora_learns_the_text_and_is_merged(tmp_path, text):
     stored = json.loads((tmp_path / "out" / "report.json").read_text())
     assert stored["training"]["steps"] == 20
     assert stored["method"] == "lora"
-
-
-@pytest.mark.parametrize("case", ["llama", "phi3", "gpt2", "gpt_neox"])
-def test_merging_changes_no_logits(case):
-    model = with_adapters(tiny.model(case), RecoverOptions(lora_r=4))
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.1)
-    assert sum("lora_A" in name for name, _ in model.named_parameters()) == len(projections(tiny.model(case)))
-    model.eval()
-    adapted = tiny.logits(model)
-    assert (adapted - tiny.logits(tiny.model(case))).abs().max() > 1e-2
-    assert torch.allclose(tiny.logits(merged(model)), adapted, atol=1e-4)
-
-
-def test_targets_of_the_adapters():
-    model = with_adapters(tiny.model("llama"), RecoverOptions(lora_targets="q_proj, v_proj"))
-    names = {name.split(".lora_A")[0].rpartition(".")[2] for name, _ in model.named_parameters() if "lora_A" in name}
-    assert names == {"q_proj", "v_proj"}
-    with pytest.raises(UsageError, match="'c_attn' in this model"):
-        with_adapters(tiny.model("llama"), RecoverOptions(lora_targets="c_attn"))
 
 
 @pytest.mark.slow
@@ -221,19 +196,6 @@ def test_time_ends_training_with_the_rate_at_nothing(tmp_path, text, monkeypatch
     assert rates[-1] < 0.001
 
 
-def test_the_schedule():
-    schedule = Schedule(steps=100, limit=None, warmup=0.1, save_seconds=1e9)
-    rates = []
-    for step in range(101):
-        schedule._move(step)
-        rates.append(schedule.rate())
-    assert rates[0] == pytest.approx(0.05)
-    assert rates[5] == pytest.approx(0.5)
-    assert rates[10] == pytest.approx(1.0)
-    assert rates[55] == pytest.approx(0.5)
-    assert rates[100] == pytest.approx(0.0)
-
-
 @pytest.mark.slow
 def test_what_the_report_of_a_pruned_checkpoint_decides(tmp_path, text):
     """Teacher, texts and window length; and the gap that was closed."""
@@ -260,13 +222,6 @@ def test_what_the_report_of_a_pruned_checkpoint_decides(tmp_path, text):
     (tmp_path / "student" / "report.json").write_text(json.dumps(pruned))
     report = recover(RecoverOptions(model=student, steps=1, device="cpu", overwrite=True))
     assert report.method == "lora"
-
-
-def test_the_share_of_the_gap():
-    assert share(10.0, Measured(40.0, 20.0)) == pytest.approx(0.5)
-    assert share(10.0, Measured(40.0, 80.0)) == pytest.approx(-0.5)
-    assert share(10.0, Measured(9.0, 8.0)) is None
-    assert share(None, Measured(9.0, 8.0)) is None
 
 
 @pytest.mark.slow
@@ -302,26 +257,6 @@ def test_faults(tmp_path, text, monkeypatch, changes, error, message):
     with pytest.raises(error, match=message):
         recover(options(tmp_path, text, **changes))
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        ({}, "no model"),
-        ({"model": "m", "method": "lora", "teacher": "t"}, "teacher belongs to --method distil"),
-        ({"model": "m", "method": "lora", "train_weights": "full"}, "trains adapters"),
-        ({"model": "m", "method": "lora", "temperature": 2.0}, "temperature belongs"),
-        ({"model": "m", "epochs": 1.0, "steps": 3}, "both say how long"),
-        ({"model": "m", "epochs": 0.0}, "must be above 0"),
-        ({"model": "m", "warmup": 1.0}, "0 <= warmup < 1"),
-        ({"model": "m", "steps": 0}, "steps: 0 must be a whole number of at least 1"),
-        ({"model": "m", "method": "lorra"}, "did you mean 'lora'"),
-        ({"model": "m", "max_minutes": float("nan")}, "max_minutes: nan"),
-    ],
-)
-def test_options_that_cannot_be_meant(flags, message):
-    with pytest.raises(UsageError, match=message):
-        recover_options.resolve(flags)
 
 
 @pytest.mark.slow

@@ -37,8 +37,8 @@ def test_options_are_its_fields(text, made):
 
 
 def test_an_unknown_method_gets_a_suggestion():
-    with pytest.raises(UsageError, match="unknown method 'reconstuct'; did you mean 'reconstruct'"):
-        METHODS.get("reconstuct")
+    with pytest.raises(UsageError, match="unknown method 'reconstrukt'; did you mean 'reconstruct'"):
+        METHODS.get("reconstrukt")
 
 
 def test_of_a_copy_nothing_is_reconstructed_or_compensated():

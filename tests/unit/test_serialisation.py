@@ -47,6 +47,16 @@ class Outer:
     numbers: list[float] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Spare:
+    size: int = 1
+
+
+@dataclass(frozen=True)
+class Holder:
+    spare: Spare | None
+
+
 SMALL: dict = {"kind": "a", "counts": [1, 2], "inner": {"x": {"name": "n"}}, "pair": {"before": 1.5, "after": 2}}
 
 
@@ -77,7 +87,10 @@ def test_what_is_optional_and_empty_is_left_out(spare):
 
 
 def test_an_empty_mapping_stands_for_a_dataclass_that_is_none():
+    """Also for one that could be made of nothing."""
     assert read(Outer, SMALL | {"last": {}}, "x.json").last is None
+    assert read(Holder, {"spare": {}}, "x.json").spare is None
+    assert read(Holder, {"spare": {"size": 2}}, "x.json").spare == Spare(2)
 
 
 def test_the_names_without_a_default_are_required():

@@ -108,8 +108,8 @@ def test_options_are_the_fields_of_a_dataclass(things, text, given, usual, made)
         ("thing", {"seed": 3}, "^seed says nothing about thing thing; leave it out$"),
         ("thing:size=3,size=4", {}, "^thing 'thing:size=3,size=4': size is given twice"),
         ("thing:size=3", {"size": 3}, "^thing 'thing:size=3': size is given twice"),
-        ("thing:size=x", {}, "^size: 'x' is no int$"),
-        ("thing:share=x", {}, "^share: 'x' is no float$"),
+        ("thing:size=x", {}, "^size: 'x' is no"),
+        ("thing:share=x", {}, "^share: 'x' is no"),
         ("thing:" + "x" * 10**6, {}, "says nothing about"),
     ],
 )

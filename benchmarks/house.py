@@ -20,9 +20,11 @@ from xml.etree import ElementTree
 from measure import RESULTS, keep
 
 REPOSITORY = Path(__file__).parents[1]
+sys.path.append(str(REPOSITORY))
+
+from tests.support.source import branches, functions  # noqa: E402
+
 BEFORE = "0fcf980"  # the last commit before the move
-FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
-BRANCHING = (ast.If, ast.For, ast.AsyncFor, ast.While, ast.ExceptHandler, ast.IfExp, ast.match_case)
 
 
 def main() -> None:
@@ -45,18 +47,18 @@ def measured(root: Path) -> dict:
     """Return the figures of a tree."""
     package = root / "llm_pruner"
     trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(package.rglob("*.py"))}
-    functions = [node for tree in trees.values() for node in ast.walk(tree) if isinstance(node, FUNCTIONS)]
+    every = [function for tree in trees.values() for function in functions(tree).values()]
     readme = (root / "README.md").read_text(encoding="utf-8")
-    public = [own for own in functions if not own.name.startswith("_") and own.args.args[1:]]
+    public = [own for own in every if not own.name.startswith("_") and own.args.args[1:]]
     return {
         "entries_of_the_package": len([p for p in package.iterdir() if p.name not in ("__pycache__", "build")]),
         "modules": len(trees),
         "lines": lines(trees),
         "lines_by_room": rooms(package, trees),
-        "longest_function": max((length(own), own.name) for own in functions),
-        "most_branches": max((branches(own), own.name) for own in functions),
-        "functions_over_60_lines_or_15_branches": sum(length(f) > 60 or branches(f) > 15 for f in functions),
-        "own_modules_imported_inside_functions": sum(map(own_imports, functions)),
+        "longest_function": max((length(own), own.name) for own in every),
+        "most_branches": max((branches(own), own.name) for own in every),
+        "functions_over_60_lines_or_15_branches": sum(length(f) > 60 or branches(f) > 15 for f in every),
+        "own_modules_imported_inside_functions": sum(map(own_imports, every)),
         "share_of_public_functions_with_args": share(public, lambda own: "Args:" in (ast.get_docstring(own) or "")),
         "readme": {"lines": len(readme.splitlines()), "words": len(re.findall(r"\S+", readme))},
         "pages_in_docs": len(list((root / "docs").rglob("*.md"))),
@@ -79,10 +81,6 @@ def rooms(package: Path, paths) -> dict[str, int]:
 
 def length(function) -> int:
     return function.end_lineno - function.lineno + 1
-
-
-def branches(function) -> int:
-    return sum(isinstance(node, BRANCHING) for node in ast.walk(function))
 
 
 def own_imports(function) -> int:

@@ -79,6 +79,14 @@ def command_of(python):
 
 
 @pytest.fixture
+def no_fresh_process(monkeypatch):
+    """A run does not reload what it saved, which takes seconds and has tests of its own."""
+    from llm_pruner.output import checkpoint
+
+    monkeypatch.setattr(checkpoint, "verify", lambda *_: None)
+
+
+@pytest.fixture
 def quick_reload(forks, monkeypatch):
     """The process in which a run reloads what it saved is a fork."""
     monkeypatch.setattr(subprocess, "run", forks.run)

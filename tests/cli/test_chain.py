@@ -5,21 +5,16 @@ import json
 import pytest
 
 import llm_pruner
-from llm_pruner.cli.chain import recovery_options
 from llm_pruner.cli.requests import resolve
 from llm_pruner.config.prune import PruneOptions
 from llm_pruner.errors import UsageError
 from llm_pruner.evaluation import zero_shot
-from llm_pruner.output import checkpoint
 from llm_pruner.serialisation import plain
+
+pytestmark = pytest.mark.usefixtures("no_fresh_process")
 
 # In float32: without instructions of its own for bfloat16 a CPU takes five times as long.
 HALF = {"model": "demo", "dtype": "float32", "pruning_ratio": 0.5, "importance": "magnitude", "eval_data": "demo"}
-
-
-@pytest.fixture(autouse=True)
-def _no_fresh_process(monkeypatch):
-    monkeypatch.setattr(checkpoint, "verify", lambda *_: None)
 
 
 def test_prune_then_recover(tmp_path):
@@ -53,13 +48,6 @@ def test_what_cannot_follow_is_found_before_anything_is_pruned(tmp_path, monkeyp
         llm_pruner.prune_checkpoint(PruneOptions(**HALF, save_model=str(tmp_path / "half"), recover="distil"))
     with pytest.raises(UsageError, match="recover trains the saved checkpoint; leave out no_save"):
         resolve({**HALF, "recover": "lora", "no_save": True})
-
-
-def test_methods_by_name(tmp_path):
-    options = PruneOptions(**HALF, recover="lora", device="cpu")
-    recovery = recovery_options(options, tmp_path / "half")
-    assert (recovery.method, recovery.model, recovery.device) == ("lora", str(tmp_path / "half"), "cpu")
-    assert recovery.eval_data == "demo"
 
 
 def test_zero_shot_before_and_after(tmp_path, monkeypatch, capsys):

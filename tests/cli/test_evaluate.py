@@ -7,25 +7,13 @@ import pytest
 
 from llm_pruner.config import evaluate as evaluate_options
 from llm_pruner.config.evaluate import EvaluateOptions
-from llm_pruner.console import aligned
 from llm_pruner.errors import RunError, UsageError
 from llm_pruner.evaluation.run import evaluate, widths
-from llm_pruner.evaluation.tables import tables
 from llm_pruner.model import loading
 from llm_pruner.model.per_layer import per_layer_config
 from llm_pruner.model.tokenizers import load_tokenizer
 from tests.support import tiny
-from tests.support.commands import DEMO
-from tests.support.reports import evaluated
-
-
-def save(folder, case: str = "llama", seed: int = 0, **changes) -> str:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(DEMO)
-    tiny.model(case, seed, vocab_size=len(tokenizer), **changes).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
+from tests.support.checkpoints import save_tiny
 
 
 @pytest.fixture
@@ -41,7 +29,7 @@ def test_models_side_by_side(tmp_path, texts, capsys):
     from llm_pruner.calibration.data import token_windows
     from llm_pruner.evaluation.perplexity import perplexity
 
-    one, two = save(tmp_path / "one"), save(tmp_path / "two", "gpt2", 1)
+    one, two = save_tiny(tmp_path / "one"), save_tiny(tmp_path / "two", "gpt2", 1)
     report = evaluate(
         EvaluateOptions(
             model=(one, two), eval_data=texts, max_seq_len=16, speed=True, prompt_len=8, new_tokens=4, repeats=3,
@@ -72,14 +60,14 @@ def test_models_side_by_side(tmp_path, texts, capsys):
 
 
 def test_the_dense_model_comes_first(tmp_path, texts):
-    one, two = save(tmp_path / "one"), save(tmp_path / "two")
+    one, two = save_tiny(tmp_path / "one"), save_tiny(tmp_path / "two")
     report = evaluate(EvaluateOptions(model=(one,), dense=two, eval_data=texts[:1], max_seq_len=16))
     assert [model.name for model in report.models] == ["two", "one"]
     assert report.dense == "two"
 
 
 def test_folders_of_one_name_are_told_apart(tmp_path, texts):
-    one, two = save(tmp_path / "a" / "model"), save(tmp_path / "b" / "model")
+    one, two = save_tiny(tmp_path / "a" / "model"), save_tiny(tmp_path / "b" / "model")
     report = evaluate(EvaluateOptions(model=(one, two, one), eval_data=texts[:1], max_seq_len=16))
     assert [model.name for model in report.models] == [one, two]
 
@@ -127,17 +115,3 @@ def test_faults_are_found_before_anything_is_loaded(tmp_path, monkeypatch, chang
     monkeypatch.chdir(tmp_path)
     with pytest.raises(error, match=message):
         evaluate(EvaluateOptions(**{"model": ("demo",), **changes}))
-
-
-def test_tables():
-    assert aligned([["", "a"], ["long name", "1"]]) == "           a\nlong name  1"
-    eager = {
-        "prefill_tokens_per_second": [1.0, 3.0, 2.0], "decode_tokens_per_second": [4.0],
-        "time_to_first_token_seconds": [0.5],
-    }  # fmt: skip
-    model = {"name": "m", "parameters": 1234, "bytes": 5, "speed": {"modes": {"eager": eager}, "peak_memory": 2**21}}
-    model["perplexity"] = {"t": {"value": None, "windows": 1, "max_seq_len": 2}}
-    ratio = {"eager": {"decode": {"median": 1.5, "low": 1.0, "high": 2.0}}}
-    printed = tables(evaluated(models=[model], ratios={"m": ratio}))
-    for part in ("1,234", "not finite", "2.0", "1.50 (1.00 – 2.00)", "500.0"):
-        assert part in printed

@@ -2,15 +2,16 @@
 
 import http.server
 import json
-import os
 import pickle
 import shutil
 import threading
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
 from tests.support import tiny
+from tests.support.checkpoints import Evil
 from tests.support.commands import HALF, UNSCORED, edit_config, edit_tensors, one_line
 
 
@@ -37,11 +38,6 @@ def test_auto_map_of_a_native_type_is_ignored(command, tmp_path, model):
     assert done.returncode == 0, done.stderr
     assert not list(tmp_path.rglob("pwned"))
     assert "auto_map" not in json.loads((tmp_path / "out" / "config.json").read_text())
-
-
-class Evil:
-    def __reduce__(self):
-        return (os.system, ("touch pwned",))
 
 
 def test_pickled_code_never_runs(command, tmp_path, model):
@@ -163,3 +159,21 @@ def test_hub_says_no_in_three_ways(command, python):
     assert "org/gated is gated: ask for access" in gated
     assert "org/missing is neither a local folder nor a model on the hub" in missing
     assert "the hub cannot be reached" in unreachable
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("alone", [True, False])
+def test_an_adapter_is_called_that_by_every_command(command, command_of, tmp_path, model, alone):
+    if alone:
+        shutil.rmtree(model)
+        model.mkdir()
+    (model / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": "x"}))
+    runs = (
+        command("--model", "model", *HALF, "--dry_run"),
+        command_of("recover", "--model", "model", "--method", "lora", "--save_model", "out"),
+        command_of("evaluate", "--model", "model"),
+        command_of("sparsify", "--model", "model", "--save_model", "out", "--n", "2", "--m", "4"),
+    )
+    for done in runs:
+        assert "holds an adapter (adapter_config.json): merge it" in one_line(done, 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]

@@ -86,9 +86,9 @@ def test_no_room_on_the_disk_is_seen_before_loading(python, tmp_path):
 
 # What happens once the new checkpoint is half or wholly written, and what the command then returns.
 INTERRUPTIONS = {
-    "ctrl-c": ("checkpoint.verify = lambda *_: os.kill(os.getpid(), signal.SIGINT)", 130),
-    "terminated": ("checkpoint.verify = lambda *_: os.kill(os.getpid(), signal.SIGTERM)", 143),
-    "hung up": ("checkpoint.verify = lambda *_: os.kill(os.getpid(), signal.SIGHUP)", 129),
+    "ctrl-c": ("checkpoint.verify = lambda *_: signal.raise_signal(signal.SIGINT)", 130),
+    "terminated": ("checkpoint.verify = lambda *_: signal.raise_signal(signal.SIGTERM)", 143),
+    "hung up": ("checkpoint.verify = lambda *_: signal.raise_signal(signal.SIGHUP)", 129),
     "killed": ("checkpoint.verify = lambda *_: os.kill(os.getpid(), signal.SIGKILL)", -9),
     "disk full": ("resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))", 1),
     "does not reload": (
@@ -123,6 +123,7 @@ def test_failure_while_saving_leaves_the_old_checkpoint(name, tmp_path, python, 
     script = (
         "import os, resource, signal, sys\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored where the tests run in the background
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # ignored where they run under nohup, and so by the run
         f"from llm_pruner.output import checkpoint\n{fault}\n"
         "from llm_pruner.cli.main import main\nsys.exit(main(sys.argv[1:]))"
     )

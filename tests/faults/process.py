@@ -29,6 +29,7 @@ def main() -> None:
     plan, command, *arguments = sys.argv[1:]
     plan = json.loads(plan)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # who runs in the background has it ignored
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and who runs under nohup this one
     for name, value in plan.get("limits", {}).items():
         resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
     for name, what in plan.get("streams", {}).items():

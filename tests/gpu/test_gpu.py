@@ -10,8 +10,8 @@ from llm_pruner.evaluation import speed
 from llm_pruner.evaluation.perplexity import perplexity
 from llm_pruner.model.surgery import cut
 from llm_pruner.model.trace import trace_groups
-from tests.cli.test_families import METHODS, deep
 from tests.support import tiny
+from tests.support.recipes import METHODS, deep
 from tests.support.reconstructing import method_of
 from tests.support.steps import planned, pruned
 

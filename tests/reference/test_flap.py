@@ -31,11 +31,6 @@ from tests.support.float64 import (
 pytestmark = pytest.mark.shared
 
 
-@pytest.fixture(scope="module")
-def reference(shared) -> Reference:
-    return Reference(shared)
-
-
 # FLAP
 
 

@@ -18,7 +18,6 @@ from tests.support.float64 import (
     NEURONS,
     WINDOWS,
     Array,
-    Reference,
     assert_kept,
     assert_scores,
     highest,
@@ -28,11 +27,6 @@ from tests.support.float64 import (
 )
 
 pytestmark = pytest.mark.shared
-
-
-@pytest.fixture(scope="module")
-def reference(shared) -> Reference:
-    return Reference(shared)
 
 
 # mag_sp

@@ -3,22 +3,18 @@
 import itertools
 
 from llm_pruner.model.axes import HEADS, KV_HEADS, MLP, heads_per_group
-from llm_pruner.model.families import widths_of
-from llm_pruner.model.skeleton import meta_model
-from llm_pruner.model.trace import trace_groups
 from llm_pruner.reconstruction import search
 from llm_pruner.reconstruction.costs import Costs
 from llm_pruner.shape.budget import Goal
 from llm_pruner.shape.counter import ParameterCounter
 from tests.support import tiny
+from tests.support.toys import counter_of
 
 
-def counter_of(case: str, **changes):
+def counted(case: str, **changes):
     """(counter, config) of a tiny model."""
     config = tiny.config(case, **changes)
-    model = meta_model(config)
-    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    return ParameterCounter(shapes, tuple(trace_groups(model)), widths_of(config), config.num_hidden_layers), config
+    return counter_of(config), config
 
 
 def budget_of(counter: ParameterCounter, share: float, whole: bool) -> Goal:

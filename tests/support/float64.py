@@ -169,5 +169,5 @@ def assert_kept(plan: dict, expected: dict[str, list[int]]):
         assert widths["intermediate_size"] == len(expected[f"layers.{layer}.mlp"])
 
 
-def turned(scores: dict[str, Array], criterion: str) -> dict[str, Array]:
-    return {name: -values if criterion == "reversed" else values for name, values in scores.items()}
+def turned(scores: dict[str, Array], order: str) -> dict[str, Array]:
+    return {name: -values if order == "reversed" else values for name, values in scores.items()}

@@ -1,4 +1,4 @@
-"""Run by test_per_layer.py in fresh, isolated processes, `reload_per_layer.py MODE FOLDER`:
+"""Run by test_reload_per_layer.py in fresh, isolated processes, `reload_per_layer.py MODE FOLDER`:
 
 remote: llm_pruner cannot be imported; FOLDER/saved/* with trust_remote_code=True, saved again in FOLDER/from_remote
 registered: llm_pruner is imported before transformers; FOLDER/saved/* and FOLDER/from_remote/*, without permission

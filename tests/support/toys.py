@@ -38,10 +38,12 @@ def assert_close(found: torch.Tensor, expected: list[float]):
     torch.testing.assert_close(found.double(), torch.tensor(expected, dtype=torch.float64), rtol=1e-6, atol=1e-7)
 
 
-def counter_of(**values) -> ParameterCounter:
-    model = meta_model(AutoConfig.for_model("llama", **{"vocab_size": 16, **values}))
+def counter_of(config=None, **values) -> ParameterCounter:
+    """Of a configuration; by default of a llama with these values."""
+    config = config or AutoConfig.for_model("llama", **{"vocab_size": 16, **values})
+    model = meta_model(config)
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    return ParameterCounter(shapes, tuple(trace_groups(model)), widths_of(model.config), model.config.num_hidden_layers)
+    return ParameterCounter(shapes, tuple(trace_groups(model)), widths_of(config), config.num_hidden_layers)
 
 
 @functools.cache

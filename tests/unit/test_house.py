@@ -6,12 +6,11 @@ from pathlib import Path
 import pytest
 
 from tests import REPOSITORY
+from tests.support.source import FUNCTIONS, branches, functions
 
 PACKAGE = REPOSITORY / "llm_pruner"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LINES, BRANCHES = 60, 15
-FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
-BRANCHING = (ast.If, ast.For, ast.AsyncFor, ast.While, ast.ExceptHandler, ast.IfExp, ast.match_case)
 # Slow or optional packages, and our own modules that need them or that they import half-way.
 INSIDE = (
     "accelerate", "datasets", "huggingface_hub", "importlib", "lm_eval", "matplotlib", "peft", "resource",
@@ -32,14 +31,6 @@ def name_of(path: Path) -> str:
 
 def parsed(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
-
-
-def functions(tree: ast.Module) -> list:
-    return [node for node in ast.walk(tree) if isinstance(node, FUNCTIONS)]
-
-
-def branches(function) -> int:
-    return sum(isinstance(node, BRANCHING) for node in ast.walk(function))
 
 
 def imported(function) -> set[str]:
@@ -80,13 +71,13 @@ def is_public(name: str) -> bool:
 @pytest.mark.slow
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_functions_are_short(path: Path) -> None:
-    measured = {own.name: (own.end_lineno - own.lineno + 1, branches(own)) for own in functions(parsed(path))}
+    measured = {name: (own.end_lineno - own.lineno + 1, branches(own)) for name, own in functions(parsed(path)).items()}
     assert not {name: own for name, own in measured.items() if own[0] > LINES or own[1] > BRANCHES}
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_imports_stand_at_the_top(path: Path) -> None:
-    inside = {module for function in functions(parsed(path)) for module in imported(function)}
+    inside = {module for function in functions(parsed(path)).values() for module in imported(function)}
     foreign = {module for module in inside if module.split(".")[0] not in INSIDE}
     assert foreign == OURS_INSIDE.get(name_of(path), set())
 

@@ -8,17 +8,17 @@ import llm_pruner
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("options", "message"),
     [
-        {"pruning_ratio": -0.5},
-        {"pruning_ratio": float("nan")},
-        {"pruning_ratio": 0.5, "round_to": 0},
-        {"dtype": "bf16"},
+        ({"pruning_ratio": -0.5}, "pruning_ratio: -0.5 is not a ratio"),
+        ({"pruning_ratio": float("nan")}, "pruning_ratio: nan is not a ratio"),
+        ({"round_to": 0}, "round_to: 0 must be a whole number of at least 1"),
+        ({"dtype": "bf16"}, "dtype: 'bf16'.*did you mean 'bfloat16'"),
     ],
 )
-def test_options_made_in_python_are_checked_too(options):
-    wrong = llm_pruner.PruneOptions(model="demo", no_save=True, **options)
-    with pytest.raises(llm_pruner.PrunerError):
+def test_options_made_in_python_are_checked_too(options, message):
+    wrong = llm_pruner.PruneOptions(model="demo", no_save=True, **{"pruning_ratio": 0.5, **options})
+    with pytest.raises(llm_pruner.PrunerError, match=message):
         llm_pruner.prune_checkpoint(wrong)
 
 

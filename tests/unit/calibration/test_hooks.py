@@ -34,10 +34,10 @@ def test_hooks_are_gone_after_an_exception():
     layer, x = nn.Linear(2, 2), torch.ones(1, 2)
 
     def fail(given):
-        raise RuntimeError
+        raise RuntimeError("it failed")
 
     with Hooks() as hooks:
         hooks.on_input(layer, fail)
-        with pytest.raises(RuntimeError):
+        with pytest.raises(RuntimeError, match="it failed"):
             layer(x)
     assert not layer._forward_pre_hooks

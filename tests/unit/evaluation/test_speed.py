@@ -7,13 +7,11 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import AutoModelForCausalLM
 
 from llm_pruner.errors import UsageError
 from llm_pruner.evaluation import speed
 from tests.support import tiny
-from tests.unit.model.test_per_layer import config as per_layer_config
-from tests.unit.model.test_per_layer import randomised
+from tests.support.widths_per_layer import model as per_layer_model
 
 PROMPT, NEW = 12, 14
 ATEN = torch.ops.aten
@@ -107,7 +105,7 @@ def test_decodes_what_generate_does(case):
 
 @pytest.mark.parametrize("case", ["llama", "mistral", "gemma3_text", "gpt2"])
 def test_layers_of_different_widths(case):
-    model, prompts = randomised(AutoModelForCausalLM.from_config(per_layer_config(case))), tiny.tokens(2, PROMPT)
+    model, prompts = per_layer_model(case), tiny.tokens(2, PROMPT)
     assert torch.equal(decoded(model, prompts)[-1], generated(model, prompts))
 
 

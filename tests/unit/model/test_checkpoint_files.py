@@ -17,7 +17,8 @@ from llm_pruner.errors import PlanError, RunError, UsageError
 from llm_pruner.model import loading
 from llm_pruner.model.checkpoint_files import WEIGHTS, check_folder, check_weights, tidy, weight_files
 from tests.support import tiny
-from tests.support.commands import HALF, edit_config, edit_tensors, one_line
+from tests.support.checkpoints import Evil, cut_short
+from tests.support.commands import edit_config, edit_tensors
 
 POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'ab' * 32}\nsize 4943162336\n"
 PROJECTION = "model.layers.1.mlp.up_proj.weight"
@@ -138,10 +139,6 @@ def test_shards_that_are_not_what_the_index_says(tmp_path):
         check(folder)
 
 
-def cut_short(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-100])
-
-
 BROKEN = {
     "truncated or broken": cut_short,
     "is truncated or broken": lambda path: path.write_bytes(b"\xff" * 8 + path.read_bytes()[8:]),
@@ -177,11 +174,6 @@ def test_pickles_of_something_else(tmp_path, content):
 
 def test_a_pickle_with_code_in_it_is_not_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-
-    class Evil:
-        def __reduce__(self):
-            return (os.system, ("touch pwned",))
-
     saved(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps({"lm_head.weight": Evil()}))
@@ -280,24 +272,6 @@ def test_no_weights(tmp_path):
     (folder / "model.safetensors").unlink()
     with pytest.raises(RunError, match="holds no weights: no model.safetensors or"):
         check(folder)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("alone", [True, False])
-def test_an_adapter_is_called_that_by_every_command(command, command_of, tmp_path, model, alone):
-    if alone:
-        shutil.rmtree(model)
-        model.mkdir()
-    (model / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": "x"}))
-    runs = (
-        command("--model", "model", *HALF, "--dry_run"),
-        command_of("recover", "--model", "model", "--method", "lora", "--save_model", "out"),
-        command_of("evaluate", "--model", "model"),
-        command_of("sparsify", "--model", "model", "--save_model", "out", "--n", "2", "--m", "4"),
-    )
-    for done in runs:
-        assert "holds an adapter (adapter_config.json): merge it" in one_line(done, 2)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
 
 
 @pytest.mark.parametrize(

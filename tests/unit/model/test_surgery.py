@@ -11,7 +11,6 @@ from llm_pruner.model.groups import kept_positions
 from llm_pruner.model.skeleton import meta_model
 from llm_pruner.model.surgery import cut
 from tests.support import tiny
-from tests.support.fresh import assert_same, reload_in_a_fresh_process
 from tests.support.steps import planned, pruned
 
 CASES_AND_AXES = [(case, name) for case in tiny.CASES for name in tiny.axes(case)]
@@ -172,16 +171,3 @@ def test_offloaded_model_is_refused():
     model.model.layers[0].mlp.up_proj.weight = torch.nn.Parameter(torch.empty(80, 48, device="meta"))
     with pytest.raises(PlanError, match=r"layers\.0\.mlp\.up_proj\.weight is offloaded"):
         cut(model, groups, plan.kept, config)
-
-
-@pytest.fixture(scope="module")
-def reloaded(tmp_path_factory):
-    """Every family × axis pruned and saved here, then reloaded and run in one fresh process without llm_pruner."""
-    models = {(case, name): pruned(tiny.model(case), tiny.axes(case)[name]) for case, name in CASES_AND_AXES}
-    return reload_in_a_fresh_process(models, tmp_path_factory.mktemp("reload"))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("case", "name"), CASES_AND_AXES)
-def test_reload_in_a_fresh_process_gives_the_same(reloaded, case, name):
-    assert_same(*reloaded[case, name])

@@ -13,7 +13,7 @@ from llm_pruner.model.untie import is_tied, untied
 from llm_pruner.output.checkpoint import write
 from llm_pruner.reconstruction.tokens import split
 from tests.support import tiny
-from tests.support.budgets import budget_of, candidates, counter_of, made_up, missed
+from tests.support.budgets import budget_of, candidates, counted, made_up, missed
 from tests.support.reconstructing import divergence, fitted_and_held, method_of, prompts
 
 TIED = ("llama_tied", "qwen2", "gemma", "gpt2")
@@ -39,8 +39,8 @@ def test_it_computes_the_same_and_shares_all_but_the_head(case):
 
 def test_the_head_counts():
     """Of the whole model, where embeddings and lm_head are tied; what else shrinks, pays for it."""
-    own, _ = counter_of("llama_tied", tie_word_embeddings=False, intermediate_size=320)
-    counter, config = counter_of("llama_tied", intermediate_size=320)
+    own, _ = counted("llama_tied", tie_word_embeddings=False, intermediate_size=320)
+    counter, config = counted("llama_tied", intermediate_size=320)
     budget = budget_of(counter, 0.3, True)
     listed = candidates(counter, config, (HIDDEN, KV_HEADS, HEADS, MLP), budget, made_up(counter), None, own)
     free = [candidate for candidate in listed if candidate.untied]

@@ -14,22 +14,19 @@ from llm_pruner.config.prune import PruneOptions
 from llm_pruner.config.recover import RecoverOptions
 from llm_pruner.errors import UsageError
 from llm_pruner.model import loading
-from llm_pruner.output import checkpoint, lineage
+from llm_pruner.output import lineage
 from llm_pruner.output.card import card
 from llm_pruner.output.models import models_of, steps_of
 from llm_pruner.output.page import page
 from llm_pruner.output.reports import Evaluation, PruneReport, RecoverReport
 from llm_pruner.recovery.run import recover
-from tests.support import tiny
+from tests.support.checkpoints import save_tiny
 from tests.support.commands import DEMO
 from tests.support.reports import SIX, TRAINING, WORDS, as_json, pruned, quantiles, recovered, searched, sparse
 
+pytestmark = pytest.mark.usefixtures("no_fresh_process")
+
 TEXT = "The wind was cold and the gulls were loud. Rain fell on the roofs all morning. " * 30
-
-
-@pytest.fixture(autouse=True)
-def _no_fresh_process(monkeypatch):
-    monkeypatch.setattr(checkpoint, "verify", lambda *_: None)
 
 
 def twice_json(**changes) -> dict:
@@ -288,15 +285,6 @@ def test_a_pipe_is_not_waited_for(tmp_path):
 # The commands
 
 
-def saved(folder: Path, seed: int = 0) -> str:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(DEMO)
-    tiny.model("llama", seed, vocab_size=len(tokenizer)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
-
-
 def pruning(model: str, target: Path, text: str) -> PruneReport:
     return llm_pruner.prune_checkpoint(
         PruneOptions(model=model, prune="mlp=0.25", importance="magnitude", eval_data=text, max_seq_len=16,
@@ -317,7 +305,7 @@ def text(tmp_path) -> str:
 
 @pytest.mark.slow
 def test_what_was_pruned_twice_learns_from_the_dense_model(tmp_path, text, capsys):
-    dense = saved(tmp_path / "dense")
+    dense = save_tiny(tmp_path / "dense")
     first = pruning(dense, tmp_path / "once", text)
     second = pruning(str(tmp_path / "once"), tmp_path / "twice", text)
     assert (first.base_model, first.made_from, first.dense_perplexity) == (dense, None, None)
@@ -338,7 +326,7 @@ def test_what_was_pruned_twice_learns_from_the_dense_model(tmp_path, text, capsy
 @pytest.mark.slow
 def test_under_other_conditions_the_dense_models_perplexity_is_not_known(tmp_path, text):
     """… and a second recovery does not take that of the pruned model for it."""
-    dense = saved(tmp_path / "dense")
+    dense = save_tiny(tmp_path / "dense")
     pruning(dense, tmp_path / "once", text)
     made = recovering(tmp_path / "once", tmp_path / "r1", text, max_seq_len=12)
     assert (made.dense_perplexity, made.recovered_share) == (None, None)
@@ -353,7 +341,7 @@ def test_under_other_conditions_the_dense_models_perplexity_is_not_known(tmp_pat
 
 
 def test_a_broken_report_stops_a_run_before_anything_is_loaded(tmp_path, text, monkeypatch):
-    dense = saved(tmp_path / "dense")
+    dense = save_tiny(tmp_path / "dense")
     monkeypatch.setattr(loading, "load_model", lambda *_: pytest.fail("something was loaded"))
     stored(tmp_path / "dense", as_json(pruned, parameters="many"))
     for ask in (
@@ -386,8 +374,8 @@ def broken_tokenizer(folder: Path) -> None:
 
 
 def teaching(tmp_path, text, change=None, teacher: str = "teacher") -> RecoverReport:
-    saved(tmp_path / "student")
-    saved(tmp_path / "teacher", seed=1)
+    save_tiny(tmp_path / "student")
+    save_tiny(tmp_path / "teacher", seed=1)
     if change:
         change(tmp_path / "teacher")
     return recovering(tmp_path / "student", tmp_path / "out", text, teacher=str(tmp_path / teacher), eval_data="none")

@@ -13,7 +13,7 @@ from llm_pruner.model.trace import trace_groups
 from llm_pruner.reconstruction.costs import RIDGE, Costs, measure_costs, measure_layers
 from llm_pruner.reconstruction.search import layers_by_costs
 from tests.support import tiny, toys
-from tests.support.budgets import budget_of, counter_of, made_up, missed, total
+from tests.support.budgets import budget_of, counted, made_up, missed, total
 
 BLOCK = (KV_HEADS, HEADS, MLP)
 
@@ -90,7 +90,7 @@ def test_fewer_units_cost_more(measured):
 def test_every_family_and_group_has_costs(case):
     """Silent neurons and heads are free."""
     model = tiny.model(case)
-    counter, _ = counter_of(case)
+    counter, _ = counted(case)
     groups, before = trace_groups(model), counter.before
     parameters = dict(model.named_parameters())
     for group in groups:
@@ -114,7 +114,7 @@ def test_every_family_and_group_has_costs(case):
 @pytest.mark.parametrize("case", ["llama", "mistral", "llama_multi_head"])
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.8])
 def test_layers_meet_the_budget(case, share):
-    counter, _ = counter_of(case, num_hidden_layers=4)
+    counter, _ = counted(case, num_hidden_layers=4)
     budget, before = budget_of(counter, share, False), counter.before
     layers = layers_by_costs(counter, BLOCK, budget, made_up(counter, 1.0, 4.0, 0.1, 2.0))
     assert missed(counter, budget, layers) < 0.005 / (1 - share)
@@ -125,7 +125,7 @@ def test_layers_meet_the_budget(case, share):
 
 
 def test_a_layer_that_costs_more_keeps_more():
-    counter, _ = counter_of("llama", num_hidden_layers=4)
+    counter, _ = counted("llama", num_hidden_layers=4)
     layers = layers_by_costs(counter, BLOCK, budget_of(counter, 0.4, False), made_up(counter, 1.0, 4.0, 0.1, 2.0))
     sizes = [counter.decoder(counter.everywhere(widths)) for widths in layers]
     assert sorted(range(4), key=lambda layer: sizes[layer]) == [2, 0, 3, 1]
@@ -133,7 +133,7 @@ def test_a_layer_that_costs_more_keeps_more():
 
 
 def test_equal_layers_share_alike():
-    counter, _ = counter_of("llama", num_hidden_layers=4)
+    counter, _ = counted("llama", num_hidden_layers=4)
     layers = layers_by_costs(counter, BLOCK, budget_of(counter, 0.4, False), made_up(counter))
     assert len({(widths[KV_HEADS], widths[HEADS]) for widths in layers}) == 1
     neurons = [widths[MLP] for widths in layers]
@@ -144,7 +144,7 @@ def test_equal_layers_share_alike():
 @pytest.mark.parametrize("share", [0.2, 0.4, 0.6])
 def test_no_other_layers_cost_much_less(share):
     """Of all pairs of layers at that budget, in steps of a neuron."""
-    counter, _ = counter_of("llama", intermediate_size=29)
+    counter, _ = counted("llama", intermediate_size=29)
     budget, before = budget_of(counter, share, False), counter.before
     costs = made_up(counter, 1.0, 3.0)
     found = layers_by_costs(counter, BLOCK, budget, costs)
@@ -166,17 +166,19 @@ def test_no_other_layers_cost_much_less(share):
 
 
 def test_only_the_axes_that_may_go_do():
-    counter, _ = counter_of("llama", num_hidden_layers=4)
+    counter, _ = counted("llama", num_hidden_layers=4)
     costs, before = made_up(counter, 1.0, 4.0, 0.1, 2.0), counter.before
-    for widths in layers_by_costs(counter, (MLP,), budget_of(counter, 0.2, False), costs):
-        assert widths.but({MLP: before[MLP]}) == before
-    for widths in layers_by_costs(counter, (HEADS, MLP), budget_of(counter, 0.4, False), costs):
-        assert widths[KV_HEADS] == before[KV_HEADS]
+    narrow = layers_by_costs(counter, (MLP,), budget_of(counter, 0.2, False), costs)
+    assert sum(widths[MLP] for widths in narrow) < 4 * before[MLP]
+    assert {widths.but({MLP: before[MLP]}) for widths in narrow} == {before}
+    fewer = layers_by_costs(counter, (HEADS, MLP), budget_of(counter, 0.4, False), costs)
+    assert sum(widths[HEADS] for widths in fewer) < 4 * before[HEADS]
+    assert {widths[KV_HEADS] for widths in fewer} == {before[KV_HEADS]}
 
 
 @pytest.mark.parametrize(("axes", "share"), [((MLP,), 0.9), ((HEADS,), 0.9), ((KV_HEADS,), 0.08)])
 def test_a_budget_that_no_layers_meet(axes, share):
-    counter, _ = counter_of("llama")
+    counter, _ = counted("llama")
     with pytest.raises(PlanError, match="single layers cannot meet the budget; ask for less, or `prune` more axes"):
         layers_by_costs(counter, axes, budget_of(counter, share, False), made_up(counter))
 

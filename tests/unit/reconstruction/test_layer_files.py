@@ -10,6 +10,7 @@ from llm_pruner.reconstruction import reconstruct as module
 from llm_pruner.reconstruction.layer import Outcome
 from llm_pruner.reconstruction.layer_files import read_layer, write_layer
 from tests.support import tiny
+from tests.support.checkpoints import cut_short
 from tests.support.reconstructing import BRIEF, calibration, planned, reconstructed
 
 AXES = {"llama": "all", "gpt2": "mlp"}
@@ -83,10 +84,6 @@ def test_killed_while_writing(tmp_path, monkeypatch):
     assert_same(run("llama", tmp_path), expected_of("llama"))
 
 
-def truncated(path):
-    path.write_bytes(path.read_bytes()[:-100])
-
-
 def emptied(path):
     path.write_bytes(b"")
 
@@ -113,7 +110,7 @@ def of_another_layer(path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "spoil", [truncated, emptied, without_notes, with_other_notes, of_other_widths, of_another_layer]
+    "spoil", [cut_short, emptied, without_notes, with_other_notes, of_other_widths, of_another_layer]
 )
 def test_a_file_that_does_not_fit_is_ignored(spoil, tmp_path, layers_done):
     run("llama", tmp_path)

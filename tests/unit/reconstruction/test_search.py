@@ -19,7 +19,7 @@ from llm_pruner.reconstruction.search import (
     search,
 )
 from tests.support import toys
-from tests.support.budgets import budget_of, candidates, counter_of, made_up, missed, total
+from tests.support.budgets import budget_of, candidates, counted, made_up, missed, total
 
 BLOCK = (KV_HEADS, HEADS, MLP)
 FINE = {"intermediate_size": 320}  # neurons small enough to meet any budget
@@ -33,7 +33,7 @@ FINE = {"intermediate_size": 320}  # neurons small enough to meet any budget
      ("gpt2", (MLP,)), ("gpt_neox", (HIDDEN, HEADS, MLP))],
 )  # fmt: skip
 def test_candidates_meet_the_budget_and_are_legal(case, axes, share, whole):
-    counter, config = counter_of(case, **FINE if case != "gpt2" else {})
+    counter, config = counted(case, **FINE if case != "gpt2" else {})
     budget = budget_of(counter, share, whole)
     costs, before = made_up(counter), counter.before
     listed = candidates(counter, config, axes, budget, costs)
@@ -56,7 +56,7 @@ def test_candidates_meet_the_budget_and_are_legal(case, axes, share, whole):
 
 
 def test_every_hidden_size_is_tried_before_the_second_best_of_one():
-    counter, config = counter_of("llama")
+    counter, config = counted("llama")
     listed = candidates(counter, config, (HIDDEN, *BLOCK), budget_of(counter, 0.3, True), made_up(counter))
     sizes = [candidate.widths[HIDDEN] for candidate in listed]
     first = sizes[: len(set(sizes))]
@@ -66,7 +66,7 @@ def test_every_hidden_size_is_tried_before_the_second_best_of_one():
 
 def test_hidden_sizes_go_with_whole_heads():
     """Where head_dim, 8, is derived from the two: in steps of 48 / 8 there would be no other."""
-    counter, config = counter_of("gpt_neox", **FINE)
+    counter, config = counted("gpt_neox", **FINE)
     listed = candidates(counter, config, (HIDDEN, HEADS, MLP), budget_of(counter, 0.3, True), made_up(counter))
     assert {(c.widths[HIDDEN], c.widths[HEADS]) for c in listed} == {(48, 6), (40, 5)}
 
@@ -74,7 +74,7 @@ def test_hidden_sizes_go_with_whole_heads():
 @pytest.mark.parametrize(("share", "least", "most"), [(0.1, 1, 7), (0.7, 8, 8), (0.82, 1, 7)])
 def test_all_heads_that_a_budget_allows_are_listed(share, least, most):
     """Of 4 kv groups of 1 or 2 heads: neurons are too few to compensate for most of them, or these too large."""
-    counter, config = counter_of("llama", **FINE)
+    counter, config = counted("llama", **FINE)
     budget, possible = budget_of(counter, share, False), set()
     listed = candidates(counter, config, BLOCK, budget, made_up(counter))
     for kv_heads, each in itertools.product(range(1, 5), (1, 2)):
@@ -92,7 +92,7 @@ def test_all_heads_that_a_budget_allows_are_listed(share, least, most):
 @pytest.mark.parametrize("axes", [BLOCK, (HIDDEN, *BLOCK)])
 def test_fewer_layers_are_candidates_too(axes):
     """With all channels, and what is left of the budget; the layers that go cost what they change."""
-    (counter, config), (fewer, _) = (counter_of("llama", num_hidden_layers=number, **FINE) for number in (4, 3))
+    (counter, config), (fewer, _) = (counted("llama", num_hidden_layers=number, **FINE) for number in (4, 3))
     budget, costs, stay = budget_of(counter, 0.3, False), made_up(counter, 0.1, 0.2, 0.3, 0.4), (0, 1, 3)
     listed = candidates(counter, config, axes, budget, costs, {stay: fewer})
     shallow = [candidate for candidate in listed if candidate.layers == stay]
@@ -114,13 +114,13 @@ def test_depths(layers, depths):
 
 
 def test_layers_that_change_least_go():
-    costs = made_up(counter_of("llama")[0], 3.0, 1.0, 2.0, 4.0, 1.5)
+    costs = made_up(counted("llama")[0], 3.0, 1.0, 2.0, 4.0, 1.5)
     assert [cheapest_layers(costs, number) for number in (4, 3, 1)] == [(0, 2, 3, 4), (0, 2, 3), (3,)]
 
 
 @pytest.mark.parametrize(("axes", "share"), [((MLP,), 0.9), ((HEADS,), 0.3), ((KV_HEADS, HEADS), 0.5)])
 def test_a_budget_that_nothing_meets(axes, share):
-    counter, config = counter_of("llama")
+    counter, config = counted("llama")
     budget = budget_of(counter, share, False)
     with pytest.raises(PlanError, match="meets the budget; ask for less, or `prune` more axes"):
         candidates(counter, config, axes, budget, made_up(counter))

@@ -168,9 +168,8 @@ def test_a_field_of_a_plan_with_a_wrong_value_is_named(tmp_path, field):
     Plan.load(path)
     for value in WRONG[field]:
         path.write_text(json.dumps({**right, field: value}))
-        with pytest.raises(UsageError) as caught:
+        with pytest.raises(UsageError, match=rf"\b{field}\b") as caught:
             Plan.load(path)
-        assert field in str(caught.value)
         assert len(str(caught.value)) < 1000
 
 

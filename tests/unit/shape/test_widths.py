@@ -211,7 +211,7 @@ def test_nearest_legal_shapes_are_legal():
     import re
 
     config = tiny.config("gemma3_text")
-    with pytest.raises(PlanError) as error:
+    with pytest.raises(PlanError, match="nearest legal: ") as error:
         resize(config, widths(31, 4, 4, 80, 12))
     found = re.findall(r"hidden_size=(\d+),num_attention_heads=(\d+),num_key_value_heads=(\d+)", str(error.value))
     for hidden, heads, kv_heads in found[1:]:

@@ -14,12 +14,10 @@ from llm_pruner.sparsity.decode import Bags, attach, by_columns, speed_up
 from llm_pruner.sparsity.linear import SparseLinear, sparse_layers
 from llm_pruner.sparsity.semi import is_2_4, semi_structured
 from llm_pruner.sparsity.weights import sparsify_weights
-from tests import REPOSITORY
 from tests.support import tiny
 from tests.support.sparse_cases import INPUTS, METHODS, PATTERNS, PERMUTED, layer_of, legal, reference
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-linux = pytest.mark.skipif(sys.platform != "linux", reason="triton has wheels for Linux alone")
 interpreted = pytest.mark.skipif(not INTERPRETED, reason="run by test_the_kernel_in_the_interpreter")
 
 
@@ -114,6 +112,7 @@ def test_a_whole_model_decodes_the_same(case):
         found.append(model(tiny.tokens(1, 1), past_key_values=cache).logits)
     torch.testing.assert_close(*found, atol=1e-4, rtol=1e-4)
     used = [name for name, p in fast.named_parameters() if name.endswith("weight") and p.dim() == 2]
+    assert used
     assert all(fast.get_parameter(name).shape == plain.get_parameter(name).shape for name in used)
 
 
@@ -127,22 +126,10 @@ def test_a_fast_model_saves_like_any_other(tmp_path):
     mark(model, Recipe(n=8, m=16))
     model.save_pretrained(tmp_path / "sparse")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "sparse").eval()
-    assert all(layer.decode is not None for layer in sparse_layers(loaded).values())  # without being asked
+    assert {layer.decode is not None for layer in sparse_layers(loaded).values()} == {True}, "without being asked"
     loaded.save_pretrained(tmp_path / "again")
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "again").eval()
     assert torch.equal(tiny.logits(again), tiny.logits(model))
-
-
-@pytest.mark.slow
-@linux
-@pytest.mark.skipif(INTERPRETED, reason="it is this run")
-def test_the_kernel_in_the_interpreter(python):
-    done = python(
-        "-m", "pytest", "-o", "addopts=", "-p", "no:cacheprovider", "-p", "no:xdist", __file__, "--rootdir",
-        str(REPOSITORY), TRITON_INTERPRET="1", OMP_NUM_THREADS="1", timeout=900,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
-    assert "passed" in done.stdout
 
 
 @interpreted
@@ -207,22 +194,3 @@ def test_a_kernel_that_cannot_run_leaves_plain_torch(monkeypatch, caplog):
     assert not decode.kernel_runs(torch.device("cpu"))
     assert "plain torch" in caplog.text
     decode.kernel_runs.cache_clear()
-
-
-@pytest.mark.slow
-def test_bfloat16_of_real_width_is_saved_and_verified(tmp_path, quick_reload):
-    """Where a weight lies in memory decides how bfloat16 rounds, and that which input survives."""
-    from transformers import AutoModelForCausalLM, LlamaConfig
-
-    from llm_pruner.cli.sparsify import sparsify_checkpoint
-    from llm_pruner.config.sparsify import resolve
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=512, intermediate_size=1024, num_hidden_layers=3, num_attention_heads=8, vocab_size=256,
-        max_position_embeddings=64,
-    )  # fmt: skip
-    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(tmp_path / "dense")
-    save = {"eval_data": "none", "save_model": str(tmp_path / "sparse")}
-    sparsify_checkpoint(resolve({"model": (str(tmp_path / "dense"),), "n": 8, "m": 16, **save}))
-    assert (tmp_path / "sparse" / "model.safetensors").is_file()

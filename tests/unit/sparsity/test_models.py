@@ -137,27 +137,6 @@ def test_config_json_says_what_it_is(saved, tmp_path):
     assert Recipe.of(told) == PLAIN
 
 
-@pytest.mark.slow
-def test_transformers_alone_warns_and_loads_the_dense_model(saved, tmp_path, python):
-    model = saved("llama")
-    dense = tiny.logits(model)
-    sparsify_activations(model, FULL, batches(), Learning(epochs=1))
-    mark(model, FULL)
-    model.save_pretrained(tmp_path / "sparse")
-    torch.save(tiny.tokens(), tmp_path / "tokens.pt")
-    (tmp_path / "load.py").write_text(
-        "import sys, torch\n"
-        "sys.modules['llm_pruner'] = None\n"
-        "from transformers import AutoModelForCausalLM\n"
-        "model = AutoModelForCausalLM.from_pretrained('sparse').eval()\n"
-        "torch.save(model(torch.load('tokens.pt')).logits, 'logits.pt')\n"
-    )
-    done = python("load.py", fresh=True)
-    assert done.returncode == 0, done.stderr
-    assert "sparse_activations" in done.stderr + done.stdout
-    assert torch.equal(torch.load(tmp_path / "logits.pt"), dense)
-
-
 def test_a_model_whose_layers_differ_in_width(tmp_path):
     config = per_layer_config(tiny.config("llama"), [{}, {"intermediate_size": 48}])
     torch.manual_seed(0)

@@ -8,14 +8,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from llm_pruner.config.prune import PruneOptions
 from llm_pruner.errors import RunError
 from llm_pruner.methods import reconstruct as module
 from llm_pruner.model.axes import HEADS, KV_HEADS, MLP
 from llm_pruner.model.families import widths_of
 from llm_pruner.reconstruction.tokens import Tokens, split
 from tests.support import tiny
-from tests.support.in_memory import prune_model
 from tests.support.reconstructing import divergence, fitted_and_held, method_of, prompts, ratios_of
 
 FINE = {"intermediate_size": 320}
@@ -176,11 +174,3 @@ def test_weights_that_are_not_finite_are_named():
     model.model.layers[1].mlp.up_proj.weight.data[3, 3] = float("nan")
     with pytest.raises(RunError, match=r"layers\.1\.mlp\.up_proj\.weight"):
         method_of(model, prune="mlp=0.3")
-
-
-def test_it_is_what_prune_model_does_with_text_alone():
-    """In the mode that the model was in."""
-    expected = method_of(tiny.model("llama"), prune="mlp=0.3").model.state_dict()
-    new, plan = prune_model(tiny.model("llama").train(), PruneOptions(prune="mlp=0.3", epochs=0), prompts())
-    assert (plan.importance, new.training) == ("reconstruct", True)
-    assert all(torch.equal(tensor, expected[name]) for name, tensor in new.state_dict().items())

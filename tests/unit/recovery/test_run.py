@@ -9,27 +9,20 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import llm_pruner
-from llm_pruner.config import recover as recover_options
 from llm_pruner.config.prune import PruneOptions
 from llm_pruner.config.recover import RecoverOptions
 from llm_pruner.errors import RunError, UsageError
 from llm_pruner.output import checkpoint
-from llm_pruner.output.reports import Measured
-from llm_pruner.recovery.adapters import merged, projections, with_adapters
-from llm_pruner.recovery.outcome import share
 from llm_pruner.recovery.run import recover
 from llm_pruner.recovery.schedule import Schedule
 from llm_pruner.recovery.unfinished import last_kept
 from tests.support import tiny
+from tests.support.checkpoints import save_tiny
 from tests.support.commands import DEMO
 
+pytestmark = pytest.mark.usefixtures("no_fresh_process")
+
 WORDS = "The wind was cold and the gulls were loud. Rain fell on the roofs all morning, and the tide was low. "
-
-
-@pytest.fixture(autouse=True)
-def _no_fresh_process(monkeypatch):
-    """A reload in a fresh process takes seconds and has its own tests; here the folder is reloaded by the test."""
-    monkeypatch.setattr(checkpoint, "verify", lambda *_: None)
 
 
 @pytest.fixture
@@ -37,15 +30,6 @@ def text(tmp_path) -> str:
     path = tmp_path / "text.txt"
     path.write_text(WORDS * 40, encoding="utf-8")
     return str(path)
-
-
-def save(folder, case: str = "llama", seed: int = 0, **changes) -> str:
-    """A tiny random model with the demo's tokenizer."""
-    tokenizer = AutoTokenizer.from_pretrained(DEMO)
-    model = tiny.model(case, seed, vocab_size=len(tokenizer), **changes)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
 
 
 def options(tmp_path, text, **changes) -> RecoverOptions:
@@ -63,7 +47,7 @@ def options(tmp_path, text, **changes) -> RecoverOptions:
 def test_distillation_comes_closer_to_the_teacher(tmp_path, text, case, train_weights):
     """… and saves a stock checkpoint of the same shapes and dtype, without adapters."""
     dropouts = dict.fromkeys(("resid_pdrop", "attn_pdrop", "embd_pdrop"), 0.0) if case == "gpt2" else {}
-    teacher, student = (save(tmp_path / name, case, **dropouts) for name in ("teacher", "student"))
+    teacher, student = (save_tiny(tmp_path / name, case, **dropouts) for name in ("teacher", "student"))
     rate = 0.002 if train_weights == "full" else 0.004
     weights = load_file(f"{student}/model.safetensors")
     torch.manual_seed(3)
@@ -98,7 +82,7 @@ def test_distillation_comes_closer_to_the_teacher(tmp_path, text, case, train_we
 
 @pytest.mark.slow
 def test_lora_learns_the_text_and_is_merged(tmp_path, text):
-    student = save(tmp_path / "student")
+    student = save_tiny(tmp_path / "student")
     report = recover(options(tmp_path, text, method="lora", teacher=None, steps=20, learning_rate=0.02))
     assert report.perplexity.after < 0.7 * report.perplexity.before
     saved, before = load_file(tmp_path / "out" / "model.safetensors"), load_file(f"{student}/model.safetensors")
@@ -110,32 +94,11 @@ def test_lora_learns_the_text_and_is_merged(tmp_path, text):
     assert stored["method"] == "lora"
 
 
-@pytest.mark.parametrize("case", ["llama", "phi3", "gpt2", "gpt_neox"])
-def test_merging_changes_no_logits(case):
-    model = with_adapters(tiny.model(case), RecoverOptions(lora_r=4))
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.1)
-    assert sum("lora_A" in name for name, _ in model.named_parameters()) == len(projections(tiny.model(case)))
-    model.eval()
-    adapted = tiny.logits(model)
-    assert (adapted - tiny.logits(tiny.model(case))).abs().max() > 1e-2
-    assert torch.allclose(tiny.logits(merged(model)), adapted, atol=1e-4)
-
-
-def test_targets_of_the_adapters():
-    model = with_adapters(tiny.model("llama"), RecoverOptions(lora_targets="q_proj, v_proj"))
-    names = {name.split(".lora_A")[0].rpartition(".")[2] for name, _ in model.named_parameters() if "lora_A" in name}
-    assert names == {"q_proj", "v_proj"}
-    with pytest.raises(UsageError, match="'c_attn' in this model"):
-        with_adapters(tiny.model("llama"), RecoverOptions(lora_targets="c_attn"))
-
-
 @pytest.mark.slow
 def test_a_step_is_the_same_however_it_is_accumulated(tmp_path, text):
     """Records of different lengths: every predicted token of the step counts alike."""
-    save(tmp_path / "student", max_position_embeddings=256)
-    save(tmp_path / "teacher", seed=1, max_position_embeddings=256)
+    save_tiny(tmp_path / "student", max_position_embeddings=256)
+    save_tiny(tmp_path / "teacher", seed=1, max_position_embeddings=256)
     records = [{"instruction": "Say.", "input": "", "output": WORDS[: 5 * (i + 1)]} for i in range(4)]
     (tmp_path / "records.json").write_text(json.dumps(records))
     found = []
@@ -157,8 +120,8 @@ def test_a_step_is_the_same_however_it_is_accumulated(tmp_path, text):
 
 @pytest.mark.slow
 def test_an_interrupted_run_goes_on_where_it_was(tmp_path, text, monkeypatch):
-    save(tmp_path / "teacher", seed=1)
-    save(tmp_path / "student")
+    save_tiny(tmp_path / "teacher", seed=1)
+    save_tiny(tmp_path / "student")
     whole = recover(options(tmp_path, text))
     expected = load_file(tmp_path / "out" / "model.safetensors")
     assert not (tmp_path / "out.unfinished").exists()
@@ -193,8 +156,8 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path, text, monkeypatch):
 
 @pytest.mark.slow
 def test_other_inputs_start_anew(tmp_path, text, monkeypatch, capsys):
-    save(tmp_path / "teacher", seed=1)
-    save(tmp_path / "student")
+    save_tiny(tmp_path / "teacher", seed=1)
+    save_tiny(tmp_path / "student")
     plain = Schedule.on_train_end
     monkeypatch.setattr(Schedule, "on_train_end", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
@@ -210,8 +173,8 @@ def test_mixed_precision_leaves_an_ordinary_model(tmp_path, text, monkeypatch):
     """What is scored, verified and saved computes in its own dtype, not under the training's autocast."""
     seen = {}
     monkeypatch.setattr(checkpoint, "verify", lambda model, *_: seen.update(logits=tiny.logits(model, tiny.tokens())))
-    save(tmp_path / "teacher", seed=1)
-    save(tmp_path / "student")
+    save_tiny(tmp_path / "teacher", seed=1)
+    save_tiny(tmp_path / "student")
     report = recover(options(tmp_path, text, mixed_precision="bf16", learning_rate=0.001))
     assert report.training.precision == "bf16"
     reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
@@ -221,8 +184,8 @@ def test_mixed_precision_leaves_an_ordinary_model(tmp_path, text, monkeypatch):
 
 @pytest.mark.slow
 def test_time_ends_training_with_the_rate_at_nothing(tmp_path, text, monkeypatch):
-    save(tmp_path / "teacher", seed=1)
-    save(tmp_path / "student")
+    save_tiny(tmp_path / "teacher", seed=1)
+    save_tiny(tmp_path / "student")
     now = iter(range(0, 100_000, 10))
     monkeypatch.setattr("llm_pruner.recovery.schedule.time.monotonic", lambda: float(next(now)))
     report = recover(options(tmp_path, text, steps=None, epochs=1000.0, max_minutes=2.0))
@@ -233,23 +196,10 @@ def test_time_ends_training_with_the_rate_at_nothing(tmp_path, text, monkeypatch
     assert rates[-1] < 0.001
 
 
-def test_the_schedule():
-    schedule = Schedule(steps=100, limit=None, warmup=0.1, save_seconds=1e9)
-    rates = []
-    for step in range(101):
-        schedule._move(step)
-        rates.append(schedule.rate())
-    assert rates[0] == pytest.approx(0.05)
-    assert rates[5] == pytest.approx(0.5)
-    assert rates[10] == pytest.approx(1.0)
-    assert rates[55] == pytest.approx(0.5)
-    assert rates[100] == pytest.approx(0.0)
-
-
 @pytest.mark.slow
 def test_what_the_report_of_a_pruned_checkpoint_decides(tmp_path, text):
     """Teacher, texts and window length; and the gap that was closed."""
-    teacher, student = save(tmp_path / "teacher", seed=1), save(tmp_path / "student")
+    teacher, student = save_tiny(tmp_path / "teacher", seed=1), save_tiny(tmp_path / "student")
     half = PruneOptions(
         model=teacher, pruning_ratio=0.5, importance="magnitude", no_save=True, eval_data=text, max_seq_len=24
     )
@@ -274,17 +224,10 @@ def test_what_the_report_of_a_pruned_checkpoint_decides(tmp_path, text):
     assert report.method == "lora"
 
 
-def test_the_share_of_the_gap():
-    assert share(10.0, Measured(40.0, 20.0)) == pytest.approx(0.5)
-    assert share(10.0, Measured(40.0, 80.0)) == pytest.approx(-0.5)
-    assert share(10.0, Measured(9.0, 8.0)) is None
-    assert share(None, Measured(9.0, 8.0)) is None
-
-
 @pytest.mark.slow
 def test_hidden_states_are_a_target_too(tmp_path, text):
-    save(tmp_path / "teacher", seed=1)
-    save(tmp_path / "student", hidden_size=32)  # another width: mapped
+    save_tiny(tmp_path / "teacher", seed=1)
+    save_tiny(tmp_path / "student", hidden_size=32)  # another width: mapped
     report = recover(options(tmp_path, text, hidden_weight=1.0, steps=10))
     losses = [point.loss for point in report.history if point.loss is not None]
     assert losses[-1] < losses[0]
@@ -307,33 +250,13 @@ def test_hidden_states_are_a_target_too(tmp_path, text):
     ],
 )
 def test_faults(tmp_path, text, monkeypatch, changes, error, message):
-    save(tmp_path / "teacher", seed=1)
-    save(tmp_path / "student")
+    save_tiny(tmp_path / "teacher", seed=1)
+    save_tiny(tmp_path / "student")
     tiny.model("llama", vocab_size=99).save_pretrained(tmp_path / "other")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(error, match=message):
         recover(options(tmp_path, text, **changes))
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        ({}, "no model"),
-        ({"model": "m", "method": "lora", "teacher": "t"}, "teacher belongs to --method distil"),
-        ({"model": "m", "method": "lora", "train_weights": "full"}, "trains adapters"),
-        ({"model": "m", "method": "lora", "temperature": 2.0}, "temperature belongs"),
-        ({"model": "m", "epochs": 1.0, "steps": 3}, "both say how long"),
-        ({"model": "m", "epochs": 0.0}, "must be above 0"),
-        ({"model": "m", "warmup": 1.0}, "0 <= warmup < 1"),
-        ({"model": "m", "steps": 0}, "steps: 0 must be a whole number of at least 1"),
-        ({"model": "m", "method": "lorra"}, "did you mean 'lora'"),
-        ({"model": "m", "max_minutes": float("nan")}, "max_minutes: nan"),
-    ],
-)
-def test_options_that_cannot_be_meant(flags, message):
-    with pytest.raises(UsageError, match=message):
-        recover_options.resolve(flags)
 
 
 @pytest.mark.slow

@@ -5,9 +5,8 @@ import copy
 import pytest
 import torch
 
-from llm_pruner.cli.requests import validate
 from llm_pruner.config.prune import PruneOptions
-from llm_pruner.errors import PlanError, UsageError
+from llm_pruner.errors import PlanError
 from llm_pruner.model.axes import HEADS, KV_HEADS, MLP
 from llm_pruner.shape.allocate import uniform
 from tests.support import tiny
@@ -32,20 +31,6 @@ def test_what_prune_does_not_name_stays(kind, options):
     assert fewer == {HEADS: kind == "heads", MLP: kind == "mlp"}
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"iteration": 1, "prune": "mlp"}, "iteration takes both heads and neurons"),
-        ({"iteration": 1, "prune": "mlp", "structure": "UL-UM"}, "iteration takes both heads and neurons"),
-        ({"pruning_ratio": 0.2, "prune": "mlp", "structure": "UL-MM", "remove_heads": 4}, "UL-MM takes both"),
-        ({"pruning_ratio": 0.2, "prune": "kv_heads,mlp", "structure": "UL-UM"}, "leave kv_heads out"),
-    ],
-)
-def test_what_cannot_leave_out_a_kind_is_refused(options, message):
-    with pytest.raises(UsageError, match=message):
-        validate(PruneOptions(model="m", importance="mag_sp", **options))
-
-
 @pytest.mark.parametrize("structure", [None, "UL-UM", "UL-MM", "AL-MM", "AL-AM"])
 def test_ratio_zero_is_a_copy_with_any_structure(structure):
     heads = 8 if structure and structure.endswith("MM") else None
@@ -61,14 +46,6 @@ def test_ratio_zero_is_a_copy_with_any_structure(structure):
 def test_shares_that_change_nothing(structure):
     with pytest.raises(PlanError, match="param_ratio 1e-05 changes nothing; a neuron of one layer is 0.00"):
         planned(tiny.model("llama"), None, "mag_sp", param_ratio=1e-5, structure=structure)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_target_memory_is_in_bytes_of_the_models_dtype(dtype):
-    model = tiny.model("llama", dtype=dtype)
-    before = sum(p.numel() * p.element_size() for p in model.parameters())
-    _, plan = prune_model(model, PruneOptions(importance="mag_sp", target_memory=f"{0.8 * before / 1000:.3f}kB"))
-    assert plan.bytes_after == pytest.approx(0.8 * before, abs=0.01 * before)
 
 
 def test_uniform_meets_the_budget_of_the_adaptive_result():

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from llm_pruner.calibration.statistics import NEEDS, WEIGHTS, Calibration, Statistics
+from llm_pruner.calibration.statistics import NEEDS, Calibration, Statistics
 from llm_pruner.errors import UsageError, did_you_mean, shown
 from llm_pruner.model.axes import HEADS, KV_HEADS, MLP, PRUNABLE, Axis
 from llm_pruner.model.groups import Group, output_projection
@@ -63,11 +63,6 @@ class Criterion:
     def options(self) -> dict[str, Any]:
         """The criterion's options and their values."""
         return {own.name: getattr(self, own.name) for own in fields(self)}
-
-    @property
-    def calibrated(self) -> bool:
-        """Whether it needs calibration text."""
-        return bool(self.needs - {WEIGHTS})
 
     def scores_of(self, group: Group) -> int:
         """Return how many scores the group gets."""

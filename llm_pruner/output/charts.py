@@ -18,7 +18,7 @@ from markupsafe import Markup, escape
 
 from llm_pruner.output.wording import number
 
-INCHES, POINTS = 5.6, 72
+INCHES = 5.6
 WIDE = 5  # the largest of positive values over the smallest from which an axis is logarithmic
 # Stand-ins, which become the page's own colours, for light and for dark: matplotlib knows no CSS variables.
 INK, SOFT, GRID, GHOST, CARD = "#010101", "#020202", "#030303", "#040404", "#050505"

@@ -5,15 +5,13 @@ them is complete once it has its mark, schedule.json, with a list of its files: 
 the one before it is taken. Nothing else in the folder is ever removed.
 """
 
-import hashlib
-import json
 import os
 import re
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from llm_pruner import validation
+from llm_pruner import files, validation
 from llm_pruner.config.recover import RecoverOptions
 from llm_pruner.console import is_main, log
 from llm_pruner.errors import UsageError
@@ -55,14 +53,20 @@ def outputs(options: RecoverOptions, found: Sources) -> tuple[Path, Path]:
 
 
 def key_of(found: Sources, options: RecoverOptions, folder: str) -> str:
-    """Return what a recovery is made from, as one hash: only the same one goes on from where it was."""
+    """Return what a recovery is made from, as one hash: only the same one goes on from where it was.
+
+    Args:
+        found: The sources of the run.
+        options: Of the run.
+        folder: Where the student's files are.
+    """
     parts = {name: value for name, value in options.asdict().items() if name not in ELSEWHERE}
     parts["student"] = checkpoint_digest(found.student, folder)
     if found.teacher:
         parts["teacher"] = checkpoint_digest(found.teacher, loading.fetch(found.teacher))
     for name in ("data", "eval_data"):
         parts[name] = text_digest(parts[name])
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+    return files.key_of(parts)
 
 
 def go_on(folder: Path, key: str) -> list[int]:

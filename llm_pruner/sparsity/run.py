@@ -26,7 +26,7 @@ from llm_pruner.output import checkpoint, lineage, places
 from llm_pruner.output.conditions import Stopwatch, conditions
 from llm_pruner.output.exporters import exporters_called
 from llm_pruner.output.reports import Calibration, Sides, SparsifyReport
-from llm_pruner.output.saving import save, write_json
+from llm_pruner.output.saving import save, save_report
 from llm_pruner.sparsity.columns import by_columns
 from llm_pruner.sparsity.learn import Learning
 from llm_pruner.sparsity.linear import sparse_layers
@@ -99,7 +99,7 @@ def run_one(options: SparsifyOptions, argv: Sequence[str] = (), known: Scores | 
     else:
         made = report()
     if where.report:
-        places.write_files({where.report: partial(write_json, report=made)})
+        save_report(where.report, made)
         log(f"saved {where.report}")
     return made
 

@@ -99,6 +99,37 @@ def check_name(name: str, known: tuple[str, ...] = DATASETS, what: str = "evalua
     check_regular(path, f"{what} data")
 
 
+def usual_text(*models: str | None, other: str = "wikitext2") -> str:
+    """Return the text for models where none is named: the demo model's own, where that is among them.
+
+    Args:
+        models: Names of models, as they were given.
+        other: The text for any other model.
+    """
+    return "demo" if "demo" in models else other
+
+
+def calibration_text(name: str | None, model: str, usual: str = "wikitext2") -> str:
+    """Return the name of the calibration text.
+
+    Args:
+        name: A data set or a file; None for the usual one.
+        model: The name of the model that is calibrated.
+        usual: The text that the method was published with.
+
+    Raises:
+        UsageError: There is no such data set or file.
+    """
+    name = name or usual_text(model, other=usual)
+    check_name(name, CALIBRATION, "calibration")
+    return name
+
+
+def window_length(config, length: int) -> int:
+    """Return how many tokens a window has: `length`, at most as many as the model has positions for."""
+    return min(length, getattr(config, "max_position_embeddings", None) or length)
+
+
 def load_text(name: str, tokenizer=None) -> str:
     """Return the evaluation text of a name.
 
@@ -253,7 +284,7 @@ def check_enough(found: int, needed: int, where: str, option: str) -> None:
 
 
 def _tokens(number: int) -> str:
-    return f"{number:,} token{'s' * (number != 1)}"
+    return f"{number:,} token" if number == 1 else f"{number:,} tokens"
 
 
 def c4_documents(option: str = "calibration_data"):
@@ -390,7 +421,7 @@ def evaluation_windows(name: str, tokenizer, config, max_seq_len: int) -> "torch
         UsageError: As in `load_text` and `token_windows`; RunError likewise.
     """
     config = config.get_text_config()
-    length = min(max_seq_len, getattr(config, "max_position_embeddings", None) or max_seq_len)
+    length = window_length(config, max_seq_len)
     text = load_text(name, tokenizer)
     return token_windows(text, tokenizer, length, config.vocab_size, f"the evaluation text {name}")
 

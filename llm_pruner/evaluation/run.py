@@ -143,7 +143,7 @@ def _sources(options: EvaluateOptions) -> tuple[dict[str, str], str]:
 
 
 def _texts(options: EvaluateOptions) -> list[str]:
-    given = options.eval_data or ("demo" if "demo" in (*options.model, options.dense) else "wikitext2",)
+    given = options.eval_data or (data.usual_text(*options.model, options.dense),)
     if given == ("none",):
         return []
     for name in given:

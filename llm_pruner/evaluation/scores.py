@@ -71,7 +71,7 @@ def text_to_score(name: str | None, model: str) -> str | None:
     Raises:
         UsageError: There is no such data.
     """
-    name = name or ("demo" if model == "demo" else "wikitext2")
+    name = name or data.usual_text(model)
     if name == "none":
         return None
     data.check_name(name)

@@ -3,7 +3,8 @@
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from llm_pruner.calibration.statistics import NEEDS, Calibration, Statistics
+from llm_pruner.calibration.needs import NEEDS
+from llm_pruner.calibration.statistics import Calibration, Statistics
 from llm_pruner.errors import UsageError, did_you_mean, shown
 from llm_pruner.model.axes import HEADS, KV_HEADS, MLP, PRUNABLE, Axis
 from llm_pruner.model.groups import Group, output_projection

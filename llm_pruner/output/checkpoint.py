@@ -17,6 +17,7 @@ import tempfile
 import threading
 from pathlib import Path
 
+from llm_pruner.calibration.data import window_length
 from llm_pruner.errors import RunError, VerificationError
 from llm_pruner.files import exchange, rename_to_free, spelled, sync, sync_all
 from llm_pruner.model.checkpoint_files import tidy
@@ -136,7 +137,7 @@ def _probe(model):
     import torch
 
     config = model.config.get_text_config()
-    length = min(16, getattr(config, "max_position_embeddings", None) or 16)
+    length = window_length(config, 16)
     return torch.randint(config.vocab_size, (2, length), generator=torch.Generator().manual_seed(0))
 
 

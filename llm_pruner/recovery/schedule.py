@@ -5,15 +5,14 @@ nothing when either is used up. Seconds count over interruptions.
 """
 
 import math
-import sys
 import time
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
+from llm_pruner.console import progress
 from llm_pruner.recovery.unfinished import mark_kept, read_mark
 
 POINTS, SCORES = 100, 10  # how often the loss is noted, and perplexity measured, in a whole run
@@ -68,9 +67,7 @@ class Schedule(TrainerCallback):
     def on_train_begin(self, args, state, control, **_):
         self.started = time.monotonic()
         self.saved = self.seconds
-        interval = 0.2 if sys.stderr.isatty() else 10
-        self.bar = tqdm(total=100, desc="train", unit="%", delay=2, leave=False, mininterval=interval,
-                        disable=not state.is_world_process_zero)  # fmt: skip
+        self.bar = progress(total=100, desc="train", unit="%", disable=not state.is_world_process_zero)
 
     def on_step_end(self, args, state, control, **_):
         self.seconds = self.share(self.before + time.monotonic() - self.started)

@@ -164,8 +164,7 @@ def _calibration(options: SparsifyOptions) -> Calibration | None:
     """The calibration text; None where the recipe needs none."""
     if not options.recipe.needs_text:
         return None
-    name = options.calibration_data or ("demo" if options.model[0] == "demo" else "wikitext2")
-    data.check_name(name, data.CALIBRATION, "calibration")
+    name = data.calibration_text(options.calibration_data, options.model[0])
     return Calibration(redact(name), options.nsamples, options.calibration_seq_len)
 
 
@@ -173,10 +172,10 @@ def _prompts(calibration: Calibration | None, options: SparsifyOptions, tokenize
     if calibration is None:
         return None
     config = config.get_text_config()
-    longest = getattr(config, "max_position_embeddings", None) or options.calibration_seq_len
+    length = data.window_length(config, options.calibration_seq_len)
     return data.calibration_prompts(
-        options.calibration_data or calibration.data, options.nsamples, min(options.calibration_seq_len, longest),
-        options.seed, tokenizer, config.vocab_size,
+        options.calibration_data or calibration.data, options.nsamples, length, options.seed, tokenizer,
+        config.vocab_size,
     )  # fmt: skip
 
 

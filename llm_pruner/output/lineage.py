@@ -12,7 +12,7 @@ from typing import Any
 
 from llm_pruner.errors import UsageError
 from llm_pruner.files import check_regular, read_json
-from llm_pruner.output.manifest import REPORT
+from llm_pruner.output import manifest
 from llm_pruner.output.reports import CheckpointReport, Evaluation, PruneReport, RecoverReport, from_dict
 
 LONGEST = 24  # steps that a report tells of: JSON is nested once for each
@@ -26,7 +26,7 @@ def report_of(folder: str | Path) -> CheckpointReport | None:
         UsageError: It is broken: no JSON, too large or too deep, of another schema version, or a field of it, or of a
             report in it, is illegal.
     """
-    path = Path(folder, REPORT)
+    path = Path(folder, manifest.REPORT)
     if not os.path.lexists(path):
         return None
     check_regular(path, "the checkpoint's")
@@ -36,8 +36,7 @@ def report_of(folder: str | Path) -> CheckpointReport | None:
         if _is_foreign(path):
             return None
         raise
-    versions = found.get("versions") if isinstance(found, dict) else None
-    if not isinstance(versions, dict) or "llm_pruner" not in versions or found.get("step") in OTHERS:
+    if not manifest.is_ours(found) or found.get("step") in OTHERS:
         return None
     report = from_dict(found, str(path))
     assert isinstance(report, CheckpointReport)

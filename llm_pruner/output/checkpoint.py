@@ -49,7 +49,14 @@ def staged(target: Path, overwrite: bool = False):
 
 
 def write(model, tokenizer, folder: Path, source: str | None = None) -> None:
-    """Write model and generation config as `save_pretrained` does, and the tokenizer."""
+    """Write model and generation config as `save_pretrained` does, and the tokenizer.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer, or None.
+        folder: An empty folder.
+        source: The folder of the model that it was made from, whose tokenizer's files are carried over as they are.
+    """
     if dropped := tidy(model.generation_config):
         logger.warning("the generation config makes no use of its %s, so they are left out", ", ".join(dropped))
     model.save_pretrained(folder)

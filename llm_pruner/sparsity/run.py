@@ -48,7 +48,19 @@ class _Places:
 
 
 def run_one(options: SparsifyOptions, argv: Sequence[str] = (), known: Scores | None = None) -> SparsifyReport:
-    """Apply one recipe to one model; `known` are the dense model's scores where they were measured before."""
+    """Apply one recipe to one model.
+
+    Args:
+        options: What to do.
+        argv: The arguments of the command as they were typed, for the report.
+        known: The dense model's scores, where they were measured before.
+
+    Returns:
+        The report.
+
+    Raises:
+        PrunerError: Whatever fails, with its exit code.
+    """
     recipe, name = options.recipe, options.model[0]
     stopwatch = Stopwatch()
     where = _places(options)
@@ -137,7 +149,16 @@ def _as_loaded(model) -> None:
 
 
 def measured_share(model, recipe, tokens) -> float | None:
-    """Return the share that is kept, of the targeted matrices or of their inputs in a few windows of `tokens`."""
+    """Return the share that is kept: of the targeted matrices, or of their inputs.
+
+    Args:
+        model: The sparse model.
+        recipe: What was made sparse.
+        tokens: LongTensors [length], on a few of which inputs are counted; None where there is no text.
+
+    Returns:
+        The share; None for inputs without text.
+    """
     import torch
 
     if recipe.sparse == names.WEIGHTS:

@@ -24,7 +24,7 @@ from llm_pruner.model.axes import HEADS, HIDDEN, MLP, Layers
 from llm_pruner.model.families import widths_of
 from llm_pruner.model.groups import Group, bias_of, group_of, output_projection
 from llm_pruner.model.layers import inside, layer_number
-from llm_pruner.reconstruction.bias import output_biases, removed_units
+from llm_pruner.reconstruction.bias import output_biases
 from llm_pruner.reconstruction.logits import divergence
 from llm_pruner.reconstruction.tokens import Tokens
 
@@ -90,7 +90,7 @@ def _silent_stream(
     """The last hidden states of the held-out batches when the other units are silent; None for the fitted ones."""
     held = [batch for batch, out in zip(tokens.batches, tokens.held, strict=True) if out]
     hidden = group_of(groups, HIDDEN)
-    gone = removed_units(hidden, kept)
+    gone = torch.tensor(sorted(set(range(hidden.units)) - set(kept[hidden.name])), dtype=torch.long)
     whole = {**kept, hidden.name: list(range(hidden.units))}
     biases = output_biases(groups, whole, dict(model.named_parameters()), means) if means else {}
     for layer in walk(model, held, "baseline", offload=True):
@@ -104,7 +104,7 @@ def _silent_stream(
         for group in groups:
             if group.layer not in (None, layer.index):
                 continue
-            removed = removed_units(group, kept)
+            removed = torch.tensor(sorted(set(range(group.units)) - set(kept[group.name])), dtype=torch.long)
             for member in group.members if len(removed) else ():
                 outside = group.layer is None and layer_number(member.parameter) != layer.index
                 if not outside and member.role != "rmsnorm":

@@ -8,16 +8,6 @@ from llm_pruner.model.axes import HEADS, HIDDEN, MLP
 from llm_pruner.model.groups import Group, bias_of, group_of, output_projection
 
 
-def removed_units(group: Group, kept: Mapping[str, list[int]]) -> torch.Tensor:
-    """Return the units of a group that go, in their order: LongTensor [units].
-
-    Args:
-        group: The group.
-        kept: {group name: indices of the units that stay}.
-    """
-    return torch.tensor(sorted(set(range(group.units)) - set(kept[group.name])), dtype=torch.long)
-
-
 @torch.no_grad()
 def output_biases(
     groups: Iterable[Group],
@@ -48,7 +38,8 @@ def output_biases(
             member = output_projection(group)
             weight = parameters[member.parameter]
             weight = weight.T if member.dim == 0 else weight
-            columns = member.positions(removed_units(group, kept)).to(weight.device)
+            removed = torch.tensor(sorted(set(range(group.units)) - set(kept[group.name])), dtype=torch.long)
+            columns = member.positions(removed).to(weight.device)
             mean = means[member.parameter].to(weight.device, torch.float32)[columns]
             bias = weight.index_select(1, columns).float() @ mean
             biases[bias_of(member.parameter)] = bias[rows.to(weight.device)]

@@ -70,7 +70,12 @@ class Prose:
         return _decoded(_content(self._file, self.where), self.where) if self.text is None else self.text
 
     def piece(self, start: int, size: int) -> str:
-        """Return what is there from `start` on, without the characters, or the word, that are cut at its ends."""
+        """Return a piece of the text, without the characters, or the word, that are cut at its ends.
+
+        Args:
+            start: In characters, or bytes in a file.
+            size: Likewise.
+        """
         if self.text is None:
             with open(self._file, "rb") as file:
                 file.seek(start)
@@ -126,7 +131,12 @@ def calibration_text(name: str | None, model: str, usual: str = "wikitext2") -> 
 
 
 def window_length(config, length: int) -> int:
-    """Return how many tokens a window has: `length`, at most as many as the model has positions for."""
+    """Return how many tokens a window has.
+
+    Args:
+        config: The model's configuration: there are no more than it has positions.
+        length: How many are asked for.
+    """
     return min(length, getattr(config, "max_position_embeddings", None) or length)
 
 

@@ -73,7 +73,11 @@ def compared(before: Scores, after: Scores) -> dict[str, Measured]:
 
 
 def text_to_score(name: str | None, model: str) -> str | None:
-    """Return the name of the evaluation data, the usual one where none is given; None for `none`.
+    """Return the name of the evaluation data; None for no text.
+
+    Args:
+        name: A data set, a file or `none`; None for the usual one.
+        model: The name of the model that is scored.
 
     Raises:
         UsageError: There is no such data.

@@ -22,7 +22,7 @@ class Criterion:
 
     Attributes:
         name: What `--importance` calls it.
-        needs: Which statistics it is computed from, of calibration.statistics.NEEDS.
+        needs: Which statistics it is computed from, of calibration.needs.NEEDS.
         axes: The axes that it is defined for.
         sequential: Whether every layer is measured behind the pruned layers before it.
         calibration: The text that it was published with.

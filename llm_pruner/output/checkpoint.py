@@ -33,7 +33,18 @@ STOPS = (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM
 
 @contextlib.contextmanager
 def staged(target: Path, overwrite: bool = False):
-    """Make a folder beside `target` that takes its place when the block ends, and vanishes when it fails."""
+    """Make a folder beside a target that takes its place when the block ends, and vanishes when it fails.
+
+    Args:
+        target: The folder to publish.
+        overwrite: Whether a checkpoint of this program may be replaced.
+
+    Yields:
+        The folder to write to.
+
+    Raises:
+        RunError: Writing fails, or the place is taken.
+    """
     target = Path(os.path.realpath(target))
     with _staging(target) as staging:
         try:

@@ -78,6 +78,10 @@ def dense_perplexity(report: CheckpointReport | None, evaluation: Evaluation | N
     """Return the first dense model's perplexity on a text, in windows of the same length and number.
 
     None where no run of the chain has measured that: that of a pruned model is another thing.
+
+    Args:
+        report: Of the checkpoint.
+        evaluation: The text.
     """
     if report is None or evaluation is None:
         return None
@@ -97,7 +101,12 @@ def _is_same_text(one: Evaluation | None, other: Evaluation) -> bool:
 
 
 def layers_of(report: CheckpointReport | None, count: int) -> list[int] | None:
-    """Return the first dense model's layer that each of a checkpoint's `count` layers was; None if it is not known."""
+    """Return the first dense model's layer that each layer of a checkpoint was; None where that is not known.
+
+    Args:
+        report: Of the checkpoint.
+        count: How many layers it has.
+    """
     kept: list[int] | None = None
     for step in steps(report):
         if not isinstance(step, PruneReport):

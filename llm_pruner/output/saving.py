@@ -59,7 +59,15 @@ def save(
 
 
 def write_report(folder: Path, report: Made) -> Made:
-    """Write report.json, report.html and the model card of a checkpoint; the report returned lists its files."""
+    """Write report.json, report.html and the model card of a checkpoint.
+
+    Args:
+        folder: The checkpoint.
+        report: Of the run that made it.
+
+    Returns:
+        The report, with the list of the checkpoint's files.
+    """
     traceback = bool(report.options.get("traceback"))
     draw(folder / "README.md", lambda: card(report), traceback)
     draw(folder / "report.html", lambda: page([report]), traceback)

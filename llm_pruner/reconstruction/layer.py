@@ -192,7 +192,15 @@ class Work:
         return lambda: module(self.here(self.pruned[batch]), *arguments, **options)
 
     def push(self, module: nn.Module, stream: list[torch.Tensor]) -> None:
-        """Fill `stream` with the output of a layer, batch by batch: no two streams more than there have to be."""
+        """Fill a stream with the output of a layer, batch by batch: no two streams more than there have to be.
+
+        Args:
+            module: The layer, which is run on the pruned stream.
+            stream: Hidden states for each batch; each is replaced.
+
+        Raises:
+            RunError: An output is not finite.
+        """
         for batch, hidden in enumerate(stream):
             output = self.run(module, batch)().to(hidden.dtype)
             if not torch.isfinite(output).all():

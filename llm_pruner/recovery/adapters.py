@@ -23,7 +23,16 @@ def projections(model) -> dict[str, str]:
 
 
 def with_adapters(model, options: RecoverOptions):
-    """Return `model` as a PEFT model of which only the adapters train. UsageError for targets that it does not have."""
+    """Return a model as one of PEFT's, of which only the adapters train.
+
+    Args:
+        model: A causal language model.
+        options: Of the recovery: rank, alpha, dropout, targets, seed.
+
+    Raises:
+        UsageError: The model does not have one of the targets.
+        RunError: PEFT is not there.
+    """
     check_installed()
     from peft import LoraConfig, get_peft_model
     from transformers.pytorch_utils import Conv1D

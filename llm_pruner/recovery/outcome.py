@@ -64,7 +64,12 @@ def outcome(
 
 
 def share(dense: float | None, perplexity: Measured[float]) -> float | None:
-    """Return the share of the gap in log-perplexity to the dense model that was closed; None where it is not known."""
+    """Return the share of the gap in log-perplexity to the dense model that was closed; None where it is not known.
+
+    Args:
+        dense: The dense model's perplexity.
+        perplexity: Of the pruned model, before and after.
+    """
     before, after = perplexity.before, perplexity.after
     if not dense or not before or not after or not all(map(math.isfinite, (dense, before, after))) or before <= dense:
         return None

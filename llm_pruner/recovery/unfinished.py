@@ -44,7 +44,15 @@ class Mark:
 
 
 def outputs(options: RecoverOptions, found: Sources) -> tuple[Path, Path]:
-    """Return (where the checkpoint goes, where unfinished work is kept). UsageError when that cannot be."""
+    """Return where the checkpoint goes, and where unfinished work is kept.
+
+    Args:
+        options: Of the recovery, as they were given.
+        found: The sources of the run.
+
+    Raises:
+        UsageError: One of the two cannot be written.
+    """
     source = found.student
     name = options.save_model or f"{options.model.rstrip('/')}-recovered"
     if not options.save_model and not os.path.isdir(source):
@@ -77,7 +85,12 @@ def key_of(found: Sources, options: RecoverOptions, folder: str) -> str:
 
 
 def go_on(folder: Path, key: str) -> list[int]:
-    """Return the steps that the run in `folder` has gone on from so far. If it was another run, its work is removed."""
+    """Return the steps that a run has gone on from so far; the work of another run is removed.
+
+    Args:
+        folder: Where unfinished work is kept.
+        key: Of this run, see `key_of`.
+    """
     state = read_state(folder / KEY, STATE)
     resumed = state.get("resumed_at", [])
     if state.get("key") != key:

@@ -195,7 +195,12 @@ def _through(layer: Layer, stream: Sequence[torch.Tensor]) -> list[torch.Tensor]
 
 
 def layers_of(model: nn.Module, targets: Sequence[str]) -> list[list[str]]:
-    """Return the names among `targets` that are in each decoder layer."""
+    """Return, for each decoder layer, the targets that are in it.
+
+    Args:
+        model: A causal language model.
+        targets: Names of linear layers.
+    """
     own_names = {module: name for name, module in model.named_modules()}
     return [[name for name in targets if name.startswith(f"{own_names[layer]}.")] for layer in decoder_layers(model)]
 

@@ -16,7 +16,7 @@ from measure import HostMemory, keep
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from llm_pruner.calibration.activations import collect
-from llm_pruner.calibration.statistics import ABSOLUTE, CONTRIBUTION, MOMENTS
+from llm_pruner.calibration.needs import ABSOLUTE, CONTRIBUTION, MOMENTS
 from llm_pruner.model.trace import trace_groups
 
 SMALL = {"hidden_size": 1024, "intermediate_size": 2816, "num_attention_heads": 16, "num_key_value_heads": 8}

@@ -179,10 +179,26 @@ def markdown(result: dict) -> str:
     def ours(key: str) -> str:
         return f"{value(key)} ({share[key]:.2f})"
 
+    def of_part(name: str) -> list[str]:
+        key = f"llama-6m | half | {name}"
+        return [name, f"{runs[key]['kl']:.3f}", value(key)]
+
+    def of_width(model: str, ratio: float) -> list[str]:
+        key = f"{model} | every width {ratio}"
+        parameters = runs[f"{key} | reconstruct"]["parameters"]
+        scores = [value(f"{model} | dense"), value(f"{key} | magnitude"), ours(f"{key} | reconstruct")]
+        return [model, ratio, f"{parameters:,}", *scores]
+
+    def of_whole(model: str) -> list[str]:
+        key = f"{model} | whole {WHOLE}"
+        found = runs[f"{key} | reconstruct"]
+        scores = [value(f"{key} | magnitude"), ours(f"{key} | reconstruct")]
+        return [model, f"{found['parameters']:,}", *scores, shape_in_words(found)]
+
     models = ["llama-6m", *CONFIGS]
     lines = table(
         ["llama-6m, half of the heads and neurons gone", "KL on held-out text", "perplexity"],
-        *([name, f"{runs[key]['kl']:.3f}", value(key)] for name in PARTS for key in [f"llama-6m | half | {name}"]),
+        *map(of_part, PARTS),
     )
     lines += table(
         ["", "removed", "dense", *PUBLISHED, *OURS],
@@ -196,23 +212,11 @@ def markdown(result: dict) -> str:
     )
     lines += table(
         ["", "every width", "parameters", "dense", "magnitude", "reconstruct"],
-        *(
-            [model, ratio, f"{runs[f'{key} | reconstruct']['parameters']:,}", value(f"{model} | dense")]
-            + [value(f"{key} | magnitude"), ours(f"{key} | reconstruct")]
-            for model in models
-            for ratio in WIDTHS
-            for key in [f"{model} | every width {ratio}"]
-        ),
+        *(of_width(model, ratio) for model in models for ratio in WIDTHS),
     )
     lines += table(
         ["", f"{WHOLE:.0%} of all parameters gone", "magnitude", "reconstruct", "hidden, heads, kv, neurons × layers"],
-        *(
-            [model, f"{found['parameters']:,}", value(f"{key} | magnitude"), ours(f"{key} | reconstruct")]
-            + [shape_in_words(found)]
-            for model in models
-            for key in [f"{model} | whole {WHOLE}"]
-            for found in [runs[f"{key} | reconstruct"]]
-        ),
+        *map(of_whole, models),
     )
     return "\n".join(lines)
 

@@ -29,4 +29,5 @@ print(f"dense: perplexity {dense:.3f}")
 for permutation in (False, True):
     model = AutoModelForCausalLM.from_pretrained(DEMO, dtype=torch.float32)
     llm_pruner.sparsify(model, llm_pruner.Recipe(n=8, m=16, permutation=permutation), prompts)
-    print(f"8:16{' with permutation' * permutation}: perplexity {llm_pruner.perplexity(model, scored):.3f}")
+    name = "8:16 with permutation" if permutation else "8:16"
+    print(f"{name}: perplexity {llm_pruner.perplexity(model, scored):.3f}")

@@ -5,9 +5,12 @@ Nothing here fails: what cannot be encoded is escaped, and where nobody listens 
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from llm_pruner.errors import redact
+
+LIVE, LOGGED = 0.2, 10.0  # seconds between two states of a progress bar, on a terminal and in a log file
 
 
 class _Steady:
@@ -84,6 +87,21 @@ def quiet() -> None:
     theirs.set_verbosity_error()
     if not sys.stderr.isatty():
         theirs.disable_progress_bar()
+
+
+def progress(items: Iterable[Any] | None = None, **named: Any) -> Any:
+    """Return a progress bar of tqdm, which goes when it is done.
+
+    It is shown only where the work takes long: on a terminal as it goes, in a log file as a line now and then.
+
+    Args:
+        items: What is gone through; None where the caller counts itself.
+        named: Fields of tqdm's: desc, unit, total.
+    """
+    from tqdm.auto import tqdm
+
+    interval = LIVE if sys.stderr.isatty() else LOGGED
+    return tqdm(items, delay=2, leave=False, mininterval=interval, **named)
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:

@@ -10,7 +10,7 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -120,13 +120,28 @@ def write_text(path: Path, text: str) -> None:
     write_whole(path, write)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON as `write_whole`, indented."""
-    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+def write_json(path: Path, value: Any, default: Callable[[Any], Any] | None = None) -> None:
+    """Write JSON as `write_whole`, indented.
+
+    Args:
+        path: The file.
+        value: What is written.
+        default: Gives what is written in place of a value that JSON does not have; None where that is an error.
+    """
+    write_text(path, json.dumps(value, indent=2, allow_nan=False, default=default) + "\n")
 
 
 def check_regular(path: Path, what: str, error: type[PrunerError] = UsageError) -> None:
-    """Raise `error` unless `path` is a regular file: a pipe would be waited for, and a device never ends."""
+    """Raise an error unless `path` is a regular file: a pipe would be waited for, and a device never ends.
+
+    Args:
+        path: The file.
+        what: What it is, for the message: "`plan`", "config.json of the model".
+        error: The exception to raise.
+
+    Raises:
+        PrunerError: `error`.
+    """
     try:
         mode = os.stat(path).st_mode
     except (OSError, ValueError) as reason:
@@ -162,10 +177,17 @@ def read_text(path: Path, what: str, most: int = SMALL, error: type[PrunerError]
 def read_json(
     path: Path, what: str, most: int = SMALL, error: type[PrunerError] = UsageError, unique: bool = False
 ) -> Any:
-    """Return the value in a JSON file, as `read_text` reads it; `unique`: no mapping may have a field twice.
+    """Return the value in a JSON file.
+
+    Args:
+        path: The file.
+        what: What it is, for the message.
+        most: So many bytes it may have.
+        error: The exception to raise.
+        unique: Whether no mapping may have a field twice.
 
     Raises:
-        PrunerError: `error`, with the line, for what is no JSON or is nested deeper than DEPTH.
+        PrunerError: `error`, as of `read_text`, and with the line for what is no JSON or is nested deeper than DEPTH.
     """
     text = read_text(path, what, most, error)
     try:
@@ -205,21 +227,41 @@ def _inside(value: list | dict) -> list:
     return list(value.values()) if isinstance(value, dict) else value
 
 
+def _blocks(path: Path, size: int) -> Iterator[bytes]:
+    """Blocks of a file of so many bytes: all of it, up to 32 MiB."""
+    with open(path, "rb") as file:
+        for start in range(0, size, max(BLOCK, size // BLOCKS)):
+            file.seek(start)
+            yield file.read(BLOCK)
+
+
 def fingerprint(path: Path) -> str:
     """Return a digest of a file's size and of blocks of it: of all of it, up to 32 MiB."""
     size = path.stat().st_size
     digest = hashlib.sha256(str(size).encode())
-    with open(path, "rb") as file:
-        for start in range(0, size, max(BLOCK, size // BLOCKS)):
-            file.seek(start)
-            digest.update(file.read(BLOCK))
+    for block in _blocks(path, size):
+        digest.update(block)
     return digest.hexdigest()[:32]
+
+
+def key_of(parts: Mapping[str, Any]) -> str:
+    """Return one hash of all that a run's result is made from: equal parts, equal key.
+
+    Args:
+        parts: {name: value}, of values that are JSON; others count by their text.
+    """
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def read_state(path: Path, schema: Mapping[str, Rule], version: int = 1) -> dict[str, Any]:
     """Return what an unfinished run left in `path`; {} where there is nothing that can be used.
 
     A file that is damaged, or of another version, is set aside as `<name>.damaged`, and a warning says so.
+
+    Args:
+        path: The file.
+        schema: {field: what it may hold}; every field has to be there.
+        version: Of the format.
     """
     if not os.path.lexists(path):
         return {}
@@ -245,7 +287,16 @@ def set_aside(path: Path) -> Path:
 
 
 def write_state(path: Path, state: Mapping[str, Any], version: int = 1) -> None:
-    """Keep the state of an unfinished run, whole or not at all, for `read_state`."""
+    """Keep the state of an unfinished run, whole or not at all, for `read_state`.
+
+    Args:
+        path: The file.
+        state: The fields of its schema.
+        version: Of the format.
+
+    Raises:
+        OSError: The file cannot be written; what was there is still there.
+    """
     write_json(path, {"version": version, **state})
 
 
@@ -268,10 +319,8 @@ def checkpoint_digest(source: str, folder: str | Path) -> str:
         elif path.suffix in (".safetensors", ".bin") and path.is_file():
             size = path.stat().st_size
             digest.update(f"{path.name} {size}".encode())
-            with open(path, "rb") as file:
-                for start in range(0, size, max(BLOCK, size // BLOCKS)):
-                    file.seek(start)
-                    digest.update(file.read(BLOCK))
+            for block in _blocks(path, size):
+                digest.update(block)
     return digest.hexdigest()[:16]
 
 

@@ -22,10 +22,12 @@ def whole(low: int = 0, high: int | None = None) -> Rule:
 
 def number(low: float = -math.inf, high: float = math.inf, above: bool = False) -> Rule:
     """Return the rule for a finite number in [low, high], or in (low, high] with `above`."""
-    words = [f"{'above' if above else 'of at least'} {low:g}"] * (low > -math.inf) + [f"at most {high:g}"] * (
-        high < math.inf
-    )
-    legal = " ".join(["a finite number", " and ".join(words)]).strip()
+    bounds = []
+    if low > -math.inf:
+        bounds.append(f"above {low:g}" if above else f"of at least {low:g}")
+    if high < math.inf:
+        bounds.append(f"at most {high:g}")
+    legal = " ".join(["a finite number", " and ".join(bounds)]).strip()
 
     def rule(value: Any) -> str | None:
         if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:

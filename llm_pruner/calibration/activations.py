@@ -4,21 +4,17 @@ Added up in float32 per batch and float64 across batches, on the device the laye
 """
 
 import contextlib
-import logging
 from collections.abc import Callable, Collection, Iterable, Sequence
 
 import torch
 
 from llm_pruner.calibration.hooks import Hooks
 from llm_pruner.calibration.layerwise import not_finite, walk
-from llm_pruner.calibration.statistics import ABSOLUTE, CONTRIBUTION, MOMENTS
-from llm_pruner.errors import RunError, is_out_of_memory
+from llm_pruner.calibration.memory import halved, tokens_for
+from llm_pruner.calibration.needs import ABSOLUTE, CONTRIBUTION, MOMENTS
 from llm_pruner.model.axes import HEADS, MLP
 from llm_pruner.model.groups import Group, output_projection
 
-logger = logging.getLogger(__name__)
-
-TOKENS = {"cuda": 16_384, "cpu": 4_096}  # per batch
 Changed = Callable[[int, "dict[str, Inputs]"], contextlib.AbstractContextManager]
 
 
@@ -142,23 +138,16 @@ def with_batches(model, prompts: Sequence[torch.Tensor], function: Callable):
     Raises:
         RunError: Memory does not hold a single prompt.
     """
-    tokens = TOKENS.get(model.device.type, TOKENS["cpu"])
-    while True:
-        try:
-            return function(batches_of(prompts, tokens))
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            longest = max(map(len, prompts))
-            if tokens < longest:
-                raise RunError(
-                    f"{len(prompts)} calibration prompts of up to {longest} tokens do not fit in memory; "
-                    "use a smaller `nsamples` or `calibration_seq_len`"
-                ) from error
-        tokens //= 2
-        logger.warning("out of memory; going on with batches of %d tokens", tokens)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+    longest = max(map(len, prompts), default=0)
+    too_large = (
+        f"{len(prompts)} calibration prompts of up to {longest} tokens do not fit in memory; "
+        "use a smaller `nsamples` or `calibration_seq_len`"
+    )
+
+    def run(tokens: int):
+        return function(batches_of(prompts, tokens))
+
+    return halved(run, tokens_for(model), longest, "batches of {} tokens", too_large)
 
 
 def collect(

@@ -70,7 +70,12 @@ class Prose:
         return _decoded(_content(self._file, self.where), self.where) if self.text is None else self.text
 
     def piece(self, start: int, size: int) -> str:
-        """Return what is there from `start` on, without the characters, or the word, that are cut at its ends."""
+        """Return a piece of the text, without the characters, or the word, that are cut at its ends.
+
+        Args:
+            start: In characters, or bytes in a file.
+            size: Likewise.
+        """
         if self.text is None:
             with open(self._file, "rb") as file:
                 file.seek(start)
@@ -97,6 +102,42 @@ def check_name(name: str, known: tuple[str, ...] = DATASETS, what: str = "evalua
     if not os.path.lexists(path):
         raise UsageError(f"{what} data {name!r} is neither a file nor a data set; {did_you_mean(name, known)}")
     check_regular(path, f"{what} data")
+
+
+def usual_text(*models: str | None, other: str = "wikitext2") -> str:
+    """Return the text for models where none is named: the demo model's own, where that is among them.
+
+    Args:
+        models: Names of models, as they were given.
+        other: The text for any other model.
+    """
+    return "demo" if "demo" in models else other
+
+
+def calibration_text(name: str | None, model: str, usual: str = "wikitext2") -> str:
+    """Return the name of the calibration text.
+
+    Args:
+        name: A data set or a file; None for the usual one.
+        model: The name of the model that is calibrated.
+        usual: The text that the method was published with.
+
+    Raises:
+        UsageError: There is no such data set or file.
+    """
+    name = name or usual_text(model, other=usual)
+    check_name(name, CALIBRATION, "calibration")
+    return name
+
+
+def window_length(config, length: int) -> int:
+    """Return how many tokens a window has.
+
+    Args:
+        config: The model's configuration: there are no more than it has positions.
+        length: How many are asked for.
+    """
+    return min(length, getattr(config, "max_position_embeddings", None) or length)
 
 
 def load_text(name: str, tokenizer=None) -> str:
@@ -253,7 +294,7 @@ def check_enough(found: int, needed: int, where: str, option: str) -> None:
 
 
 def _tokens(number: int) -> str:
-    return f"{number:,} token{'s' * (number != 1)}"
+    return f"{number:,} token" if number == 1 else f"{number:,} tokens"
 
 
 def c4_documents(option: str = "calibration_data"):
@@ -390,7 +431,7 @@ def evaluation_windows(name: str, tokenizer, config, max_seq_len: int) -> "torch
         UsageError: As in `load_text` and `token_windows`; RunError likewise.
     """
     config = config.get_text_config()
-    length = min(max_seq_len, getattr(config, "max_position_embeddings", None) or max_seq_len)
+    length = window_length(config, max_seq_len)
     text = load_text(name, tokenizer)
     return token_windows(text, tokenizer, length, config.vocab_size, f"the evaluation text {name}")
 

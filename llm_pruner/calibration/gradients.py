@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import nn
-from tqdm.auto import tqdm
 
 from llm_pruner.calibration.layerwise import Layer, not_finite, replaced_layers, walk
 from llm_pruner.calibration.weights import Weights
+from llm_pruner.console import progress
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def weight_gradient_products(model, batches: Sequence[torch.Tensor]) -> dict[str
 
         upstream = _through_end(model, batches, layers[-1].outputs, gradients, outside.values())
         gradients.finish(name for name, parameter in outside.items() if parameter not in tied)
-        for layer in tqdm(layers[::-1], desc="gradients", unit="layer", delay=2, leave=False):
+        for layer in progress(layers[::-1], desc="gradients", unit="layer"):
             own = set(layer.module.parameters())
             upstream = _through_layer(layer, upstream, gradients, own)
             gradients.finish(name for name, parameter in named.items() if parameter in own)
@@ -153,7 +153,7 @@ def _through_end(model, batches, stream, gradients, parameters) -> list[torch.Te
     The model itself computes the logits, with every layer giving back the stream; one prompt at a time.
     """
     upstream = []
-    for batch, hidden in zip(tqdm(batches, desc="loss", unit="batch", delay=2, leave=False), stream, strict=True):
+    for batch, hidden in zip(progress(batches, desc="loss", unit="batch"), stream, strict=True):
         rows = []
         for prompt, row in zip(batch.split(1), hidden.split(1), strict=True):
             row = row.detach().requires_grad_()

@@ -1,4 +1,4 @@
-"""Hooks on modules that are gone when their context ends, whatever happens in it."""
+"""Hooks on modules, and other forwards in place of theirs, that are gone when their context ends, whatever happens."""
 
 import contextlib
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from torch import nn
 
 
 class Hooks(contextlib.ExitStack):
-    """A context in which modules are observed.
+    """A context in which modules are observed, or compute something else.
 
     Example:
         with Hooks() as hooks:
@@ -37,3 +37,21 @@ class Hooks(contextlib.ExitStack):
             observe: Takes the output. What it returns takes the output's place, unless it is None.
         """
         self.callback(module.register_forward_hook(lambda _, __, output: observe(output)).remove)
+
+    def replace(self, module: nn.Module, forward: Callable[..., Any]) -> None:
+        """Make a module compute something else than its own.
+
+        Args:
+            module: The module.
+            forward: What it computes.
+        """
+        self.callback(_restore, module, module.__dict__.get("forward"))
+        module.forward = forward
+
+
+def _restore(module: nn.Module, forward: Callable[..., Any] | None) -> None:
+    """Give a module its own forward again: of its class, unless it had one on the instance, which accelerate sets."""
+    if forward is None:
+        del module.forward
+    else:
+        module.forward = forward

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 
 from llm_pruner.calibration.hooks import Hooks
 from llm_pruner.calibration.weights import Weights
+from llm_pruner.console import progress
 from llm_pruner.errors import RunError
 from llm_pruner.model.layers import decoder_layers
 
@@ -161,7 +161,7 @@ def walk(model, batches: Sequence[torch.Tensor], label: str = "calibrate", offlo
         stream.append(offloaded(hidden) if offload else hidden)
         called.append(arguments)
     del hidden  # the last one would stay where the model is
-    for index, module in enumerate(tqdm(decoder_layers(model), desc=label, unit="layer", delay=2, leave=False)):
+    for index, module in enumerate(progress(decoder_layers(model), desc=label, unit="layer")):
         layer = Layer(index, module, stream, [arguments[index] for arguments in called], offload=offload)
         if offload:
             layer.arguments = send_to_device(layer.arguments, layer.device)
@@ -200,15 +200,7 @@ def replaced_layers(model, forward):
         model: The model.
         forward: What every layer computes.
     """
-    layers = decoder_layers(model)
-    own = [layer.__dict__.get("forward") for layer in layers]  # accelerate sets one on the instance
-    for layer in layers:
-        layer.forward = forward
-    try:
+    with Hooks() as hooks:
+        for layer in decoder_layers(model):
+            hooks.replace(layer, forward)
         yield
-    finally:
-        for layer, saved in zip(layers, own, strict=True):
-            if saved is None:
-                del layer.forward
-            else:
-                layer.forward = saved

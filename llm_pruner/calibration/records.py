@@ -78,7 +78,15 @@ class Records:
         return Records(self.kind, found, self.where)
 
     def parts(self, number: int, tokenizer=None) -> list[Part]:
-        """Return the text of a record of Alpaca's or a chat, in parts that are learned and parts that are not."""
+        """Return the text of a record of Alpaca's or a chat, in parts that are learned and parts that are not.
+
+        Args:
+            number: The record's, from 0.
+            tokenizer: Its chat template, if it has one, spells a chat.
+
+        Raises:
+            UsageError: The record does not go with the template.
+        """
         record = self.of[number]
         if self.kind == ALPACA:
             template = WITH_INPUT if record["input"] else WITHOUT_INPUT
@@ -148,7 +156,15 @@ def _reason(error: Exception) -> str:
 
 
 def checked(records: Sequence[Any], where: str) -> Records:
-    """Return the records as what they are. UsageError, with its number, for one that is of no known or another kind."""
+    """Return records as what they are.
+
+    Args:
+        records: What a file or a data set holds.
+        where: Its name, for messages.
+
+    Raises:
+        UsageError: A record, which the message numbers, is of no known kind, or of another one than the first.
+    """
     kind = _kind(records[0]) or ""  # of no known kind, the first record ends it below
     own = {TEXT: _text, ALPACA: _alpaca, CHAT: _chat}
     found = []

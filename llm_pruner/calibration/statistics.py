@@ -1,7 +1,4 @@
-"""What criteria are computed from: statistics of weights, activations and gradients, by the names that criteria use.
-
-`moments`, `absolute` and `contribution` are statistics of what the output projections of a layer are given.
-"""
+"""What criteria are computed from: statistics of weights, activations and gradients, and the text they are of."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,11 +8,6 @@ if TYPE_CHECKING:
     from llm_pruner.calibration.activations import Inputs
     from llm_pruner.calibration.gradients import Products
     from llm_pruner.calibration.weights import Weights
-
-MOMENTS, ABSOLUTE, CONTRIBUTION = "moments", "absolute", "contribution"
-ACTIVATIONS = (MOMENTS, ABSOLUTE, CONTRIBUTION)
-WEIGHTS, GRADIENTS = "weights", "gradients"
-NEEDS = (WEIGHTS, *ACTIVATIONS, GRADIENTS)
 
 
 @dataclass(frozen=True)

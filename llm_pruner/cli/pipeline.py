@@ -5,15 +5,12 @@ pipeline.json: from which inputs every output was made.
 """
 
 import contextlib
-import hashlib
-import json
 import os
 import shlex
 import signal
 import subprocess
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 from llm_pruner import validation
@@ -25,12 +22,13 @@ from llm_pruner.errors import PlanError, RunError, UsageError, VerificationError
 from llm_pruner.files import (
     checkpoint_digest,
     fingerprint,
+    key_of,
     read_state,
     set_aside,
     text_digest,
+    write_json,
     write_state,
     write_text,
-    write_whole,
 )
 from llm_pruner.model import loading
 from llm_pruner.output import manifest, reports
@@ -40,7 +38,7 @@ from llm_pruner.output.page import page
 from llm_pruner.output.places import check_apart, inputs_of
 from llm_pruner.output.reports import CheckpointReport, EvaluateReport, PipelineReport, RecoverReport
 from llm_pruner.output.reports import Stage as Ran
-from llm_pruner.output.saving import draw, write_json
+from llm_pruner.output.saving import draw
 
 STATE = "pipeline.json"
 OUTPUT = {"prune": PRUNED, "recover": RECOVERED, "evaluate": EVALUATION}
@@ -124,7 +122,7 @@ def _key(stage: str, values: dict, folder: Path, options: PipelineOptions, sourc
     parts["inputs"] = [options.model, checkpoint_digest(source, loading.fetch(source))]
     parts["inputs"] += [checkpoint_digest(str(folder / name), folder / name) for name in models[stage]]
     parts["version"] = __version__
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+    return key_of(parts)
 
 
 def _state(folder: Path) -> dict:
@@ -237,10 +235,11 @@ def _summary(folder: Path, stages: list[Ran], options: PipelineOptions, argv: Se
         command=typed(argv, "llm-pruner pipeline"),
     )
     log(f"\n{aligned(_rows(summary))}")
-    write_whole(_own(folder, "summary.json"), partial(write_json, report=summary))
+    write_json(_own(folder, "summary.json"), summary.to_dict(), default=str)
     file = _own(folder, "report.html")
     drawn = draw(file, lambda: page([*made.values()], evaluation), options.traceback)
-    log(f"saved {folder / 'summary.json'}{f' and {file}' * drawn}")
+    page_too = f" and {file}" if drawn else ""
+    log(f"saved {folder / 'summary.json'}{page_too}")
     return summary
 
 

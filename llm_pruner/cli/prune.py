@@ -4,14 +4,14 @@ options → request, method → draft of config.json          --dry_run stops he
 → texts → model → perplexity → method.prune → perplexity → staged, verified, published → report
 """
 
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from llm_pruner.calibration import data
-from llm_pruner.calibration.statistics import WEIGHTS, Calibration
+from llm_pruner.calibration.needs import WEIGHTS
+from llm_pruner.calibration.statistics import Calibration
 from llm_pruner.cli.messages import with_flags
 from llm_pruner.cli.requests import (
     SCORING,
@@ -301,11 +301,9 @@ def _outlined(method: Method, made: Draft) -> Decision:
 
 def _calibration(options: PruneOptions, method: Method, config) -> Calibration:
     """The calibration text that the options name, else the method's. UsageError for a name that is nothing."""
-    longest = getattr(config, "max_position_embeddings", None) or sys.maxsize
     usual = method.calibration
-    name = options.calibration_data or ("demo" if options.model == "demo" else usual.data)
-    length = min(options.calibration_seq_len or usual.seq_len, longest)
-    data.check_name(name, data.CALIBRATION, "calibration")
+    name = data.calibration_text(options.calibration_data, options.model, usual.data)
+    length = data.window_length(config, options.calibration_seq_len or usual.seq_len)
     return Calibration(name, options.nsamples or usual.nsamples, length)
 
 
@@ -455,7 +453,7 @@ def _check_against(made: Draft, model) -> None:
     transformers unties an lm_head that a checkpoint stores beside the embeddings it is declared to share.
     """
     expected = made.traced.counter.total(made.traced.counter.full)
-    parameters = sum(p.numel() for p in model.parameters())
+    parameters = size_of(model).parameters
     if parameters != expected:
         raise RunError(
             f"the checkpoint has {parameters:,} parameters, its config.json says {expected:,}; "

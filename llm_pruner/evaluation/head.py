@@ -4,11 +4,10 @@ What a class does behind its lm_head (scales, caps, a bias of its own) is its ow
 here. While the model is called, the part of it that gives the hidden states gives back those that are there already.
 """
 
-import contextlib
-
 import torch
 from torch import nn
 
+from llm_pruner.calibration.hooks import Hooks
 from llm_pruner.errors import is_out_of_memory
 
 PREFIX = 16  # tokens that a part is tried on
@@ -63,22 +62,9 @@ def logits_of(model, body: nn.Module, output, ids: torch.Tensor, hidden: torch.T
         given = (hidden, *output[1:])
     else:
         given = type(output)(**{**output, "last_hidden_state": hidden})
-    with replaced_forward(body, lambda *_, **__: given):
+    with Hooks() as hooks:
+        hooks.replace(body, lambda *_, **__: given)
         return model(input_ids=ids, use_cache=False).logits
-
-
-@contextlib.contextmanager
-def replaced_forward(module: nn.Module, forward):
-    """Make a module compute `forward` instead of its own, as long as the context lasts."""
-    own = module.__dict__.get("forward")  # accelerate sets one on the instance
-    module.forward = forward
-    try:
-        yield
-    finally:
-        if own is None:
-            del module.forward
-        else:
-            module.forward = own
 
 
 def _parts(model) -> list[nn.Module]:

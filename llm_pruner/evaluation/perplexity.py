@@ -1,21 +1,19 @@
 """Perplexity over windows, by the model's own logits, of which as few are held at a time as its class allows."""
 
-import logging
 import math
-import sys
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from tqdm.auto import tqdm
 
 from llm_pruner.calibration.layerwise import cause_of_nan
-from llm_pruner.errors import RunError, UsageError, is_out_of_memory
+from llm_pruner.calibration.memory import halved, tokens_for
+from llm_pruner.console import progress
+from llm_pruner.errors import UsageError
 from llm_pruner.evaluation.head import body_of, hidden_states, logits_of
 
-logger = logging.getLogger(__name__)
-
 LOGITS = 2**25  # float32 logits held at a time: 128 MiB
-TOKENS = {"cuda": 16_384, "cpu": 4_096}  # tokens per forward pass to start with
 
 
 @torch.no_grad()
@@ -44,35 +42,39 @@ def perplexity(model, windows: torch.Tensor, batch_size: int | None = None, labe
             f"{len(windows)} windows of {length} tokens have no next token to predict; windows of at least 2 are "
             "needed: `max_seq_len`, and max_position_embeddings in config.json"
         )
-    batch = batch_size or max(1, TOKENS.get(model.device.type, 4_096) // length)
-    scorer, total, done = None, 0.0, 0
-    interval = 0.2 if sys.stderr.isatty() else 10  # a log file wants few lines
-    bar = tqdm(total=len(windows), desc=label, unit="window", delay=2, leave=False, mininterval=interval)
-    with bar as progress:
-        while done < len(windows):
-            some = windows[done : done + batch]
-            try:
-                scorer = scorer or Scorer(model, windows[0])
-                loss = scorer.summed_loss(some)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                if batch == 1:
-                    raise RunError(
-                        f"a window of {length} tokens does not fit in memory; use a smaller `max_seq_len`"
-                    ) from error
-                batch //= 2
-                logger.warning("out of memory; going on with %d windows per batch", batch)
-                if torch.cuda.is_available():
-                    torch.cuda.empty_cache()
-                continue
-            if math.isnan(loss):
-                raise cause_of_nan(model, some, f"{label} is not a number")
-            total += loss
-            progress.update(len(some))
-            done += batch
+    with progress(total=len(windows), desc=label, unit="window") as bar:
+        losses = _Losses(model, windows, label, bar)
+        batch = batch_size or max(1, tokens_for(model) // length)
+        too_large = f"a window of {length} tokens does not fit in memory; use a smaller `max_seq_len`"
+        total = halved(losses.added_up, batch, 2, "{} windows per batch", too_large)
     mean = total / (len(windows) * (length - 1))
     return math.exp(mean) if mean < 700 else math.inf
+
+
+@dataclass
+class _Losses:
+    """The summed losses of windows, which are kept where memory runs out."""
+
+    model: Any
+    windows: torch.Tensor
+    label: str
+    bar: Any
+    scorer: "Scorer | None" = None
+    total: float = 0.0
+    done: int = 0
+
+    def added_up(self, batch: int) -> float:
+        """Score the windows that are left, so many at a time, and return the sum for all."""
+        while self.done < len(self.windows):
+            some = self.windows[self.done : self.done + batch]
+            self.scorer = self.scorer or Scorer(self.model, self.windows[0])
+            loss = self.scorer.summed_loss(some)
+            if math.isnan(loss):
+                raise cause_of_nan(self.model, some, f"{self.label} is not a number")
+            self.total += loss
+            self.bar.update(len(some))
+            self.done += batch
+        return self.total
 
 
 class Scorer:

@@ -3,7 +3,6 @@
 import gc
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from llm_pruner.output import places
 from llm_pruner.output.conditions import Stopwatch, conditions
 from llm_pruner.output.page import page
 from llm_pruner.output.reports import EvaluatedModel, EvaluateReport, Mode, Ratio, Speed, TextScore
-from llm_pruner.output.saving import draw, write_json
+from llm_pruner.output.saving import draw, save_report
 
 PROGRAM = "llm-pruner evaluate"
 
@@ -80,9 +79,9 @@ def evaluate(options: EvaluateOptions, argv: Sequence[str] = ()) -> EvaluateRepo
     log(tables(made))
     if path:
         beside = path.with_suffix(".html")
-        places.write_files({path: partial(write_json, report=made)})
+        save_report(path, made)
         drawn = draw(beside, lambda: page([], made), options.traceback)
-        log(f"saved {path}{f' and {beside}' * drawn}")
+        log(f"saved {path} and {beside}" if drawn else f"saved {path}")
     return made
 
 
@@ -144,7 +143,7 @@ def _sources(options: EvaluateOptions) -> tuple[dict[str, str], str]:
 
 
 def _texts(options: EvaluateOptions) -> list[str]:
-    given = options.eval_data or ("demo" if "demo" in (*options.model, options.dense) else "wikitext2",)
+    given = options.eval_data or (data.usual_text(*options.model, options.dense),)
     if given == ("none",):
         return []
     for name in given:

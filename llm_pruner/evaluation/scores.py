@@ -39,7 +39,14 @@ class Measurement:
     seed: int = 0
 
     def of(self, model: Any, tokenizer: Any, side: str, stopwatch: Stopwatch) -> Scores:
-        """Score a model; `side` is "before" or "after", for the console and the stopwatch."""
+        """Score a model.
+
+        Args:
+            model: A causal language model in evaluation mode.
+            tokenizer: Its tokenizer, for tasks.
+            side: "before" or "after", for the console and the stopwatch.
+            stopwatch: Of the run.
+        """
         value = answers = None
         if self.windows is not None:
             with stopwatch(f"evaluate {side}"):
@@ -66,12 +73,16 @@ def compared(before: Scores, after: Scores) -> dict[str, Measured]:
 
 
 def text_to_score(name: str | None, model: str) -> str | None:
-    """Return the name of the evaluation data, the usual one where none is given; None for `none`.
+    """Return the name of the evaluation data; None for no text.
+
+    Args:
+        name: A data set, a file or `none`; None for the usual one.
+        model: The name of the model that is scored.
 
     Raises:
         UsageError: There is no such data.
     """
-    name = name or ("demo" if model == "demo" else "wikitext2")
+    name = name or data.usual_text(model)
     if name == "none":
         return None
     data.check_name(name)
@@ -81,7 +92,18 @@ def text_to_score(name: str | None, model: str) -> str | None:
 def windows_of(
     name: str | None, model: str, tokenizer: Any, config: Any, length: int, stride: int = 1
 ) -> tuple[Any, Evaluation | None]:
-    """Return the token windows of a text, every `stride`-th of them, and what a report tells of them.
+    """Return the token windows of a text, and what a report tells of them.
+
+    Args:
+        name: A data set or a file; None for no text.
+        model: The model's name, for the message.
+        tokenizer: Its tokenizer, or None.
+        config: Its configuration.
+        length: Tokens of a window, at most.
+        stride: One window of so many is taken.
+
+    Returns:
+        LongTensor [windows, tokens] and the report's field; (None, None) for no text.
 
     Raises:
         RunError: The model has no tokenizer.

@@ -13,7 +13,6 @@ resident memory; None where it is not known (only Linux tells).
 
 import ctypes
 import inspect
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -22,10 +21,10 @@ from statistics import median
 from typing import NamedTuple
 
 import torch
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, StaticLayer
 
+from llm_pruner.console import progress
 from llm_pruner.errors import UsageError, computing
 from llm_pruner.model.size import size_of
 
@@ -78,8 +77,7 @@ def measure(
         if _gpus(model):
             generate(runs[name]["eager"], new_tokens)  # each capture made the allocator give its memory back
     order = [name for turn in range(repeats) for name in turn_of(list(models), turn)]
-    interval = 0.2 if sys.stderr.isatty() else 10  # a log file wants few lines
-    for name in tqdm(order, desc="speed", unit="run", delay=2, leave=False, mininterval=interval):
+    for name in progress(order, desc="speed", unit="run"):
         for mode, steps in runs[name].items():
             prefill, choice, decode = generate(steps, new_tokens)[1]
             values = (batch_size * prompt_len / prefill, batch_size * (new_tokens - 1) / decode, prefill + choice)

@@ -3,7 +3,8 @@
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from llm_pruner.calibration.statistics import NEEDS, WEIGHTS, Calibration, Statistics
+from llm_pruner.calibration.needs import NEEDS
+from llm_pruner.calibration.statistics import Calibration, Statistics
 from llm_pruner.errors import UsageError, did_you_mean, shown
 from llm_pruner.model.axes import HEADS, KV_HEADS, MLP, PRUNABLE, Axis
 from llm_pruner.model.groups import Group, output_projection
@@ -21,7 +22,7 @@ class Criterion:
 
     Attributes:
         name: What `--importance` calls it.
-        needs: Which statistics it is computed from, of calibration.statistics.NEEDS.
+        needs: Which statistics it is computed from, of calibration.needs.NEEDS.
         axes: The axes that it is defined for.
         sequential: Whether every layer is measured behind the pruned layers before it.
         calibration: The text that it was published with.
@@ -63,11 +64,6 @@ class Criterion:
     def options(self) -> dict[str, Any]:
         """The criterion's options and their values."""
         return {own.name: getattr(self, own.name) for own in fields(self)}
-
-    @property
-    def calibrated(self) -> bool:
-        """Whether it needs calibration text."""
-        return bool(self.needs - {WEIGHTS})
 
     def scores_of(self, group: Group) -> int:
         """Return how many scores the group gets."""

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from llm_pruner.calibration.statistics import Statistics
+from llm_pruner.console import progress
 from llm_pruner.errors import RunError, computing
 from llm_pruner.importance.criterion import Criterion
 from llm_pruner.model.groups import Group
@@ -61,10 +62,9 @@ def score(groups: Iterable[Group], criterion: Criterion, statistics: Statistics)
         RunError: A score is not finite.
     """
     import torch
-    from tqdm.auto import tqdm
 
     scores = {}
-    for group in tqdm(groups, desc=f"score by {criterion.name}", unit="group", delay=2, leave=False):
+    for group in progress(groups, desc=f"score by {criterion.name}", unit="group"):
         with computing(f"scoring {group.name} by {criterion.name}", "try `device=cpu`"):
             values = criterion.score(group, statistics).float().cpu()
         if values.dim() != 1 or len(values) % group.units or not torch.isfinite(values).all():

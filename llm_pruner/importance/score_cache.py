@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
 FORMAT = "llm_pruner.scores/1"
 MEAN = "mean/"
-BLOCK, BLOCKS = 65_536, 512  # so many blocks of so many bytes, spread over a weight file, tell it from others
 
 
 def save(path: Path, key: Mapping, scores: "Mapping[str, torch.Tensor]", means: "Mapping[str, torch.Tensor]") -> None:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from llm_pruner.calibration.activations import collect, with_batches
 from llm_pruner.calibration.gradients import weight_gradient_products
-from llm_pruner.calibration.statistics import ACTIVATIONS, GRADIENTS, MOMENTS, WEIGHTS, Calibration, Statistics
+from llm_pruner.calibration.needs import ACTIVATIONS, GRADIENTS, MOMENTS, WEIGHTS
+from llm_pruner.calibration.statistics import Calibration, Statistics
 from llm_pruner.calibration.weights import Weights
 from llm_pruner.errors import UsageError, did_you_mean
 from llm_pruner.importance import Criterion, criterion_of, score

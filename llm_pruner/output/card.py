@@ -66,7 +66,9 @@ def _done(steps: Sequence[CheckpointReport]) -> list[str]:
 def _sizes(models: Sequence[Model]) -> list[list[str]]:
     names = dict.fromkeys(name for model in models for name in model.widths)
     rows = [[name, *(_width(model.widths.get(name)) for model in models)] for name in names]
-    counts = ["layers"] * (len({model.layers for model in models if model.layers}) > 1) + ["parameters", "bytes"]
+    counts = ["parameters", "bytes"]
+    if len({model.layers for model in models if model.layers}) > 1:
+        counts.insert(0, "layers")
     return rows + [[name, *(wording.known(getattr(model, name)) for model in models)] for name in counts]
 
 

@@ -18,7 +18,7 @@ from markupsafe import Markup, escape
 
 from llm_pruner.output.wording import number
 
-INCHES, POINTS = 5.6, 72
+INCHES = 5.6
 WIDE = 5  # the largest of positive values over the smallest from which an axis is logarithmic
 # Stand-ins, which become the page's own colours, for light and for dark: matplotlib knows no CSS variables.
 INK, SOFT, GRID, GHOST, CARD = "#010101", "#020202", "#030303", "#040404", "#050505"
@@ -124,7 +124,14 @@ def short(value: float) -> str:
 
 @chart(3.2)
 def scatter(axes: Any, points: Sequence[tuple[str, float, float, int]], x_title: str, y_title: str) -> None:
-    """Draw points (name in the legend, x, y, colour); a name that comes again is in the legend once."""
+    """Draw points.
+
+    Args:
+        axes: Of matplotlib.
+        points: (name in the legend, x, y, number of the colour); a name that comes again is in the legend once.
+        x_title: Under the axis.
+        y_title: Beside the axis.
+    """
     seen: set[str] = set()
     for label, x, y, colour in points:
         axes.scatter([x], [y], s=45, color=SERIES[colour], edgecolor=CARD, label=None if label in seen else label)
@@ -141,7 +148,17 @@ def curve(
     axes: Any, points: Sequence[tuple[float, float]], colour: int, style: str, x_title: str, y_title: str,
     levels: Sequence[tuple[str, float, int]] = (),
 ) -> None:  # fmt: skip
-    """Draw a line in a style of matplotlib's; NaN is a gap. `levels` (name, y, colour) go all across."""
+    """Draw a line.
+
+    Args:
+        axes: Of matplotlib.
+        points: (x, y); NaN is a gap.
+        colour: Its number.
+        style: Of matplotlib, such as "o-".
+        x_title: Under the axis; "layer" for an axis of whole numbers.
+        y_title: Beside the axis.
+        levels: (name, y, number of the colour) of lines that go all across.
+    """
     axes.plot(*zip(*points), style, color=SERIES[colour], markersize=4)
     for name, value, level in levels:
         axes.axhline(value, color=SERIES[level], linestyle="--", label=name)
@@ -153,7 +170,15 @@ def curve(
 
 @chart(2.4)
 def columns(axes: Any, before: Sequence[int], after: Sequence[int], y_title: str, colour: int = 1) -> None:
-    """Draw a column for each layer: `after` inside the outline of `before`, which is empty where a layer is gone."""
+    """Draw a column for each layer, inside the outline of what it was.
+
+    Args:
+        axes: Of matplotlib.
+        before: A number for each layer.
+        after: Likewise; 0 where the layer is gone.
+        y_title: Beside the axis.
+        colour: Its number.
+    """
     places = range(len(before))
     axes.bar(places, before, width=0.84, color=GHOST, label="before")
     axes.bar(places, after, width=0.6, color=SERIES[colour], label="after")
@@ -164,7 +189,13 @@ def columns(axes: Any, before: Sequence[int], after: Sequence[int], y_title: str
 
 @chart(2.6)
 def boxes(axes: Any, rows: Sequence[Sequence[float]], y_title: str) -> None:
-    """Draw a box for each layer's seven quantiles: all (thin), 10 to 90 % (thick), 25 to 75 % (box), the median."""
+    """Draw a box for each layer: all (thin), 10 to 90 % (thick), 25 to 75 % (box), the median.
+
+    Args:
+        axes: Of matplotlib.
+        rows: The seven quantiles of each layer, of `importance.selection.QUANTILES`.
+        y_title: Beside the axis.
+    """
     layers, quantiles = range(len(rows)), list(zip(*rows))
     least, low, q25, middle, q75, high, most = quantiles
     axes.vlines(layers, least, most, color=SOFT, linewidth=0.8)
@@ -185,7 +216,15 @@ def boxes(axes: Any, rows: Sequence[Sequence[float]], y_title: str) -> None:
 
 @chart(3.0)
 def bars(axes: Any, groups: Sequence[str], series: Sequence[Bars], x_title: str, inches: float = 3.0) -> None:
-    """Draw horizontal bars in groups, the first group on top, with the value behind each."""
+    """Draw horizontal bars in groups, the first group on top, with the value behind each.
+
+    Args:
+        axes: Of matplotlib.
+        groups: Their names.
+        series: A bar in each group.
+        x_title: Under the axis.
+        inches: The height, of which `chart` sets the figure's.
+    """
     height = 0.8 / len(series)
     for place, own in enumerate(series):
         known = [(group, value) for group, value in enumerate(own.values) if value is not None]

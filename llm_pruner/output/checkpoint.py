@@ -17,6 +17,7 @@ import tempfile
 import threading
 from pathlib import Path
 
+from llm_pruner.calibration.data import window_length
 from llm_pruner.errors import RunError, VerificationError
 from llm_pruner.files import exchange, rename_to_free, spelled, sync, sync_all
 from llm_pruner.model.checkpoint_files import tidy
@@ -32,7 +33,18 @@ STOPS = (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM
 
 @contextlib.contextmanager
 def staged(target: Path, overwrite: bool = False):
-    """Make a folder beside `target` that takes its place when the block ends, and vanishes when it fails."""
+    """Make a folder beside a target that takes its place when the block ends, and vanishes when it fails.
+
+    Args:
+        target: The folder to publish.
+        overwrite: Whether a checkpoint of this program may be replaced.
+
+    Yields:
+        The folder to write to.
+
+    Raises:
+        RunError: Writing fails, or the place is taken.
+    """
     target = Path(os.path.realpath(target))
     with _staging(target) as staging:
         try:
@@ -48,7 +60,14 @@ def staged(target: Path, overwrite: bool = False):
 
 
 def write(model, tokenizer, folder: Path, source: str | None = None) -> None:
-    """Write model and generation config as `save_pretrained` does, and the tokenizer."""
+    """Write model and generation config as `save_pretrained` does, and the tokenizer.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer, or None.
+        folder: An empty folder.
+        source: The folder of the model that it was made from, whose tokenizer's files are carried over as they are.
+    """
     if dropped := tidy(model.generation_config):
         logger.warning("the generation config makes no use of its %s, so they are left out", ", ".join(dropped))
     model.save_pretrained(folder)
@@ -136,7 +155,7 @@ def _probe(model):
     import torch
 
     config = model.config.get_text_config()
-    length = min(16, getattr(config, "max_position_embeddings", None) or 16)
+    length = window_length(config, 16)
     return torch.randint(config.vocab_size, (2, length), generator=torch.Generator().manual_seed(0))
 
 

@@ -33,6 +33,7 @@ class Stopwatch:
 
 def peak_memory() -> dict[str, int]:
     """Return the most memory that this process has held so far, in bytes: `host`, and `device` where there is a GPU."""
+    # Only systems like Unix have it; the rest of this module is of use without it.
     import resource
 
     import torch

@@ -12,7 +12,7 @@ from typing import Any
 
 from llm_pruner.errors import UsageError
 from llm_pruner.files import check_regular, read_json
-from llm_pruner.output.manifest import REPORT
+from llm_pruner.output import manifest
 from llm_pruner.output.reports import CheckpointReport, Evaluation, PruneReport, RecoverReport, from_dict
 
 LONGEST = 24  # steps that a report tells of: JSON is nested once for each
@@ -26,7 +26,7 @@ def report_of(folder: str | Path) -> CheckpointReport | None:
         UsageError: It is broken: no JSON, too large or too deep, of another schema version, or a field of it, or of a
             report in it, is illegal.
     """
-    path = Path(folder, REPORT)
+    path = Path(folder, manifest.REPORT)
     if not os.path.lexists(path):
         return None
     check_regular(path, "the checkpoint's")
@@ -36,8 +36,7 @@ def report_of(folder: str | Path) -> CheckpointReport | None:
         if _is_foreign(path):
             return None
         raise
-    versions = found.get("versions") if isinstance(found, dict) else None
-    if not isinstance(versions, dict) or "llm_pruner" not in versions or found.get("step") in OTHERS:
+    if not manifest.is_ours(found) or found.get("step") in OTHERS:
         return None
     report = from_dict(found, str(path))
     assert isinstance(report, CheckpointReport)
@@ -79,6 +78,10 @@ def dense_perplexity(report: CheckpointReport | None, evaluation: Evaluation | N
     """Return the first dense model's perplexity on a text, in windows of the same length and number.
 
     None where no run of the chain has measured that: that of a pruned model is another thing.
+
+    Args:
+        report: Of the checkpoint.
+        evaluation: The text.
     """
     if report is None or evaluation is None:
         return None
@@ -98,7 +101,12 @@ def _is_same_text(one: Evaluation | None, other: Evaluation) -> bool:
 
 
 def layers_of(report: CheckpointReport | None, count: int) -> list[int] | None:
-    """Return the first dense model's layer that each of a checkpoint's `count` layers was; None if it is not known."""
+    """Return the first dense model's layer that each layer of a checkpoint was; None where that is not known.
+
+    Args:
+        report: Of the checkpoint.
+        count: How many layers it has.
+    """
     kept: list[int] | None = None
     for step in steps(report):
         if not isinstance(step, PruneReport):

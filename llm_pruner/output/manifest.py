@@ -8,6 +8,7 @@ import contextlib
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from llm_pruner import validation
 from llm_pruner.errors import PrunerError
@@ -34,8 +35,14 @@ def entries(folder: Path) -> Iterator[str]:
             yield path.name
 
 
+def is_ours(found: Any) -> bool:
+    """Return whether what a JSON file holds is a report of this program, of whatever schema version."""
+    versions = found.get("versions") if isinstance(found, dict) else None
+    return isinstance(versions, dict) and "llm_pruner" in versions
+
+
 def of_checkpoint(folder: Path) -> dict[str, str] | None:
-    """Return the list in a checkpoint's report.json; None where there is none."""
+    """Return the list in a checkpoint's report.json, of whatever schema version; None where there is none."""
     try:
         report = read_json(folder / REPORT, REPORT)
         validation.check(report, {"files": validation.mapping}, REPORT, required=("files",))
@@ -45,7 +52,13 @@ def of_checkpoint(folder: Path) -> dict[str, str] | None:
 
 
 def foreign(folder: Path, known: Mapping[str, str], but: tuple[str, ...] = ()) -> list[str]:
-    """Return the entries of the folder that are not `known`, or not what they were; those in `but` may be anything."""
+    """Return the entries of a folder that are not known, or are no longer what they were.
+
+    Args:
+        folder: The folder.
+        known: {path inside the folder: digest}.
+        but: Paths that may be anything.
+    """
     return [name for name in entries(folder) if name not in but and not _is(folder / name, known.get(name))]
 
 
@@ -61,7 +74,16 @@ def is_whole_checkpoint(folder: Path) -> bool:
 
 
 def remove(folder: Path, known: Mapping[str, str], but: tuple[str, ...] = ()) -> list[str]:
-    """Remove what is known, or named in `but`, and the folder once it is empty. Returns what is left."""
+    """Remove what is known, and the folder once it is empty.
+
+    Args:
+        folder: The folder.
+        known: {path inside the folder: digest}; a file that is something else by now stays.
+        but: Paths that go whatever they are.
+
+    Returns:
+        What is left.
+    """
     stays = set(foreign(folder, known, but))
     for name in [name for name in entries(folder) if name not in stays]:
         (folder / name).unlink()

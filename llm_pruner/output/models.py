@@ -54,7 +54,12 @@ def steps_of(reports: Iterable[CheckpointReport]) -> list[CheckpointReport]:
 
 
 def models_of(steps: Sequence[CheckpointReport], evaluation: EvaluateReport | None = None) -> list[Model]:
-    """Return the models before and after each step, then those of the evaluation that are none of them."""
+    """Return the models before and after each step, then those of the evaluation that are none of them.
+
+    Args:
+        steps: The reports of the runs that made them, the first one first.
+        evaluation: Of some of them, and perhaps of others.
+    """
     models: list[Model] = []
     for step, text in zip(steps, texts_of(steps)):
         if not models:

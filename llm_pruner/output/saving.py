@@ -1,6 +1,5 @@
 """The one way in which a run saves: staged, written, verified, reported, published."""
 
-import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -8,8 +7,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from llm_pruner.console import log
-from llm_pruner.errors import is_out_of_disk
-from llm_pruner.files import sync_all, write_text, write_whole
+from llm_pruner.errors import RunError, is_out_of_disk
+from llm_pruner.files import sync_all, write_json, write_text
 from llm_pruner.output import checkpoint, manifest
 from llm_pruner.output.card import card
 from llm_pruner.output.conditions import Stopwatch
@@ -60,19 +59,38 @@ def save(
 
 
 def write_report(folder: Path, report: Made) -> Made:
-    """Write report.json, report.html and the model card of a checkpoint; the report returned lists its files."""
+    """Write report.json, report.html and the model card of a checkpoint.
+
+    Args:
+        folder: The checkpoint.
+        report: Of the run that made it.
+
+    Returns:
+        The report, with the list of the checkpoint's files.
+    """
     traceback = bool(report.options.get("traceback"))
     draw(folder / "README.md", lambda: card(report), traceback)
     draw(folder / "report.html", lambda: page([report]), traceback)
     report = replace(report, files=manifest.listed(folder, but=(manifest.REPORT,)))  # what another run may replace
     sync_all(folder)  # first: once the report is on the disk, so is all that it lists
-    write_whole(folder / manifest.REPORT, lambda path: write_json(path, report))
+    write_json(folder / manifest.REPORT, report.to_dict(), default=str)
     return report
 
 
-def write_json(path: Path, report: Report) -> None:
-    """Write a report as JSON. A value of an odd type is no reason to lose what the report is about."""
-    path.write_text(json.dumps(report.to_dict(), indent=2, allow_nan=False, default=str) + "\n", encoding="utf-8")
+def save_report(path: Path, report: Report) -> None:
+    """Write a report as JSON, whole or not at all. A value of an odd type is no reason to lose it.
+
+    Args:
+        path: The file.
+        report: The report.
+
+    Raises:
+        RunError: The file cannot be written.
+    """
+    try:
+        write_json(path, report.to_dict(), default=str)
+    except OSError as error:
+        raise RunError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def draw(path: Path, content: Callable[[], str], traceback: bool = False) -> bool:
@@ -95,9 +113,6 @@ def draw(path: Path, content: Callable[[], str], traceback: bool = False) -> boo
     except Exception as error:
         if is_out_of_disk(error):
             raise
-        reason = (str(error).splitlines() or [""])[0]
-        logger.warning(
-            "%s could not be drawn (%s); everything else is there", path.name,
-            f"{type(error).__name__}{', ' * bool(reason)}{reason}", exc_info=traceback,
-        )  # fmt: skip
+        reason = ", ".join([type(error).__name__, *str(error).splitlines()[:1]])
+        logger.warning("%s could not be drawn (%s); everything else is there", path.name, reason, exc_info=traceback)
         return False

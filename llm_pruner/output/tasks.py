@@ -33,7 +33,13 @@ def is_accuracy(metric: str) -> bool:
 
 
 def value_of(scores: Scores, task: str, metric: str) -> tuple[float | None, float | None]:
-    """Return (the value, its standard error), each None where it is not known."""
+    """Return (the value, its standard error), each None where it is not known.
+
+    Args:
+        scores: Of one model.
+        task: The name of the task.
+        metric: The name of the metric, with its filter behind a comma.
+    """
     row = scores.get(task) or {}
     name, comma, filtered = metric.partition(",")
     error = row.get(f"{name}_stderr{comma}{filtered}")
@@ -41,7 +47,13 @@ def value_of(scores: Scores, task: str, metric: str) -> tuple[float | None, floa
 
 
 def cell(scores: Scores, task: str, metric: str) -> str:
-    """Return the value with its standard error; accuracies in percent."""
+    """Return the value with its standard error as text; accuracies in percent.
+
+    Args:
+        scores: Of one model.
+        task: The name of the task.
+        metric: The name of the metric, with its filter behind a comma.
+    """
     value, error = value_of(scores, task, metric)
     if value is None:
         return UNKNOWN

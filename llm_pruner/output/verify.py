@@ -25,7 +25,14 @@ def lacks(error: Exception) -> bool:
 
 
 def reload(folder: str, probe: str, out: str, device: str) -> None:
-    """Load the checkpoint in `folder` and write its logits for `probe` to `out`."""
+    """Load a checkpoint and write its logits.
+
+    Args:
+        folder: The checkpoint.
+        probe: A safetensors file with `input_ids`, [prompts, tokens].
+        out: The safetensors file to write `logits` to, float32 [prompts, tokens, vocabulary].
+        device: Of torch, or `auto` for several.
+    """
     if json.loads(Path(folder, "config.json").read_text(encoding="utf-8")).get("quantization_config"):
         sys.path.insert(0, str(Path(__file__).parents[2]))
         import llm_pruner  # noqa: F401

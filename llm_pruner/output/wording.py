@@ -71,7 +71,7 @@ def span(values: int | list[int] | None) -> str:
 
 def plural(count: int, noun: str) -> str:
     """Return a number of things: 1 model, 3 models."""
-    return f"{count:,} {noun}{'s' * (count != 1)}"
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def anything(value: Any) -> str:

@@ -14,7 +14,8 @@ import torch
 from llm_pruner.calibration.activations import collect
 from llm_pruner.calibration.hooks import Hooks
 from llm_pruner.calibration.layerwise import Layer, walk
-from llm_pruner.calibration.statistics import MOMENTS, Statistics
+from llm_pruner.calibration.needs import MOMENTS
+from llm_pruner.calibration.statistics import Statistics
 from llm_pruner.calibration.weights import Weights
 from llm_pruner.errors import RunError, computing
 from llm_pruner.importance import criterion_of, score

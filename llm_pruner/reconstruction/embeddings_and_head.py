@@ -76,22 +76,23 @@ def set_end(
         place(new, f"{name}.weight", theirs.weight.data.float()[:1])
         if getattr(theirs, "bias", None) is not None:
             place(new, f"{name}.bias", theirs.bias.data.float()[:1])
-        fitted = [hidden for hidden, out in zip(dense, held, strict=True) if not out]
-        set_norm(norm, norm_scale(fitted, basis, is_layer_norm(theirs)), width, offset)
+        streams = [hidden for hidden, out in zip(dense, held, strict=True) if not out]
+        set_norm(norm, norm_scale(streams, basis, is_layer_norm(theirs)), width, offset)
     elif tied or not least_squares:
         return
     else:
         norm = copy.deepcopy(theirs).float()
-    sums = [Moments(is_layer_norm(theirs)) for _ in range(2)]
+    fitted, held_out = Moments(is_layer_norm(theirs)), Moments(is_layer_norm(theirs))
     for batch, out in enumerate(held):
-        sums[out].add(norm(pruned[batch].to(device).float()), theirs(dense[batch].to(device)))
+        sums = held_out if out else fitted
+        sums.add(norm(pruned[batch].to(device).float()), theirs(dense[batch].to(device)))
     if tied:
-        slope, intercept = _projected(sums[0], basis / factor)
+        slope, intercept = _projected(fitted, basis / factor)
         _set_diagonal(norm, slope, intercept, offset)
     else:
-        prior = _prior(theirs, basis, width, offset, sums[0].intercept)
-        weight = fit(sums[0], sums[1], prior).weight if least_squares else prior
-        if sums[0].intercept:
+        prior = _prior(theirs, basis, width, offset, fitted.intercept)
+        weight = fit(fitted, held_out, prior).weight if least_squares else prior
+        if fitted.intercept:
             weight, shift = weight[:, :-1], weight[:, -1]
             if norm.bias is not None:
                 _move_bias(new, name, norm, theirs, norm_bias(weight, shift), basis is not None)

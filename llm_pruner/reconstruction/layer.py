@@ -77,51 +77,52 @@ def reconstruct_layer(
     if work.basis is not None:
         rotate_layer(wide, dense, groups, work.basis, offset)
     attention, mlp = parts_of(groups, dense.index)
-    done = Outcome({}, {})
+    kept: dict[str, list[int]] = {}
+    fits: dict[str, str] = {}
     direct = work.writes_directly(attention, mlp) and settings.stream
     for part in (attention, mlp):
         if settings.least_squares and settings.input_projections:
-            work.fit_input_projections(wide, part, done.fits)
+            fits |= work.fit_input_projections(wide, part)
         moments, held = work.output_moments(wide, part, part is mlp, direct)
         projection = wide.get_submodule(part.output_projection)
         prior = affine(projection)
         normal, right = normal_equations(moments, prior, RIDGE)
-        columns = _choose(normal, right, part, before, after, matrix(projection).shape[1], done.kept)
+        kept |= _choose(normal, right, part, before, after, matrix(projection).shape[1])
+        columns = _columns(part, kept, matrix(projection).shape[1])
         own = torch.cat([columns, torch.tensor([prior.shape[1] - 1])]) if moments.intercept else columns
         own = own.to(prior.device)
         weight = torch.zeros_like(prior)
         if settings.least_squares:
             found = fit(moments.columns(columns), held.columns(columns), prior[:, own], work.dtype)
             weight[:, own] = found.weight.to(weight)
-            done.fits[part.output_projection] = found.kind
+            fits[part.output_projection] = found.kind
         else:
             weight[:, own] = prior[:, own]
         set_affine(projection, weight)
-    fill(small, wide, [g for g in groups if g.layer == dense.index], done.kept)
-    return done
+    fill(small, wide, [g for g in groups if g.layer == dense.index], kept)
+    return Outcome(kept, fits)
 
 
 def _choose(
-    normal: torch.Tensor,
-    right: torch.Tensor,
-    part: Part,
-    before: Widths,
-    after: Widths,
-    inputs: int,
-    kept: dict[str, list[int]],
-) -> torch.Tensor:
-    """Adds the units that stay to `kept`; the columns of the output projection, of `inputs`, that are theirs."""
+    normal: torch.Tensor, right: torch.Tensor, part: Part, before: Widths, after: Widths, inputs: int
+) -> dict[str, list[int]]:
+    """{group name: units that stay}, of a part whose output projection has so many inputs."""
     if MLP in part.groups:
         group = part.groups[MLP]
-        kept[group.name] = keep_neurons(normal, right, group.units, after[MLP])
-        return torch.tensor(kept[group.name])
+        return {group.name: keep_neurons(normal, right, group.units, after[MLP])}
     kv_group, head_group = part.groups[KV_HEADS], part.groups[HEADS]
     width = inputs // head_group.units
     kv_heads, heads = keep_heads(
         normal, right, width, kv_group.units, heads_per_group(before), after[KV_HEADS], heads_per_group(after)
     )
-    kept[kv_group.name], kept[head_group.name] = kv_heads, heads
-    return (torch.tensor(heads)[:, None] * width + torch.arange(width)).flatten()
+    return {kv_group.name: kv_heads, head_group.name: heads}
+
+
+def _columns(part: Part, kept: Mapping[str, list[int]], inputs: int) -> torch.Tensor:
+    """The columns of the output projection, of so many, that read the units that stay."""
+    group = part.groups[MLP if MLP in part.groups else HEADS]
+    width = inputs // group.units
+    return (torch.tensor(kept[group.name])[:, None] * width + torch.arange(width)).flatten()
 
 
 def fill(small: nn.Module, wide: nn.Module, groups: Sequence[Group], kept: Mapping[str, list[int]]) -> None:
@@ -191,7 +192,15 @@ class Work:
         return lambda: module(self.here(self.pruned[batch]), *arguments, **options)
 
     def push(self, module: nn.Module, stream: list[torch.Tensor]) -> None:
-        """Fill `stream` with the output of a layer, batch by batch: no two streams more than there have to be."""
+        """Fill a stream with the output of a layer, batch by batch: no two streams more than there have to be.
+
+        Args:
+            module: The layer, which is run on the pruned stream.
+            stream: Hidden states for each batch; each is replaced.
+
+        Raises:
+            RunError: An output is not finite.
+        """
         for batch, hidden in enumerate(stream):
             output = self.run(module, batch)().to(hidden.dtype)
             if not torch.isfinite(output).all():
@@ -210,28 +219,33 @@ class Work:
         total = self.here(self.dense.stream[0]) + sum(tensor.float() for tensor in given)
         return bool((total - out.float()).norm() <= 0.02 * out.float().norm())
 
-    def fit_input_projections(self, wide: nn.Module, part: Part, notes: dict) -> None:
+    def fit_input_projections(self, wide: nn.Module, part: Part) -> dict[str, str]:
         """Fit the input projections of a part towards their output in the dense layer.
 
         Args:
             wide: The layer, in float32; its projections are changed.
             part: Attention or MLP.
-            notes: Takes {projection: kind of its fit}.
+
+        Returns:
+            {projection: kind of its fit}.
         """
         own, dense = ([m.get_submodule(n) for n in part.input_projections] for m in (wide, self.dense.module))
-        sums = [Moments(own[0].bias is not None) for _ in range(2)]
+        fitted, held_out = Moments(own[0].bias is not None), Moments(own[0].bias is not None)
         for batch, held in enumerate(self.tokens.held):
             _, targets, _ = watch(self.dense_run(batch), outputs=dense)
             inputs, _, _ = watch(self.run(wide, batch), inputs=own[:1])
-            sums[held].add(inputs[0], torch.cat(targets, -1))
+            sums = held_out if held else fitted
+            sums.add(inputs[0], torch.cat(targets, -1))
+        kinds: dict[str, str] = {}
         start = 0
         for name, module in zip(part.input_projections, own, strict=True):
             prior = affine(module)
-            fitted, held_out = (moments.outputs(start, start + len(prior)) for moments in sums)
-            found = fit(fitted, held_out, prior, self.dtype)
+            end = start + len(prior)
+            found = fit(fitted.outputs(start, end), held_out.outputs(start, end), prior, self.dtype)
             set_affine(module, found.weight)
-            notes[name] = found.kind
-            start += len(prior)
+            kinds[name] = found.kind
+            start = end
+        return kinds
 
     def output_moments(self, wide: nn.Module, part: Part, last: bool, direct: bool) -> tuple[Moments, Moments]:
         """Return the (fitted, held-out) moments of the input and the target of an output projection.
@@ -243,7 +257,7 @@ class Work:
             direct: Whether the output is added to the stream as it is.
         """
         projection, dense = (m.get_submodule(part.output_projection) for m in (wide, self.dense.module))
-        sums = [Moments(projection.bias is not None) for _ in range(2)]
+        fitted, held_out = Moments(projection.bias is not None), Moments(projection.bias is not None)
         for batch, held in enumerate(self.tokens.held):
             if direct and last:
                 inputs, given, out = watch(self.run(wide, batch), inputs=[projection], outputs=[projection], whole=True)
@@ -254,5 +268,6 @@ class Work:
                 target = self.toward(given[0])
                 if direct:
                     target = target + self.toward(self.dense.stream[batch]) - self.here(self.pruned[batch])
-            sums[held].add(inputs[0], target, self.weights(batch))
-        return sums[0], sums[1]
+            sums = held_out if held else fitted
+            sums.add(inputs[0], target, self.weights(batch))
+        return fitted, held_out

@@ -10,7 +10,17 @@ from llm_pruner.reconstruction.layer import Outcome
 
 
 def write_layer(folder: Path, index: int, layer: nn.Module, found: Outcome) -> None:
-    """Keep the parameters of a layer, as they are, and what was decided about it in one file."""
+    """Keep the parameters of a layer, as they are, and what was decided about it in one file.
+
+    Args:
+        folder: Of the unfinished work; it is made where it is missing.
+        index: The number of the layer.
+        layer: The layer.
+        found: What was decided.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -20,7 +30,16 @@ def write_layer(folder: Path, index: int, layer: nn.Module, found: Outcome) -> N
 
 
 def read_layer(folder: Path | None, index: int, layer: nn.Module) -> Outcome | None:
-    """Fill `layer` with what `write_layer` kept; None when it kept nothing, or nothing that fits."""
+    """Fill a layer with what `write_layer` kept.
+
+    Args:
+        folder: Of the unfinished work, if it is kept.
+        index: The number of the layer.
+        layer: An empty layer of the shape that is wanted.
+
+    Returns:
+        What was decided about it; None where nothing was kept, or nothing that fits.
+    """
     from safetensors import SafetensorError, safe_open
     from safetensors.torch import load_file
 

@@ -48,7 +48,16 @@ class Planned:
 
     @classmethod
     def of(cls, traced: Traced, form: Form, biases: bool = False) -> "Planned":
-        """Make the plan of a form of the model `traced`. PlanError as in `make_plan`."""
+        """Make the plan of a form of a model.
+
+        Args:
+            traced: The dense model.
+            form: Its widths and layers, and whether its embeddings are untied.
+            biases: Whether the output projections have biases afterwards.
+
+        Raises:
+            PlanError: As in `make_plan`.
+        """
         counter = traced.counter
         dense = Traced.of(untied_config(traced.config), counter.before) if form.untied else traced
         stays = Traced.of(shallow_config(dense.config, form.layers), counter.before) if form.layers else dense

@@ -43,9 +43,9 @@ def basis_of(model, batches: Sequence[torch.Tensor], hidden_size: int, centred: 
     covariance = torch.zeros((model.config.hidden_size,) * 2, dtype=torch.float64)
     for layer in walk(model, batches, "rotation", offload=True):
         layer.run()
-        ends = layer.outputs if layer.index == model.config.num_hidden_layers - 1 else []
+        behind_all = layer.outputs if layer.index == model.config.num_hidden_layers - 1 else []
         sums = torch.zeros(())
-        for hidden in (*layer.stream, *ends):
+        for hidden in (*layer.stream, *behind_all):
             rows = hidden.to(layer.device).reshape(-1, hidden.shape[-1]).float()
             if centred:
                 rows = rows - rows.mean(1, keepdim=True)

@@ -3,11 +3,10 @@
 import warnings
 
 import torch
-from torch import nn
 
 from llm_pruner.config.recover import RecoverOptions
 from llm_pruner.errors import RunError, UsageError, did_you_mean
-from llm_pruner.model.layers import decoder_layers
+from llm_pruner.sparsity.targets import linear_layers
 
 
 def check_installed() -> None:
@@ -20,14 +19,20 @@ def check_installed() -> None:
 
 def projections(model) -> dict[str, str]:
     """Return every linear layer (Conv1D too) inside the decoder layers: full name → its last part, such as q_proj."""
-    from transformers.pytorch_utils import Conv1D
-
-    inside = {id(m) for layer in decoder_layers(model) for m in layer.modules() if isinstance(m, nn.Linear | Conv1D)}
-    return {name: name.rpartition(".")[2] for name, module in model.named_modules() if id(module) in inside}
+    return {name: name.rpartition(".")[2] for name in linear_layers(model)}
 
 
 def with_adapters(model, options: RecoverOptions):
-    """Return `model` as a PEFT model of which only the adapters train. UsageError for targets that it does not have."""
+    """Return a model as one of PEFT's, of which only the adapters train.
+
+    Args:
+        model: A causal language model.
+        options: Of the recovery: rank, alpha, dropout, targets, seed.
+
+    Raises:
+        UsageError: The model does not have one of the targets.
+        RunError: PEFT is not there.
+    """
     check_installed()
     from peft import LoraConfig, get_peft_model
     from transformers.pytorch_utils import Conv1D

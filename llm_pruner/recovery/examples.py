@@ -51,11 +51,22 @@ def windows(ids: torch.Tensor) -> Examples:
 def training_examples(
     name: str, length: int, tokenizer, vocab_size: int, nsamples: int | None = None, seed: int = 0
 ) -> Examples:
-    """Return the training data called `name`, at most `nsamples` of its windows or records, chosen by `seed`.
+    """Return training data.
 
-    Running text is cut into windows of `length` tokens without overlap; records end after `length` tokens, and those
-    of whose response nothing is left are dropped. UsageError for data that is nothing or too short, RunError where a
-    data set cannot be loaded.
+    Running text is cut into windows without overlap; records are cut off, and those of whose response nothing is left
+    are dropped.
+
+    Args:
+        name: A data set or a file.
+        length: Tokens of a window, and of a record at most.
+        tokenizer: The model's.
+        vocab_size: How many tokens the model knows.
+        nsamples: At most so many windows or records; None for all.
+        seed: Of the choice among them.
+
+    Raises:
+        UsageError: There is no such data, it is too short, or has tokens that the model does not know.
+        RunError: The data set cannot be loaded, or there is no tokenizer.
     """
     if tokenizer is None:
         raise RunError("the model has no tokenizer, so there is nothing to train on")

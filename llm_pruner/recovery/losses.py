@@ -6,7 +6,7 @@
   both streams are equally wide; else it is fitted once by least squares, from the teacher's to the pruned model's.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,7 +45,7 @@ class Batch:
     options: Any
 
 
-Loss = Callable[[Batch], torch.Tensor]  # returns the loss of each predicted token, [n]
+# Each takes a Batch and returns the loss of each predicted token, [n].
 LOSSES = Registry(
     "llm_pruner.losses",
     "loss",

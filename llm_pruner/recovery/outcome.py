@@ -13,7 +13,7 @@ from llm_pruner.recovery.sources import Sources
 
 def outcome(
     found: Sources, model: Any, scores: dict[str, Any], evaluation: Evaluation | None, training: dict[str, Any],
-    tokens: int, history: Sequence[dict[str, Any]], conditions: dict[str, Any],
+    tokens: int, history: Sequence[Point], conditions: dict[str, Any],
 ) -> RecoverReport:  # fmt: skip
     """Return the report.
 
@@ -24,7 +24,7 @@ def outcome(
         evaluation: The text of the perplexities.
         training: Of `Training`: windows, steps, minutes, processes, precision, trainable_parameters, resumed_at.
         tokens: In all windows.
-        history: The points of the training, as mappings.
+        history: The points of the training.
         conditions: The fields of `Conditions`.
     """
     options = found.options
@@ -56,7 +56,7 @@ def outcome(
             gradient_accumulation_steps=options.gradient_accumulation_steps,
             **training,
         ),
-        history=[Point(**point) for point in history],
+        history=list(history),
         **scores,
         **told,
         **conditions,
@@ -64,7 +64,12 @@ def outcome(
 
 
 def share(dense: float | None, perplexity: Measured[float]) -> float | None:
-    """Return the share of the gap in log-perplexity to the dense model that was closed; None where it is not known."""
+    """Return the share of the gap in log-perplexity to the dense model that was closed; None where it is not known.
+
+    Args:
+        dense: The dense model's perplexity.
+        perplexity: Of the pruned model, before and after.
+    """
     before, after = perplexity.before, perplexity.after
     if not dense or not before or not after or not all(map(math.isfinite, (dense, before, after))) or before <= dense:
         return None

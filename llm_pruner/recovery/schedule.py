@@ -5,15 +5,16 @@ nothing when either is used up. Seconds count over interruptions.
 """
 
 import math
-import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
+from llm_pruner.console import progress
+from llm_pruner.output.reports import Point
 from llm_pruner.recovery.unfinished import mark_kept, read_mark
 
 POINTS, SCORES = 100, 10  # how often the loss is noted, and perplexity measured, in a whole run
@@ -38,7 +39,7 @@ class Schedule(TrainerCallback):
         self.share = lambda value: value
         self.before = self.progress = self.seconds = 0.0  # before: seconds of the runs that were interrupted
         self.logged = self.scored = self.saved = 0.0
-        self.history: list[dict] = []
+        self.history: list[Point] = []
 
     def rate(self, _step: int = 0) -> float:
         """Return the share of the peak learning rate at this progress: a linear rise, then a cosine to 0."""
@@ -50,16 +51,17 @@ class Schedule(TrainerCallback):
     def go_on(self, folder: Path) -> None:
         """Continue where the checkpoint in `folder` was kept; before the Trainer makes its scheduler."""
         kept = read_mark(folder)
-        self.history, self.before = kept["history"], kept["seconds"]
+        assert kept is not None, "what is gone on from has been read before"
+        self.history, self.before = kept.history, kept.seconds
         self.seconds = self.before
-        self._move(kept["step"])
+        self._move(kept.step)
         self.logged = self.scored = self.progress
 
     def on_save(self, args, state, control, **_):
         PartialState().wait_for_everyone()  # each process writes files of its own
         if state.is_world_process_zero:
-            kept = {"step": state.global_step, "seconds": self.seconds, "history": self.history}
-            mark_kept(Path(args.output_dir, f"checkpoint-{state.global_step}"), kept)
+            folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
+            mark_kept(folder, state.global_step, self.seconds, self.history)
 
     def _move(self, step: int) -> None:
         shares = [step / self.steps, self.seconds / self.limit if self.limit else 0.0]
@@ -68,9 +70,7 @@ class Schedule(TrainerCallback):
     def on_train_begin(self, args, state, control, **_):
         self.started = time.monotonic()
         self.saved = self.seconds
-        interval = 0.2 if sys.stderr.isatty() else 10
-        self.bar = tqdm(total=100, desc="train", unit="%", delay=2, leave=False, mininterval=interval,
-                        disable=not state.is_world_process_zero)  # fmt: skip
+        self.bar = progress(total=100, desc="train", unit="%", disable=not state.is_world_process_zero)
 
     def on_step_end(self, args, state, control, **_):
         self.seconds = self.share(self.before + time.monotonic() - self.started)
@@ -94,16 +94,18 @@ class Schedule(TrainerCallback):
 
     def on_log(self, args, state, control, logs=None, **_):
         logs = logs or {}
-        point = {"step": state.global_step, "seconds": round(self.seconds, 3)}
+        now = Point(round(self.seconds, 3), state.global_step)
         if "loss" in logs:
-            self._note(point | {"loss": logs["loss"], "learning_rate": logs["learning_rate"]})
+            self._note(replace(now, loss=logs["loss"], learning_rate=logs["learning_rate"]))
         if "eval_loss" in logs:
-            self._note(point | {"perplexity": math.exp(min(logs["eval_loss"], 700))})
-            self.bar.set_postfix_str(f"perplexity {self.history[-1]['perplexity']:.2f}")
+            perplexity = math.exp(min(logs["eval_loss"], 700))
+            self._note(replace(now, perplexity=perplexity))
+            self.bar.set_postfix_str(f"perplexity {perplexity:.2f}")
 
-    def _note(self, point: dict) -> None:
-        kind = "loss" if "loss" in point else "perplexity"
-        if not any(kind in one and one["step"] == point["step"] for one in self.history):
+    def _note(self, point: Point) -> None:
+        """Keep a loss, or a perplexity, unless there is one of that step."""
+        noted = {(one.step, one.perplexity is None) for one in self.history}
+        if (point.step, point.perplexity is None) not in noted:
             self.history.append(point)
 
     def on_train_end(self, args, state, control, **_):

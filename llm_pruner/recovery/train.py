@@ -47,6 +47,12 @@ class Recovery(Trainer):
         """Return the sum over the predicted tokens, divided by how many there are in the whole optimiser step.
 
         While the model is being scored it is the text's loss, whatever the training's is.
+
+        Args:
+            model: The student.
+            inputs: A batch of `collate`.
+            return_outputs: Whether the model's outputs are returned too.
+            num_items_in_batch: Predicted tokens of the whole step; None while the model is scored.
         """
         labels = inputs["labels"][:, 1:]
         counted = labels != IGNORED
@@ -79,10 +85,20 @@ def train(
     model, teacher, examples: Examples, scored: Examples | None, layers: list[int], options: RecoverOptions,
     folder: Path, precision: str,
 ) -> tuple[Recovery, Schedule]:  # fmt: skip
-    """Train `model` and return its Trainer, with the unmerged result, and the clock.
+    """Train a model.
 
-    options: with nothing left to default. teacher: a frozen model, or None. scored: windows whose perplexity is noted
-    over time. folder: where unfinished work is kept. precision: no, bf16 or fp16.
+    Args:
+        model: The student, with its adapters where those learn.
+        teacher: A frozen model, whose logits and hidden states are the target; None where the text's are.
+        examples: What is trained on.
+        scored: Windows whose perplexity is noted over time, or None.
+        layers: The teacher's layer that each of the student's was.
+        options: Of the recovery, with nothing left to default.
+        folder: Where unfinished work is kept, and found again.
+        precision: no, bf16 or fp16.
+
+    Returns:
+        The Trainer, with the unmerged result, and the schedule, with the history.
     """
     arguments = TrainingArguments(
         output_dir=str(folder),

@@ -5,15 +5,13 @@ them is complete once it has its mark, schedule.json, with a list of its files: 
 the one before it is taken. Nothing else in the folder is ever removed.
 """
 
-import hashlib
-import json
 import os
 import re
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
 
-from llm_pruner import validation
+from llm_pruner import files, serialisation, validation
 from llm_pruner.config.recover import RecoverOptions
 from llm_pruner.console import is_main, log
 from llm_pruner.errors import UsageError
@@ -21,14 +19,11 @@ from llm_pruner.files import checkpoint_digest, read_state, set_aside, text_dige
 from llm_pruner.model import loading
 from llm_pruner.output import manifest
 from llm_pruner.output.places import check_folder, check_work_folder, inputs_of
+from llm_pruner.output.reports import Amount, Point, Seconds
 from llm_pruner.recovery.sources import Sources
 
 KEY, MARK = "recovery.json", "schedule.json"
 STATE = {"key": validation.text, "resumed_at": validation.list_of(validation.whole())}
-MARKED = {
-    "step": validation.whole(), "seconds": validation.number(0), "history": validation.list_of(validation.mapping),
-    "files": validation.mapping,
-}  # fmt: skip
 ELSEWHERE = ("save_model", "overwrite", "work_dir", "save_minutes", "traceback", "config")  # they change no result
 KEPT = 2  # checkpoints, so that there is an older one when the last is damaged
 OF_TRAINER = (  # what it writes into a checkpoint that a kill left without its mark
@@ -38,8 +33,26 @@ OF_TRAINER = (  # what it writes into a checkpoint that a kill left without its 
 )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Mark:
+    """How far a run was when a checkpoint of it was kept, and the digests of the checkpoint's files."""
+
+    step: Amount
+    seconds: Seconds
+    history: list[Point]
+    files: dict[str, str]
+
+
 def outputs(options: RecoverOptions, found: Sources) -> tuple[Path, Path]:
-    """Return (where the checkpoint goes, where unfinished work is kept). UsageError when that cannot be."""
+    """Return where the checkpoint goes, and where unfinished work is kept.
+
+    Args:
+        options: Of the recovery, as they were given.
+        found: The sources of the run.
+
+    Raises:
+        UsageError: One of the two cannot be written.
+    """
     source = found.student
     name = options.save_model or f"{options.model.rstrip('/')}-recovered"
     if not options.save_model and not os.path.isdir(source):
@@ -55,18 +68,29 @@ def outputs(options: RecoverOptions, found: Sources) -> tuple[Path, Path]:
 
 
 def key_of(found: Sources, options: RecoverOptions, folder: str) -> str:
-    """Return what a recovery is made from, as one hash: only the same one goes on from where it was."""
+    """Return what a recovery is made from, as one hash: only the same one goes on from where it was.
+
+    Args:
+        found: The sources of the run.
+        options: Of the run.
+        folder: Where the student's files are.
+    """
     parts = {name: value for name, value in options.asdict().items() if name not in ELSEWHERE}
     parts["student"] = checkpoint_digest(found.student, folder)
     if found.teacher:
         parts["teacher"] = checkpoint_digest(found.teacher, loading.fetch(found.teacher))
     for name in ("data", "eval_data"):
         parts[name] = text_digest(parts[name])
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+    return files.key_of(parts)
 
 
 def go_on(folder: Path, key: str) -> list[int]:
-    """Return the steps that the run in `folder` has gone on from so far. If it was another run, its work is removed."""
+    """Return the steps that a run has gone on from so far; the work of another run is removed.
+
+    Args:
+        folder: Where unfinished work is kept.
+        key: Of this run, see `key_of`.
+    """
     state = read_state(folder / KEY, STATE)
     resumed = state.get("resumed_at", [])
     if state.get("key") != key:
@@ -85,9 +109,17 @@ def go_on(folder: Path, key: str) -> list[int]:
     return resumed
 
 
-def mark_kept(checkpoint: Path, state: dict[str, Any]) -> None:
-    """Make what the Trainer has written to `checkpoint` one that a run can go on from, and remove old ones."""
-    write_state(checkpoint / MARK, state | {"files": manifest.listed(checkpoint, but=(MARK,))})
+def mark_kept(checkpoint: Path, step: int, seconds: float, history: list[Point]) -> None:
+    """Make what the Trainer has written a checkpoint that a run can go on from, and remove old ones.
+
+    Args:
+        checkpoint: The folder.
+        step: The optimiser steps that are done.
+        seconds: That the run took so far.
+        history: The points of the training so far.
+    """
+    mark = Mark(step, seconds, history, manifest.listed(checkpoint, but=(MARK,)))
+    write_state(checkpoint / MARK, serialisation.plain(mark))
     for old in sorted(_checkpoints(checkpoint.parent), key=_step)[:-KEPT]:
         _remove(old)
 
@@ -98,7 +130,7 @@ def last_kept(folder: Path) -> Path | None:
         if not os.path.lexists(checkpoint / MARK):
             continue  # a kill came before it was complete
         mark = read_mark(checkpoint)
-        if mark and manifest.is_whole(checkpoint, mark["files"]):
+        if mark and manifest.is_whole(checkpoint, mark.files):
             return checkpoint
         if is_main():
             set_aside(checkpoint)
@@ -106,9 +138,11 @@ def last_kept(folder: Path) -> Path | None:
     return None
 
 
-def read_mark(checkpoint: Path) -> dict[str, Any]:
-    """Return what `mark_kept` kept; {} where that is damaged."""
-    return read_state(checkpoint / MARK, MARKED)
+def read_mark(checkpoint: Path) -> Mark | None:
+    """Return what `mark_kept` kept; None where that is damaged."""
+    rules, _ = serialisation.schema(Mark)
+    state = read_state(checkpoint / MARK, rules)
+    return serialisation.read(Mark, state, str(checkpoint / MARK)) if state else None
 
 
 def clear(folder: Path) -> None:
@@ -129,9 +163,11 @@ def clear(folder: Path) -> None:
 
 def _remove(checkpoint: Path) -> None:
     """Removes the files of a checkpoint: those that it lists or, where it is incomplete, a Trainer's by their names."""
-    known = read_mark(checkpoint).get("files") if (checkpoint / MARK).is_file() else None
+    mark = read_mark(checkpoint) if (checkpoint / MARK).is_file() else None
     names = list(manifest.entries(checkpoint))
-    if known is None:
+    if mark:
+        known = set(mark.files)
+    else:
         known = {name for name in names if any(fnmatch(name, pattern) for pattern in (*OF_TRAINER, f"{MARK}*"))}
     manifest.remove(checkpoint, {}, but=tuple(name for name in names if name in known or name.startswith(MARK)))
 

@@ -53,10 +53,20 @@ class Seen:
 def sparsify_activations(
     model, recipe: Recipe, batches: Sequence[torch.Tensor] = (), learning: Learning | None = None
 ) -> dict[str, dict]:
-    """Make the targeted linear layers of `model` sparse in place; {name of the layer: how well it learned}.
+    """Make the targeted linear layers of a model sparse in place.
 
-    batches: LongTensors [prompts, length] of calibration text, for a recipe that needs some. PlanError for targets
-    that mean nothing, RunError for what is not finite.
+    Args:
+        model: A causal language model in evaluation mode.
+        recipe: What is made sparse and how.
+        batches: LongTensors [prompts, length] of calibration text, for a recipe that needs some.
+        learning: How learnable shifts are trained.
+
+    Returns:
+        {decoder layer: its error before and after}, of learnable shifts.
+
+    Raises:
+        PlanError: Targets mean nothing in this model, or it is sparse already.
+        RunError: Something is not finite, or memory runs out.
     """
     check(model, recipe, names.ACTIVATIONS, batches)
     targets = targeted(model, recipe.targets)
@@ -153,8 +163,13 @@ def threshold(sparsity: SparseInput, rows: torch.Tensor, ratio: float) -> torch.
 def permutation(sparsity: SparseInput, rows: torch.Tensor, m: int) -> torch.Tensor:
     """Return an order of the channels [in], int64, in which every m neighbours have strong and weak ones.
 
-    n:m loses most where strong channels are neighbours. The channels are dealt out to the groups by their mean scores
-    on `rows` [n, in], the strongest first, forwards and backwards in turns; a short last group gets the weakest.
+    n:m loses most where strong channels are neighbours. The channels are dealt out to the groups by their mean scores,
+    the strongest first, forwards and backwards in turns; a short last group gets the weakest.
+
+    Args:
+        sparsity: What scores.
+        rows: Inputs [n, in].
+        m: Channels of a group.
     """
     first, *others = (own.sum(0) for own in _scores(sparsity, rows))
     strength = sum(others, first)
@@ -180,7 +195,12 @@ def _through(layer: Layer, stream: Sequence[torch.Tensor]) -> list[torch.Tensor]
 
 
 def layers_of(model: nn.Module, targets: Sequence[str]) -> list[list[str]]:
-    """Return the names among `targets` that are in each decoder layer."""
+    """Return, for each decoder layer, the targets that are in it.
+
+    Args:
+        model: A causal language model.
+        targets: Names of linear layers.
+    """
     own_names = {module: name for name, module in model.named_modules()}
     return [[name for name in targets if name.startswith(f"{own_names[layer]}.")] for layer in decoder_layers(model)]
 

@@ -26,7 +26,7 @@ from llm_pruner.output import checkpoint, lineage, places
 from llm_pruner.output.conditions import Stopwatch, conditions
 from llm_pruner.output.exporters import exporters_called
 from llm_pruner.output.reports import Calibration, Sides, SparsifyReport
-from llm_pruner.output.saving import save, write_json
+from llm_pruner.output.saving import save, save_report
 from llm_pruner.sparsity.columns import by_columns
 from llm_pruner.sparsity.learn import Learning
 from llm_pruner.sparsity.linear import sparse_layers
@@ -48,7 +48,19 @@ class _Places:
 
 
 def run_one(options: SparsifyOptions, argv: Sequence[str] = (), known: Scores | None = None) -> SparsifyReport:
-    """Apply one recipe to one model; `known` are the dense model's scores where they were measured before."""
+    """Apply one recipe to one model.
+
+    Args:
+        options: What to do.
+        argv: The arguments of the command as they were typed, for the report.
+        known: The dense model's scores, where they were measured before.
+
+    Returns:
+        The report.
+
+    Raises:
+        PrunerError: Whatever fails, with its exit code.
+    """
     recipe, name = options.recipe, options.model[0]
     stopwatch = Stopwatch()
     where = _places(options)
@@ -99,7 +111,7 @@ def run_one(options: SparsifyOptions, argv: Sequence[str] = (), known: Scores | 
     else:
         made = report()
     if where.report:
-        places.write_files({where.report: partial(write_json, report=made)})
+        save_report(where.report, made)
         log(f"saved {where.report}")
     return made
 
@@ -137,7 +149,16 @@ def _as_loaded(model) -> None:
 
 
 def measured_share(model, recipe, tokens) -> float | None:
-    """Return the share that is kept, of the targeted matrices or of their inputs in a few windows of `tokens`."""
+    """Return the share that is kept: of the targeted matrices, or of their inputs.
+
+    Args:
+        model: The sparse model.
+        recipe: What was made sparse.
+        tokens: LongTensors [length], on a few of which inputs are counted; None where there is no text.
+
+    Returns:
+        The share; None for inputs without text.
+    """
     import torch
 
     if recipe.sparse == names.WEIGHTS:
@@ -164,8 +185,7 @@ def _calibration(options: SparsifyOptions) -> Calibration | None:
     """The calibration text; None where the recipe needs none."""
     if not options.recipe.needs_text:
         return None
-    name = options.calibration_data or ("demo" if options.model[0] == "demo" else "wikitext2")
-    data.check_name(name, data.CALIBRATION, "calibration")
+    name = data.calibration_text(options.calibration_data, options.model[0])
     return Calibration(redact(name), options.nsamples, options.calibration_seq_len)
 
 
@@ -173,10 +193,10 @@ def _prompts(calibration: Calibration | None, options: SparsifyOptions, tokenize
     if calibration is None:
         return None
     config = config.get_text_config()
-    longest = getattr(config, "max_position_embeddings", None) or options.calibration_seq_len
+    length = data.window_length(config, options.calibration_seq_len)
     return data.calibration_prompts(
-        options.calibration_data or calibration.data, options.nsamples, min(options.calibration_seq_len, longest),
-        options.seed, tokenizer, config.vocab_size,
+        options.calibration_data or calibration.data, options.nsamples, length, options.seed, tokenizer,
+        config.vocab_size,
     )  # fmt: skip
 
 

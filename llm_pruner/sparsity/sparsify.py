@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 
-from llm_pruner.calibration.activations import TOKENS, batches_of
+from llm_pruner.calibration.activations import batches_of
+from llm_pruner.calibration.memory import tokens_for
 from llm_pruner.config.recipe import WEIGHTS, Recipe
 from llm_pruner.sparsity.calibration import sparsify_activations
 from llm_pruner.sparsity.learn import Learning
@@ -36,7 +37,7 @@ def sparsify(
         PlanError: The targets mean nothing in this model, or it is sparse already.
         RunError: Something is not finite, or memory runs out.
     """
-    tokens = LEARNED if recipe.transform == "learnable" else TOKENS.get(model.device.type, TOKENS["cpu"])
+    tokens = LEARNED if recipe.transform == "learnable" else tokens_for(model)
     batches = batches_of(prompts, tokens) if recipe.needs_text and prompts else []
     if recipe.sparse == WEIGHTS:
         sparsify_weights(model, recipe, batches)

@@ -3,8 +3,6 @@
 A run whose JSON is there, made of the same inputs, is not done again.
 """
 
-import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -18,12 +16,12 @@ from llm_pruner.console import aligned, log
 from llm_pruner.errors import PrunerError, RunError, UsageError, is_out_of_memory, redact
 from llm_pruner.evaluation.scores import Scores
 from llm_pruner.evaluation.zero_shot import mean_accuracy
-from llm_pruner.files import checkpoint_digest, set_aside, text_digest
+from llm_pruner.files import checkpoint_digest, key_of, set_aside, text_digest
 from llm_pruner.model import loading
 from llm_pruner.output import places, reports
 from llm_pruner.output.conditions import command, versions
 from llm_pruner.output.reports import SparsifyReport, SweepReport, SweepRun
-from llm_pruner.output.saving import write_json
+from llm_pruner.output.saving import save_report
 from llm_pruner.sparsity.run import PROGRAM, run_one
 
 # What is the sweep's, not its patterns'; and what the dense model's scores depend on.
@@ -64,7 +62,7 @@ def sweep(options: SparsifyOptions, argv: Sequence[str] = ()) -> SweepReport:
                     failures.append(redact(f"{name}, {pattern}: {' '.join(str(error).split())}"))
                     log(f"failed: {error}")
                     continue
-                places.write_files({path: partial(write_json, report=made)})
+                save_report(path, made)
             else:
                 log(f"{name}, {pattern}: {path} exists and its inputs have not changed; skipped")
             known[scored] = Scores(made.perplexity.before, made.zero_shot.before)
@@ -74,8 +72,8 @@ def sweep(options: SparsifyOptions, argv: Sequence[str] = ()) -> SweepReport:
     rows = table(runs)
     log("\n" + aligned(rows))
     summary = SweepReport(runs=runs, failures=failures, versions=versions(), command=command(argv, PROGRAM))
-    written = {folder / TABLE: partial(write_json, report=summary), folder / TABLE_TEXT: partial(_write, rows=rows)}
-    places.write_files(written)
+    save_report(folder / TABLE, summary)
+    places.write_files({folder / TABLE_TEXT: partial(_write, rows=rows)})
     log(f"saved {folder / TABLE} and {folder / TABLE_TEXT}")
     if failures:
         raise RunError(f"{len(failures)} of {len(failures) + len(runs)} runs failed; the first: {failures[0]}")
@@ -93,7 +91,7 @@ def table(runs: Sequence[SweepRun]) -> list[list[str]]:
     found = {(run.model, run.pattern): run for run in runs}
     labels = {run.pattern: run.label for run in runs}
     asked = any(run.zero_shot.before or run.zero_shot.after for run in runs)
-    rows = [["", *(title for model in models for title in (model, *[f"{model}, tasks"] * asked))]]
+    rows = [["", *(title for model in models for title in ((model, f"{model}, tasks") if asked else (model,)))]]
     first = {model: next(run for run in runs if run.model == model) for model in models}
     rows.append(["dense", *(cell for model in models for cell in _cells(first[model], "before", asked))])
     for pattern, label in labels.items():
@@ -194,7 +192,7 @@ def _key(options: SparsifyOptions, model: str) -> str:
         files = [given] if isinstance(given, str) else given or ()
         inputs[name] = [text_digest(one) for one in files]
     inputs |= {"model": model, "version": __version__}
-    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+    return key_of(inputs)
 
 
 def _done(path: Path, key: str) -> SparsifyReport | None:

@@ -30,10 +30,14 @@ def linear_layers(model) -> dict[str, nn.Module]:
 
 
 def targeted(model, targets: Sequence[str]) -> list[str]:
-    """Return names of the model's linear layers that `targets` mean, in the model's order.
+    """Return the names of the linear layers that targets mean, in the model's order.
 
-    A target is one of TARGETS, or else a regular expression that is searched in the names. PlanError for one that
-    means nothing in this model, and for a part of a fused projection without its other parts.
+    Args:
+        model: A causal language model.
+        targets: Each one of TARGETS, or else a regular expression that is searched in the names.
+
+    Raises:
+        PlanError: A target means nothing in this model, or is a part of a fused projection without its other parts.
     """
     names = list(linear_layers(model))
     parts = {name: parts_of(name) for name in names}

@@ -48,7 +48,17 @@ def sparsify_weights(model: nn.Module, recipe: Recipe, batches: Sequence[torch.T
 
 
 def zero(layer, recipe: Recipe, name: str, norms: torch.Tensor | None = None) -> None:
-    """Keep of the layer's weight what the recipe says; norms: ‖x_j‖₂ of what it reads [in]."""
+    """Set to zero what the recipe does not keep of a layer's weight.
+
+    Args:
+        layer: nn.Linear or Conv1D.
+        recipe: What is made sparse.
+        name: The layer's, for the message.
+        norms: ‖x_j‖₂ of what it reads, [in]; None for magnitude.
+
+    Raises:
+        RunError: A score is not finite.
+    """
     weight = layer.weight.T if isinstance(layer, Conv1D) else layer.weight  # [out, in]
     scores = weight.abs().float() if norms is None else weight.abs().float() * norms
     if not torch.isfinite(scores).all():

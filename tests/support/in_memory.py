@@ -1,13 +1,9 @@
 """What a run does between loading and saving, by options, on a model in memory."""
 
-import copy
-from dataclasses import replace
-
 from llm_pruner import prune
 from llm_pruner.cli.prune import method_of
 from llm_pruner.cli.requests import replayed, request_of, validate_pruning, wants_reconstruction
 from llm_pruner.config.prune import PruneOptions
-from llm_pruner.shape.draft import Draft, draft
 
 
 def asked(options: PruneOptions, prompts=None):
@@ -23,9 +19,3 @@ def prune_model(model, options: PruneOptions, prompts=None):
     """(pruned model, its plan)."""
     _, request, method = asked(options, prompts)
     return prune(model, request, method, prompts)
-
-
-def draft_of(options: PruneOptions, config) -> Draft:
-    """The draft of what the options ask for."""
-    _, request, method = asked(replace(options, model=options.model or "tiny"))
-    return draft(request, copy.deepcopy(config), method)

@@ -6,7 +6,7 @@ import torch
 from transformers import AutoConfig
 
 from llm_pruner.calibration.activations import Inputs
-from llm_pruner.calibration.statistics import ABSOLUTE, CONTRIBUTION, MOMENTS
+from llm_pruner.calibration.needs import ABSOLUTE, CONTRIBUTION, MOMENTS
 from llm_pruner.model.axes import HEAD_DIM, HEADS, HIDDEN, KV_HEADS, MLP, Widths
 from llm_pruner.model.families import widths_of
 from llm_pruner.model.skeleton import meta_model

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from llm_pruner.calibration.statistics import ABSOLUTE, CONTRIBUTION, Calibration
+from llm_pruner.calibration.needs import ABSOLUTE, CONTRIBUTION
+from llm_pruner.calibration.statistics import Calibration
 from llm_pruner.importance.criterion import HEAD, OUTPUT_AXES, Criterion
 from llm_pruner.model.axes import MLP
 from llm_pruner.model.groups import output_projection

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from llm_pruner.calibration.statistics import MOMENTS, WEIGHTS, Calibration
+from llm_pruner.calibration.needs import MOMENTS, WEIGHTS
+from llm_pruner.calibration.statistics import Calibration
 from llm_pruner.importance.criterion import COLUMN, OUTPUT_AXES, Criterion
 from llm_pruner.model.axes import MLP
 from llm_pruner.model.groups import output_projection

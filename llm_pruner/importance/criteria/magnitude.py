@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from llm_pruner.calibration.statistics import WEIGHTS
+from llm_pruner.calibration.needs import WEIGHTS
 from llm_pruner.importance.criterion import Criterion
 
 

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from llm_pruner.calibration.statistics import GRADIENTS, Calibration
+from llm_pruner.calibration.needs import GRADIENTS
+from llm_pruner.calibration.statistics import Calibration
 from llm_pruner.importance.criterion import Criterion
 
 

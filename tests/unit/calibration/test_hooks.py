@@ -41,3 +41,14 @@ def test_hooks_are_gone_after_an_exception():
         with pytest.raises(RuntimeError, match="it failed"):
             layer(x)
     assert not layer._forward_pre_hooks
+
+
+def test_a_replaced_forward_comes_back_whether_it_was_the_class_s_or_the_instance_s():
+    plain, wrapped, x = nn.Linear(2, 2), nn.Linear(2, 2), torch.ones(1, 2)
+    own = wrapped.forward = lambda given: given - 1
+    for layer in (plain, wrapped):
+        with Hooks() as hooks:
+            hooks.replace(layer, lambda given: given + 1)
+            assert torch.equal(layer(x), x + 1)
+    assert "forward" not in plain.__dict__
+    assert wrapped.forward is own

@@ -8,7 +8,7 @@ import torch
 from llm_pruner.calibration import activations as calibrate
 from llm_pruner.calibration.activations import collect, with_batches
 from llm_pruner.calibration.layerwise import walk
-from llm_pruner.calibration.statistics import ABSOLUTE, CONTRIBUTION, MOMENTS
+from llm_pruner.calibration.needs import ABSOLUTE, CONTRIBUTION, MOMENTS
 from llm_pruner.errors import RunError
 from llm_pruner.model.axes import HEADS, MLP
 from llm_pruner.model.groups import output_projection

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from llm_pruner import prune_checkpoint
-from llm_pruner.calibration import activations as calibrate
+from llm_pruner.calibration import memory
 from llm_pruner.calibration.activations import Inputs, batches_of
 from llm_pruner.calibration.gradients import Products, weight_gradient_products
-from llm_pruner.calibration.statistics import ABSOLUTE, CONTRIBUTION, MOMENTS, Statistics
+from llm_pruner.calibration.needs import ABSOLUTE, CONTRIBUTION, MOMENTS
+from llm_pruner.calibration.statistics import Statistics
 from llm_pruner.calibration.weights import Weights
 from llm_pruner.config.prune import PruneOptions
 from llm_pruner.importance import criterion_of, score
@@ -236,7 +237,7 @@ def test_wanda_sp_is_the_same_after_memory_ran_out(tmp_path, monkeypatch):
         own(self, x)
 
     monkeypatch.setattr(Inputs, "add", add)
-    monkeypatch.setattr(calibrate, "TOKENS", {"cpu": 256})
+    monkeypatch.setattr(memory, "TOKENS", {"cpu": 256})
     found = demo_scores(tmp_path / "b", **options)
     assert len(calls) > 8, "the second try has more batches"
     for name, values in expected.items():

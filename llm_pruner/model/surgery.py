@@ -137,7 +137,7 @@ def mask(model, groups: Iterable[Group], kept: Kept, config, biases: Mapping[str
     groups = list(groups)
     parameters = dict(model.named_parameters())
     for group in groups:
-        removed = sorted(set(range(group.units)) - set(kept[group.name]))
+        removed = group.removed(kept[group.name])
         for member in group.members if removed else ():
             if member.role == "layernorm":
                 raise PlanError("a LayerNorm over zeros is not one over fewer channels; mask heads and mlp only")
@@ -165,7 +165,7 @@ def silenced(parameters: Mapping[str, torch.Tensor], groups: Iterable[Group], ke
     own = []
     for group in groups:
         member = output_projection(group)
-        removed = sorted(set(range(group.units)) - set(kept[group.name]))
+        removed = group.removed(kept[group.name])
         weight = parameters[member.parameter].data
         positions = member.positions(torch.tensor(removed, dtype=torch.long)).to(weight.device)
         own.append((weight, member.dim, positions, weight.index_select(member.dim, positions)))

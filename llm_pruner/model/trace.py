@@ -16,6 +16,7 @@ import re
 import signal
 import threading
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -26,9 +27,9 @@ from torch_pruning.dependency.node import Node
 from transformers.pytorch_utils import Conv1D
 
 from llm_pruner.errors import PlanError, RunError
-from llm_pruner.model.axes import HEAD_DIM, HEADS, HIDDEN, KV_HEADS, MLP
+from llm_pruner.model.axes import HEAD_DIM, HEADS, HIDDEN, KV_HEADS, MLP, Axis
 from llm_pruner.model.families import Family, family_of, widths_of
-from llm_pruner.model.groups import Group, Member
+from llm_pruner.model.groups import Group, Member, group_name
 from llm_pruner.model.proxy import PROXY, build_proxy, conv1d_to_linear, replace_attention
 
 
@@ -49,7 +50,8 @@ def trace_groups(model, time_limit: float = 120.0) -> list[Group]:
         time_limit: Seconds after which tracing gives up, in the main thread.
 
     Returns:
-        `hidden`, then for each layer `layers.N.heads`, `layers.N.kv_heads` and `layers.N.mlp`.
+        `hidden`, then for each layer `layers.N.heads`, `layers.N.kv_heads` and `layers.N.mlp`, then those of axes that
+        have a trace of their own.
 
     Raises:
         PlanError: The family is not supported, or the model is not as the family's tracing proxy says.
@@ -125,7 +127,7 @@ class _Scale:
 
     def __init__(self, model, proxy, family: Family, attention) -> None:
         self.family = family
-        self.config = model.config
+        self.model, self.config = model, model.config
         self.widths = widths_of(model.config)
         self.modules = dict(model.named_modules())
         self.shapes = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
@@ -145,25 +147,18 @@ class _Scale:
     def groups(self, hidden, heads, neurons) -> list[Group]:
         w = self.widths
         members = [m for side in hidden for m in self.members(side, PROXY[HIDDEN], w[HIDDEN])]
-        groups = [Group(HIDDEN.name, HIDDEN, None, w[HIDDEN], self.ordered(members))]
+        groups = [self.group(HIDDEN, None, members)]
         by_layer: dict[int, list[Group]] = {}
         for sides in heads:
             members = [(m, self.projections[s.target][1]) for s in sides for m in self.attention_members(s)]
             layer = _layer(member.parameter for member, _ in members)
-            query = self.ordered(m for m, part in members if part in ("q", "out"))
-            key = self.ordered(m for m, part in members if part in ("k", "v"))
-            by_layer.setdefault(layer, []).extend(
-                (
-                    Group(f"layers.{layer}.{HEADS}", HEADS, layer, w[HEADS], query),
-                    Group(f"layers.{layer}.{KV_HEADS}", KV_HEADS, layer, w[KV_HEADS], key),
-                )
-            )
+            for axis, own in ((HEADS, ("q", "out")), (KV_HEADS, ("k", "v"))):
+                found = self.group(axis, layer, (member for member, part in members if part in own))
+                by_layer.setdefault(layer, []).append(found)
         for sides in neurons:
             members = [m for s in sides for m in self.members(s, PROXY[MLP], w[MLP])]
             layer = _layer(member.parameter for member in members)
-            by_layer.setdefault(layer, []).append(
-                Group(f"layers.{layer}.{MLP}", MLP, layer, w[MLP], self.ordered(members))
-            )
+            by_layer.setdefault(layer, []).append(self.group(MLP, layer, members))
         for layer in sorted(by_layer):
             axes = [group.axis for group in by_layer[layer]]
             if axes != [HEADS, KV_HEADS, MLP]:
@@ -172,8 +167,13 @@ class _Scale:
             groups += by_layer[layer]
         if len(by_layer) != self.config.num_hidden_layers:
             raise PlanError(f"traced {len(by_layer)} layers of {self.config.num_hidden_layers}")
+        groups += [group for axis in self.family.axes if axis.trace for group in axis.trace(self.model)]
         self.check(groups)
         return groups
+
+    def group(self, axis: Axis, layer: int | None, members: Iterable[Member]) -> Group:
+        """Return the group of an axis."""
+        return Group(group_name(axis, layer), axis, layer, self.widths[axis], self.ordered(members))
 
     def attention_members(self, side: _Side):
         """Return the members in heads, from the layout that the family declares for its projections."""

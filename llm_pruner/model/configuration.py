@@ -3,7 +3,7 @@
 import contextlib
 import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -206,7 +206,7 @@ def _ropes(raw: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
         yield from ((name, one) for one in (rope, *rope.values()) if isinstance(one, dict))
 
 
-def build(raw: Mapping[str, Any], where: str, load) -> Any:
+def build(raw: Mapping[str, Any], where: str, load: Callable[[], Any]) -> Any:
     """Return the configuration object that `load` makes, once a model of it can be built.
 
     Args:
@@ -256,7 +256,7 @@ def _check_names(raw: Mapping[str, Any], where: str) -> None:
         check(rope, dict.fromkeys(("rope_type", "type"), one_of(known)), f"{where}: {name}")
 
 
-def _offline(config, where: str) -> None:
+def _offline(config: Any, where: str) -> None:
     """Takes the implementations that every machine has, whatever the file would like: none is ever downloaded."""
     wanted = config._attn_implementation
     if wanted not in (None, *ATTENTION):
@@ -271,7 +271,7 @@ def _offline(config, where: str) -> None:
             inner.fusion_config = None
 
 
-def _check_built(raw: Mapping[str, Any], config, where: str) -> None:
+def _check_built(raw: Mapping[str, Any], config: Any, where: str) -> None:
     """Check fields that may contradict each other, defaults included.
 
     RoPE turns pairs of channels, and its lists have one factor for each; layers that slide need a window.
@@ -303,7 +303,7 @@ def _check_built(raw: Mapping[str, Any], config, where: str) -> None:
 
 
 @contextlib.contextmanager
-def _refused(raw: Mapping[str, Any], where: str, config=None):
+def _refused(raw: Mapping[str, Any], where: str, config: Any = None) -> Iterator[None]:
     """Turns whatever transformers raises about a configuration into one line that names the file."""
     try:
         yield
@@ -315,7 +315,7 @@ def _refused(raw: Mapping[str, Any], where: str, config=None):
         raise _refusal(error, raw, where, config) from error
 
 
-def _refusal(error: Exception, raw: Mapping[str, Any], where: str, config) -> PrunerError:
+def _refusal(error: Exception, raw: Mapping[str, Any], where: str, config: Any) -> PrunerError:
     def value(*names: str) -> Any:
         return next(filter(None, (getattr(config, name, raw.get(name)) for name in names)), None)
 

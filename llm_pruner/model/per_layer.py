@@ -16,7 +16,7 @@ from llm_pruner.model.families import FAMILIES, PREFIX, family_of, widths_of
 AUTO_CONFIG = "transformers.models.auto.configuration_auto"
 
 
-def per_layer_config(config, layers: Sequence[Mapping[str, int]], biases: Sequence[str] = ()):
+def per_layer_config(config: Any, layers: Sequence[Mapping[str, int]], biases: Sequence[str] = ()) -> Any:
     """Return `config` with widths of its own for each decoder layer: {config field: width}, one mapping per layer.
 
     The fields are those of the axes that may differ between layers, by the family's names; what a mapping leaves out is
@@ -100,7 +100,7 @@ def register() -> None:
     after_import(AUTO_CONFIG, _register_configs)
 
 
-def _register_configs(auto_config) -> None:
+def _register_configs(auto_config: Any) -> None:
     for model_type in FAMILIES:
         auto_config.AutoConfig.register(PREFIX + model_type, _deferred(model_type), exist_ok=True)
 
@@ -112,11 +112,11 @@ def _deferred(model_type: str) -> type:
     """
 
     class Deferred:
-        def __new__(cls, **values):
+        def __new__(cls, **values: Any) -> Any:
             return classes(model_type)[0](**values)
 
         @staticmethod
-        def from_dict(values, **kwargs):
+        def from_dict(values: dict[str, Any], **kwargs: Any) -> Any:
             return classes(model_type)[0].from_dict(values, **kwargs)
 
     return Deferred

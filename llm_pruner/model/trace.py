@@ -29,7 +29,7 @@ from torch_pruning.dependency.node import Node
 from transformers.pytorch_utils import Conv1D
 
 from llm_pruner.errors import PlanError, RunError
-from llm_pruner.model.axes import HEAD_DIM, HEADS, HIDDEN, KV_HEADS, MLP, Axis
+from llm_pruner.model.axes import HEAD_DIM, HEADS, HIDDEN, KV_HEADS, LAYER, MLP, Axis
 from llm_pruner.model.families import Family, family_of, widths_of
 from llm_pruner.model.groups import Group, Member, group_name
 from llm_pruner.model.proxy import PROXY, build_proxy, conv1d_to_linear, replace_attention
@@ -161,9 +161,10 @@ class _Scale:
             members = [m for s in sides for m in self.members(s, PROXY[MLP], w[MLP])]
             layer = _layer(member.parameter for member in members)
             by_layer.setdefault(layer, []).append(self.group(MLP, layer, members))
+        coupled = [axis for axis in w.prunable if axis.scope == LAYER and axis.trace is None]
         for layer in sorted(by_layer):
             axes = [group.axis for group in by_layer[layer]]
-            if axes != [HEADS, KV_HEADS, MLP]:
+            if axes != coupled:
                 found = ", ".join(map(str, axes))
                 raise PlanError(f"layer {layer} is not one attention block and one MLP: found {found}")
             groups += by_layer[layer]

@@ -90,10 +90,8 @@ class Traced:
         model = meta_model(config)
         groups = tuple(trace_groups(model))
         shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-        return cls(
-            config, model, groups,
-            ParameterCounter(shapes, groups, before or widths_of(config), config.num_hidden_layers),
-        )  # fmt: skip
+        number = LAYERS.read(config, family_of(config.model_type))
+        return cls(config, model, groups, ParameterCounter(shapes, groups, before or widths_of(config), number))
 
     @property
     def element_size(self) -> int:

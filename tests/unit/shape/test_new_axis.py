@@ -10,17 +10,19 @@ from llm_pruner import Target, prune
 from llm_pruner.calibration.statistics import WEIGHTS
 from llm_pruner.errors import UsageError
 from llm_pruner.importance import Criterion
+from llm_pruner.importance.selection import choose
 from llm_pruner.methods.score_and_cut import ScoreAndCut
-from llm_pruner.model import configuration
-from llm_pruner.model.axes import AXES, HEADS, LAYER, MODEL, PRUNABLE, Axis
+from llm_pruner.model.axes import AXES, HEAD_DIM, HEADS, HIDDEN, KV_HEADS, LAYER, MLP, MODEL, PRUNABLE, Axis, Widths
 from llm_pruner.model.families import FAMILIES, family_of, widths_of
-from llm_pruner.model.groups import Group, Member, group_name, group_of, read_group_name
-from llm_pruner.output.page import _change
+from llm_pruner.model.groups import Group, Member, group_name, read_group_name
+from llm_pruner.output.page import page
+from llm_pruner.shape.allocate import adaptive_groups, allocate
 from llm_pruner.shape.budget import Goal, widths_by_parameters
+from llm_pruner.shape.counter import ParameterCounter
 from llm_pruner.shape.draft import Traced, draft
 from llm_pruner.shape.plan import Plan
 from llm_pruner.shape.widths import parse_prune, parse_target, ratio_of_one_step, widths_by_ratio
-from tests.support import tiny
+from tests.support import reports, tiny
 
 HALF = 48  # of tiny.COMMON's vocabulary
 
@@ -49,7 +51,8 @@ class Largest(Criterion):
 @pytest.fixture(autouse=True)
 def llama_with_a_vocabulary(monkeypatch):
     family = replace(family_of("llama"), axes=(*AXES, VOCABULARY))
-    monkeypatch.setitem(FAMILIES._objects, "llama", family)
+    get = FAMILIES.get
+    monkeypatch.setattr(FAMILIES, "get", lambda name: family if name == "llama" else get(name))
 
 
 @pytest.fixture
@@ -66,7 +69,6 @@ def test_reading_and_naming():
     assert parse_target(f"vocab_size={HALF}", config) == {VOCABULARY: HALF}
     assert parse_prune("vocabulary=0.25,heads", 0.5) == {VOCABULARY: 0.25, HEADS: 0.5}
     assert read_group_name("vocabulary", widths_of(config)) == (VOCABULARY, None)
-    assert "vocab_size" in configuration._decoder(family_of("llama"))
 
 
 def test_cutting_counting_and_the_configuration(halved):
@@ -89,8 +91,8 @@ def test_planning_and_reporting(halved, tmp_path):
     loaded = Plan.load(tmp_path / "plan.json")
     assert loaded.before == plan.before
     assert loaded.units == plan.units
-    before, after = ({"vocab_size": [number] * 2} for number in (96, HALF))
-    assert _change("", before, after, [0, 1]).same == ["vocab_size 96 → 48"]
+    widths = {"before": {**reports.BEFORE, "vocab_size": 96}, "after": {**reports.AFTER, "vocab_size": HALF}}
+    assert "vocab_size 96 → 48" in page([reports.pruned(widths=widths)])
 
 
 def test_ratios_and_budgets():
@@ -107,11 +109,31 @@ def test_a_method_that_does_not_score_it():
         draft(Target({"vocab_size": HALF}), tiny.config("llama"), ScoreAndCut("magnitude"))
 
 
-def test_an_axis_inside_a_layer_is_counted_chosen_and_named_like_any_other():
-    experts = Axis("experts", "num_experts", LAYER)
-    group = Group(group_name(experts, 1), experts, 1, 4, (Member("layers.1.gate.weight", 0, "linear"),))
-    assert group.name == "layers.1.experts"
-    assert read_group_name("layers.1.experts", [experts]) == (experts, 1)
-    assert read_group_name("experts", [experts]) is None
-    assert group_of([group], experts, 1) is group
-    assert group.removed([0, 2]) == [1, 3]
+EXPERTS = Axis("experts", "num_experts", LAYER)
+GATES = [
+    Group(group_name(EXPERTS, layer), EXPERTS, layer, 4, (Member(f"layers.{layer}.gate.weight", 0, "linear"),))
+    for layer in range(2)
+]
+BEFORE = Widths({HIDDEN: 6, HEADS: 8, KV_HEADS: 4, MLP: 5, HEAD_DIM: 2, EXPERTS: 4})
+SCORES = {
+    "layers.0.experts": torch.tensor([10.0, 0.0, 9.0, 8.0]),
+    "layers.1.experts": torch.tensor([0.0, 0.0, 10.0, 0.0]),
+}
+
+
+def test_an_axis_inside_a_layer_is_named_like_any_other():
+    assert [group.name for group in GATES] == ["layers.0.experts", "layers.1.experts"]
+    assert read_group_name("layers.1.experts", BEFORE) == (EXPERTS, 1)
+    assert read_group_name("experts", BEFORE) is None
+    assert GATES[0].removed([0, 2]) == [1, 3]
+
+
+def test_scores_of_all_layers_decide_about_it():
+    shapes = {"layers.0.gate.weight": (4, 3), "layers.1.gate.weight": (4, 3)}
+    counter = ParameterCounter(shapes, tuple(GATES), BEFORE, 2)
+    assert counter.decoder(counter.full) == 24
+    groups = adaptive_groups(GATES, BEFORE, [EXPERTS])
+    after = allocate(counter, groups, SCORES, 0.5, "AL-AM")
+    assert [layer[EXPERTS] for layer in after] == [3, 1]
+    assert counter.decoder(after) == 12
+    assert choose(GATES, SCORES, BEFORE, after) == {"layers.0.experts": [0, 2, 3], "layers.1.experts": [2]}

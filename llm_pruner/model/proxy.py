@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from llm_pruner.errors import PlanError
 from llm_pruner.model.axes import HEAD_DIM, HEADS, HIDDEN, KV_HEADS, MLP, Widths
-from llm_pruner.model.families import Family, fields_of
+from llm_pruner.model.families import Family, family_of, fields_of
 
 PROXY = Widths({HIDDEN: 12, HEADS: 3, KV_HEADS: 3, MLP: 10, HEAD_DIM: 4})
 VOCABULARY = 7
@@ -24,7 +24,8 @@ VOCABULARY = 7
 def build_proxy(config: Any) -> Any:
     """Return a random model of the same class and depth, narrow, with one kv head per query head."""
     config = copy.deepcopy(config)
-    small = fields_of(config, PROXY)
+    axes = family_of(config.model_type).axes
+    small = fields_of(config, {axis: number for axis, number in PROXY.items() if axis in axes})
     small.update(vocab_size=VOCABULARY, max_position_embeddings=8, pad_token_id=None, tie_word_embeddings=False)
     if getattr(config, "rope_parameters", None):
         small["rope_parameters"] = _plain_rope(config.rope_parameters)

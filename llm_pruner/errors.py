@@ -54,6 +54,11 @@ def shortened(text: str) -> str:
     return text if len(text) <= LINE else f"{text[: LINE // 2]} … {text[-LINE // 2 :]}"
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says, or its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether torch (either allocator) or Python ran out of memory."""
     text = str(error).lower()

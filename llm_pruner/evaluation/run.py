@@ -16,9 +16,7 @@ from llm_pruner.evaluation.tables import tables
 from llm_pruner.evaluation.tasks import check_tasks
 from llm_pruner.evaluation.zero_shot import zero_shot
 from llm_pruner.model import loading
-from llm_pruner.model.axes import MLP, PRUNABLE
-from llm_pruner.model.families import FAMILIES
-from llm_pruner.model.per_layer import PREFIX
+from llm_pruner.model.families import FAMILIES, axes_of, stock_type
 from llm_pruner.model.size import size_of
 from llm_pruner.model.tokenizers import load_tokenizer
 from llm_pruner.output import places
@@ -176,12 +174,12 @@ def _ratios(found: dict) -> dict[str, dict[str, dict[str, Ratio]]]:
 
 def widths(config) -> dict[str, int | list[int]]:
     """Return {configuration field: width, or one for each layer where they differ}, of what the configuration names."""
-    model_type = config.model_type.removeprefix(PREFIX)
+    model_type = stock_type(config.model_type)
     family = FAMILIES.get(model_type) if model_type in FAMILIES else None
     overrides = getattr(config, "per_layer_widths", None) or ()
     found: dict[str, int | list[int]] = {}
-    for axis in PRUNABLE:
-        own = family.intermediate_size if family and axis == MLP else axis.field
+    for axis in (axis for axis in axes_of(model_type) if axis.is_width and axis.prunable):
+        own = axis.field_of(family) if family else axis.field
         stock = axis.read(config, family) if family else getattr(config, own, None)
         layers = [layer.get(own, stock) for layer in overrides]
         width = layers if len(set(layers)) > 1 else layers[0] if layers else stock

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from llm_pruner.model.axes import HEADS, KV_HEADS, Layers, Widths, heads_per_group, is_grouped
-from llm_pruner.model.groups import Group, units_after, units_of
+from llm_pruner.model.groups import Group, group_name, units_after, units_of
 
 if TYPE_CHECKING:
     import torch
@@ -85,7 +85,7 @@ def choose(
             continue
         count = units_after(group, after)
         if group.axis == KV_HEADS:
-            heads = f"layers.{group.layer}.{HEADS}"
+            heads = group_name(HEADS, group.layer)
             if is_grouped(before):
                 kept[group.name] = _highest(scores.get(group.name), group.units, count)
                 per_group = heads_per_group(after[group.own_layer])

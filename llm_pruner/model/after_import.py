@@ -23,13 +23,13 @@ class _AfterImport(MetaPathFinder):
     def __init__(self) -> None:
         self.actions: dict[str, Callable] = {}
 
-    def find_spec(self, fullname, path=None, target=None):
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> Any:
         spec = PathFinder.find_spec(fullname, path, target) if fullname in self.actions else None
         if spec is not None:
             loader: Any = spec.loader
             run, action = loader.exec_module, self.actions[fullname]
 
-            def exec_module(module):
+            def exec_module(module: Any) -> None:
                 run(module)
                 action(module)
 

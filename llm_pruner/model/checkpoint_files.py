@@ -5,9 +5,9 @@ import re
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from llm_pruner.errors import PlanError, PrunerError, RunError, UsageError, shown
+from llm_pruner.errors import PlanError, PrunerError, RunError, UsageError, first_line, shown
 from llm_pruner.files import check_regular, read_json
 from llm_pruner.validation import (
     Rule,
@@ -116,7 +116,7 @@ def _check_generation(path: Path) -> None:
         raise UsageError(f"{path} is no legal generation config: {' '.join(str(error).split())}") from error
 
 
-def tidy(generation_config) -> list[str]:
+def tidy(generation_config: Any) -> list[str]:
     """Take out the settings that keep a generation config from being saved, and return their names.
 
     These are sampling parameters without do_sample, as Llama-2 has them, or those of a beam search without beams.
@@ -187,7 +187,7 @@ def _check_inside(name: str, where: str) -> None:
         raise UsageError(f"{where} names {shown(name)}, which is outside the checkpoint; refused")
 
 
-def check_weights(folder: str | Path, config) -> dict[str, Tensor]:
+def check_weights(folder: str | Path, config: Any) -> dict[str, Tensor]:
     """Look at the weight files that will be read, and at no others, without reading a tensor.
 
     Args:
@@ -251,8 +251,7 @@ def _listed(file: Path) -> Iterator[tuple[str, str, tuple[int, ...]]]:
     except PrunerError:
         raise
     except Exception as error:  # of safetensors, zipfile, pickle …
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise RunError(f"{file} is truncated or broken: {reason}") from error
+        raise RunError(f"{file} is truncated or broken: {first_line(error)}") from error
 
 
 def _of_safetensors(file: Path) -> Iterator[tuple[str, str, tuple[int, ...]]]:

@@ -3,7 +3,7 @@
 import contextlib
 import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,9 @@ from llm_pruner.config.limits import MOST_LAYERS, MOST_WIDTH
 from llm_pruner.console import log
 from llm_pruner.errors import PlanError, PrunerError, UsageError, is_out_of_memory, shown
 from llm_pruner.files import read_json
-from llm_pruner.model.families import FAMILIES
+from llm_pruner.model.axes import AXES, HEAD_DIM, HEADS, HIDDEN, KV_HEADS, LAYER, LAYERS, MOST_HEADS
+from llm_pruner.model.axes.depth import PER_LAYER
+from llm_pruner.model.families import FAMILIES, Family, stock_type
 from llm_pruner.model.skeleton import meta_model
 from llm_pruner.validation import (
     Rule,
@@ -30,7 +32,7 @@ from llm_pruner.validation import (
 )
 
 LONGEST = 300  # characters of a reason that transformers gives
-MOST_HEADS, MOST_VOCABULARY, MOST_POSITIONS, MOST_LABELS = 4096, 2**24, 2**31 - 1, 2**20
+MOST_VOCABULARY, MOST_POSITIONS, MOST_LABELS = 2**24, 2**31 - 1, 2**20
 DTYPES = ("float32", "float16", "bfloat16", "float64", "float", "half", "double")
 NORMS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "norm_epsilon")
 ATTENTION = ("eager", "sdpa")  # what every machine has; a pruner needs no faster one
@@ -39,9 +41,8 @@ OTHER_HEADS = re.compile(
 )
 CAUSAL = re.compile(r"(ForCausalLM|LMHeadModel)$")
 
-HEADS, WIDTH, POSITIONS = whole(1, MOST_HEADS), whole(1, MOST_WIDTH), whole(1, MOST_POSITIONS)
+POSITIONS = whole(1, MOST_POSITIONS)
 EPSILON, SHARE, POSITIVE = number(0, 0.1), number(0, 1), number(0, 1e30, above=True)
-LAYERS = whole(1, MOST_LAYERS)
 TOKEN = whole(-(2**31), 2**31)
 
 ROPE: dict[str, Rule] = {
@@ -98,24 +99,19 @@ SHARED: dict[str, Rule] = {
     "initializer_range": maybe(number(0, 100)),
 }  # fmt: skip
 
-# What they mean in the families that can be pruned
-PRUNABLE: dict[str, Rule] = {
-    **dict.fromkeys(("hidden_size", "n_embd", "intermediate_size"), WIDTH),
-    **dict.fromkeys(("num_attention_heads", "n_head"), HEADS),
+# What they mean in the families that can be pruned, beside the fields of their axes
+DECODERS: dict[str, Rule] = {
     **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx"), POSITIONS),
     **dict.fromkeys(NORMS, EPSILON),
     **dict.fromkeys(("hidden_act", "hidden_activation", "activation_function"), maybe(text)),
     **dict.fromkeys(("rope_parameters", "rope_scaling"), _rope(ROPE)),
     **dict.fromkeys(("rope_theta", "rotary_emb_base", "rope_local_base_freq"), maybe(POSITIVE)),
     **dict.fromkeys(("partial_rotary_factor", "rotary_pct"), maybe(number(0, 1, above=True))),
-    **dict.fromkeys(("num_hidden_layers", "n_layer"), LAYERS),
-    **dict.fromkeys(("n_inner", "head_dim"), maybe(WIDTH)),
-    "num_key_value_heads": maybe(HEADS),
     "sliding_window": maybe(POSITIONS),
     "original_max_position_embeddings": POSITIONS,
     "initializer_range": SHARE,
     **dict.fromkeys(("max_window_layers", "pretraining_tp"), maybe(whole(0, MOST_POSITIONS))),
-    "sliding_window_pattern": maybe(LAYERS),
+    "sliding_window_pattern": maybe(whole(1, MOST_LAYERS)),
     "query_pre_attn_scalar": POSITIVE,
     **dict.fromkeys(("final_logit_softcapping", "attn_logit_softcapping"), maybe(POSITIVE)),
     **dict.fromkeys(
@@ -124,8 +120,6 @@ PRUNABLE: dict[str, Rule] = {
         truth,
     ),
     "text_config": lambda value: "left out: this is a language model's own configuration" if value else None,
-    "per_layer_widths": list_of(fields(dict.fromkeys(
-        ("num_attention_heads", "num_key_value_heads", "intermediate_size", "n_inner"), WIDTH), others=False)),
     "projection_biases": list_of(text),
     **dict.fromkeys(("is_encoder_decoder", "add_cross_attention"), lambda value: "false" if value else None),
 }  # fmt: skip
@@ -134,10 +128,9 @@ PRUNABLE: dict[str, Rule] = {
 ELSEWHERE: dict[str, Rule] = {
     name: maybe(either(whole(0, most), list_of(maybe(whole(0, most)))))
     for most, names in (
-        (MOST_WIDTH, ("hidden_size", "n_embd", "intermediate_size", "n_inner", "head_dim", "moe_intermediate_size")),
-        (MOST_HEADS, ("num_attention_heads", "n_head", "num_key_value_heads", "num_experts", "num_local_experts",
-                      "n_routed_experts", "num_experts_per_tok")),
-        (MOST_LAYERS, ("num_hidden_layers", "n_layer")),
+        *((axis.most, axis.rules) for axis in AXES),
+        (MOST_WIDTH, ("moe_intermediate_size",)),
+        (MOST_HEADS, ("num_experts", "num_local_experts", "n_routed_experts", "num_experts_per_tok")),
         (MOST_POSITIONS, ("max_position_embeddings", "n_positions", "n_ctx", "sliding_window")),
     )
     for name in names
@@ -172,8 +165,9 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def _check(raw: Mapping[str, Any], where: str) -> None:
-    prunable = str(raw.get("model_type")).removeprefix("pruned_") in FAMILIES
-    schema = SHARED | (PRUNABLE if prunable else ELSEWHERE)
+    kind = stock_type(raw.get("model_type"))
+    prunable = kind in FAMILIES
+    schema = SHARED | (_decoder(FAMILIES.get(kind)) if prunable else ELSEWHERE)
     schema |= {name: maybe(either(TOKEN, list_of(TOKEN))) for name in raw if name.endswith("_token_id")}
     check(raw, schema, where)
     if prunable:
@@ -182,15 +176,23 @@ def _check(raw: Mapping[str, Any], where: str) -> None:
         _check(raw["text_config"], f"{where}: text_config")
 
 
+def _decoder(family: Family) -> dict[str, Rule]:
+    """The rules of a family that can be pruned. An axis that layers may differ in is one of `per_layer_widths` too."""
+    legal = whole(1, MOST_WIDTH)
+    own = {axis.field_of(family): legal for axis in family.axes if axis.prunable and axis.scope == LAYER}
+    rules = {name: rule for axis in (*AXES, *family.axes) for name, rule in axis.rules.items()}
+    return rules | DECODERS | {"per_layer_widths": list_of(fields(own, others=False))}
+
+
 def _check_together(raw: Mapping[str, Any], where: str) -> None:
     """Fields that contradict each other. UsageError, or PlanError for a shape that no class has."""
-    layers = raw.get("num_hidden_layers")
-    for name in ("layer_types", "per_layer_widths"):
+    layers = raw.get(LAYERS.field)
+    for name in (*PER_LAYER, "per_layer_widths"):
         if layers and raw.get(name) is not None and len(raw[name]) != layers:
-            raise UsageError(f"{where}: {name} is of {len(raw[name])} layers, num_hidden_layers is {layers}")
-    heads, kv_heads = raw.get("num_attention_heads"), raw.get("num_key_value_heads")
+            raise UsageError(f"{where}: {name} is of {len(raw[name])} layers, {LAYERS.field} is {layers}")
+    heads, kv_heads = (raw.get(axis.field) for axis in (HEADS, KV_HEADS))
     if heads and kv_heads and heads % kv_heads:
-        raise PlanError(f"{where}: {heads} num_attention_heads do not go evenly into {kv_heads} num_key_value_heads")
+        raise PlanError(f"{where}: {heads} {HEADS.field} do not go evenly into {kv_heads} {KV_HEADS.field}")
     for name, rope in _ropes(raw):
         low, high = rope.get("low_freq_factor"), rope.get("high_freq_factor")
         if low is not None and high is not None and not low < high:
@@ -204,7 +206,7 @@ def _ropes(raw: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
         yield from ((name, one) for one in (rope, *rope.values()) if isinstance(one, dict))
 
 
-def build(raw: Mapping[str, Any], where: str, load) -> Any:
+def build(raw: Mapping[str, Any], where: str, load: Callable[[], Any]) -> Any:
     """Return the configuration object that `load` makes, once a model of it can be built.
 
     Args:
@@ -244,7 +246,7 @@ def _check_names(raw: Mapping[str, Any], where: str) -> None:
         own = getattr(CONFIG_MAPPING[kind], name, None)
         if callable(own) or isinstance(own, property) and own.fset is None:
             raise UsageError(f"{where}: {name} is no field but something that transformers works out; take it out")
-    if kind.removeprefix("pruned_") not in FAMILIES:
+    if stock_type(kind) not in FAMILIES:
         return
     fields_of_activation = ("hidden_act", "hidden_activation", "activation_function")
     activations = [name for name in fields_of_activation if raw.get(name) is not None]
@@ -254,7 +256,7 @@ def _check_names(raw: Mapping[str, Any], where: str) -> None:
         check(rope, dict.fromkeys(("rope_type", "type"), one_of(known)), f"{where}: {name}")
 
 
-def _offline(config, where: str) -> None:
+def _offline(config: Any, where: str) -> None:
     """Takes the implementations that every machine has, whatever the file would like: none is ever downloaded."""
     wanted = config._attn_implementation
     if wanted not in (None, *ATTENTION):
@@ -269,13 +271,14 @@ def _offline(config, where: str) -> None:
             inner.fusion_config = None
 
 
-def _check_built(raw: Mapping[str, Any], config, where: str) -> None:
+def _check_built(raw: Mapping[str, Any], config: Any, where: str) -> None:
     """Check fields that may contradict each other, defaults included.
 
     RoPE turns pairs of channels, and its lists have one factor for each; layers that slide need a window.
     """
     parameters = getattr(config, "rope_parameters", None)
-    if config.model_type.removeprefix("pruned_") not in FAMILIES:
+    kind = stock_type(config.model_type)
+    if kind not in FAMILIES:
         return
     sliding = "sliding_attention" in (getattr(config, "layer_types", None) or ())
     if sliding and getattr(config, "sliding_window", None) is None:
@@ -286,7 +289,7 @@ def _check_built(raw: Mapping[str, Any], config, where: str) -> None:
         for name, one in parameters.items():
             if one is not None and not isinstance(one, dict):
                 raise UsageError(f"{where}: rope_parameters: {shown(name)}: {shown(one)} must be a mapping, or null")
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    head_dim = HEAD_DIM.read(config, FAMILIES.get(kind))
     for _, rope in _ropes({"rope_parameters": parameters}):
         rotated = int(head_dim * rope.get("partial_rotary_factor", 1.0))
         if rotated == head_dim and head_dim % 2:
@@ -300,7 +303,7 @@ def _check_built(raw: Mapping[str, Any], config, where: str) -> None:
 
 
 @contextlib.contextmanager
-def _refused(raw: Mapping[str, Any], where: str, config=None):
+def _refused(raw: Mapping[str, Any], where: str, config: Any = None) -> Iterator[None]:
     """Turns whatever transformers raises about a configuration into one line that names the file."""
     try:
         yield
@@ -312,11 +315,11 @@ def _refused(raw: Mapping[str, Any], where: str, config=None):
         raise _refusal(error, raw, where, config) from error
 
 
-def _refusal(error: Exception, raw: Mapping[str, Any], where: str, config) -> PrunerError:
+def _refusal(error: Exception, raw: Mapping[str, Any], where: str, config: Any) -> PrunerError:
     def value(*names: str) -> Any:
         return next(filter(None, (getattr(config, name, raw.get(name)) for name in names)), None)
 
-    hidden, heads = value("n_embd", "hidden_size"), value("n_head", "num_attention_heads")
+    hidden, heads = (value(*axis.also, axis.field) for axis in (HIDDEN, HEADS))
     reason = " ".join(str(error.__cause__ or error).split())[:LONGEST] or "no reason is given"
     if "padding_idx" in reason.lower():
         return UsageError(
@@ -326,7 +329,7 @@ def _refusal(error: Exception, raw: Mapping[str, Any], where: str, config) -> Pr
     if reason.startswith("Unrecognized configuration class"):
         return PlanError(f"{where}: transformers has no language model of the model_type {raw['model_type']!r}")
     if isinstance(hidden, int) and isinstance(heads, int) and hidden % heads:
-        names = [name for name in ("n_embd", "n_head", "hidden_size", "num_attention_heads") if name in raw]
+        names = [name for name in (*HIDDEN.also, *HEADS.also, HIDDEN.field, HEADS.field) if name in raw]
         return PlanError(f"{where}: {' and '.join(names)}: {hidden} is not a multiple of {heads}: {reason}")
     if isinstance(error, KeyError):
         reason = f"{reason} is not known, or missing"

@@ -5,22 +5,24 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from llm_pruner.model.axes import HIDDEN, Layers, Widths
+from llm_pruner.model.axes import LAYERS, Layers, Widths
 from llm_pruner.model.axes.depth import PER_LAYER
+from llm_pruner.model.families import fields_of
 from llm_pruner.model.layers import decoder_layers
 
 
-def shallow_config(config, layers: Sequence[int]):
+def shallow_config(config: Any, layers: Sequence[int]) -> Any:
     """Return a copy of `config` for a model of these `layers` only; its lists of one entry per layer are cut alike."""
     shallow = copy.deepcopy(config)
     for name in PER_LAYER:
         if getattr(config, name, None):
             setattr(shallow, name, [getattr(config, name)[layer] for layer in layers])
-    shallow.num_hidden_layers = len(layers)
+    for name, value in fields_of(config, {LAYERS: len(layers)}).items():
+        setattr(shallow, name, value)
     return shallow
 
 
-def make_shallow(model, layers: Sequence[int]) -> None:
+def make_shallow(model: Any, layers: Sequence[int]) -> None:
     """Take all but `layers` out of the model."""
     modules: Any = decoder_layers(model)
     stay = [modules[layer] for layer in layers]
@@ -51,8 +53,7 @@ def at_full_depth(after: Layers, layers: Sequence[int], before: Widths, number: 
         before: The widths of the dense model's layers.
         number: How many layers it has.
     """
-    gone = before.but({HIDDEN: after[0][HIDDEN]})
-    widths = [gone] * number
+    widths = [before.common(after[0])] * number
     for layer, own in zip(layers, after, strict=True):
         widths[layer] = own
     return tuple(widths)

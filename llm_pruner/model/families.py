@@ -5,15 +5,31 @@ the MLP, biases, ties) is found by tracing. To add a family is to add a line her
 `llm_pruner.families` in another package.
 """
 
+import contextlib
 import copy
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
-from llm_pruner.errors import PlanError
-from llm_pruner.model.axes import AXES, HEAD_DIM, HEADS, HIDDEN, KV_HEADS, Widths, is_grouped
+from llm_pruner.errors import PlanError, UsageError
+from llm_pruner.model.axes import (
+    ATTENTION,
+    AXES,
+    HEAD_DIM,
+    HEADS,
+    HIDDEN,
+    KV_HEADS,
+    Axis,
+    Widths,
+    is_grouped,
+    uneven_heads,
+)
 from llm_pruner.registry import Registry
 
 # The quant_method of a checkpoint with sparse activations: transformers has such layers replaced while it loads.
 SPARSE_ACTIVATIONS = "sparse_activations"
+# Of the model_type where layers differ in width: an unaware transformers must not take it for a stock one.
+PREFIX = "pruned_"
 
 
 @dataclass(frozen=True)
@@ -24,7 +40,8 @@ class Family:
         qkv: Names of the query, key and value projections in the attention module; a single name is a fused one.
         out: Name of the output projection in the attention module.
         qkv_layout: Rows of a fused qkv: `concatenated` [Q; K; V] or `per_head` (q, k, v of head 0, of head 1 …).
-        intermediate_size: The configuration's field that holds the MLP's width.
+        axes: What its models have a number of, in the order in which reports list it.
+        fields: {standard name of a configuration's field: the family's own name}, where that differs.
         derived_head_dim: Whether the class computes head_dim as hidden_size / num_attention_heads, whatever the
             configuration says, so that the two can only shrink together.
         norm_offset: The norms multiply by (norm_offset + weight).
@@ -40,7 +57,8 @@ class Family:
     qkv: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")
     out: str = "o_proj"
     qkv_layout: str = "separate"
-    intermediate_size: str = "intermediate_size"
+    axes: tuple[Axis, ...] = AXES
+    fields: Mapping[str, str] = field(default_factory=dict)
     derived_head_dim: bool = False
     norm_offset: float = 0.0
     scaled_embedding: bool = False
@@ -62,8 +80,8 @@ _BUILTIN: dict[str, Family] = {
     "gemma": Family(norm_offset=1.0, scaled_embedding=True),
     "gemma3_text": Family(norm_offset=1.0, scaled_embedding=True, post_norms=True),
     "gpt2": Family(
-        qkv=("c_attn",), out="c_proj", qkv_layout="concatenated", intermediate_size="n_inner", derived_head_dim=True,
-        output_biases=(),
+        qkv=("c_attn",), out="c_proj", qkv_layout="concatenated", fields={"intermediate_size": "n_inner"},
+        derived_head_dim=True, output_biases=(),
     ),
     "gpt_neox": Family(
         qkv=("query_key_value",), out="dense", qkv_layout="per_head", derived_head_dim=True,
@@ -79,20 +97,52 @@ def family_of(model_type: str | None) -> Family:
     Raises:
         PlanError: There is none; the message lists those that are known.
     """
-    if str(model_type).startswith("pruned_"):
+    if str(model_type).startswith(PREFIX):
         raise PlanError(f"{model_type} has been pruned, and its layers differ in width; prune the original model again")
     if model_type is None or model_type not in FAMILIES:
         raise PlanError(f"model_type {model_type!r} is not supported; supported: {', '.join(FAMILIES)}")
     return FAMILIES.get(model_type)
 
 
-def widths_of(config) -> Widths:
+def stock_type(model_type: Any) -> str:
+    """Return the model_type that a checkpoint had before its layers differed in width."""
+    return str(model_type).removeprefix(PREFIX)
+
+
+def axes_of(model_type: Any) -> tuple[Axis, ...]:
+    """Return the axes of a `model_type`; the usual ones of one that is not known."""
+    return FAMILIES.get(model_type).axes if isinstance(model_type, str) and model_type in FAMILIES else AXES
+
+
+def known_axes() -> tuple[Axis, ...]:
+    """Return the axes of all families that pruning may change, the usual ones first."""
+    found = dict.fromkeys(AXES)
+    for model_type in FAMILIES:
+        with contextlib.suppress(UsageError):  # another package's family that cannot be imported
+            found |= dict.fromkeys(axes_of(model_type))
+    return tuple(axis for axis in found if axis.is_width and axis.prunable)
+
+
+def widths_of(config: Any) -> Widths:
     """Return the widths of the layers of a configuration of any supported family."""
     family = family_of(config.model_type)
-    return Widths({axis: axis.read(config, family) for axis in AXES})
+    return Widths({axis: axis.read(config, family) for axis in family.axes if axis.is_width})
 
 
-def resize(config, widths: Widths, biases: bool = False):
+def fields_of(config: Any, numbers: Mapping[Axis, int]) -> dict[str, Any]:
+    """Return {field of a configuration: value} that give a model these numbers.
+
+    Args:
+        config: The configuration as it is.
+        numbers: {axis: number}.
+    """
+    family, values = family_of(stock_type(config.model_type)), dict[str, Any]()
+    for axis, number in numbers.items():
+        axis.write(values, number, config, family)
+    return values
+
+
+def resize(config: Any, widths: Widths, biases: bool = False) -> Any:
     """Return a copy of a configuration with other widths, in a class that can hold them.
 
     It is the same class where that accepts the shape; else, where the family has one, the class that computes the same
@@ -115,21 +165,18 @@ def resize(config, widths: Widths, biases: bool = False):
     raise PlanError(f"no stock {config.model_type} class holds {_shape(widths)}: {reason}{hint}")
 
 
-def _resized(config, widths: Widths, biases: bool = False):
+def _resized(config: Any, widths: Widths, biases: bool = False) -> Any:
     family = family_of(config.model_type)
     if family.derived_head_dim and widths[HIDDEN] != widths[HEADS] * widths[HEAD_DIM]:
         raise ValueError(
             f"{config.model_type} derives head_dim from hidden_size / num_attention_heads, and head_dim "
             f"({widths[HEAD_DIM]}) cannot change, so hidden and heads shrink together"
         )
-    if widths[HEADS] % widths[KV_HEADS]:
-        raise ValueError(
-            f"every kv group needs the same number of query heads ({widths[HEADS]} heads, {widths[KV_HEADS]} kv heads)"
-        )
+    if reason := uneven_heads(widths):
+        raise ValueError(reason)
     values = config.to_dict()
     values.pop("auto_map", None)  # the result is a stock class, whatever code the original came with
-    for axis, number in widths.items():
-        axis.write(values, number, config, family)
+    values |= fields_of(config, widths)
     for standard, own in config.attribute_map.items():  # gpt2's n_embd, n_head
         if standard in values and own in values:
             values[own] = values.pop(standard)
@@ -138,21 +185,21 @@ def _resized(config, widths: Widths, biases: bool = False):
     try:
         return _build(type(config), values)
     except ValueError:
-        if family.relabel is None or any(values.get(field) for field in family.relabel_unless):
+        if family.relabel is None or any(values.get(name) for name in family.relabel_unless):
             raise
     from transformers import AutoConfig
 
     model_type, changes = family.relabel
     target = type(AutoConfig.for_model(model_type))
     values.update(changes, model_type=model_type)
-    for field in (*family.relabel_unless, "pretraining_tp"):
-        values.pop(field, None)
+    for name in (*family.relabel_unless, "pretraining_tp"):
+        values.pop(name, None)
     if values.get("architectures"):
         values["architectures"] = [name.replace("Llama", "Mistral") for name in values["architectures"]]
     return _build(target, values)
 
 
-def _build(config_class, values: dict):
+def _build(config_class: Any, values: dict[str, Any]) -> Any:
     """A validated config, or ValueError: the classes report a refused shape in several ways."""
     try:
         return config_class.from_dict(copy.deepcopy(values))
@@ -161,7 +208,7 @@ def _build(config_class, values: dict):
         raise ValueError(causes) from error
 
 
-def _nearest_legal(config, wanted: Widths) -> str:
+def _nearest_legal(config: Any, wanted: Widths) -> str:
     """Return legal shapes next to `wanted`, at most three, never the shape there is.
 
     Where hidden_size is heads × head_dim they differ by its heads and by its hidden_size; else also by its heads with
@@ -189,7 +236,7 @@ def _nearest_legal(config, wanted: Widths) -> str:
     return " or ".join(dict.fromkeys(map(_shape, found[:3])))
 
 
-def holds(config, widths: Widths, biases: bool = False) -> bool:
+def holds(config: Any, widths: Widths, biases: bool = False) -> bool:
     """Return whether a stock class holds the shape.
 
     Args:
@@ -205,4 +252,4 @@ def holds(config, widths: Widths, biases: bool = False) -> bool:
 
 
 def _shape(widths: Widths) -> str:
-    return ",".join(f"{axis.field}={widths[axis]}" for axis in (HIDDEN, HEADS, KV_HEADS))
+    return ",".join(f"{axis.field}={widths[axis]}" for axis in (HIDDEN, *ATTENTION))

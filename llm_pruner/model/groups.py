@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from llm_pruner.model.axes import HEADS, HIDDEN, KV_HEADS, Axis, Layers, Widths
+from llm_pruner.model.axes import HEADS, KV_HEADS, LAYER, MODEL, Axis, Layers, Widths
 
 if TYPE_CHECKING:
     import torch
@@ -53,12 +53,12 @@ class Member:
 
 @dataclass(frozen=True)
 class Group:
-    """Units that are removed whole: hidden channels, heads, kv heads or MLP neurons.
+    """Units of an axis, such as heads or MLP neurons, which are removed whole.
 
     Attributes:
         name: Such as `hidden` or `layers.3.mlp`.
         axis: The axis that shrinks when units go.
-        layer: The number of the layer; None for the residual stream, whose channels run through the whole model.
+        layer: The number of the layer; None for units that run through the whole model, as hidden channels do.
         units: How many units there are.
         members: What goes along with them.
     """
@@ -70,10 +70,34 @@ class Group:
     members: tuple[Member, ...]
 
     @property
+    def has_output(self) -> bool:
+        """Whether its units are the inputs of a projection to the residual stream, as heads and neurons are."""
+        return self.layer is not None and any(member.reads for member in self.members)
+
+    def removed(self, kept: Iterable[int]) -> list[int]:
+        """Return the units that go, ascending, where those of `kept` stay."""
+        return sorted(set(range(self.units)) - set(kept))
+
+    @property
     def own_layer(self) -> int:
         """The number of the layer that the group is inside of."""
         assert self.layer is not None, f"{self.name} runs through the whole model"
         return self.layer
+
+
+def group_name(axis: Axis, layer: int | None = None) -> str:
+    """Return the name of the group of an axis: of a layer, or the one that runs through the whole model."""
+    return axis.name if layer is None else f"layers.{layer}.{axis}"
+
+
+def read_group_name(name: str, known: Iterable[Axis]) -> tuple[Axis, int | None] | None:
+    """Return the axis, one of those known, and the layer that a group is named after; None where it is no such name."""
+    layer, _, last = name.removeprefix("layers.").rpartition(".")
+    axis = next((axis for axis in known if axis.name == last), None)
+    if axis is None:
+        return None
+    number = int(layer) if axis.scope == LAYER and layer.isdecimal() and len(layer) < 6 else None
+    return (axis, number) if name == group_name(axis, number) and (number is None) == (axis.scope == MODEL) else None
 
 
 def group_of(groups: Iterable[Group], axis: Axis, layer: int | None = None) -> Group:
@@ -88,7 +112,7 @@ def group_of(groups: Iterable[Group], axis: Axis, layer: int | None = None) -> G
 
 
 def output_projection(group: Group) -> Member:
-    """Return the member whose inputs are the units of a heads, kv_heads or mlp group: o_proj's or down_proj's."""
+    """Return the member whose inputs are the units of a group that has an output: o_proj's or down_proj's."""
     return next(member for member in group.members if member.reads)
 
 
@@ -128,9 +152,9 @@ def units_of(groups: Iterable[Group]) -> list[Group]:
     ranked = []
     for group in by_name.values():
         if group.axis == HEADS:
-            ranked.append(attention_units(group, by_name[f"layers.{group.layer}.{KV_HEADS}"], HEADS))
+            ranked.append(attention_units(group, by_name[group_name(KV_HEADS, group.layer)], HEADS))
         elif group.axis == KV_HEADS:
-            ranked.append(attention_units(by_name[f"layers.{group.layer}.{HEADS}"], group, KV_HEADS))
+            ranked.append(attention_units(by_name[group_name(HEADS, group.layer)], group, KV_HEADS))
         else:
             ranked.append(group)
     return ranked
@@ -173,7 +197,7 @@ def kept_positions(
 
 def prunable(groups: Iterable[Group]) -> set[str]:
     """Return the names of the parameters of attention and MLP, that is those that heads or neurons run through."""
-    return {member.parameter for group in groups if group.axis != HIDDEN for member in group.members}
+    return {member.parameter for group in groups if group.axis.scope == LAYER for member in group.members}
 
 
 def bias_of(weight: str) -> str:

@@ -1,11 +1,12 @@
 """Where a model has its decoder layers, and what is inside one, by names."""
 
 import re
+from typing import Any
 
 from torch import nn
 
 
-def decoder_layers(model) -> nn.ModuleList:
+def decoder_layers(model: Any) -> nn.ModuleList:
     """Return the model's decoder layers."""
     lists = (child for child in model.base_model.children() if isinstance(child, nn.ModuleList))
     return next(layers for layers in lists if len(layers) == model.config.num_hidden_layers)

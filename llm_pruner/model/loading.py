@@ -2,12 +2,15 @@
 
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from llm_pruner.errors import (
     PlanError,
     RunError,
     UsageError,
+    first_line,
     is_out_of_memory,
     shortened,
     shown,
@@ -72,7 +75,7 @@ def check_family(source: str, revision: str | None = None) -> dict:
     return raw
 
 
-def check_dense(source: str, quantised, advice: str) -> None:
+def check_dense(source: str, quantised: Any, advice: str) -> None:
     """Raise a PlanError for the `quantization_config` of quantised weights or of sparse activations.
 
     Args:
@@ -85,7 +88,7 @@ def check_dense(source: str, quantised, advice: str) -> None:
         raise PlanError(f"{source} {'has sparse activations' if sparse else 'holds quantised weights'}; {advice}")
 
 
-def load_config(source: str, revision: str | None = None, any_family: bool = False):
+def load_config(source: str, revision: str | None = None, any_family: bool = False) -> Any:
     """Load the configuration of a model, from config.json alone; a model can be built of it.
 
     What stands beside it in a local folder is looked at as well.
@@ -121,7 +124,7 @@ def _config_json(source: str, revision: str | None) -> dict:
     return configuration.read(Path(path))
 
 
-def _from_hub(source: str, revision: str | None, download):
+def _from_hub(source: str, revision: str | None, download: Callable[[Any], str]) -> str:
     """What `download` returns; RunError with what to do for each way in which the hub says no."""
     import huggingface_hub
     from huggingface_hub import errors
@@ -164,7 +167,7 @@ def fetch(source: str, revision: str | None = None, weights: bool = True) -> str
     if os.path.isdir(source):
         return source
 
-    def download(patterns):
+    def download(patterns: Any) -> str:
         return _from_hub(
             source,
             revision,
@@ -179,7 +182,7 @@ def fetch(source: str, revision: str | None = None, weights: bool = True) -> str
     return folder
 
 
-def pick_device(name: str):
+def pick_device(name: str) -> Any:
     """Return the torch device of a name; `auto` is the first GPU, else the CPU.
 
     Raises:
@@ -199,7 +202,7 @@ def pick_device(name: str):
     return device
 
 
-def load_model(folder: str, config, dtype: str = "auto", device=None, device_map: str | None = None):
+def load_model(folder: str, config: Any, dtype: str = "auto", device: Any = None, device_map: str | None = None) -> Any:
     """Load the trained model in a folder, in evaluation mode.
 
     Args:
@@ -233,7 +236,7 @@ def load_model(folder: str, config, dtype: str = "auto", device=None, device_map
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        raise RunError(f"{folder} cannot be loaded: {_first_line(error)}") from error
+        raise RunError(f"{folder} cannot be loaded: {first_line(error)}") from error
     for problem in ("missing_keys", "mismatched_keys"):
         if keys := sorted(info.get(problem) or (), key=str):
             name, *shapes = keys[0] if isinstance(keys[0], tuple) else (keys[0],)
@@ -245,8 +248,3 @@ def load_model(folder: str, config, dtype: str = "auto", device=None, device_map
     if offloaded := [name for name, p in model.named_parameters() if p.device.type == "meta"]:
         raise RunError(f"{offloaded[0]} does not fit on the devices and was offloaded; it cannot be cut there")
     return model.eval()
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

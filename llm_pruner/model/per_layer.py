@@ -10,19 +10,17 @@ from typing import Any
 
 from llm_pruner.errors import PlanError
 from llm_pruner.model.after_import import after_import
-from llm_pruner.model.axes import HEAD_DIM, HEADS, KV_HEADS, MLP
-from llm_pruner.model.families import FAMILIES, family_of, widths_of
+from llm_pruner.model.axes import ATTENTION, HEAD_DIM, LAYER, Widths, uneven_heads
+from llm_pruner.model.families import FAMILIES, PREFIX, family_of, widths_of
 
-PREFIX = "pruned_"  # of the model_type; an unaware transformers must not take the checkpoint for a stock one
 AUTO_CONFIG = "transformers.models.auto.configuration_auto"
-HEAD_FIELDS = (HEADS.field, KV_HEADS.field)
 
 
-def per_layer_config(config, layers: Sequence[Mapping[str, int]], biases: Sequence[str] = ()):
+def per_layer_config(config: Any, layers: Sequence[Mapping[str, int]], biases: Sequence[str] = ()) -> Any:
     """Return `config` with widths of its own for each decoder layer: {config field: width}, one mapping per layer.
 
-    The fields are num_attention_heads, num_key_value_heads and the family's intermediate_size; what a mapping
-    leaves out is as in `config`. `biases` names modules of a decoder layer, such as "mlp.down_proj", that get a
+    The fields are those of the axes that may differ between layers, by the family's names; what a mapping leaves out is
+    as in `config`. `biases` names modules of a decoder layer, such as "mlp.down_proj", that get a
     bias in every layer where the stock class has none. `config` is not changed.
 
     PlanError when the family is not supported or its layers cannot have these widths.
@@ -31,8 +29,7 @@ def per_layer_config(config, layers: Sequence[Mapping[str, int]], biases: Sequen
     if len(layers) != config.num_hidden_layers:
         raise PlanError(f"widths of {len(layers)} layers for a model that has {config.num_hidden_layers}")
     before = widths_of(config)
-    stock = {axis.field: before[axis] for axis in (HEADS, KV_HEADS)} | {family.intermediate_size: before[MLP]}
-    overrides = [_overrides(config.model_type, index, widths, stock) for index, widths in enumerate(layers)]
+    overrides = [_overrides(config.model_type, before, index, widths) for index, widths in enumerate(layers)]
 
     config_class, model_class = classes(config.model_type)
     values = config.to_dict()
@@ -50,24 +47,25 @@ def per_layer_config(config, layers: Sequence[Mapping[str, int]], biases: Sequen
     return result
 
 
-def _overrides(model_type: str, index: int, widths: Mapping[str, int], stock: Mapping[str, int]) -> dict[str, int]:
-    """The widths of layer `index` that differ from `stock`. PlanError when no layer can have them."""
+def _overrides(model_type: str, before: Widths, index: int, widths: Mapping[str, int]) -> dict[str, int]:
+    """The widths of layer `index` that differ from `before`. PlanError when no layer can have them."""
+    family = family_of(model_type)
+    axes = {axis.field_of(family): axis for axis in before.prunable if axis.scope == LAYER}
     for field, width in widths.items():
-        if field not in stock:
-            raise PlanError(f"layer {index}: {field!r} cannot differ between layers, only {', '.join(stock)}")
+        if field not in axes:
+            raise PlanError(f"layer {index}: {field!r} cannot differ between layers, only {', '.join(axes)}")
         if type(width) is not int or width < 1:
             raise PlanError(f"layer {index}: {field} must be a whole number of at least 1, not {width!r}")
-    overrides = {field: width for field, width in widths.items() if width != stock[field]}
-    if family_of(model_type).derived_head_dim and any(field in overrides for field in HEAD_FIELDS):
+    overrides = {field: width for field, width in widths.items() if width != before[axes[field]]}
+    if family.derived_head_dim and any(axes[field] in ATTENTION for field in overrides):
+        others = ", ".join(field for field, axis in axes.items() if axis not in ATTENTION)
         raise PlanError(
             f"layer {index}: {model_type} derives head_dim from hidden_size / num_attention_heads, "
-            f"so all layers have the same heads; {family_of(model_type).intermediate_size} can differ"
+            f"so all layers have the same heads; {others} can differ"
         )
-    heads, kv_heads = ({**stock, **overrides}[field] for field in HEAD_FIELDS)
-    if heads % kv_heads:
-        raise PlanError(
-            f"layer {index}: every kv group needs the same number of query heads ({heads} heads, {kv_heads} kv heads)"
-        )
+    own = before.but({axes[field]: width for field, width in overrides.items()})
+    if reason := uneven_heads(own):
+        raise PlanError(f"layer {index}: {reason}")
     return overrides
 
 
@@ -102,7 +100,7 @@ def register() -> None:
     after_import(AUTO_CONFIG, _register_configs)
 
 
-def _register_configs(auto_config) -> None:
+def _register_configs(auto_config: Any) -> None:
     for model_type in FAMILIES:
         auto_config.AutoConfig.register(PREFIX + model_type, _deferred(model_type), exist_ok=True)
 
@@ -114,11 +112,11 @@ def _deferred(model_type: str) -> type:
     """
 
     class Deferred:
-        def __new__(cls, **values):
+        def __new__(cls, **values: Any) -> Any:
             return classes(model_type)[0](**values)
 
         @staticmethod
-        def from_dict(values, **kwargs):
+        def from_dict(values: dict[str, Any], **kwargs: Any) -> Any:
             return classes(model_type)[0].from_dict(values, **kwargs)
 
     return Deferred

@@ -6,6 +6,7 @@ and drops RoPE, masks and softmax.
 """
 
 import copy
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,19 +15,17 @@ from transformers.pytorch_utils import Conv1D
 
 from llm_pruner.errors import PlanError
 from llm_pruner.model.axes import HEAD_DIM, HEADS, HIDDEN, KV_HEADS, MLP, Widths
-from llm_pruner.model.families import Family, family_of
+from llm_pruner.model.families import Family, family_of, fields_of
 
 PROXY = Widths({HIDDEN: 12, HEADS: 3, KV_HEADS: 3, MLP: 10, HEAD_DIM: 4})
 VOCABULARY = 7
 
 
-def build_proxy(config):
+def build_proxy(config: Any) -> Any:
     """Return a random model of the same class and depth, narrow, with one kv head per query head."""
     config = copy.deepcopy(config)
-    family = family_of(config.model_type)
-    small: dict[str, object] = {}
-    for axis, number in PROXY.items():
-        axis.write(small, number, config, family)
+    axes = family_of(config.model_type).axes
+    small = fields_of(config, {axis: number for axis, number in PROXY.items() if axis in axes})
     small.update(vocab_size=VOCABULARY, max_position_embeddings=8, pad_token_id=None, tie_word_embeddings=False)
     if getattr(config, "rope_parameters", None):
         small["rope_parameters"] = _plain_rope(config.rope_parameters)
@@ -43,7 +42,7 @@ def _plain_rope(parameters: dict) -> dict:
     return {"rope_type": "default", "rope_theta": parameters.get("rope_theta", 10000.0), "partial_rotary_factor": 1.0}
 
 
-def replace_attention(proxy, family: Family) -> dict[str, dict[str, nn.Module]]:
+def replace_attention(proxy: Any, family: Family) -> dict[str, dict[str, nn.Module]]:
     """Return {name of the attention module: {"q": …, "k": …, "v": …, "out": …}}; the modules now compute out(q·k·v)."""
     attention = {}
     for name, module in list(proxy.named_modules()):
@@ -59,7 +58,9 @@ def replace_attention(proxy, family: Family) -> dict[str, dict[str, nn.Module]]:
             conv1d_to_linear(module)
         parts["out"] = getattr(module, family.out)
 
-        def forward(hidden_states, *_, parts=parts, **__):
+        def forward(
+            hidden_states: torch.Tensor, *_: Any, parts: dict[str, nn.Module] = parts, **__: Any
+        ) -> tuple[torch.Tensor, None]:
             product = parts["q"](hidden_states) * parts["k"](hidden_states) * parts["v"](hidden_states)
             return parts["out"](product), None
 

@@ -1,9 +1,10 @@
 """Models without weights: for shapes, for tracing, and to be filled."""
 
 import copy
+from typing import Any
 
 
-def meta_model(config):
+def meta_model(config: Any) -> Any:
     """Return a model of `config` without weights, on the meta device, in the dtype that the config names."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -12,7 +13,7 @@ def meta_model(config):
         return AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=config.dtype or torch.float32)
 
 
-def skeleton(config):
+def skeleton(config: Any) -> Any:
     """Return the model of `config` with real buffers and parameters that take no memory."""
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM

@@ -9,7 +9,7 @@ after a reload. Tensors move over one by one, sliced on the device they live on;
 import contextlib
 import copy
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -19,14 +19,16 @@ from tqdm.auto import tqdm
 from llm_pruner.errors import PlanError
 from llm_pruner.model.axes import HIDDEN
 from llm_pruner.model.families import family_of
-from llm_pruner.model.groups import Group, group_of, kept_positions, output_projection
+from llm_pruner.model.groups import Group, Member, group_of, kept_positions, output_projection
 from llm_pruner.model.skeleton import skeleton
 
 Kept = Mapping[str, list[int]]  # {group name: indices of the units that stay, ascending}
 
 
 @torch.no_grad()
-def cut(model, groups: Iterable[Group], kept: Kept, config, biases: Mapping[str, torch.Tensor] | None = None) -> Any:
+def cut(
+    model: Any, groups: Iterable[Group], kept: Kept, config: Any, biases: Mapping[str, torch.Tensor] | None = None
+) -> Any:
     """Cut the model: a new one of the configuration's class with the slices that stay.
 
     `model` gives up its tensors on the way, so that memory holds little more than one model.
@@ -118,7 +120,9 @@ def finish(new: Any, model: Any) -> Any:
 
 
 @torch.no_grad()
-def mask(model, groups: Iterable[Group], kept: Kept, config, biases: Mapping[str, torch.Tensor] | None = None) -> Any:
+def mask(
+    model: Any, groups: Iterable[Group], kept: Kept, config: Any, biases: Mapping[str, torch.Tensor] | None = None
+) -> Any:
     """Set to zero what `cut` would remove: same shapes as before, same outputs as the cut model.
 
     Args:
@@ -137,7 +141,7 @@ def mask(model, groups: Iterable[Group], kept: Kept, config, biases: Mapping[str
     groups = list(groups)
     parameters = dict(model.named_parameters())
     for group in groups:
-        removed = sorted(set(range(group.units)) - set(kept[group.name]))
+        removed = group.removed(kept[group.name])
         for member in group.members if removed else ():
             if member.role == "layernorm":
                 raise PlanError("a LayerNorm over zeros is not one over fewer channels; mask heads and mlp only")
@@ -154,7 +158,7 @@ def mask(model, groups: Iterable[Group], kept: Kept, config, biases: Mapping[str
 
 
 @contextlib.contextmanager
-def silenced(parameters: Mapping[str, torch.Tensor], groups: Iterable[Group], kept: Kept):
+def silenced(parameters: Mapping[str, torch.Tensor], groups: Iterable[Group], kept: Kept) -> Iterator[None]:
     """Keep units from giving anything to the residual stream, as long as the context lasts.
 
     Args:
@@ -165,7 +169,7 @@ def silenced(parameters: Mapping[str, torch.Tensor], groups: Iterable[Group], ke
     own = []
     for group in groups:
         member = output_projection(group)
-        removed = sorted(set(range(group.units)) - set(kept[group.name]))
+        removed = group.removed(kept[group.name])
         weight = parameters[member.parameter].data
         positions = member.positions(torch.tensor(removed, dtype=torch.long)).to(weight.device)
         own.append((weight, member.dim, positions, weight.index_select(member.dim, positions)))
@@ -177,12 +181,12 @@ def silenced(parameters: Mapping[str, torch.Tensor], groups: Iterable[Group], ke
             weight.index_copy_(axis, positions, columns)
 
 
-def _zero(parameter: torch.Tensor, member, units: list[int]) -> None:
+def _zero(parameter: torch.Tensor, member: Member, units: list[int]) -> None:
     positions = member.positions(torch.tensor(units, dtype=torch.long)).to(parameter.device)
     parameter.data.index_fill_(member.dim, positions, 0)
 
 
-def _width_corrections(model, groups: list[Group], kept: Kept) -> dict[str, tuple[float, float]]:
+def _width_corrections(model: Any, groups: list[Group], kept: Kept) -> dict[str, tuple[float, float]]:
     """{parameter: (factor, offset)}: the correction for the change of width, w' + offset = (w + offset)·factor.
 
     A norm divides by the root of the mean square, and removing silent channels raises that mean by d/d', so its

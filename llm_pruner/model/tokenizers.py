@@ -12,9 +12,10 @@ from collections.abc import Mapping
 from fnmatch import fnmatch
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from llm_pruner.console import log
-from llm_pruner.errors import PrunerError, RunError, UsageError, is_out_of_disk, is_out_of_memory
+from llm_pruner.errors import PrunerError, RunError, UsageError, first_line, is_out_of_disk, is_out_of_memory
 from llm_pruner.files import check_regular, read_json, write_text
 from llm_pruner.model.checkpoint_files import check_no_pointer
 from llm_pruner.validation import (
@@ -56,7 +57,7 @@ FIELDS: dict[str, Rule] = {
 }  # fmt: skip
 
 
-def load_tokenizer(folder: str | Path, needed: bool = True):
+def load_tokenizer(folder: str | Path, needed: bool = True) -> Any:
     """Return the tokenizer in `folder`, or None when there is none.
 
     Args:
@@ -76,7 +77,7 @@ def load_tokenizer(folder: str | Path, needed: bool = True):
         return None
 
 
-def _loaded(folder: Path):
+def _loaded(folder: Path) -> Any:
     vocabularies = [name for name in _names(folder) if _is_any(name, VOCABULARIES)]
     if not vocabularies:
         return None
@@ -93,16 +94,12 @@ def _loaded(folder: Path):
         if not _is_failure(error) or is_out_of_memory(error):
             raise
         _diagnose(folder)
-        raise UsageError(f"{folder}: the tokenizer cannot be loaded: {_reason(error)}") from error
+        raise UsageError(f"{folder}: the tokenizer cannot be loaded: {first_line(error)}") from error
 
 
 def _is_failure(error: BaseException) -> bool:
     """Whether it is an error of what was called: a panic of the Rust library is no Exception."""
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"
-
-
-def _reason(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _check_packages(file: Path) -> None:
@@ -143,7 +140,7 @@ def _diagnose(folder: Path) -> None:
         except BaseException as error:
             if not _is_failure(error):
                 raise
-            raise UsageError(f"{path} is no tokenizer: {_reason(error)}") from error
+            raise UsageError(f"{path} is no tokenizer: {first_line(error)}") from error
 
 
 def _check_json(path: Path, rules: Mapping[str, Rule]) -> None:
@@ -170,7 +167,7 @@ def _is_any(name: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatch(name.lower(), pattern) for pattern in patterns)
 
 
-def carry_over(source: str | Path, target: str | Path, tokenizer=None) -> list[str]:
+def carry_over(source: str | Path, target: str | Path, tokenizer: Any = None) -> list[str]:
     """Copy every file of a tokenizer, and the terms of use, byte for byte; call it once config.json is in `target`.
 
     If what is loaded from `target` then does not give the same tokens for a probe, because its config.json says
@@ -219,7 +216,7 @@ def _copied(source: Path, target: Path, patterns: tuple[str, ...]) -> list[str]:
     return found
 
 
-def _is_same(tokenizer, folder: Path) -> bool:
+def _is_same(tokenizer: Any, folder: Path) -> bool:
     """Whether what is loaded from `folder` gives the tokens that `tokenizer` gives."""
     from transformers import AutoTokenizer
 
@@ -233,14 +230,14 @@ def _is_same(tokenizer, folder: Path) -> bool:
         return False
 
 
-def _probed(tokenizer, source) -> tuple:
+def _probed(tokenizer: Any, source: Any) -> tuple:
     """What must be alike: the tokens of the probe and of the source's special tokens, and which ones are special."""
     probe = PROBE + " ".join(f"{token} x{token}" for token in source.all_special_tokens[:SPECIALS])
     ids = [tokenizer(probe, add_special_tokens=added, verbose=False)["input_ids"] for added in (True, False)]
     return ids, tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id
 
 
-def _write_anew(tokenizer, source: Path, target: Path) -> None:
+def _write_anew(tokenizer: Any, source: Path, target: Path) -> None:
     """By `save_pretrained`, without what that says of this machine's folders."""
     try:
         tokenizer.save_pretrained(target)
@@ -255,7 +252,7 @@ def _write_anew(tokenizer, source: Path, target: Path) -> None:
         if not _is_failure(error) or is_out_of_disk(error):
             raise
         _copied(source, target, FILES)
-        logger.warning("the tokenizer cannot be saved: %s; its files are those of %s", _reason(error), source)
+        logger.warning("the tokenizer cannot be saved: %s; its files are those of %s", first_line(error), source)
 
 
 def _config(folder: Path) -> dict:

@@ -16,7 +16,10 @@ import re
 import signal
 import threading
 import warnings
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from types import FrameType
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,9 +29,9 @@ from torch_pruning.dependency.node import Node
 from transformers.pytorch_utils import Conv1D
 
 from llm_pruner.errors import PlanError, RunError
-from llm_pruner.model.axes import HEAD_DIM, HEADS, HIDDEN, KV_HEADS, MLP
+from llm_pruner.model.axes import HEAD_DIM, HEADS, HIDDEN, KV_HEADS, LAYER, MLP, Axis
 from llm_pruner.model.families import Family, family_of, widths_of
-from llm_pruner.model.groups import Group, Member
+from llm_pruner.model.groups import Group, Member, group_name
 from llm_pruner.model.proxy import PROXY, build_proxy, conv1d_to_linear, replace_attention
 
 
@@ -41,7 +44,7 @@ class _Side:
     pairs: tuple[tuple[int, int], ...]
 
 
-def trace_groups(model, time_limit: float = 120.0) -> list[Group]:
+def trace_groups(model: Any, time_limit: float = 120.0) -> list[Group]:
     """Find the groups of a model.
 
     Args:
@@ -49,7 +52,8 @@ def trace_groups(model, time_limit: float = 120.0) -> list[Group]:
         time_limit: Seconds after which tracing gives up, in the main thread.
 
     Returns:
-        `hidden`, then for each layer `layers.N.heads`, `layers.N.kv_heads` and `layers.N.mlp`.
+        `hidden`, then for each layer `layers.N.heads`, `layers.N.kv_heads` and `layers.N.mlp`, then those of axes that
+        have a trace of their own.
 
     Raises:
         PlanError: The family is not supported, or the model is not as the family's tracing proxy says.
@@ -74,7 +78,7 @@ def trace_groups(model, time_limit: float = 120.0) -> list[Group]:
     return _Scale(model, proxy, family, attention).groups(hidden, heads, neurons)
 
 
-def _dependency_graph(proxy) -> DependencyGraph:
+def _dependency_graph(proxy: Any) -> DependencyGraph:
     graph = DependencyGraph()
     with warnings.catch_warnings(), torch.enable_grad():
         warnings.simplefilter("ignore")  # the norms' weights are found as "unwrapped": that is what is wanted
@@ -123,9 +127,9 @@ def _coupled(graph: DependencyGraph, module: nn.Module, out: bool, units: int) -
 class _Scale:
     """From the proxy's sides and positions to the model's parameters and widths."""
 
-    def __init__(self, model, proxy, family: Family, attention) -> None:
+    def __init__(self, model: Any, proxy: Any, family: Family, attention: dict[str, dict[str, nn.Module]]) -> None:
         self.family = family
-        self.config = model.config
+        self.model, self.config = model, model.config
         self.widths = widths_of(model.config)
         self.modules = dict(model.named_modules())
         self.shapes = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
@@ -136,46 +140,45 @@ class _Scale:
         self.canonical = {name: first[id(p)] for name, p in model.named_parameters(remove_duplicate=False)}
         self.names = {module: name for name, module in proxy.named_modules()}
         self.names |= {parameter: name for name, parameter in proxy.named_parameters()}
-        self.projections = {
+        self.projections: dict[Any, tuple[str, str]] = {
             module: (f"{name}.{family.out if part == 'out' else family.qkv['qkv'.index(part) % len(family.qkv)]}", part)
             for name, parts in attention.items()
             for part, module in parts.items()
         }
 
-    def groups(self, hidden, heads, neurons) -> list[Group]:
+    def groups(self, hidden: list[_Side], heads: list[list[_Side]], neurons: list[list[_Side]]) -> list[Group]:
         w = self.widths
         members = [m for side in hidden for m in self.members(side, PROXY[HIDDEN], w[HIDDEN])]
-        groups = [Group(HIDDEN.name, HIDDEN, None, w[HIDDEN], self.ordered(members))]
+        groups = [self.group(HIDDEN, None, members)]
         by_layer: dict[int, list[Group]] = {}
         for sides in heads:
-            members = [(m, self.projections[s.target][1]) for s in sides for m in self.attention_members(s)]
-            layer = _layer(member.parameter for member, _ in members)
-            query = self.ordered(m for m, part in members if part in ("q", "out"))
-            key = self.ordered(m for m, part in members if part in ("k", "v"))
-            by_layer.setdefault(layer, []).extend(
-                (
-                    Group(f"layers.{layer}.{HEADS}", HEADS, layer, w[HEADS], query),
-                    Group(f"layers.{layer}.{KV_HEADS}", KV_HEADS, layer, w[KV_HEADS], key),
-                )
-            )
+            parts = [(m, self.projections[s.target][1]) for s in sides for m in self.attention_members(s)]
+            layer = _layer(member.parameter for member, _ in parts)
+            for axis, own in ((HEADS, ("q", "out")), (KV_HEADS, ("k", "v"))):
+                traced = self.group(axis, layer, (member for member, part in parts if part in own))
+                by_layer.setdefault(layer, []).append(traced)
         for sides in neurons:
             members = [m for s in sides for m in self.members(s, PROXY[MLP], w[MLP])]
             layer = _layer(member.parameter for member in members)
-            by_layer.setdefault(layer, []).append(
-                Group(f"layers.{layer}.{MLP}", MLP, layer, w[MLP], self.ordered(members))
-            )
+            by_layer.setdefault(layer, []).append(self.group(MLP, layer, members))
+        coupled = [axis for axis in w.prunable if axis.scope == LAYER and axis.trace is None]
         for layer in sorted(by_layer):
             axes = [group.axis for group in by_layer[layer]]
-            if axes != [HEADS, KV_HEADS, MLP]:
+            if axes != coupled:
                 found = ", ".join(map(str, axes))
                 raise PlanError(f"layer {layer} is not one attention block and one MLP: found {found}")
             groups += by_layer[layer]
         if len(by_layer) != self.config.num_hidden_layers:
             raise PlanError(f"traced {len(by_layer)} layers of {self.config.num_hidden_layers}")
+        groups += [group for axis in self.family.axes if axis.trace for group in axis.trace(self.model)]
         self.check(groups)
         return groups
 
-    def attention_members(self, side: _Side):
+    def group(self, axis: Axis, layer: int | None, members: Iterable[Member]) -> Group:
+        """Return the group of an axis."""
+        return Group(group_name(axis, layer), axis, layer, self.widths[axis], self.ordered(members))
+
+    def attention_members(self, side: _Side) -> Iterator[Member]:
         """Return the members in heads, from the layout that the family declares for its projections."""
         name, part = self.projections[side.target]
         if any(position != unit for position, unit in side.pairs) or len(side.pairs) != PROXY[HIDDEN]:
@@ -190,7 +193,7 @@ class _Scale:
         for parameter, axis, role in self.parameters(name, side.target, out=part != "out"):
             yield Member(parameter, axis, role, start, stride, head_dim, reads=part == "out")
 
-    def members(self, side: _Side, proxy_units: int, units: int):
+    def members(self, side: _Side, proxy_units: int, units: int) -> Iterator[Member]:
         """Return the members in channels: a side holds the units once, or several times in a row (gate_up)."""
         name = self.projections[side.target][0] if side.target in self.projections else self.names[side.target]
         pieces = sorted({position // proxy_units for position, _ in side.pairs})
@@ -200,7 +203,7 @@ class _Scale:
             for piece in pieces:
                 yield Member(parameter, axis, role, start=piece * units, reads=role == "linear" and not side.out)
 
-    def parameters(self, name: str, target, out: bool):
+    def parameters(self, name: str, target: Any, out: bool) -> Iterator[tuple[str, int, str]]:
         """Return (parameter, axis, role) of one side of the model's module, or of the parameter, called `name`."""
         if isinstance(target, nn.Parameter):  # a norm's weight that torch-pruning knows no module for
             yield self.existing(name), 0, "rmsnorm"
@@ -218,7 +221,7 @@ class _Scale:
             if f"{name}.bias" in self.shapes:
                 yield self.existing(f"{name}.bias"), 0, "bias"
 
-    def ordered(self, members) -> tuple[Member, ...]:
+    def ordered(self, members: Iterable[Member]) -> tuple[Member, ...]:
         """Return each member once (a tied tensor is reached twice), in the order of the model's parameters."""
         return tuple(sorted(set(members), key=lambda m: (self.order[m.parameter], m.dim, m.role, m.start)))
 
@@ -242,7 +245,7 @@ class _Scale:
                 raise PlanError(f"{parameter}: axis {axis} has {length} positions, the trace accounts for {positions}")
 
 
-def _layer(parameters) -> int:
+def _layer(parameters: Iterable[str]) -> int:
     layers = {int(match[1]) for match in (re.search(r"\.(\d+)\.", name) for name in parameters) if match}
     if len(layers) != 1:
         raise PlanError(f"a traced group does not belong to one layer: {sorted(layers)}")
@@ -250,7 +253,7 @@ def _layer(parameters) -> int:
 
 
 @contextlib.contextmanager
-def _no_garbage_collection():
+def _no_garbage_collection() -> Iterator[None]:
     """The graph grows to many small objects that all stay: scanning them over and over would cost layers²."""
     was_enabled = gc.isenabled()
     gc.disable()
@@ -262,13 +265,13 @@ def _no_garbage_collection():
 
 
 @contextlib.contextmanager
-def _time_limit(seconds: float, names: dict):
+def _time_limit(seconds: float, names: dict) -> Iterator[None]:
     """Raises RunError in this thread after `seconds`, with the module the trace was at."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    def expired(_, frame):
+    def expired(_: int, frame: FrameType | None) -> None:
         while frame is not None:
             for local in frame.f_locals.values():
                 module = local.module if isinstance(local, Node) else local

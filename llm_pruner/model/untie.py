@@ -13,7 +13,7 @@ def is_tied(model: Any) -> bool:
     return head is not None and head.weight is model.get_input_embeddings().weight
 
 
-def untied_config(config):
+def untied_config(config: Any) -> Any:
     """Return a copy of a configuration without the tie."""
     config = copy.deepcopy(config)
     config.tie_word_embeddings = False

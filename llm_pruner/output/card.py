@@ -7,6 +7,7 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 from markupsafe import Markup
 
+from llm_pruner.model.families import stock_type
 from llm_pruner.output import tasks, wording
 from llm_pruner.output.models import PRUNED, Model, models_of, steps_of
 from llm_pruner.output.page import environment
@@ -37,7 +38,7 @@ def card(report: CheckpointReport) -> str:
     templates.filters["code"] = lambda text: Markup(text.replace("\n", " "))
     text = templates.get_template("card.md").render(
         metadata=Markup(data.to_yaml()), base=base, roles=roles, steps=steps, last=steps[-1], done=_done(steps),
-        names=own if len(set(own)) == len(own) else [model.label for model in models],
+        stock_type=stock_type, names=own if len(set(own)) == len(own) else [model.label for model in models],
         tables=[("", [*_sizes(models), *_perplexities(models)]), ("zero-shot accuracy, %", _zero_shot(models))],
     )  # fmt: skip
     return ModelCard(text).content

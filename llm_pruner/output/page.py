@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from llm_pruner.model.axes import HIDDEN, LAYER, Axis
+from llm_pruner.model.families import known_axes
 from llm_pruner.output import charts, tasks, wording
 from llm_pruner.output.manifest import START
 from llm_pruner.output.models import EVALUATED, Model, Text, dense_of, models_of, name_of, steps_of
@@ -26,7 +28,6 @@ from llm_pruner.output.reports import (
 )
 
 TEMPLATES = Path(__file__).with_name("templates")
-INSIDE = ("num_attention_heads", "num_key_value_heads", "intermediate_size")  # widths that a layer may have of its own
 SPEEDS = {"prefill": "prefill_tokens_per_second", "decode": "decode_tokens_per_second"}
 
 
@@ -85,7 +86,8 @@ def page(reports: Sequence[CheckpointReport], evaluation: EvaluateReport | None 
         texts=texts, quality=[figure for text in texts for figure in _quality(models, text)],
         changes=[(change, _columns(change)) for change in changes if change.before or change.same],
         reconstructions=[
-            (found, _search(found), _shapes(found)) for step in prunings if (found := step.reconstruction)
+            (found, _search(found), _shapes(found), [axis.title for axis in _axes(found)])
+            for step in prunings if (found := step.reconstruction)
         ],
         scores=[(step, _boxes(step)) for step in prunings if step.scores],
         recoveries=[(step, _curves(step)) for step in steps if isinstance(step, RecoverReport)],
@@ -155,6 +157,7 @@ def _each(width: int | list[int], layers: int) -> list[int]:
 
 def _change(label: str, before: dict, after: dict, kept: list[int], colour: int = 1) -> Change:
     layers = max(map(len, before.values()), default=0)
+    inside = {axis.field for axis in known_axes() if axis.scope == LAYER}
     own: dict[str, tuple[list[int], list[int]]] = {}
     same = []
     for name in (name for name in before if name in after and len(before[name]) == layers):
@@ -163,7 +166,7 @@ def _change(label: str, before: dict, after: dict, kept: list[int], colour: int 
             continue
         for place, width in zip(kept, after[name]):
             new[place] = width
-        if len(set(old)) == len(set(after[name])) == 1 and (name not in INSIDE or old[0] == after[name][0]):
+        if len(set(old)) == len(set(after[name])) == 1 and (name not in inside or old[0] == after[name][0]):
             same.append(f"{name} {old[0]:,}" + (f" → {after[name][0]:,}" if old[0] != after[name][0] else ""))
         elif old == new:
             same.append(f"{name} as before")
@@ -200,16 +203,23 @@ def _search(found: Reconstruction) -> list[Figure]:
     return drawn
 
 
+def _axes(found: Reconstruction) -> list[Axis]:
+    """The axes of the shapes that were measured."""
+    widths = [each.widths for each in (*(found.search or ()), *(found.finals or ()))]
+    named = {name for own in widths for layer in (own if isinstance(own, list) else [own]) for name in layer}
+    return [axis for axis in known_axes() if axis.field in named]
+
+
 def _shapes(found: Reconstruction) -> list[dict[str, Any]]:
     """Every shape that was measured, on a part of the text and, the best ones, on all of it; the best first."""
     finals = {_shape(each): each for each in found.finals or ()}
     parts = {_shape(each): each for each in found.search or ()}
-    rows = []
+    rows, axes = [], _axes(found)
     for shape, each in (parts | finals).items():
         layers = each.widths if isinstance(each.widths, list) else [each.widths]
         rows.append({
             "kind": "per layer" if len(layers) > 1 else "lm_head of its own" if each.untied else "uniform",
-            "widths": [wording.span([layer[name] for layer in layers]) for name in ("hidden_size", *INSIDE)],
+            "widths": [wording.span([layer[axis.field] for layer in layers]) for axis in axes],
             "layers": "all" if each.layers is None else len(each.layers), "cost": each.expected,
             "part": parts[shape].kl if shape in parts else None, "all": finals[shape].kl if shape in finals else None,
             "final": shape in finals, "chosen": shape == _shape(_chosen(found)),
@@ -234,7 +244,7 @@ def _boxes(step: PruneReport) -> list[Figure]:
     drawn = []
     for name, rows in step.scores.items():
         if wording.finite(*(value for row in rows for value in row)):
-            where = "the residual stream" if name == "hidden_size" else "each layer"
+            where = "the residual stream" if name == HIDDEN.field else "each layer"
             svg = charts.boxes(f"Scores by {step.importance}: {name}", rows, f"score, {name}")
             drawn += _figures(svg, f"Units of {name} in {where}, scored by {step.importance}.")
     return drawn

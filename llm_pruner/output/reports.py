@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Generic, TypeVar
 from llm_pruner import serialisation
 from llm_pruner.errors import UsageError, shown
 from llm_pruner.files import read_json
+from llm_pruner.model.axes import PRUNABLE
 from llm_pruner.serialisation import optional, or_empty
 from llm_pruner.validation import (
     Rule,
@@ -66,7 +67,7 @@ def _exactly(*names: str) -> Rule:
 
 
 WIDTH, FINITE = whole(0, 2**31), number(0)
-SHAPE = ("hidden_size", "num_attention_heads", "num_key_value_heads", "intermediate_size")
+SHAPE = tuple(axis.field for axis in PRUNABLE)
 Number = Annotated[float, maybe(number())]
 Loss = Annotated[float, maybe(FINITE)]
 Seconds = Annotated[float, FINITE]

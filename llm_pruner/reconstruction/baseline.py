@@ -20,7 +20,7 @@ from llm_pruner.calibration.weights import Weights
 from llm_pruner.errors import RunError, computing
 from llm_pruner.importance import criterion_of, score
 from llm_pruner.importance.selection import choose, scored_groups
-from llm_pruner.model.axes import HEADS, HIDDEN, MLP, Layers
+from llm_pruner.model.axes import HIDDEN, Layers
 from llm_pruner.model.families import widths_of
 from llm_pruner.model.groups import Group, bias_of, group_of, output_projection
 from llm_pruner.model.layers import inside, layer_number
@@ -90,7 +90,7 @@ def _silent_stream(
     """The last hidden states of the held-out batches when the other units are silent; None for the fitted ones."""
     held = [batch for batch, out in zip(tokens.batches, tokens.held, strict=True) if out]
     hidden = group_of(groups, HIDDEN)
-    gone = torch.tensor(sorted(set(range(hidden.units)) - set(kept[hidden.name])), dtype=torch.long)
+    gone = torch.tensor(hidden.removed(kept[hidden.name]), dtype=torch.long)
     whole = {**kept, hidden.name: list(range(hidden.units))}
     biases = output_biases(groups, whole, dict(model.named_parameters()), means) if means else {}
     for layer in walk(model, held, "baseline", offload=True):
@@ -104,7 +104,7 @@ def _silent_stream(
         for group in groups:
             if group.layer not in (None, layer.index):
                 continue
-            removed = torch.tensor(sorted(set(range(group.units)) - set(kept[group.name])), dtype=torch.long)
+            removed = torch.tensor(group.removed(kept[group.name]), dtype=torch.long)
             for member in group.members if len(removed) else ():
                 outside = group.layer is None and layer_number(member.parameter) != layer.index
                 if not outside and member.role != "rmsnorm":
@@ -112,7 +112,7 @@ def _silent_stream(
                     tensor.data.index_fill_(member.dim, member.positions(removed).to(tensor.device), 0)
         with Hooks() as hooks:
             for group in groups:
-                if biases and group.layer == layer.index and group.axis in (HEADS, MLP):
+                if biases and group.layer == layer.index and group.has_output:
                     weight = output_projection(group).parameter
                     bias = biases[bias_of(weight)]
                     projection = module.get_submodule(inside(weight).removesuffix(".weight"))

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 
 import torch
 
-from llm_pruner.model.axes import HEADS, HIDDEN, MLP
+from llm_pruner.model.axes import HIDDEN
 from llm_pruner.model.groups import Group, bias_of, group_of, output_projection
 
 
@@ -34,11 +34,11 @@ def output_biases(
     rows = torch.tensor(kept[hidden.name])
     biases = {}
     for group in groups:
-        if group.axis in (HEADS, MLP):
+        if group.has_output:
             member = output_projection(group)
             weight = parameters[member.parameter]
             weight = weight.T if member.dim == 0 else weight
-            removed = torch.tensor(sorted(set(range(group.units)) - set(kept[group.name])), dtype=torch.long)
+            removed = torch.tensor(group.removed(kept[group.name]), dtype=torch.long)
             columns = member.positions(removed).to(weight.device)
             mean = means[member.parameter].to(weight.device, torch.float32)[columns]
             bias = weight.index_select(1, columns).float() @ mean

@@ -11,6 +11,7 @@ from llm_pruner.calibration.layerwise import Layer, not_finite, offloaded
 from llm_pruner.model.axes import HEADS, KV_HEADS, MLP, Widths, heads_per_group
 from llm_pruner.model.groups import Group, kept_positions
 from llm_pruner.model.layers import inside
+from llm_pruner.model.surgery import place
 from llm_pruner.reconstruction.block_optimisation import Block
 from llm_pruner.reconstruction.layers import Part, affine, matrix, parts_of, set_affine, watch
 from llm_pruner.reconstruction.least_squares import Moments, fit, normal_equations, token_weights
@@ -141,8 +142,7 @@ def fill(small: nn.Module, wide: nn.Module, groups: Sequence[Group], kept: Mappi
     for name, tensor in parameters.items():
         for axis, index in positions.get(name, {}).items():
             tensor = tensor.index_select(axis, index.to(tensor.device))
-        path, _, leaf = name.rpartition(".")
-        setattr(small.get_submodule(path), leaf, nn.Parameter(tensor.clone()))
+        place(small, name, tensor.clone())
 
 
 class Work:

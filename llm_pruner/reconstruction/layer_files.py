@@ -6,6 +6,7 @@ from pathlib import Path
 from torch import nn
 
 from llm_pruner.files import write_whole
+from llm_pruner.model.surgery import place
 from llm_pruner.reconstruction.layer import Outcome
 
 
@@ -54,8 +55,7 @@ def read_layer(folder: Path | None, index: int, layer: nn.Module) -> Outcome | N
     if {name: p.shape for name, p in layer.named_parameters()} != {name: t.shape for name, t in tensors.items()}:
         return None
     for name, tensor in tensors.items():
-        module, _, leaf = name.rpartition(".")
-        setattr(layer.get_submodule(module), leaf, nn.Parameter(tensor))
+        place(layer, name, tensor)
     return Outcome(kept, fits)
 
 

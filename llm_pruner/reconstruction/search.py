@@ -31,7 +31,7 @@ from llm_pruner.model.axes import (
 )
 from llm_pruner.model.families import family_of, holds
 from llm_pruner.reconstruction.costs import Costs
-from llm_pruner.shape.budget import TOLERANCE, Goal
+from llm_pruner.shape.budget import TOLERANCE, Goal, filled_with_neurons
 from llm_pruner.shape.counter import ParameterCounter
 from llm_pruner.validation import each, maybe, number, text
 
@@ -169,12 +169,10 @@ def _heads(before: Widths, axes: Sequence[Axis]):
 
 def _filled(counter: ParameterCounter, shape: Widths, goal: Goal, by_neurons: bool) -> Widths | None:
     """The shape with the neurons that the goal leaves, or None when it leaves too few or is missed by over 0.5 %."""
-    count = lambda widths: goal.count(counter, counter.everywhere(widths))  # noqa: E731
     if by_neurons:
-        one = count(shape) - count(shape.but({MLP: shape[MLP] - 1}))
-        neurons = shape[MLP] + round((goal.parameters - count(shape)) / one)
-        shape = shape.but({MLP: max(1, min(neurons, shape[MLP]))})
-    missed = abs(count(shape) - goal.parameters) / max(goal.parameters, 1)
+        shape = filled_with_neurons(counter, shape, goal)
+    count = goal.count(counter, counter.everywhere(shape))
+    missed = abs(count - goal.parameters) / max(goal.parameters, 1)
     return shape if missed < 0.005 else None
 
 

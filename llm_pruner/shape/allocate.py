@@ -8,7 +8,19 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from llm_pruner.errors import PlanError
-from llm_pruner.model.axes import HEADS, KV_HEADS, MLP, Axis, Layers, Widths, heads_per_group, is_grouped, with_heads
+from llm_pruner.model.axes import (
+    ATTENTION,
+    HEADS,
+    KV_HEADS,
+    LAYER,
+    MLP,
+    Axis,
+    Layers,
+    Widths,
+    heads_per_group,
+    is_grouped,
+    with_heads,
+)
 from llm_pruner.model.groups import Group, units_of
 from llm_pruner.shape.budget import TOLERANCE
 from llm_pruner.shape.counter import ParameterCounter
@@ -26,7 +38,7 @@ def adaptive_groups(groups: Iterable[Group], before: Widths, axes: Iterable[Axis
         axes: The axes that shrink.
     """
     heads = KV_HEADS if is_grouped(before) else HEADS
-    wanted = {heads if axis in (HEADS, KV_HEADS) else axis for axis in axes}
+    wanted = {heads if axis in ATTENTION else axis for axis in axes}
     return [group for group in units_of(groups) if group.axis in wanted]
 
 
@@ -78,8 +90,8 @@ def allocate(
     """
     groups, before = list(groups), counter.before
     per_group = heads_per_group(before) if is_grouped(before) else 1
-    head_cost = counter.cost(before, {HEADS: per_group, KV_HEADS: 1})
-    costs = {MLP: counter.cost(before, {MLP: 1}), HEADS: head_cost, KV_HEADS: head_cost}
+    costs = {axis: counter.cost(before, {axis: 1}) for axis in before.prunable if axis.scope == LAYER}
+    costs |= dict.fromkeys(ATTENTION, counter.cost(before, {HEADS: per_group, KV_HEADS: 1}))
     ranked = _Ranking(groups, scores, costs)
     goes = share * counter.decoder(counter.full)
     if structure == "AL-AM":
@@ -89,7 +101,8 @@ def allocate(
     layers = [before] * counter.num_layers
     for group, count in zip(groups, ranked.counts(heads, neurons), strict=True):
         own = layers[group.own_layer]
-        layers[group.own_layer] = own.but({MLP: count}) if group.axis == MLP else with_heads(own, count, per_group)
+        attention = group.axis in ATTENTION
+        layers[group.own_layer] = with_heads(own, count, per_group) if attention else own.but({group.axis: count})
     reached = 1 - counter.decoder(tuple(layers)) / counter.decoder(counter.full)
     coarse = 0 if exact else max(costs.values()) / counter.decoder(counter.full)
     if abs(reached - share) > TOLERANCE + coarse:

@@ -7,12 +7,12 @@ from itertools import chain, islice
 
 from llm_pruner.errors import PlanError
 from llm_pruner.model.axes import (
+    ATTENTION,
     HEAD_DIM,
     HEADS,
     HIDDEN,
     KV_HEADS,
     MLP,
-    PRUNABLE,
     Axis,
     Layers,
     Widths,
@@ -142,7 +142,7 @@ def smallest(before: Widths, axes: Iterable[Axis]) -> Widths:
     axes = set(axes)
     kv_heads = 1 if KV_HEADS in axes or HEADS in axes and not is_grouped(before) else before[KV_HEADS]
     shape = with_heads(before, kv_heads, 1 if HEADS in axes else heads_per_group(before))
-    return shape.but({axis: 1 for axis in (HIDDEN, MLP) if axis in axes})
+    return shape.but({axis: 1 for axis in axes if axis not in ATTENTION})
 
 
 def _ratio(counter: ParameterCounter, axes: set[Axis], goal: Goal) -> float:
@@ -166,16 +166,16 @@ def _ratio(counter: ParameterCounter, axes: set[Axis], goal: Goal) -> float:
 def _shapes(before: Widths, axes: set[Axis], ratio: float) -> Iterator[Widths]:
     """Yield shapes around `ratio`: heads rounded ever further, and for each number of heads so the hidden channels.
 
-    Where whole kv groups go, query heads inside them only go when nothing else is left.
+    Other axes shrink by the ratio. Where whole kv groups go, query heads inside them only go when nothing else is left.
     """
     of_kv, most = not is_grouped(before) or KV_HEADS in axes, heads_per_group(before)
     inside = range(most, 0, -1) if of_kv and HEADS in axes else [most]
-    neurons = max(1, before[MLP] - round(ratio * before[MLP])) if MLP in axes else before[MLP]
+    others = {axis: max(1, before[axis] - round(ratio * before[axis])) for axis in axes - {HIDDEN, *ATTENTION}}
     units = before[KV_HEADS] if of_kv else most
     for per_group in inside:
         for fewer in _around(round(ratio * units), units) if HEADS in axes or KV_HEADS in axes else (0,):
             kv_heads = before[KV_HEADS] - (fewer if of_kv else 0)
-            shape = with_heads(before, kv_heads, per_group - (0 if of_kv else fewer)).but({MLP: neurons})
+            shape = with_heads(before, kv_heads, per_group - (0 if of_kv else fewer)).but(others)
             hidden = round(ratio * before[HIDDEN]) if HIDDEN in axes else 0
             near = _around(hidden, before[HIDDEN]) if HIDDEN in axes else (0,)
             for narrower in islice(near, 2 * before[HEAD_DIM]):
@@ -248,7 +248,7 @@ def widths_by_structure(
         raise PlanError(f"remove_heads {remove_heads} leaves no head in {counter.num_layers} layers; ask for fewer")
     rest = share * counter.decoder(counter.full) / counter.num_layers
     shape = _fewer(before, heads, 0)
-    rest -= counter.cost(before, {axis: before[axis] - shape[axis] for axis in PRUNABLE})
+    rest -= counter.cost(before, {axis: before[axis] - shape[axis] for axis in before.prunable})
     if rest < 0:
         raise PlanError(f"remove_heads {remove_heads} is more than {share:g} of the parameters; ask for fewer")
     return _fewer(before, heads, math.floor(rest / counter.cost(before, {MLP: 1}) + 1e-6))

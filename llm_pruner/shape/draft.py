@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from llm_pruner.errors import PlanError, UsageError
 from llm_pruner.importance.selection import scored_groups
-from llm_pruner.model.axes import HEADS, HIDDEN, LAYERS, MLP, Axis, Layers, Widths
+from llm_pruner.model.axes import ATTENTION, HEADS, HIDDEN, LAYERS, MLP, Axis, Layers, Widths
 from llm_pruner.model.families import Family, family_of, holds, widths_of
 from llm_pruner.model.groups import Group
 from llm_pruner.model.skeleton import meta_model
@@ -90,10 +90,8 @@ class Traced:
         model = meta_model(config)
         groups = tuple(trace_groups(model))
         shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-        return cls(
-            config, model, groups,
-            ParameterCounter(shapes, groups, before or widths_of(config), config.num_hidden_layers),
-        )  # fmt: skip
+        number = LAYERS.read(config, family_of(config.model_type))
+        return cls(config, model, groups, ParameterCounter(shapes, groups, before or widths_of(config), number))
 
     @property
     def element_size(self) -> int:
@@ -261,9 +259,12 @@ def _by_target(request: Target, traced: Traced, method: Shaper) -> Draft:
     after = counter.everywhere(widths_by_target(counter.before, target))
     if number is not None and number != counter.num_layers:
         if number > counter.num_layers:
-            raise PlanError(f"`target` num_hidden_layers={number} is more than the model has ({counter.num_layers})")
+            raise PlanError(f"`target` {LAYERS.field}={number} is more than the model has ({counter.num_layers})")
         if not method.removes_layers:
-            raise PlanError("whole layers go with `method=reconstruct` only; leave num_hidden_layers out of `target`")
+            raise PlanError(
+                f"{method.name} removes no whole layers, as `method=reconstruct` does; "
+                f"leave {LAYERS.field} out of `target`"
+            )
         return Draft(traced, Fixed(after[:number]), label=label)
     return _changed(Draft(traced, Fixed(after), label=label))
 
@@ -284,7 +285,7 @@ def _by_budget(request: Budget, traced: Traced, method: Shaper) -> Draft:
     counter, config = traced.counter, traced.config
     family = family_of(config.model_type)
     axes = tuple(map(axis_of, request.axes)) if request.axes else method.usual_axes(request, counter.before, family)
-    if family.derived_head_dim and HIDDEN not in axes and set(axes) - {MLP}:
+    if family.derived_head_dim and HIDDEN not in axes and set(axes) & set(ATTENTION):
         raise PlanError(
             f"{config.model_type} derives head_dim from hidden_size / num_attention_heads, so heads cannot go alone; "
             "use `param_ratio=R` `prune=mlp`, or a width ratio for hidden and heads"

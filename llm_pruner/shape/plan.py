@@ -13,20 +13,27 @@ from llm_pruner.console import aligned
 from llm_pruner.errors import PlanError, RunError, UsageError, shown
 from llm_pruner.files import read_json, write_text
 from llm_pruner.model.axes import (
-    AXES,
     HEADS,
-    HIDDEN,
     KV_HEADS,
     LAYERS,
-    MLP,
     MODEL,
-    PRUNABLE,
+    Axis,
     Layers,
     Widths,
     heads_per_group,
+    uneven_heads,
 )
-from llm_pruner.model.families import family_of, resize, widths_of
-from llm_pruner.model.groups import Group, bias_of, output_projection, prunable, shapes_after, units_after
+from llm_pruner.model.families import axes_of, family_of, resize, widths_of
+from llm_pruner.model.groups import (
+    Group,
+    bias_of,
+    group_name,
+    output_projection,
+    prunable,
+    read_group_name,
+    shapes_after,
+    units_after,
+)
 from llm_pruner.model.per_layer import per_layer_config
 from llm_pruner.model.skeleton import meta_model
 from llm_pruner.validation import Rule, check, fields, filled, list_of, mapping, maybe, one_of, text, whole
@@ -100,7 +107,8 @@ class Plan:
         """
         number = len(self.after)
         shares = {
-            axis.field: 1 - sum(layer[axis] for layer in self.after) / (self.before[axis] * number) for axis in PRUNABLE
+            axis.field: 1 - sum(layer[axis] for layer in self.after) / (self.before[axis] * number)
+            for axis in self.before.prunable
         }
         shares["decoder"] = 1 - self.decoder_after / self.decoder_before
         shares["parameters"] = 1 - self.parameters_after / self.parameters_before
@@ -123,7 +131,7 @@ class Plan:
         if self.layers is not None and number is not None:
             row(LAYERS.field, LAYERS.name, number, f"{len(self.layers)}", 1 - len(self.layers) / number)
         widths = self.widths_after()
-        for axis in PRUNABLE:
+        for axis in self.before.prunable:
             width = widths[axis.field]
             span = f"{width:,}" if isinstance(width, int) else f"{min(width):,}–{max(width):,}"
             row(axis.field, axis.field, self.before[axis], span, shares[axis.field])
@@ -166,9 +174,12 @@ class Plan:
             raise UsageError(f"{where} has another schema than {SCHEMA_VERSION}; create it again")
         if unknown := set(data) - set(SCHEMA):
             raise UsageError(f"{where} has the unknown field {shown(min(unknown))}; create it again")
-        check(data, SCHEMA, where, required=REQUIRED)
-        after = tuple(map(_widths, data["after"]))
-        plan = cls(**data | {"before": _widths(data["before"]), "after": after})
+        axes = tuple(axis for axis in axes_of(data["model_type"]) if axis.is_width)
+        names = tuple(axis.field for axis in axes)
+        widths = fields(dict.fromkeys(names, whole(1, MOST_WIDTH)), names, others=False)
+        check(data, SCHEMA | {"before": widths, "after": filled(widths)}, where, required=REQUIRED)
+        before, *after = (_widths(own, axes) for own in (data["before"], *data["after"]))
+        plan = cls(**data | {"before": before, "after": tuple(after)})
         plan._check(where)
         return plan
 
@@ -180,35 +191,29 @@ class Plan:
             for axis, width in layer.items():
                 if width > self.before[axis]:
                     raise UsageError(f"{where}: layer {index} keeps {width} of {self.before[axis]} {axis.field}")
-            if layer[HEADS] % layer[KV_HEADS]:
+            if uneven_heads(layer):
                 raise UsageError(f"{where}: layer {index} has query heads that do not go evenly into its kv heads")
-        if self.before[HEADS] % self.before[KV_HEADS]:
+        if uneven_heads(self.before):
             raise UsageError(f"{where}: before: its query heads do not go evenly into its kv heads")
         for name, units in self.units.items():
             self._check_kept(name, units, where)
 
     def _check_kept(self, name: str, units: list[int], where: str) -> None:
-        known = {axis.name: axis for axis in PRUNABLE}
-        layer, _, last = name.removeprefix("layers.").rpartition(".")
-        axis = known.get(last)
-        inside = layer.isdecimal() and len(layer) < 6
-        legal = axis is not None and (name == axis.name if axis.scope == MODEL else inside)
-        if axis is None or not legal or int(layer or 0) >= len(self.after):
+        found = read_group_name(name, self.before.prunable)
+        if found is None or (found[1] or 0) >= len(self.after):
             raise UsageError(f"{where}: kept: {shown(name)} is no group of {len(self.after)} layers")
-        count = self.after[int(layer or 0)][axis]
+        axis, layer = found
+        count = self.after[layer or 0][axis]
         if any(low >= high for low, high in itertools.pairwise(units)) or len(units) != count:
             raise UsageError(f"{where}: kept: {name} must be {count} ascending units, not {shown(units)}")
         if units[-1] >= self.before[axis]:
             raise UsageError(f"{where}: kept: {name}: there is no unit {units[-1]}")
 
 
-def _widths(by_field: Mapping[str, int]) -> Widths:
-    return Widths({axis: by_field[axis.field] for axis in AXES})
+def _widths(by_field: Mapping[str, int], axes: Iterable[Axis]) -> Widths:
+    return Widths({axis: by_field[axis.field] for axis in axes})
 
 
-WIDTH = whole(1, MOST_WIDTH)
-FIELDS = tuple(axis.field for axis in AXES)
-WIDTHS = fields(dict.fromkeys(FIELDS, WIDTH), FIELDS, others=False)
 COUNT = whole(1, 2**62)
 
 
@@ -221,8 +226,8 @@ def _kept(value: Any) -> str | None:
 
 SCHEMA: dict[str, Rule] = {
     "model_type": text,
-    "before": WIDTHS,
-    "after": filled(WIDTHS),
+    "before": mapping,
+    "after": filled(mapping),
     **dict.fromkeys(("parameters_before", "parameters_after", "decoder_before", "decoder_after"), COUNT),
     **dict.fromkeys(("bytes_before", "bytes_after"), COUNT),
     "config": mapping,
@@ -257,8 +262,7 @@ def make_plan(model: Any, groups: Iterable[Group], after: Layers, biases: bool =
     parameters = dict(model.named_parameters())
     shapes = {name: tuple(p.shape) for name, p in parameters.items()}
     expected = shapes_after(shapes, groups, after)
-    with_output = [group for group in groups if group.axis in (HEADS, MLP)] if biases else []
-    wanted = {bias_of(output_projection(group).parameter) for group in with_output}
+    wanted = {bias_of(output_projection(group).parameter) for group in groups if biases and group.has_output}
     new_config, found = _configured(config, before, after, wanted - set(shapes), expected)
     old, new = config.to_dict(), new_config.to_dict()
     size = next(iter(parameters.values())).element_size()
@@ -299,9 +303,11 @@ def _configured(
             if not new_biases:
                 raise
     alike = len(set(after)) == 1  # then only biases are missing
-    base = after[0] if alike else before.but({HIDDEN: after[0][HIDDEN]})
-    names = {axis: axis.field for axis in PRUNABLE} | {MLP: family_of(config.model_type).intermediate_size}
-    overrides = [{names[axis]: layer[axis] for axis in PRUNABLE if layer[axis] != base[axis]} for layer in after]
+    base = after[0] if alike else before.common(after[0])
+    family = family_of(config.model_type)
+    overrides = [
+        {axis.field_of(family): layer[axis] for axis in before.prunable if layer[axis] != base[axis]} for layer in after
+    ]
     modules = sorted({name.split(".", 3)[-1].removesuffix(".bias") for name in new_biases})
     new_config = per_layer_config(resize(config, base), overrides, modules)
     return new_config, _check_shapes(new_config, expected, _shapes(new_config))
@@ -340,7 +346,7 @@ def check_replay(plan: Plan, config: Any, groups: Iterable[Group]) -> None:
     by_name = {group.name: group for group in groups}
     if set(plan.units) != set(by_name):
         raise PlanError(f"the plan's groups are not this model's: {sorted(set(plan.units) ^ set(by_name))[:3]}")
-    common = [axis for axis in AXES if axis.scope == MODEL or not axis.prunable]
+    common = [axis for axis in widths if axis.scope == MODEL or not axis.prunable]
     if len({tuple(layer[axis] for axis in common) for layer in plan.after}) > 1:
         raise PlanError(f"the plan's layers differ in {' or '.join(a.field for a in common)}, which all have in common")
     for name, kept in plan.units.items():
@@ -351,7 +357,7 @@ def check_replay(plan: Plan, config: Any, groups: Iterable[Group]) -> None:
     size = heads_per_group(plan.before)
     for name, group in by_name.items():
         if group.axis == HEADS:
-            kv_heads = plan.units[f"layers.{group.layer}.{KV_HEADS}"]
+            kv_heads = plan.units[group_name(KV_HEADS, group.layer)]
             smaller = heads_per_group(plan.after[group.own_layer])
             if [head // size for head in plan.units[name]] != [kv for kv in kv_heads for _ in range(smaller)]:
                 raise PlanError(f"the plan's {name} does not keep {smaller} query heads in each kv head it keeps")

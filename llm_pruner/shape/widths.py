@@ -7,21 +7,19 @@ from typing import Any
 from llm_pruner.config.quantities import check_ratio
 from llm_pruner.errors import PlanError, UsageError, did_you_mean, shown
 from llm_pruner.model.axes import (
-    AXES,
+    ATTENTION,
     HEAD_DIM,
     HEADS,
     HIDDEN,
     KV_HEADS,
-    LAYERS,
-    MLP,
-    PRUNABLE,
     Axis,
     Widths,
+    axis_called,
     heads_per_group,
     is_grouped,
     with_heads,
 )
-from llm_pruner.model.families import family_of
+from llm_pruner.model.families import family_of, known_axes
 
 
 def parse_prune(text: str, ratio: float | None) -> dict[Axis, float]:
@@ -34,22 +32,21 @@ def parse_prune(text: str, ratio: float | None) -> dict[Axis, float]:
     Raises:
         UsageError: A name is unknown or there twice, a ratio is missing or none.
     """
-    known = {axis.name: axis for axis in PRUNABLE}
+    known = known_axes()
     ratios: dict[Axis, float] = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
         name, _, own = part.partition("=")
-        if name not in known:
-            raise UsageError(f"`prune` {name!r}: {did_you_mean(name, known)}")
-        if known[name] in ratios:
+        axis = axis_called(name, "`prune`", known)
+        if axis in ratios:
             raise UsageError(f"`prune` names {name!r} twice")
         if own:
-            ratios[known[name]] = check_ratio(own, f"`prune` {name}")
+            ratios[axis] = check_ratio(own, f"`prune` {name}")
         elif ratio is None:
             raise UsageError(f"`prune` {name} has no ratio: give `pruning_ratio` or {name}=RATIO")
         else:
-            ratios[known[name]] = ratio
+            ratios[axis] = ratio
     if not ratios:
-        raise UsageError(f"`prune` {text!r} names nothing; choose from {', '.join(known)}")
+        raise UsageError(f"`prune` {text!r} names nothing; choose from {', '.join(axis.name for axis in known)}")
     return ratios
 
 
@@ -64,8 +61,8 @@ def parse_target(text: str, config: Any) -> dict[Axis, int]:
         UsageError: A name is unknown or there twice, or a width is none.
         PlanError: It sets head_dim, which never changes.
     """
-    names = {axis.field: axis for axis in (*AXES, LAYERS)}
-    names[family_of(config.model_type).intermediate_size] = MLP
+    family = family_of(config.model_type)
+    names = {axis.field: axis for axis in family.axes} | {axis.field_of(family): axis for axis in family.axes}
     names |= {own: names[standard] for standard, own in config.attribute_map.items() if standard in names}
     target: dict[Axis, int] = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
@@ -78,9 +75,9 @@ def parse_target(text: str, config: Any) -> dict[Axis, int]:
             raise UsageError(f"`target` sets {name} twice")
         target[names[name]] = int(value)
     if HEAD_DIM in target:
-        raise PlanError("head_dim never changes: RoPE's frequencies depend on it; set num_attention_heads instead")
+        raise PlanError(f"{HEAD_DIM} never changes: RoPE's frequencies depend on it; set {HEADS.field} instead")
     if not target:
-        fields = ", ".join(axis.field for axis in PRUNABLE)
+        fields = ", ".join(axis.field for axis in family.axes if axis.is_width and axis.prunable)
         raise UsageError(f"`target` {text!r} sets nothing; give NAME=WIDTH of {fields}")
     return target
 
@@ -107,16 +104,15 @@ def widths_by_ratio(before: Widths, ratios: Mapping[Axis, float], derived_head_d
             raise PlanError("this model has one kv head per query head: heads and kv_heads cannot differ")
         ratios[HEADS] = ratios[KV_HEADS]
     after = _heads_by_ratio(before, ratios)
-    hidden, intermediate = before[HIDDEN], before[MLP]
-    if ratios.get(HIDDEN):
-        hidden = _rounded(_kept(before, HIDDEN, ratios[HIDDEN]), hidden, round_to, HIDDEN.field)
-        if derived_head_dim and ratios.get(HEADS) == ratios[HIDDEN]:
-            step = math.lcm(before[HEAD_DIM], round_to)
-            hidden = _rounded(after[HEADS] * before[HEAD_DIM], before[HIDDEN], step, HIDDEN.field)
-            after = with_heads(after, hidden // before[HEAD_DIM], 1)
-    if ratios.get(MLP):
-        intermediate = _rounded(_kept(before, MLP, ratios[MLP]), intermediate, round_to, MLP.field)
-    return after.but({HIDDEN: hidden, MLP: intermediate})
+    for axis in before.prunable:
+        if ratios.get(axis) and axis not in ATTENTION:
+            step = round_to if axis.is_rounded else 1
+            after = after.but({axis: _rounded(_kept(before, axis, ratios[axis]), before[axis], step, axis.field)})
+    if derived_head_dim and ratios.get(HIDDEN) and ratios.get(HEADS) == ratios[HIDDEN]:
+        step = math.lcm(before[HEAD_DIM], round_to)
+        hidden = _rounded(after[HEADS] * before[HEAD_DIM], before[HIDDEN], step, HIDDEN.field)
+        after = with_heads(after.but({HIDDEN: hidden}), hidden // before[HEAD_DIM], 1)
+    return after
 
 
 def _heads_by_ratio(before: Widths, ratios: Mapping[Axis, float]) -> Widths:
@@ -207,12 +203,9 @@ def ratio_of_one_step(before: Widths, axes: Iterable[Axis], round_to: int = 1) -
         lost = next(lost for lost in range(1, units + 1) if _rounded_or_none(units - lost, units, step) != units)
         return lost / units
 
-    ratios = {
-        HIDDEN: smallest(before[HIDDEN], round_to),
-        HEADS: 1 / (heads_per_group(before) if is_grouped(before) else before[HEADS]),
-        KV_HEADS: 1 / before[KV_HEADS],
-        MLP: smallest(before[MLP], round_to),
-    }
+    ratios = {axis: smallest(before[axis], round_to if axis.is_rounded else 1) for axis in before.prunable}
+    ratios[HEADS] = 1 / (heads_per_group(before) if is_grouped(before) else before[HEADS])
+    ratios[KV_HEADS] = 1 / before[KV_HEADS]
     return math.floor(min(ratios[axis] for axis in axes) * 1e6) / 1e6
 
 

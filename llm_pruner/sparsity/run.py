@@ -18,8 +18,7 @@ from llm_pruner.errors import RunError, redact
 from llm_pruner.evaluation.scores import Measurement, Scores, compared, text_to_score, windows_of
 from llm_pruner.evaluation.tasks import check_tasks
 from llm_pruner.model import loading
-from llm_pruner.model.families import family_of
-from llm_pruner.model.per_layer import PREFIX
+from llm_pruner.model.families import family_of, stock_type
 from llm_pruner.model.size import size_of
 from llm_pruner.model.tokenizers import load_tokenizer
 from llm_pruner.output import checkpoint, lineage, places
@@ -70,7 +69,7 @@ def run_one(options: SparsifyOptions, argv: Sequence[str] = (), known: Scores | 
     tasks = check_tasks(options.tasks) if options.tasks else []
     config = loading.load_config(where.source, options.revision, any_family=True)
     loading.check_dense(name, getattr(config, "quantization_config", None), "start from the dense model")
-    family_of(config.model_type.removeprefix(PREFIX))
+    family_of(stock_type(config.model_type))
     quiet()
     log(f"sparse {recipe.sparse}: {recipe.label}")
     device = None if options.device_map else loading.pick_device(options.device)

@@ -3,6 +3,7 @@
 import torch
 from transformers import AutoModelForCausalLM
 
+from llm_pruner.model.axes import MLP
 from llm_pruner.model.families import family_of
 from llm_pruner.model.per_layer import per_layer_config
 from tests.support import tiny
@@ -23,7 +24,7 @@ def stock(case: str):
 def config(case: str):
     """Another number of heads, another ratio of queries to keys and another MLP in each layer."""
     base = stock(case)
-    mlp = family_of(base.model_type).intermediate_size
+    mlp = MLP.field_of(family_of(base.model_type))
     layers = [{mlp: 44}, {mlp: 100}, {}]
     if case not in tiny.DERIVED:
         layers[0] |= {"num_attention_heads": 6, "num_key_value_heads": 2}

@@ -1,30 +1,53 @@
 """Axes: what a model has a number of, and how that number stands in a configuration. One file for each kind.
 
-Counting, planning, choosing and reporting loop over axes. To add an axis is to add a file here, its line in `AXES`,
-the names that families have for it, and a rule for the trace.
+Counting, planning, choosing and reporting loop over the axes of a model, which its family lists: those below if it does
+not say otherwise. To add an axis is to add a file here, to list it in a family's line, and to say how it is traced.
 """
 
 from collections.abc import Iterable
 
-from llm_pruner.model.axes.attention import HEAD_DIM, HEADS, KV_HEADS, heads_per_group, is_grouped, with_heads
-from llm_pruner.model.axes.axis import LAYER, MODEL, Axis, Layers, Widths
+from llm_pruner.errors import UsageError, did_you_mean
+from llm_pruner.model.axes.attention import (
+    ATTENTION,
+    HEAD_DIM,
+    HEADS,
+    KV_HEADS,
+    MOST_HEADS,
+    heads_per_group,
+    is_grouped,
+    uneven_heads,
+    with_heads,
+)
+from llm_pruner.model.axes.axis import DEPTH, LAYER, MODEL, Axis, Declared, Layers, Widths
 from llm_pruner.model.axes.depth import LAYERS
 from llm_pruner.model.axes.mlp import MLP
 from llm_pruner.model.axes.residual import HIDDEN
 
-AXES = (HIDDEN, HEADS, KV_HEADS, MLP, HEAD_DIM)  # of a decoder layer, in the order in which reports list them
-PRUNABLE = tuple(axis for axis in AXES if axis.prunable)
+AXES = (HIDDEN, HEADS, KV_HEADS, MLP, HEAD_DIM, LAYERS)  # of a usual decoder, in the order in which reports list them
+PRUNABLE = tuple(axis for axis in AXES if axis.is_width and axis.prunable)
 
 __all__ = [
-    "AXES", "HEADS", "HEAD_DIM", "HIDDEN", "KV_HEADS", "LAYER", "LAYERS", "MLP", "MODEL", "PRUNABLE", "Axis", "Layers",
-    "Widths", "axes_called", "heads_per_group", "is_grouped", "names_of", "with_heads",
+    "ATTENTION", "AXES", "DEPTH", "HEADS", "HEAD_DIM", "HIDDEN", "KV_HEADS", "LAYER", "LAYERS", "MLP", "MODEL",
+    "MOST_HEADS", "PRUNABLE", "Axis", "Declared", "Layers", "Widths", "axis_called", "heads_per_group",
+    "is_grouped", "names_of", "uneven_heads", "with_heads",
 ]  # fmt: skip
 
 
-def axes_called(*names: str) -> tuple[Axis, ...]:
-    """Return the prunable axes of these names, such as `kv_heads`. KeyError when there is none of a name."""
-    known = {axis.name: axis for axis in PRUNABLE}
-    return tuple(known[name] for name in names)
+def axis_called(name: str, what: str = "axis", known: Iterable[Axis] = PRUNABLE) -> Axis:
+    """Return the axis of a name, such as `kv_heads`.
+
+    Args:
+        name: Its name.
+        what: What a message calls it.
+        known: The axes to look among.
+
+    Raises:
+        UsageError: There is none, with a suggestion.
+    """
+    by_name = {axis.name: axis for axis in known}
+    if name not in by_name:
+        raise UsageError(f"{what} {name!r}: {did_you_mean(name, by_name)}")
+    return by_name[name]
 
 
 def names_of(axes: Iterable[Axis]) -> str:

@@ -3,46 +3,57 @@
 With grouped queries, every key and value head serves as many query heads as any other.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from llm_pruner.model.axes.axis import LAYER, Axis, Widths
+from llm_pruner.model.axes.axis import LAYER, Axis, Declared, Widths
 
-if TYPE_CHECKING:
-    from llm_pruner.model.families import Family
-
-
-def _write_heads(values: dict[str, Any], number: int, config: Any, family: "Family") -> None:
-    values["num_attention_heads"] = number
+MOST_HEADS = 4096
 
 
-def _read_kv_heads(config: Any, family: "Family") -> int:
+def _read_kv_heads(config: Any, family: Declared) -> int:
     return getattr(config, "num_key_value_heads", None) or config.num_attention_heads
 
 
-def _write_kv_heads(values: dict[str, Any], number: int, config: Any, family: "Family") -> None:
+def _write_kv_heads(values: dict[str, Any], number: int, config: Any, family: Declared) -> None:
     if hasattr(config, "num_key_value_heads"):
         values["num_key_value_heads"] = number
 
 
-def _read_head_dim(config: Any, family: "Family") -> int:
+def _read_head_dim(config: Any, family: Declared) -> int:
     own = None if family.derived_head_dim else getattr(config, "head_dim", None)
     return own or config.hidden_size // config.num_attention_heads
 
 
-def _write_head_dim(values: dict[str, Any], number: int, config: Any, family: "Family") -> None:
+def _write_head_dim(values: dict[str, Any], number: int, config: Any, family: Declared) -> None:
     if not family.derived_head_dim:
         values["head_dim"] = number
 
 
-HEADS = Axis("heads", "num_attention_heads", LAYER, lambda config, family: config.num_attention_heads, _write_heads)
-KV_HEADS = Axis("kv_heads", "num_key_value_heads", LAYER, _read_kv_heads, _write_kv_heads)
+HEADS = Axis("heads", "num_attention_heads", LAYER, most=MOST_HEADS, also=("n_head",))
+KV_HEADS = Axis(
+    "kv_heads",
+    "num_key_value_heads",
+    LAYER,
+    _read_kv_heads,
+    _write_kv_heads,
+    most=MOST_HEADS,
+    optional=("num_key_value_heads",),
+)
 # It never changes: RoPE's frequencies depend on it.
-HEAD_DIM = Axis("head_dim", "head_dim", LAYER, _read_head_dim, _write_head_dim, prunable=False)
+HEAD_DIM = Axis("head_dim", "head_dim", LAYER, _read_head_dim, _write_head_dim, prunable=False, optional=("head_dim",))
+ATTENTION = (HEADS, KV_HEADS)  # a head goes with its keys and values, so that the two are one piece of a layer
 
 
 def heads_per_group(widths: Widths) -> int:
     """Return how many query heads each key and value head serves."""
     return widths[HEADS] // widths[KV_HEADS]
+
+
+def uneven_heads(widths: Widths) -> str | None:
+    """Return what is wrong with the widths where query heads do not go evenly into kv heads."""
+    if widths[HEADS] % widths[KV_HEADS] == 0:
+        return None
+    return f"every kv group needs the same number of query heads ({widths[HEADS]} heads, {widths[KV_HEADS]} kv heads)"
 
 
 def is_grouped(widths: Widths) -> bool:

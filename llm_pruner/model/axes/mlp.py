@@ -1,19 +1,15 @@
 """The neurons of an MLP."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from llm_pruner.model.axes.axis import LAYER, Axis
-
-if TYPE_CHECKING:
-    from llm_pruner.model.families import Family
+from llm_pruner.model.axes.axis import LAYER, Axis, Declared
 
 
-def _read(config: Any, family: "Family") -> int:
-    return getattr(config, family.intermediate_size) or 4 * config.hidden_size
+def _read(config: Any, family: Declared) -> int:
+    return getattr(config, MLP.field_of(family)) or 4 * config.hidden_size
 
 
-def _write(values: dict[str, Any], number: int, config: Any, family: "Family") -> None:
-    values[family.intermediate_size] = number
-
-
-MLP = Axis("mlp", "intermediate_size", LAYER, _read, _write)
+MLP = Axis(
+    "mlp", "intermediate_size", LAYER, _read,
+    also=("n_inner",), optional=("n_inner",), is_rounded=True, heading="intermediate",
+)  # fmt: skip

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -31,7 +32,7 @@ def train_tokenizer(text: str, vocab_size: int) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=END, eos_token=END)
 
 
-def train(model, batch: Callable[[int], torch.Tensor], steps: int, lr: float) -> None:
+def train(model: Any, batch: Callable[[int], torch.Tensor], steps: int, lr: float) -> None:
     """Train a model in place with AdamW: 100 steps of warming up, then half a cosine.
 
     It prints a line of JSON every 50 steps.
@@ -86,7 +87,7 @@ def main() -> None:
     model = LlamaForCausalLM(config)
     print(f"{len(tokens)} tokens, {sum(p.numel() for p in model.parameters())} parameters")
 
-    def batch(_) -> torch.Tensor:
+    def batch(_: int) -> torch.Tensor:
         starts = torch.randint(len(tokens) - args.length, (args.batch,))
         return torch.stack([tokens[start : start + args.length] for start in starts])
 

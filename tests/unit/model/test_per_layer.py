@@ -31,7 +31,7 @@ def test_uniform_overrides_are_the_stock_model_of_those_widths(case):
     family, widths = family_of(base.model_type), widths_of(base)
     fewer = {MLP: 40} if case in tiny.DERIVED else {MLP: 40, HEADS: 6, KV_HEADS: 3}
     expected = randomised(AutoModelForCausalLM.from_config(resize(base, widths.but(fewer))))
-    smaller = {axis.field: width for axis, width in fewer.items() if axis != MLP} | {family.intermediate_size: 40}
+    smaller = {axis.field: width for axis, width in fewer.items() if axis != MLP} | {MLP.field_of(family): 40}
     built = AutoModelForCausalLM.from_config(per_layer_config(base, [smaller] * base.num_hidden_layers)).eval()
     built.load_state_dict(expected.state_dict())
     assert torch.equal(tiny.logits(built), tiny.logits(expected))

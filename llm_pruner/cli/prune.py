@@ -14,6 +14,7 @@ from llm_pruner.calibration import data
 from llm_pruner.calibration.statistics import WEIGHTS, Calibration
 from llm_pruner.cli.messages import with_flags
 from llm_pruner.cli.requests import (
+    OF_RECONSTRUCTION,
     SCORING,
     asked_of,
     criterion_named,
@@ -284,11 +285,9 @@ def _by_default(options: PruneOptions, request, method: Method, config, source: 
 
 def method_of(options: PruneOptions, reconstruct: bool) -> Method:
     """Return the method that the options name. reconstruct: what is taken where they name none."""
-    name = options.method or Reconstruct.name
-    if name != Reconstruct.name:
-        return METHODS.make(name, usual={"seed": options.seed})
     if options.method or reconstruct:
-        return Reconstruct(options.search_minutes, options.per_layer, options.epochs, options.work_dir, options.seed)
+        own = {name: getattr(options, name) for name in asked_of(options, OF_RECONSTRUCTION)}
+        return METHODS.make(options.method or Reconstruct.name, own, {"seed": options.seed})
     return ScoreAndCut(
         criterion_named(options), options.order, options.compensate or "none", options.mask_only, options.seed
     )

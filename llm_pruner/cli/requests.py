@@ -73,9 +73,9 @@ def resolve(flags: dict[str, Any], yaml_file: str | None = None) -> PruneOptions
 
 
 def wants_reconstruction(options: PruneOptions) -> bool | None:
-    """Return whether a reconstruction is asked for; None where nothing is said.
+    """Return whether a method is named, or a reconstruction asked for by an option of its own; None: nothing is said.
 
-    It is asked for by its name or by options that only it has.
+    False where something is said that goes with scores only.
     """
     if options.method:
         return True
@@ -127,9 +127,9 @@ def validate_pruning(options: PruneOptions) -> None:
         if "=" in options.prune and (options.structure or shapes not in ([], ["pruning_ratio"])):
             raise UsageError("prune with ratios goes with --pruning_ratio only; name the axes without ratios")
     if options.target_params is not None:
-        parse_parameters(options.target_params)
+        parse_parameters(options.target_params, "target_params")
     if options.target_memory is not None:
-        parse_bytes(options.target_memory)
+        parse_bytes(options.target_memory, "target_memory")
     _validate_reconstruction(options)
     _validate_units(options, shapes)
 

@@ -11,11 +11,11 @@ from llm_pruner.config.groups import (
     SavingOptions,
     WorkOptions,
 )
-from llm_pruner.config.limits import MOST_LAYERS, MOST_WIDTH
+from llm_pruner.config.limits import COMPENSATE, MOST_LAYERS, MOST_WIDTH, ORDERS, STRUCTURES
 from llm_pruner.config.options import command_options, fields_of, option
+from llm_pruner.config.quantities import RATIO
 
 SHAPE, UNITS, OUTPUT, EVALUATION = "shape: how much goes", "units: which ones go", "output", "evaluation"
-RATIO = "a number with 0 <= ratio < 1, such as 0.5"
 
 
 @command_options(
@@ -65,7 +65,7 @@ class PruneOptions(
     )  # fmt: skip
     structure: str | None = option(
         None, SHAPE, "FLAP's: uniform or adaptive over layers; heads against neurons uniform, manual or adaptive",
-        choices=("UL-UM", "UL-MM", "AL-MM", "AL-AM"),
+        choices=STRUCTURES,
     )  # fmt: skip
     remove_heads: int | None = option(
         None, SHAPE, "query heads that UL-MM and AL-MM remove in the whole model", "N", kind=int, least=0,
@@ -85,23 +85,19 @@ class PruneOptions(
     per_layer: bool = option(
         False, UNITS, "reconstruct: widths of its own for every layer, by what its units cost", kind=bool
     )
-    search_minutes: float = option(
-        1.0, UNITS, "reconstruct: how long shapes may be compared for a budget of parameters, on a part of the text; 0 "
-        "takes the proportional one", "M", kind=float, least=0, most=1_000_000,
+    search_minutes: float | None = option(
+        None, UNITS, "reconstruct: how long shapes may be compared for a budget of parameters, on a part of the text; "
+        "0 takes the proportional one; default: 1", "M", kind=float, least=0, most=1_000_000,
     )  # fmt: skip
     importance: str | None = option(
         None, UNITS, "how units are scored, instead of a reconstruction", "NAME", common=True
     )
-    order: str = option(
-        "standard", UNITS, "remove the lowest scores, the highest, or any", choices=("standard", "reversed", "random")
-    )
-    metrics: str | None = option(None, UNITS, "flap's metric (default: WIFV)", choices=("IFV", "WIFV", "WIFN"))
-    taylor: str | None = option(
-        None, UNITS, "taylor's aggregation (default: param_first)", choices=("param_first", "vectorize")
-    )
+    order: str = option("standard", UNITS, "remove the lowest scores, the highest, or any", choices=ORDERS)
+    metrics: str | None = option(None, UNITS, "flap's metric: IFV, WIFV (default) or WIFN", "NAME")
+    taylor: str | None = option(None, UNITS, "taylor's aggregation: param_first (default) or vectorize", "NAME")
     compensate: str | None = option(
         None, UNITS, "bias: o_proj and down_proj get the average output of the removed units as a bias (default: none)",
-        choices=("none", "bias"),
+        choices=COMPENSATE,
     )  # fmt: skip
     mask_only: bool = option(False, UNITS, "zeros instead of a cut; every shape stays", kind=bool)
     scores: str | None = option(

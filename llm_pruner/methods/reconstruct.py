@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from llm_pruner.calibration.layerwise import not_finite
 from llm_pruner.calibration.statistics import Calibration
 from llm_pruner.calibration.weights import Weights
+from llm_pruner.config.limits import MOST_SEED
 from llm_pruner.errors import PlanError, UsageError
 from llm_pruner.methods.method import Journal, Pruned
 from llm_pruner.methods.score_and_cut import Measured, ScoreAndCut
@@ -38,6 +39,7 @@ from llm_pruner.shape.budget import Goal
 from llm_pruner.shape.draft import Draft, Searched, Traced
 from llm_pruner.shape.plan import Plan
 from llm_pruner.shape.request import Budget, Request
+from llm_pruner.validation import check, maybe, number, path, truth, whole
 
 if TYPE_CHECKING:
     import torch
@@ -46,6 +48,10 @@ QUICK = Settings(epochs=0)  # the search's: layers are not optimised
 PART = 4  # and it fits on one of so many prompts
 FINALISTS, CLOSE = 3, 1.1  # so many shapes, whose KL is at most so many times the best one's, then fit on all prompts
 TRAINED_ON = 131_072  # tokens that the optimisation of a layer sees, in 2 to 8 passes, where nothing else is asked for
+LEGAL = {
+    "search_minutes": number(0), "per_layer": truth, "epochs": maybe(whole()), "work_dir": maybe(path),
+    "seed": whole(0, MOST_SEED),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,9 @@ class Reconstruct:
         epochs: Passes over the text in which each layer is optimised as a whole; None for 2 to 8, fewer of more text.
         work_dir: A folder in which finished work is kept, so that an interrupted run goes on there.
         seed: Of everything random.
+
+    Raises:
+        UsageError: A value is out of range, or of another type.
     """
 
     search_minutes: float = 1.0
@@ -71,6 +80,9 @@ class Reconstruct:
     searches: ClassVar[bool] = True
     removes_layers: ClassVar[bool] = True
     calibration: ClassVar[Calibration] = Calibration(nsamples=128, seq_len=2048)
+
+    def __post_init__(self) -> None:
+        check(vars(self), LEGAL, f"method {self.name}")
 
     def usual_axes(self, request: Request, before: Widths, family: Family) -> tuple[Axis, ...]:
         """Return heads, neurons and kv groups, and hidden channels for a ratio or a size of the whole model."""

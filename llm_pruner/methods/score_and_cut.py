@@ -8,7 +8,8 @@ from llm_pruner.calibration.activations import collect, with_batches
 from llm_pruner.calibration.gradients import weight_gradient_products
 from llm_pruner.calibration.statistics import ACTIVATIONS, GRADIENTS, MOMENTS, WEIGHTS, Calibration, Statistics
 from llm_pruner.calibration.weights import Weights
-from llm_pruner.errors import UsageError, did_you_mean
+from llm_pruner.config.limits import COMPENSATE, MOST_SEED, ORDERS
+from llm_pruner.errors import UsageError
 from llm_pruner.importance import Criterion, criterion_of, score
 from llm_pruner.importance.criteria.random import Random
 from llm_pruner.importance.selection import choose
@@ -19,11 +20,15 @@ from llm_pruner.model.groups import Group, output_projection, units_of
 from llm_pruner.model.surgery import cut, mask, silenced
 from llm_pruner.reconstruction.bias import output_biases
 from llm_pruner.shape.draft import Adaptive, Draft, Replayed, decided, groups_to_score
-from llm_pruner.shape.plan import COMPENSATE, ORDERS, Plan, make_plan
+from llm_pruner.shape.plan import Plan, make_plan
 from llm_pruner.shape.request import Ratio, Request
+from llm_pruner.validation import check, one_of, truth, whole
 
 if TYPE_CHECKING:
     import torch
+LEGAL = {
+    "order": one_of(ORDERS), "compensate": one_of(COMPENSATE), "mask_only": truth, "seed": whole(0, MOST_SEED),
+}  # fmt: skip
 
 
 @dataclass
@@ -51,7 +56,7 @@ class ScoreAndCut:
         seed: Of everything random.
 
     Raises:
-        UsageError: The criterion, the order or the compensation is unknown.
+        UsageError: The criterion, the order or the compensation is unknown, or a value of another type.
     """
 
     criterion: Criterion | str = "magnitude"
@@ -65,9 +70,7 @@ class ScoreAndCut:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "criterion", criterion_of(self.criterion, usual={"seed": self.seed}))
-        for name, known in (("order", ORDERS), ("compensate", COMPENSATE)):
-            if getattr(self, name) not in known:
-                raise UsageError(f"{name}: {getattr(self, name)!r}; {did_you_mean(getattr(self, name), known)}")
+        check(vars(self), LEGAL, "method score_and_cut")
 
     @property
     def _scores_by(self) -> Criterion:

@@ -3,12 +3,17 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from llm_pruner.config.limits import STRUCTURES
 from llm_pruner.config.quantities import check_ratio, parse_bytes, parse_parameters
 from llm_pruner.errors import UsageError, did_you_mean
 from llm_pruner.model.axes import HIDDEN, KV_HEADS, PRUNABLE, Axis
 from llm_pruner.shape.plan import Plan
+from llm_pruner.validation import check, maybe, one_of, truth, whole
 
-STRUCTURES = ("UL-UM", "UL-MM", "AL-MM", "AL-AM")
+LEGAL = {  # of a budget, beside its sizes
+    "iteration": maybe(whole(1)), "structure": maybe(one_of(STRUCTURES)), "remove_heads": maybe(whole()),
+    "uniform": truth,
+}  # fmt: skip
 Ratios = Mapping[str, float] | Mapping[Axis, float] | Mapping[Axis | str, float]
 SIZES = ("param_ratio", "params", "memory", "iteration", "ratio")  # the ways in which a budget says how much
 
@@ -38,8 +43,7 @@ class Ratio:
         else:
             object.__setattr__(self, "ratios", check_ratio(own, "ratio"))
         _set_axes(self)
-        if type(self.round_to) is not int or self.round_to < 1:
-            raise UsageError(f"round_to: {self.round_to!r} must be a whole number of at least 1")
+        check(vars(self), {"round_to": whole(1)}, "a ratio")
 
     def by_axis(self, usual: tuple[Axis, ...]) -> dict[Axis, float]:
         """Return the ratio of each axis that shrinks.
@@ -113,8 +117,8 @@ class Budget:
         for name in ("param_ratio", "ratio"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, check_ratio(getattr(self, name), name))
-        if self.structure is not None and self.structure not in STRUCTURES:
-            raise UsageError(f"structure: {self.structure!r}; {did_you_mean(self.structure, STRUCTURES)}")
+        self.parameters_left(1)
+        check(vars(self), LEGAL, "a budget")
         _set_axes(self)
         self._check_structure()
 
@@ -156,8 +160,8 @@ class Budget:
             element_size: Bytes of a parameter.
         """
         if self.params is not None:
-            return parse_parameters(str(self.params))
-        return None if self.memory is None else parse_bytes(str(self.memory)) // element_size
+            return parse_parameters(str(self.params), "params")
+        return None if self.memory is None else parse_bytes(str(self.memory), "memory") // element_size
 
 
 @dataclass(frozen=True)

@@ -152,7 +152,7 @@ def test_options_of_a_reconstruction_beside_another(name, value):
     [("8GB", 8 * 10**9), ("1.5GiB", 3 * 2**29), ("500MB", 5 * 10**8), ("1000", 1000), (" 2 kib ", 2048)],
 )
 def test_sizes(text, size):
-    assert parse_bytes(text) == size
+    assert parse_bytes(text, "memory") == size
     assert parse(["--model", "m", "--target_memory", text]).target_memory == text
 
 
@@ -335,7 +335,7 @@ def test_every_parameter_in_a_message_is_an_option_of_a_command():
     [
         ("flap:metrics=IFW", "metrics: 'IFW'; did you mean 'IFV'"),
         ("flap:metric=IFV", "metric says nothing about importance flap"),
-        ("random:seed=x", "seed: 'x' is no int"),
+        ("random:seed=x", "seed: 'x' is not a whole number"),
         ("amp:metrics=IFV", "metrics says nothing about importance amp"),
         ("flap:metrics=IFV,metrics=WIFN", "importance 'flap:metrics=IFV,metrics=WIFN': metrics is given twice"),
     ],

@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import Any
 
 from llm_pruner.cli import requests, stages
-from llm_pruner.config import evaluate, recover, sparsify
+from llm_pruner.config import evaluate, pipeline, prune, recover, sparsify
 from llm_pruner.config.evaluate import EvaluateOptions
 from llm_pruner.config.pipeline import PipelineOptions
 from llm_pruner.config.prune import PruneOptions
@@ -40,7 +40,7 @@ class Command:
 
 
 PRUNE = Command(
-    "llm-pruner prune",
+    prune.PROGRAM,
     "Structured pruning of a Hugging Face language model: prune, save a stock checkpoint, score it.",
     (
         "--model demo --pruning_ratio 0.5",
@@ -54,7 +54,7 @@ PRUNE = Command(
     "llm_pruner.cli.chain:prune_checkpoint",
 )
 RECOVER = Command(
-    "llm-pruner recover",
+    recover.PROGRAM,
     "Train a pruned checkpoint a little: distillation from the dense model, or LoRA.",
     (
         "--model pruned/demo-r0.50",
@@ -66,7 +66,7 @@ RECOVER = Command(
     "llm_pruner.recovery.run:recover",
 )
 EVALUATE = Command(
-    "llm-pruner evaluate",
+    evaluate.PROGRAM,
     "Perplexity, zero-shot tasks and speed of several checkpoints side by side.",
     (
         "--model ./my-model pruned/mine --eval_data test.txt --speed --report evaluation.json",
@@ -77,7 +77,7 @@ EVALUATE = Command(
     "llm_pruner.evaluation.run:evaluate",
 )
 PIPELINE = Command(
-    "llm-pruner pipeline",
+    pipeline.PROGRAM,
     "Prune, recover and evaluate as one YAML says; what is done already is skipped.",
     ("--config configs/pipeline_amp.yaml --model meta-llama/Llama-3.1-8B --folder runs/amp",),
     PipelineOptions,
@@ -85,7 +85,7 @@ PIPELINE = Command(
     "llm_pruner.cli.pipeline:run",
 )
 SPARSIFY = Command(
-    "llm-pruner sparsify",
+    sparsify.PROGRAM,
     "Sparse activations, or weights, of a dense model: N:M or by a ratio, scored and saved.",
     (
         "--config configs/sparse/act_8_16.yaml --model ./my-model --eval_data test.txt",

@@ -1,6 +1,10 @@
 """The options of `prune`. Imports nothing heavy."""
 
 from llm_pruner.config.groups import (
+    EVALUATION,
+    OUTPUT,
+    SHAPE,
+    UNITS,
     CalibrationOptions,
     EvaluationOptions,
     LoadingOptions,
@@ -15,7 +19,7 @@ from llm_pruner.config.limits import COMPENSATE, MOST_LAYERS, MOST_WIDTH, ORDERS
 from llm_pruner.config.options import command_options, fields_of, option
 from llm_pruner.config.quantities import RATIO
 
-SHAPE, UNITS, OUTPUT, EVALUATION = "shape: how much goes", "units: which ones go", "output", "evaluation"
+PROGRAM = "llm-pruner prune"
 
 
 @command_options(

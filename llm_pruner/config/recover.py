@@ -3,9 +3,13 @@
 from typing import Any
 
 from llm_pruner.config.groups import (
+    DATA,
+    METHOD,
+    MODEL,
+    OUTPUT,
     TRAINING,
     DeviceOptions,
-    EvaluationOptions,
+    EvaluationTextOptions,
     MethodOptions,
     ModelOptions,
     RevisionOptions,
@@ -14,34 +18,26 @@ from llm_pruner.config.groups import (
     TextOptions,
     WorkOptions,
 )
+from llm_pruner.config.limits import MOST_TOKENS
 from llm_pruner.config.options import check_values, command_options, option, resolved
 from llm_pruner.errors import UsageError
 
-METHOD, DATA = "method", "training data"
+PROGRAM = "llm-pruner recover"
 
 
 @command_options(
     model={"help": "the pruned checkpoint: local folder or hub id"},
-    device={
-        "help": "auto takes a GPU if there is one; under `accelerate launch` it says",
-        "choices": ("auto", "cpu", "cuda"),
-    },
+    device={"help": "cpu, cuda, cuda:1 …; auto takes a GPU if there is one; `accelerate launch` numbers them itself"},
     method={
         "help": "distil: the dense model's logits are the target; lora: the text is, and adapters learn it; default: "
         "distil where there is a teacher", "choices": ("lora", "distil"),
     },
-    epochs={"help": "passes over the data; default 2, if the time allows", "kind": float, "group": TRAINING,
-            "most": None},
+    epochs={"help": "passes over the data; default 2, if the time allows", "group": TRAINING, "least": 1},
     nsamples={"help": "at most so many windows or records of the data", "group": DATA, "most": None},
     eval_data={"help": "wikitext2, demo, a text file, or none; default: what the checkpoint was scored on"},
     max_seq_len={
-        "default": None, "group": DATA, "most": None,
-        "help": "tokens per window of training and of evaluation, at most max_position_embeddings; default: 512 of "
-        "training, and what the checkpoint was scored with",
-    },
-    batch_size={
-        "group": TRAINING, "most": None,
-        "help": "windows per device and forward pass; default: 1024 tokens (lora 2048) on a CPU, 8192 on a GPU",
+        "default": None,
+        "help": "tokens per window, at most max_position_embeddings; default: what the checkpoint was scored with",
     },
     save_model={"help": "folder for the checkpoint; default <model>-recovered"},
     work_dir={"help": "unfinished training is kept there, and goes on there; default <save_model>.unfinished"},
@@ -50,7 +46,7 @@ class RecoverOptions(
     RunOptions,
     WorkOptions,
     SavingOptions,
-    EvaluationOptions,
+    EvaluationTextOptions,
     TextOptions,
     MethodOptions,
     DeviceOptions,
@@ -61,13 +57,13 @@ class RecoverOptions(
 
     teacher: str | None = option(
         None,
-        "model",
+        MODEL,
         "distil: the dense model to learn from; default: the one that the checkpoint's report.json names",
         common=True,
     )
     mixed_precision: str = option(
         "auto",
-        "model",
+        MODEL,
         "compute in bfloat16 over float32 weights; auto does on a GPU or CPU (AMX) that has it",
         choices=("auto", "no", "bf16", "fp16"),
     )
@@ -100,6 +96,14 @@ class RecoverOptions(
         "NAME|FILE",
         common=True,
     )
+    train_seq_len: int | None = option(
+        None, DATA, "tokens per window of training, at most max_position_embeddings; default: 512, or fewer where "
+        "`max_seq_len` is", "N", kind=int, least=2, most=MOST_TOKENS,
+    )  # fmt: skip
+    train_batch_size: int | None = option(
+        None, TRAINING, "windows per device and forward pass; default: 1024 tokens (lora 2048) on a CPU, 8192 on a GPU",
+        "N", kind=int, least=1,
+    )  # fmt: skip
     steps: int | None = option(
         None, TRAINING, "optimiser steps, instead of epochs", "N", least=1, kind=int, common=True
     )
@@ -128,7 +132,7 @@ class RecoverOptions(
     gradient_accumulation_steps: int = option(1, TRAINING, "forward passes per optimiser step", "N", least=1, kind=int)
     gradient_checkpointing: bool = option(False, TRAINING, "less memory, more time", kind=bool)
     save_minutes: float | None = option(
-        None, "output", "how often it is kept; default: an eighth of max_minutes, at most 10", "M", least=0, kind=float
+        None, OUTPUT, "how often it is kept; default: an eighth of max_minutes, at most 10", "M", least=0, kind=float
     )
 
 
@@ -143,18 +147,18 @@ def validate(options: RecoverOptions) -> None:
     """Raise a UsageError for values out of range and for options that contradict each other."""
     check_values(options)
     if not options.model:
-        raise UsageError("no model: give --model FOLDER, the pruned checkpoint")
+        raise UsageError("no model: give `model`, the pruned checkpoint")
     if options.method == "lora":
         if options.teacher:
-            raise UsageError("teacher belongs to --method distil; leave it out, or what names lora")
+            raise UsageError("`teacher` belongs to `method=distil`; leave it out, or what names lora")
         if options.train_weights == "full":
-            raise UsageError("method lora trains adapters; train_weights full goes with --method distil")
+            raise UsageError("`method=lora` trains adapters; `train_weights=full` goes with `method=distil`")
         for name, plain in (("temperature", 1.0), ("ce_weight", 0.0), ("hidden_weight", 0.0)):
             if getattr(options, name) != plain:
-                raise UsageError(f"{name} belongs to --method distil; leave it out")
+                raise UsageError(f"`{name}` belongs to `method=distil`; leave it out")
     if options.epochs is not None and options.steps is not None:
-        raise UsageError("epochs and steps both say how long; give one of them (and --max_minutes)")
-    for name in ("epochs", "max_minutes", "learning_rate", "lora_alpha"):
+        raise UsageError("`epochs` and `steps` both say how long; give one of them (and `max_minutes`)")
+    for name in ("max_minutes", "learning_rate", "lora_alpha"):
         if getattr(options, name) == 0:
             raise UsageError(f"{name}: 0 would train nothing; it must be above 0")
     for name in ("lora_dropout", "warmup"):

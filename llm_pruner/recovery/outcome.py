@@ -29,8 +29,8 @@ def outcome(
     """
     options = found.options
     assert options.method and options.data, "the sources have settled them"
-    assert options.batch_size and options.learning_rate, "the run has settled them"
-    per_step = options.batch_size * options.gradient_accumulation_steps * training["processes"]
+    assert options.train_batch_size and options.learning_rate and options.train_seq_len, "the run has settled them"
+    per_step = options.train_batch_size * options.gradient_accumulation_steps * training["processes"]
     seen = training["steps"] * per_step / training["windows"]
     teacher = redact(options.teacher) if options.teacher else None
     told = lineage.told(found.report, teacher, evaluation)
@@ -47,12 +47,12 @@ def outcome(
         evaluation=evaluation,
         training=Training(
             data=redact(options.data),
-            max_seq_len=options.max_seq_len,
+            max_seq_len=options.train_seq_len,
             epochs=seen,
             tokens=round(seen * tokens),
             tokens_per_second=seen * tokens / max(60 * training["minutes"], 1e-9),
             learning_rate=options.learning_rate,
-            batch_size=options.batch_size,
+            batch_size=options.train_batch_size,
             gradient_accumulation_steps=options.gradient_accumulation_steps,
             **training,
         ),

@@ -1,6 +1,6 @@
 """Recovery, in a straight line.
 
-pruned checkpoint → teacher, texts → perplexity → training (kept in --work_dir, goes on there) → merged → perplexity
+pruned checkpoint → teacher, texts → perplexity → training (kept in work_dir, goes on there) → merged → perplexity
 → staged, verified, published → report
 """
 
@@ -15,7 +15,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 
-from llm_pruner.config.recover import RecoverOptions, validate
+from llm_pruner.config.recover import PROGRAM, RecoverOptions, validate
 from llm_pruner.console import is_main, log, quiet
 from llm_pruner.errors import RunError, UsageError
 from llm_pruner.evaluation.scores import Measurement, Scores, compared, windows_of
@@ -37,8 +37,8 @@ from llm_pruner.recovery.sources import Sources
 from llm_pruner.recovery.train import train
 from llm_pruner.recovery.unfinished import clear, go_on, key_of, outputs
 
-PROGRAM = "llm-pruner recover"
 TOKENS = {"full": 1024, "lora": 2048, "cuda": 8192}  # of a batch by default: on a CPU by what learns, on a GPU
+RANK = "LOCAL_RANK"  # where a launcher numbers its processes
 CPU_MINUTES, CPU_WINDOWS = 2.0, 4096  # by default, of training and of its text
 SCORED = 4_096  # tokens that perplexity over time is measured on
 RATES = {"full": 0.0064, "lora": 0.0192}  # peak learning rate × √hidden_size: AMP's 3e-4 for LoRA at 4096
@@ -68,11 +68,11 @@ def recover(options: RecoverOptions, argv: Sequence[str] = (), program: str = PR
     precision, asked = _settled(sources_.options, sources_.config)
     found = replace(sources_, options=asked)
     log("options: " + ", ".join(f"{k}={v}" for k, v in asked.asdict().items() if v is not None and v is not False))
-    assert asked.data and asked.max_seq_len, "the sources have settled them"
+    assert asked.data and asked.train_seq_len, "the sources have settled them"
     with stopwatch("data"):
         tokenizer = load_tokenizer(loading.fetch(found.student, asked.revision, weights=False))
         examples = training_examples(
-            asked.data, asked.max_seq_len, tokenizer, found.config.vocab_size, asked.nsamples, asked.seed
+            asked.data, asked.train_seq_len, tokenizer, found.config.vocab_size, asked.nsamples, asked.seed
         )
         scored, evaluation = windows_of(found.eval_data, asked.model, tokenizer, found.config, found.eval_length)
         measurement = Measurement(scored, evaluation)
@@ -133,16 +133,16 @@ def _trained(
     found: Sources, student, student_folder: str, examples, scored, folder: Path, precision: str, stopwatch: Stopwatch
 ) -> _Trained:
     options = found.options
-    teacher = _teacher(found, options, precision, stopwatch)
+    teacher, device = _teacher(found, options, precision, stopwatch), _device(options)
     if options.train_weights == "full" or precision == "no":
         _cast(student, torch.float32)
     model = with_adapters(student, options) if options.train_weights == "lora" else student
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    with PartialState(cpu=options.device == "cpu").main_process_first():
+    with PartialState(cpu=device.type == "cpu").main_process_first():
         resumed = go_on(folder, key_of(found, options, student_folder))
     few = windows(scored[: max(1, SCORED // scored.shape[1])]) if scored is not None else None
     with stopwatch("train"):
-        trainer, schedule = train(model, teacher, examples, few, found.layers, options, folder, precision)
+        trainer, schedule = train(model, teacher, examples, few, found.layers, options, folder, precision, device)
     with stopwatch("merge"):
         result = _result(trainer, found, options, student_folder)
     training = {
@@ -159,9 +159,8 @@ def _trained(
 
 def _settled(options: RecoverOptions, config) -> tuple[str, RecoverOptions]:
     """(precision, the options with every default decided)."""
-    cpu = options.device == "cpu" or not torch.cuda.is_available()
-    if options.device == "cuda" and cpu:
-        raise UsageError("--device cuda: there is no GPU that torch can use")
+    device = _picked(options)
+    cpu = device == "cpu"
     precision = options.mixed_precision
     if precision == "auto":
         precision = "bf16" if (_has_amx() if cpu else torch.cuda.is_bf16_supported()) else "no"
@@ -171,16 +170,16 @@ def _settled(options: RecoverOptions, config) -> tuple[str, RecoverOptions]:
     if save_minutes is None:
         save_minutes = min(10.0, minutes / 8) if minutes else 10.0
     hidden_size = config.get_text_config().hidden_size
-    assert options.train_weights and options.max_seq_len, "the sources have settled them"
+    assert options.train_weights and options.train_seq_len, "the sources have settled them"
     return precision, replace(
         options,
-        device="cpu" if cpu else "cuda",
+        device=device,
         max_minutes=minutes,
         nsamples=options.nsamples
         or (CPU_WINDOWS if cpu and minutes and not (options.steps or options.epochs) else None),
-        epochs=None if options.steps else options.epochs or 2.0,
-        batch_size=options.batch_size
-        or max(1, TOKENS[options.train_weights if cpu else "cuda"] // options.max_seq_len),
+        epochs=None if options.steps else options.epochs or 2,
+        train_batch_size=options.train_batch_size
+        or max(1, TOKENS[options.train_weights if cpu else "cuda"] // options.train_seq_len),
         learning_rate=options.learning_rate or RATES[options.train_weights] / math.sqrt(hidden_size),
         save_minutes=save_minutes,
     )
@@ -191,10 +190,23 @@ def _has_amx() -> bool:
     return getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
 
 
-def _device(options: RecoverOptions):
-    if options.device == "cpu":
-        return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+def _picked(options: RecoverOptions) -> str:
+    """Return cpu or cuda, or one GPU by its number: the same in every process of a launcher. UsageError without it."""
+    numbered, rank = options.device.startswith("cuda:"), os.environ.get(RANK)
+    if numbered and rank:
+        raise UsageError(f"`device` {options.device} is for one process; a launcher numbers the GPUs itself: give cuda")
+    device = loading.pick_device(f"cuda:{rank}" if rank and options.device == "cuda" else options.device)
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"`device` {options.device}: training takes cpu or cuda")
+    return options.device if numbered else device.type
+
+
+def _device(options: RecoverOptions) -> torch.device:
+    """The device of this process."""
+    device = torch.device(options.device)
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", int(os.environ.get(RANK, 0)))
+    return device
 
 
 def _teacher(found: Sources, options: RecoverOptions, precision: str, stopwatch):

@@ -72,7 +72,8 @@ def find(options: RecoverOptions) -> Sources:
     options = replace(
         options,
         data=text,
-        max_seq_len=min(options.max_seq_len or min(eval_length, TRAINING_LENGTH), longest),
+        train_seq_len=min(options.train_seq_len or min(eval_length, TRAINING_LENGTH), longest),
+        max_seq_len=min(eval_length, longest),
         eval_data=eval_data,
     )
     data.check_name(text, data.CALIBRATION, "training")
@@ -162,7 +163,7 @@ def _with_teacher(options: RecoverOptions, report: CheckpointReport | None) -> R
         log(f"note: method lora, because no dense model to learn from is at hand (report.json names {base})")
         return replace(options, method="lora", train_weights="lora")
     if not (options.teacher or base):
-        raise UsageError(f"distil learns from the dense model, and {options.model} has no report.json; give --teacher")
+        raise UsageError(f"distil learns from the dense model, and {options.model} has no report.json; give `teacher`")
     return replace(
         options, method="distil", teacher=options.teacher or base, train_weights=options.train_weights or "full"
     )

@@ -77,17 +77,17 @@ class Recovery(Trainer):
 
 def train(
     model, teacher, examples: Examples, scored: Examples | None, layers: list[int], options: RecoverOptions,
-    folder: Path, precision: str,
+    folder: Path, precision: str, device: torch.device,
 ) -> tuple[Recovery, Schedule]:  # fmt: skip
     """Train `model` and return its Trainer, with the unmerged result, and the clock.
 
     options: with nothing left to default. teacher: a frozen model, or None. scored: windows whose perplexity is noted
-    over time. folder: where unfinished work is kept. precision: no, bf16 or fp16.
+    over time. folder: where unfinished work is kept. precision: no, bf16 or fp16. device: of this process.
     """
     arguments = TrainingArguments(
         output_dir=str(folder),
-        per_device_train_batch_size=options.batch_size,
-        per_device_eval_batch_size=options.batch_size,
+        per_device_train_batch_size=options.train_batch_size,
+        per_device_eval_batch_size=options.train_batch_size,
         gradient_accumulation_steps=options.gradient_accumulation_steps,
         **{CHECKPOINTING: options.gradient_checkpointing},
         max_steps=-1 if options.steps is None else options.steps,
@@ -98,7 +98,7 @@ def train(
         fp16=precision == "fp16",
         seed=options.seed,
         data_seed=options.seed,
-        use_cpu=options.device == "cpu",
+        use_cpu=device.type == "cpu",
         logging_strategy="no",
         save_strategy="no",
         eval_on_start=scored is not None,
@@ -110,8 +110,11 @@ def train(
         dataloader_pin_memory=torch.cuda.is_available(),
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # several GPUs are for a launcher, not for DataParallel
-    assert options.batch_size and options.save_minutes is not None, "the run has settled them"
-    per_step = options.batch_size * options.gradient_accumulation_steps * arguments.world_size
+    if device.index:  # the Trainer of one process takes the first GPU, whatever else was asked for
+        arguments.__dict__["_setup_devices"] = device
+        torch.cuda.set_device(device)
+    assert options.train_batch_size and options.save_minutes is not None, "the run has settled them"
+    per_step = options.train_batch_size * options.gradient_accumulation_steps * arguments.world_size
     steps = options.steps or max(1, round(options.epochs * len(examples) / per_step))
     limit = options.max_minutes * 60 if options.max_minutes else None
     schedule = Schedule(steps, limit, options.warmup, options.save_minutes * 60, scored is not None)
@@ -130,7 +133,8 @@ def train(
     if teacher is not None:
         teacher.to(trainer.accelerator.device)
         if "hidden" in trainer.weights:
-            batches = [examples[i]["input_ids"][None] for i in range(min(FITTED * options.batch_size, len(examples)))]
+            count = min(FITTED * options.train_batch_size, len(examples))
+            batches = [examples[i]["input_ids"][None] for i in range(count)]
             trainer.maps = fit_maps(model, teacher, batches, layers)
     trainer.train(resume_from_checkpoint=str(kept) if kept else None)
     return trainer, schedule

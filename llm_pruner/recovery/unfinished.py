@@ -50,7 +50,7 @@ def outputs(options: RecoverOptions, found: Sources) -> tuple[Path, Path]:
     folder = Path(options.work_dir).expanduser() if options.work_dir else target.with_name(target.name + ".unfinished")
     check_work_folder(folder, inputs | {"the output folder": target})
     if folder.is_dir() and any(folder.iterdir()) and not any(folder.glob(f"{KEY}*")):
-        raise UsageError(f"--work_dir {folder} holds something else than an unfinished recovery; choose another place")
+        raise UsageError(f"`work_dir` {folder} holds something else than an unfinished recovery; choose another place")
     return target, folder
 
 

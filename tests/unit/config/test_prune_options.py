@@ -7,19 +7,23 @@ import pytest
 
 from llm_pruner.cli.commands import COMMANDS
 from llm_pruner.cli.main import build_parser, parse
-from llm_pruner.cli.messages import with_flags
+from llm_pruner.cli.messages import FLAGS, with_flags
 from llm_pruner.cli.prune import method_of
 from llm_pruner.cli.requests import criterion_named, resolve, validate_pruning, wants_reconstruction
 from llm_pruner.config.options import fields_of, read_yaml
 from llm_pruner.config.prune import FIELDS, PruneOptions
 from llm_pruner.config.quantities import parse_bytes
-from llm_pruner.errors import UsageError
+from llm_pruner.errors import PlanError, UsageError
 from llm_pruner.importance.criteria.flap import Flap
 from llm_pruner.importance.criteria.random import Random
 from llm_pruner.importance.criteria.taylor import Taylor
+from llm_pruner.methods import ScoreAndCut
 from llm_pruner.model.loading import pick_device
 from llm_pruner.output.places import check_outputs
+from llm_pruner.shape.draft import draft
+from llm_pruner.shape.request import Budget
 from tests import REPOSITORY
+from tests.support import tiny
 from tests.support.commands import DEMO
 
 
@@ -143,7 +147,7 @@ def test_options_of_a_reconstruction_that_cannot_be_meant(method, arguments, mes
     ("name", "value"), [("per_layer", True), ("search_minutes", 0.0), ("epochs", 0), ("work_dir", "w")]
 )
 def test_options_of_a_reconstruction_beside_another(name, value):
-    with pytest.raises(UsageError, match=f"{name} belongs to --method reconstruct"):
+    with pytest.raises(UsageError, match=f"`{name}` belongs to `method=reconstruct`"):
         validate_pruning(PruneOptions(param_ratio=0.3, importance="magnitude", **{name: value}))
 
 
@@ -319,8 +323,14 @@ def test_parameters_in_messages_become_flags():
     assert with_flags(message, PruneOptions) == expected
 
 
+def test_parameters_of_a_budget_become_the_flags_of_prune():
+    with pytest.raises(PlanError, match="^`memory` 1GB") as error:
+        draft(Budget(memory="1GB"), tiny.model("llama").config, ScoreAndCut())
+    assert with_flags(str(error.value), PruneOptions).startswith("--target_memory 1GB: the model has ")
+
+
 def test_every_parameter_in_a_message_is_an_option_of_a_command():
-    every = {name for command in COMMANDS.values() for name in fields_of(command.options)}
+    every = {name for command in COMMANDS.values() for name in fields_of(command.options)} | set(FLAGS)
     named = set()
     for path in (REPOSITORY / "llm_pruner").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

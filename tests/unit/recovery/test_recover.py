@@ -15,6 +15,7 @@ from llm_pruner.config.recover import RecoverOptions
 from llm_pruner.errors import RunError, UsageError
 from llm_pruner.output import checkpoint
 from llm_pruner.output.reports import Measured
+from llm_pruner.recovery import sources
 from llm_pruner.recovery.adapters import merged, projections, with_adapters
 from llm_pruner.recovery.outcome import share
 from llm_pruner.recovery.run import recover
@@ -51,7 +52,7 @@ def save(folder, case: str = "llama", seed: int = 0, **changes) -> str:
 def options(tmp_path, text, **changes) -> RecoverOptions:
     values = {
         "model": str(tmp_path / "student"), "teacher": str(tmp_path / "teacher"), "method": "distil", "data": text,
-        "eval_data": text, "max_seq_len": 16, "steps": 6, "batch_size": 4, "learning_rate": 0.01,
+        "eval_data": text, "max_seq_len": 16, "steps": 6, "train_batch_size": 4, "learning_rate": 0.01,
         "save_model": str(tmp_path / "out"), "device": "cpu", "mixed_precision": "no",
     }  # fmt: skip
     return RecoverOptions(**values | changes)
@@ -73,7 +74,13 @@ def test_distillation_comes_closer_to_the_teacher(tmp_path, text, case, train_we
     save_file(noisy, f"{student}/model.safetensors", metadata={"format": "pt"})
     report = recover(
         options(
-            tmp_path, text, train_weights=train_weights, steps=16, lora_dropout=0.0, batch_size=8, learning_rate=rate
+            tmp_path,
+            text,
+            train_weights=train_weights,
+            steps=16,
+            lora_dropout=0.0,
+            train_batch_size=8,
+            learning_rate=rate,
         )
     )
     saved = load_file(tmp_path / "out" / "model.safetensors")
@@ -143,8 +150,9 @@ def test_a_step_is_the_same_however_it_is_accumulated(tmp_path, text):
         shutil.rmtree(tmp_path / "out", ignore_errors=True)
         recover(
             options(
-                tmp_path, str(tmp_path / "records.json"), method="distil", ce_weight=1.0, steps=1, batch_size=batch,
-                gradient_accumulation_steps=parts, max_seq_len=256, eval_data=text, weight_decay=0.0,
+                tmp_path, str(tmp_path / "records.json"), method="distil", ce_weight=1.0, steps=1,
+                train_batch_size=batch, gradient_accumulation_steps=parts, train_seq_len=256, eval_data=text,
+                weight_decay=0.0,
             )
         )  # fmt: skip
         found.append(load_file(tmp_path / "out" / "model.safetensors"))
@@ -225,7 +233,7 @@ def test_time_ends_training_with_the_rate_at_nothing(tmp_path, text, monkeypatch
     save(tmp_path / "student")
     now = iter(range(0, 100_000, 10))
     monkeypatch.setattr("llm_pruner.recovery.schedule.time.monotonic", lambda: float(next(now)))
-    report = recover(options(tmp_path, text, steps=None, epochs=1000.0, max_minutes=2.0))
+    report = recover(options(tmp_path, text, steps=None, epochs=1000, max_minutes=2.0))
     rates = [point.learning_rate for point in report.history if point.loss is not None]
     assert report.training.steps == 12  # the clock moves ten seconds a step
     assert report.training.minutes == pytest.approx(2.0)
@@ -302,7 +310,7 @@ def test_hidden_states_are_a_target_too(tmp_path, text):
         ({"work_dir": "student/work"}, UsageError, "is inside model .*, which this run needs"),
         ({"work_dir": "teacher"}, UsageError, "teacher is teacher .*, which this run needs"),
         ({"work_dir": "other"}, UsageError, "holds something else than an unfinished recovery"),
-        ({"teacher": None}, UsageError, "has no report.json; give --teacher"),
+        ({"teacher": None}, UsageError, "has no report.json; give `teacher`"),
         ({"method": "lora", "teacher": None, "lora_targets": "nope_proj"}, UsageError, "there is no 'nope_proj'"),
     ],
 )
@@ -320,11 +328,13 @@ def test_faults(tmp_path, text, monkeypatch, changes, error, message):
     ("flags", "message"),
     [
         ({}, "no model"),
-        ({"model": "m", "method": "lora", "teacher": "t"}, "teacher belongs to --method distil"),
+        ({"model": "m", "method": "lora", "teacher": "t"}, "`teacher` belongs to `method=distil`"),
         ({"model": "m", "method": "lora", "train_weights": "full"}, "trains adapters"),
-        ({"model": "m", "method": "lora", "temperature": 2.0}, "temperature belongs"),
-        ({"model": "m", "epochs": 1.0, "steps": 3}, "both say how long"),
-        ({"model": "m", "epochs": 0.0}, "must be above 0"),
+        ({"model": "m", "method": "lora", "temperature": 2.0}, "`temperature` belongs"),
+        ({"model": "m", "epochs": 1, "steps": 3}, "both say how long"),
+        ({"model": "m", "epochs": 0}, "epochs: 0 must be a whole number of at least 1"),
+        ({"model": "m", "epochs": 0.5}, "epochs: 0.5 is float, it must be a whole number"),
+        ({"model": "m", "max_minutes": 0.0}, "must be above 0"),
         ({"model": "m", "warmup": 1.0}, "0 <= warmup < 1"),
         ({"model": "m", "steps": 0}, "steps: 0 must be a whole number of at least 1"),
         ({"model": "m", "method": "lorra"}, "did you mean 'lora'"),
@@ -347,3 +357,34 @@ def test_the_demos_text_is_for_what_was_made_of_the_demo_model(tmp_path):
     )
     report = recover(RecoverOptions(model=half, method="lora", steps=2, device="cpu"))
     assert (report.training.data, report.evaluation.data) == ("demo", "demo")
+
+
+def test_the_batch_size_of_training_has_a_name_of_its_own(tmp_path):
+    (tmp_path / "recover.yaml").write_text("batch_size: 4\n")
+    with pytest.raises(UsageError, match="line 1: unknown option 'batch_size'; did you mean 'train_batch_size'"):
+        recover_options.resolve({"model": "m"}, str(tmp_path / "recover.yaml"))
+
+
+def test_training_and_evaluation_have_lengths_of_their_own(tmp_path, text):
+    save(tmp_path / "teacher", seed=1)
+    save(tmp_path / "student")
+    found = sources.find(options(tmp_path, text, max_seq_len=24, train_seq_len=12))
+    assert (found.eval_length, found.options.train_seq_len) == (24, 12)
+    assert sources.find(options(tmp_path, text, max_seq_len=24)).options.train_seq_len == 24
+
+
+@pytest.mark.parametrize(
+    ("device", "rank", "message"),
+    [
+        ("cuda:1", "0", "`device` cuda:1 is for one process; a launcher numbers the GPUs itself: give cuda"),
+        ("tpu9", None, "`device` 'tpu9'"),
+        ("meta", None, "`device` 'meta': it holds no weights"),
+    ],
+)
+def test_devices_are_what_they_are_everywhere(tmp_path, text, monkeypatch, device, rank, message):
+    save(tmp_path / "teacher", seed=1)
+    save(tmp_path / "student")
+    if rank:
+        monkeypatch.setenv("LOCAL_RANK", rank)
+    with pytest.raises(UsageError, match=message):
+        recover(options(tmp_path, text, device=device))

@@ -60,7 +60,7 @@ def test_ratio_zero_is_a_copy_with_any_structure(structure):
 
 @pytest.mark.parametrize("structure", [None, "AL-AM"])
 def test_shares_that_change_nothing(structure):
-    with pytest.raises(PlanError, match="param_ratio 1e-05 changes nothing; a neuron of one layer is 0.00"):
+    with pytest.raises(PlanError, match="`param_ratio` 1e-05 changes nothing; a neuron of one layer is 0.00"):
         planned(tiny.model("llama"), None, "mag_sp", param_ratio=1e-5, structure=structure)
 
 

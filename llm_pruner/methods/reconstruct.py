@@ -122,14 +122,14 @@ class Reconstruct:
             raise UsageError(f"method {self.name} needs calibration prompts")
         journal = journal or Journal()
         Weights(dict(model.named_parameters())).check_all_finite()
-        tokens, notes = split(prompts), dict[str, Any]()
+        tokens = split(prompts)
         folder = Path(self.work_dir).expanduser() if self.work_dir else None
         identity = ""
         if folder:
             folder.mkdir(parents=True, exist_ok=True)
             identity = _identity(model, tokens)
         with journal.timed("search"):
-            form = _Search(self, model, draft, tokens, folder, identity, notes, journal).form()
+            form, tried = _Search(self, model, draft, tokens, folder, identity, journal).form()
         planned = Planned.of(draft.traced, form)
         plan = replace(planned.plan, importance=self.name, seed=self.seed)
         planned = replace(planned, plan=plan)
@@ -144,8 +144,9 @@ class Reconstruct:
             plain = baseline(dense, groups, wide, tokens, done.dense_stream, layers)
         if not (math.isfinite(done.kl) or math.isfinite(plain.kl)):
             raise not_finite("the pruned model's logits are NaN or Inf on the calibration data", dense.dtype)
-        notes |= {
-            "kl": done.kl, "kl_plain": {plain.criterion: plain.kl}, "stream_errors": done.errors, "fits": done.fits,
+        notes = {
+            **tried, "kl": done.kl, "kl_plain": {plain.criterion: plain.kl}, "stream_errors": done.errors,
+            "fits": done.fits,
         }  # fmt: skip
         if dense is not model:
             empty(model)  # what the two share goes with the other's
@@ -175,7 +176,7 @@ class Reconstruct:
         return replace(pruned, notes=notes)
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Search:
     """The search for the form of a model."""
 
@@ -185,28 +186,27 @@ class _Search:
     tokens: Tokens
     folder: Path | None
     identity: str
-    notes: dict[str, Any]
     journal: Journal
 
-    def form(self) -> Form:
-        """Return the form to reconstruct the model in."""
+    def form(self) -> tuple[Form, dict[str, Any]]:
+        """Return the form to reconstruct the model in, and the shapes that were tried, for the report."""
         method, draft, counter = self.method, self.draft, self.draft.traced.counter
         some = part_of(self.tokens)
         if draft.removes_layers:
             number = len(draft.widths)
-            return Form(draft.widths, cheapest_layers(measure_layers(self.model, some.fitted), number))
+            return Form(draft.widths, cheapest_layers(measure_layers(self.model, some.fitted), number)), {}
         if not isinstance(draft.shape, Searched) or not (method.search_minutes or method.per_layer):
-            return Form(draft.widths)
+            return Form(draft.widths), {}
         goal = draft.shape.goal
         costs = measure_costs(self.model, draft.traced.groups, some.fitted, counter.before)
         own = layers_by_costs(counter, draft.axes, goal, costs) if method.per_layer else None
         if own and not method.search_minutes:
-            return Form(own)
+            return Form(own), {}
         free = untied(self.model) if is_tied(self.model) and goal.whole else None
         try:
             listed = candidates(self._space(draft.shape, costs, free), costs)
         except PlanError:  # heads alone, for one, are too few to meet a budget as closely as a search has to
-            return Form(own or draft.widths)
+            return Form(own or draft.widths), {}
         return self._best(goal, listed, some, costs, own, free)
 
     def _space(self, shape: Searched, costs: Costs, free) -> Space:
@@ -219,7 +219,9 @@ class _Search:
             Traced.of(free.config, counter.before).counter if free else None,
         )  # fmt: skip
 
-    def _best(self, goal: Goal, listed: list[Candidate], some: Tokens, costs: Costs, own: Layers | None, free) -> Form:
+    def _best(
+        self, goal: Goal, listed: list[Candidate], some: Tokens, costs: Costs, own: Layers | None, free
+    ) -> tuple[Form, dict[str, Any]]:
         """The best of the candidates, measured on some of the text and the closest then on all of it."""
         number = len(costs.neurons)
 
@@ -240,16 +242,16 @@ class _Search:
         name, folder, log = hashlib.sha256(key.encode()).hexdigest()[:16], self.folder, self.journal.log
         cache = folder and folder / f"search-{name}.json"
         found = search(listed, partial(measure, some), self.method.search_minutes, cache, key)
-        self.notes["search"] = [candidate.told() for candidate in found]
+        tried = {"search": [candidate.told() for candidate in found]}
         log(f"search: {len(found)} of {len(listed)} shapes measured; KL {found[0].kl:.4f} to {found[-1].kl:.4f}")
         close = [candidate for candidate in found[:FINALISTS] if candidate.measured <= CLOSE * found[0].measured]
         close += [Candidate(own, sum(costs.of(*each) for each in enumerate(own)))] if own else []
         if len(close) > 1:
             cache = folder and folder / f"finals-{name}.json"
             found = search(close, partial(measure, self.tokens), math.inf, cache, key)
-            self.notes["finals"] = [candidate.told() for candidate in found]
+            tried["finals"] = [candidate.told() for candidate in found]
             log(f"search: the best {len(found)} on all of the text; KL {found[0].kl:.4f} to {found[-1].kl:.4f}")
-        return form_of(found[0])
+        return form_of(found[0]), tried
 
 
 def part_of(tokens: Tokens) -> Tokens:

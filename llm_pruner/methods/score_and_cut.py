@@ -31,7 +31,7 @@ LEGAL = {
 }  # fmt: skip
 
 
-@dataclass
+@dataclass(frozen=True)
 class Measured:
     """What was measured on a model.
 
@@ -165,37 +165,18 @@ class ScoreAndCut:
 
     def _measured(self, model, draft: Draft, groups: Sequence[Group], prompts, weights: Weights) -> Measured:
         wanted, scorer = self.needs(bool(groups)), self.scorer
-        statistics, measured = Statistics(weights), Measured()
-        changed = self._silence(model, draft, groups, statistics, measured) if scorer.sequential else None
+        statistics, means = Statistics(weights), {}
+        silence = _Silence(self, model, draft, groups, statistics) if scorer.sequential else None
         if wanted & set(ACTIVATIONS):
             traced, needs = draft.traced.groups, wanted & set(ACTIVATIONS)
-            inputs = with_batches(model, prompts, lambda batches: collect(model, batches, traced, needs, changed))
+            inputs = with_batches(model, prompts, lambda batches: collect(model, batches, traced, needs, silence))
             statistics = replace(statistics, inputs=inputs)
             if MOMENTS in wanted:
-                measured.means = {name: values.mean.cpu() for name, values in inputs.items()}
+                means = {name: values.mean.cpu() for name, values in inputs.items()}
         if GRADIENTS in wanted:
             products = with_batches(model, prompts, lambda batches: weight_gradient_products(model, batches))
             statistics = replace(statistics, products=products)
-        if not (scorer.sequential and groups):
-            measured.scores = score(groups, scorer, statistics)
-        return measured
-
-    def _silence(self, model, draft: Draft, groups, statistics: Statistics, measured: Measured):
-        """What is done when a layer is measured: it is scored, and the units that will go are silent for a while."""
-        parameters, counter = dict(model.named_parameters()), draft.traced.counter
-
-        def changed(layer: int, inputs):
-            own = [group for group in groups if group.layer == layer]
-            scores = score(own, self.scorer, replace(statistics, inputs=inputs))
-            measured.scores.update(scores)
-            inside = [group for group in draft.traced.groups if group.layer == layer]
-            if isinstance(draft.shape, Replayed):
-                kept = draft.shape.plan.units
-            else:
-                kept = choose(inside, self.ranked(scores), counter.before, draft.widths)
-            return silenced(parameters, [group for group in inside if group.axis in (HEADS, MLP)], kept)
-
-        return changed
+        return Measured(silence.scores if silence and groups else score(groups, scorer, statistics), means)
 
     def ranked(self, scores: "Mapping[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
         """Return the scores as the order wants them ranked: as they are, or the other way round."""
@@ -270,3 +251,33 @@ class ScoreAndCut:
         """Return every group that the criterion is defined for, for scores that are kept for other shapes."""
         grouped = is_grouped(draft.traced.counter.before)
         return [g for g in units_of(draft.traced.groups) if g.axis in self.axes and (grouped or g.axis != KV_HEADS)]
+
+
+@dataclass(frozen=True)
+class _Silence:
+    """What is done when a layer is measured: it is scored, and the units that will go are silent for a while.
+
+    Attributes:
+        scores: {group name: scores of its units}, of the layers that were measured.
+    """
+
+    method: ScoreAndCut
+    model: Any
+    draft: Draft
+    groups: Sequence[Group]
+    statistics: Statistics
+    scores: "dict[str, torch.Tensor]" = field(default_factory=dict)
+
+    def __call__(self, layer: int, inputs):
+        """Score the layer by its inputs, and return the context in which its units are silent."""
+        method, draft = self.method, self.draft
+        own = [group for group in self.groups if group.layer == layer]
+        scores = score(own, method.scorer, replace(self.statistics, inputs=inputs))
+        self.scores.update(scores)
+        inside = [group for group in draft.traced.groups if group.layer == layer]
+        if isinstance(draft.shape, Replayed):
+            kept = draft.shape.plan.units
+        else:
+            kept = choose(inside, method.ranked(scores), draft.traced.counter.before, draft.widths)
+        parameters = dict(self.model.named_parameters())
+        return silenced(parameters, [group for group in inside if group.axis in (HEADS, MLP)], kept)

@@ -14,6 +14,7 @@ from llm_pruner.config.recover import RecoverOptions
 from llm_pruner.recovery.examples import IGNORED, Examples, collate
 from llm_pruner.recovery.losses import LOSSES, Batch, fit_maps, matched, text_loss, weights_of
 from llm_pruner.recovery.schedule import Schedule, shared
+from llm_pruner.recovery.settled import Settled
 from llm_pruner.recovery.unfinished import last_kept
 
 # transformers renamed it between the versions that are supported
@@ -76,26 +77,27 @@ class Recovery(Trainer):
 
 
 def train(
-    model, teacher, examples: Examples, scored: Examples | None, layers: list[int], options: RecoverOptions,
-    folder: Path, precision: str, device: torch.device,
+    model, teacher, examples: Examples, scored: Examples | None, layers: list[int], settled: Settled,
+    folder: Path,
 ) -> tuple[Recovery, Schedule]:  # fmt: skip
     """Train `model` and return its Trainer, with the unmerged result, and the clock.
 
-    options: with nothing left to default. teacher: a frozen model, or None. scored: windows whose perplexity is noted
-    over time. folder: where unfinished work is kept. precision: no, bf16 or fp16. device: of this process.
+    settled: what is done. teacher: a frozen model, or None. scored: windows whose perplexity is noted over time.
+    folder: where unfinished work is kept.
     """
+    options, device = settled.asked, settled.torch_device
     arguments = TrainingArguments(
         output_dir=str(folder),
-        per_device_train_batch_size=options.train_batch_size,
-        per_device_eval_batch_size=options.train_batch_size,
+        per_device_train_batch_size=settled.train_batch_size,
+        per_device_eval_batch_size=settled.train_batch_size,
         gradient_accumulation_steps=options.gradient_accumulation_steps,
         **{CHECKPOINTING: options.gradient_checkpointing},
         max_steps=-1 if options.steps is None else options.steps,
-        num_train_epochs=options.epochs or 1.0,
-        learning_rate=options.learning_rate,
+        num_train_epochs=settled.epochs or 1.0,
+        learning_rate=settled.learning_rate,
         weight_decay=options.weight_decay,
-        bf16=precision == "bf16",
-        fp16=precision == "fp16",
+        bf16=settled.precision == "bf16",
+        fp16=settled.precision == "fp16",
         seed=options.seed,
         data_seed=options.seed,
         use_cpu=device.type == "cpu",
@@ -113,11 +115,10 @@ def train(
     if device.index:  # the Trainer of one process takes the first GPU, whatever else was asked for
         arguments.__dict__["_setup_devices"] = device
         torch.cuda.set_device(device)
-    assert options.train_batch_size and options.save_minutes is not None, "the run has settled them"
-    per_step = options.train_batch_size * options.gradient_accumulation_steps * arguments.world_size
-    steps = options.steps or max(1, round(options.epochs * len(examples) / per_step))
-    limit = options.max_minutes * 60 if options.max_minutes else None
-    schedule = Schedule(steps, limit, options.warmup, options.save_minutes * 60, scored is not None)
+    per_step = settled.train_batch_size * options.gradient_accumulation_steps * arguments.world_size
+    steps = options.steps or max(1, round((settled.epochs or 0) * len(examples) / per_step))
+    limit = settled.max_minutes * 60 if settled.max_minutes else None
+    schedule = Schedule(steps, limit, options.warmup, settled.save_minutes * 60, scored is not None)
     arguments.max_steps = steps
     kept = last_kept(folder)
     if kept:
@@ -133,7 +134,7 @@ def train(
     if teacher is not None:
         teacher.to(trainer.accelerator.device)
         if "hidden" in trainer.weights:
-            count = min(FITTED * options.train_batch_size, len(examples))
+            count = min(FITTED * settled.train_batch_size, len(examples))
             batches = [examples[i]["input_ids"][None] for i in range(count)]
             trainer.maps = fit_maps(model, teacher, batches, layers)
     trainer.train(resume_from_checkpoint=str(kept) if kept else None)

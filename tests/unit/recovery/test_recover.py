@@ -369,8 +369,8 @@ def test_training_and_evaluation_have_lengths_of_their_own(tmp_path, text):
     save(tmp_path / "teacher", seed=1)
     save(tmp_path / "student")
     found = sources.find(options(tmp_path, text, max_seq_len=24, train_seq_len=12))
-    assert (found.eval_length, found.options.train_seq_len) == (24, 12)
-    assert sources.find(options(tmp_path, text, max_seq_len=24)).options.train_seq_len == 24
+    assert (found.eval_length, found.train_length) == (24, 12)
+    assert sources.find(options(tmp_path, text, max_seq_len=24)).train_length == 24
 
 
 @pytest.mark.parametrize(

@@ -76,15 +76,8 @@ class Recovery(Trainer):
         return sum(weight * LOSSES.get(name)(batch) for name, weight in self.weights.items())
 
 
-def train(
-    model, teacher, examples: Examples, scored: Examples | None, layers: list[int], settled: Settled,
-    folder: Path,
-) -> tuple[Recovery, Schedule]:  # fmt: skip
-    """Train `model` and return its Trainer, with the unmerged result, and the clock.
-
-    settled: what is done. teacher: a frozen model, or None. scored: windows whose perplexity is noted over time.
-    folder: where unfinished work is kept.
-    """
+def _arguments(settled: Settled, folder: Path, scored: bool) -> TrainingArguments:
+    """The Trainer's arguments. scored: whether perplexity is noted over time."""
     options, device = settled.asked, settled.torch_device
     arguments = TrainingArguments(
         output_dir=str(folder),
@@ -103,7 +96,7 @@ def train(
         use_cpu=device.type == "cpu",
         logging_strategy="no",
         save_strategy="no",
-        eval_on_start=scored is not None,
+        eval_on_start=scored,
         prediction_loss_only=True,
         disable_tqdm=True,
         report_to="none",
@@ -115,6 +108,20 @@ def train(
     if device.index:  # the Trainer of one process takes the first GPU, whatever else was asked for
         arguments.__dict__["_setup_devices"] = device
         torch.cuda.set_device(device)
+    return arguments
+
+
+def train(
+    model, teacher, examples: Examples, scored: Examples | None, layers: list[int], settled: Settled,
+    folder: Path,
+) -> tuple[Recovery, Schedule]:  # fmt: skip
+    """Train `model` and return its Trainer, with the unmerged result, and the clock.
+
+    settled: what is done. teacher: a frozen model, or None. scored: windows whose perplexity is noted over time.
+    folder: where unfinished work is kept.
+    """
+    options = settled.asked
+    arguments = _arguments(settled, folder, scored is not None)
     per_step = settled.train_batch_size * options.gradient_accumulation_steps * arguments.world_size
     steps = options.steps or max(1, round((settled.epochs or 0) * len(examples) / per_step))
     limit = settled.max_minutes * 60 if settled.max_minutes else None

@@ -97,7 +97,8 @@ def commands(folder: Path, method: str) -> dict[str, list[str]]:
         for name, options in {"distilled": (), "adapted": ("--method", "lora")}.items():
             made[f"{model}/{name}"] = [
                 "-m", "llm_pruner", "recover", "--model", str(folder / model / "magnitude"), *options, *data,
-                "--steps", "4", "--max_seq_len", "128", "--batch_size", "4", "--save_model", str(folder / model / name),
+                "--steps", "4", "--max_seq_len", "128", "--train_batch_size", "4",
+                "--save_model", str(folder / model / name),
             ]  # fmt: skip
     return made
 

@@ -11,7 +11,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Union, get_args, get_origin
 
 from llm_pruner.cli.commands import COMMANDS
-from llm_pruner.cli.main import SECTIONS
+from llm_pruner.config.groups import SECTIONS
 from llm_pruner.config.options import fields_of, kind_of
 from llm_pruner.importance import CRITERIA
 from llm_pruner.output.reports import PruneReport, RecoverReport, SparsifyReport

@@ -8,13 +8,18 @@ Another package adds an object by an entry point, in its pyproject.toml
 or while it runs: `CRITERIA.register("mine", Mine)`.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import Field, fields
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields
 from functools import cache
 from importlib import import_module
-from typing import Any
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from llm_pruner.errors import UsageError, did_you_mean, shown
+
+TRUTHS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}  # as YAML has them
 
 
 class Registry:
@@ -92,27 +97,66 @@ class Registry:
                 raise UsageError(f"{self.what} {shown(text)}: {option} is given twice; leave one of them out")
             values[option] = value
         made = self.get(name)
-        known = {own.name: own for own in fields(made)}
+        known = {own.name for own in fields(made)}
         for option in values:
             if option not in known:
-                raise UsageError(f"{option} says nothing about {self.what} {name}; leave it out")
+                raise UsageError(f"{self.what} {name} has no option {shown(option)}; leave it out")
         values = {option: value for option, value in (usual or {}).items() if option in known} | values
-        return made(**{option: _typed(known[option], value) for option, value in values.items()})
+        kinds = _kinds(made)
+        read = {
+            option: _read(option, value, kinds[option]) if isinstance(value, str) else value
+            for option, value in values.items()
+        }
+        return made(**read)
 
     @staticmethod
     def _location(value: Any) -> Any:
         return value if isinstance(value, str) else f"{value.__module__}:{getattr(value, '__qualname__', id(value))}"
 
 
-def _typed(own: Field, value: Any) -> Any:
-    """An option's value as the type of its default; text comes from a command line."""
-    kind: Any = type(own.default)
-    if not isinstance(value, str) or kind is str:
-        return value
+def _kinds(made: type) -> dict[str, Any]:
+    """The types of a dataclass's fields, as they are annotated."""
     try:
-        return value.lower() in ("true", "1") if kind is bool else kind(value)
-    except ValueError:
-        raise UsageError(f"{own.name}: {value!r} is no {kind.__name__}") from None
+        return get_type_hints(made)
+    except NameError:  # an annotation names what only type checkers import
+        return {own.name: type(own.default) for own in fields(made)}
+
+
+def _read(option: str, text: str, kind: Any) -> Any:
+    """An option's value from text, as its type says. UsageError where the text is no such value."""
+    kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    legal = []
+    for own in sorted(kinds, key=(str, NoneType).__contains__):
+        words, read = _reader(own)
+        try:
+            return read(text)
+        except (ValueError, KeyError):
+            legal += [words] if words else []
+    raise UsageError(f"{option}: {shown(text)} is not {' or '.join(legal) or 'what it takes, which is no text'}")
+
+
+def _reader(kind: Any) -> tuple[str, Callable[[str], Any]]:
+    """(what is legal, in words, what makes a value of text): it raises a ValueError or a KeyError for other text."""
+    if get_origin(kind) is Literal:
+        named = {str(value): value for value in get_args(kind)}
+        return f"one of {', '.join(named)}", named.__getitem__
+    known: dict[Any, tuple[str, Callable[[str], Any]]] = {
+        bool: ("true or false", lambda text: TRUTHS[text.lower()]),
+        int: ("a whole number", int),
+        float: ("a number", _finite),
+        str: ("text", str),
+        Path: ("a path", Path),
+        NoneType: ("", lambda text: {"null": None, "none": None}[text.lower()]),
+    }
+    no_text: dict[str, Any] = {}
+    return known.get(kind, ("", no_text.__getitem__))
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(text)
+    return number
 
 
 @cache

@@ -1,4 +1,4 @@
-"""What the fields of a file may hold, as data: one way to check config.json, reports, plans and the like.
+"""What fields may hold, as data: one way to check config.json, reports, plans, methods and requests.
 
 A schema is a mapping from field names to rules. A rule is a function from a value to what is legal instead, in words,
 or None where the value is legal.
@@ -7,6 +7,7 @@ or None where the value is legal.
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from llm_pruner.errors import PrunerError, UsageError, did_you_mean, shown
@@ -40,6 +41,11 @@ def number(low: float = -math.inf, high: float = math.inf, above: bool = False) 
 def text(value: Any) -> str | None:
     """Accept text."""
     return None if isinstance(value, str) else "text"
+
+
+def path(value: Any) -> str | None:
+    """Accept a path, or text that names one."""
+    return None if isinstance(value, str | Path) else "a path"
 
 
 def truth(value: Any) -> str | None:
@@ -136,9 +142,9 @@ def check(
     """Check the fields that are there by their rules; fields without a rule are as they are.
 
     Args:
-        values: What the file holds.
+        values: {field: value}, of a file or an object.
         schema: The rules, by field.
-        where: The file, for the message.
+        where: The file or the object, for the message.
         required: Fields that must be there.
         error: The exception to raise.
 

@@ -10,7 +10,7 @@ from llm_pruner.cli.commands import RECOVER
 from llm_pruner.cli.requests import validate
 from llm_pruner.cli.stages import Stage, in_order
 from llm_pruner.config import recover as recovery
-from llm_pruner.config.prune import PruneOptions
+from llm_pruner.config.prune import PROGRAM, PruneOptions
 from llm_pruner.config.recover import RecoverOptions
 from llm_pruner.errors import UsageError
 from llm_pruner.model import loading
@@ -49,7 +49,7 @@ def prune_checkpoint(options: PruneOptions, argv: Sequence[str] = ()) -> PruneRe
     pruned, recovered = in_order(
         [
             Stage("prune", lambda: prune.run(options, argv)),
-            Stage("recover", lambda: RECOVER.function()(after, argv, prune.PROGRAM)),
+            Stage("recover", lambda: RECOVER.function()(after, argv, PROGRAM)),
         ]
     )
     return replace(pruned.report, recovered=recovered.report)
@@ -78,6 +78,6 @@ def _shared(options: PruneOptions, target: Path) -> dict[str, Any]:
     }
     if options.eval_data:
         flags["eval_data"] = options.eval_data
-    if options.device in ("cpu", "cuda"):
+    if options.device.partition(":")[0] in ("cpu", "cuda"):
         flags["device"] = options.device
     return flags

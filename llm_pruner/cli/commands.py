@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import Any
 
 from llm_pruner.cli import requests, stages
-from llm_pruner.config import evaluate, recover, sparsify
+from llm_pruner.config import evaluate, pipeline, prune, recover, sparsify
 from llm_pruner.config.evaluate import EvaluateOptions
 from llm_pruner.config.pipeline import PipelineOptions
 from llm_pruner.config.prune import PruneOptions
@@ -40,8 +40,8 @@ class Command:
 
 
 PRUNE = Command(
-    "llm-pruner prune",
-    "Structured pruning of a Hugging Face language model: prune, save a stock checkpoint, score it.",
+    prune.PROGRAM,
+    "Prune the structure of a Hugging Face language model, save an ordinary checkpoint, score it.",
     (
         "--model demo --pruning_ratio 0.5",
         "--model meta-llama/Llama-3.1-8B --pruning_ratio 0.5 --dry_run",
@@ -54,8 +54,8 @@ PRUNE = Command(
     "llm_pruner.cli.chain:prune_checkpoint",
 )
 RECOVER = Command(
-    "llm-pruner recover",
-    "Train a pruned checkpoint a little: distillation from the dense model, or LoRA.",
+    recover.PROGRAM,
+    "Train a pruned checkpoint for a while, by distillation from the dense model or by LoRA.",
     (
         "--model pruned/demo-r0.50",
         "--model pruned/mine --teacher ./my-model --data train.txt --eval_data test.txt --max_minutes 3",
@@ -66,8 +66,8 @@ RECOVER = Command(
     "llm_pruner.recovery.run:recover",
 )
 EVALUATE = Command(
-    "llm-pruner evaluate",
-    "Perplexity, zero-shot tasks and speed of several checkpoints side by side.",
+    evaluate.PROGRAM,
+    "Compare the perplexity, zero-shot tasks and speed of several checkpoints.",
     (
         "--model ./my-model pruned/mine --eval_data test.txt --speed --report evaluation.json",
         "--model pruned/mine --tasks piqa,hellaswag,arc_easy --batch_size 8",
@@ -77,7 +77,7 @@ EVALUATE = Command(
     "llm_pruner.evaluation.run:evaluate",
 )
 PIPELINE = Command(
-    "llm-pruner pipeline",
+    pipeline.PROGRAM,
     "Prune, recover and evaluate as one YAML file says; finished stages are skipped.",
     ("--config configs/pipeline_amp.yaml --model meta-llama/Llama-3.1-8B --folder runs/amp",),
     PipelineOptions,
@@ -85,7 +85,7 @@ PIPELINE = Command(
     "llm_pruner.cli.pipeline:run",
 )
 SPARSIFY = Command(
-    "llm-pruner sparsify",
+    sparsify.PROGRAM,
     "Make activations or weights of a dense model sparse, n:m or by a ratio, then score and save it.",
     (
         "--config configs/sparse/act_8_16.yaml --model ./my-model --eval_data test.txt",

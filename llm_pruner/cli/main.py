@@ -13,6 +13,7 @@ from llm_pruner import console
 from llm_pruner._version import __version__
 from llm_pruner.cli.commands import CODES, COMMANDS, PRUNE, Command
 from llm_pruner.cli.messages import with_flags
+from llm_pruner.config.groups import SECTIONS
 from llm_pruner.config.options import fields_of, kind_of, parse_flag
 from llm_pruner.errors import (
     PrunerError,
@@ -25,12 +26,6 @@ from llm_pruner.errors import (
 )
 from llm_pruner.importance import CRITERIA
 from llm_pruner.output import places
-
-SECTIONS = (  # of the help, in their order
-    "model", "shape: how much goes", "units: which ones go", "sparsity", "method", "training data", "training",
-    "shared by the stages, where a section says nothing else", "calibration", "sweep", "evaluation",
-    "zero-shot, by lm_eval", "speed", "output", "run",
-)  # fmt: skip
 
 
 class Stopped(SystemExit):

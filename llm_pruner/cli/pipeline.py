@@ -16,7 +16,7 @@ from pathlib import Path
 from llm_pruner import validation
 from llm_pruner._version import __version__
 from llm_pruner.cli.stages import DECIDED, EVALUATION, PRUNED, RECOVERED, Stage, in_order, stage_options, validate
-from llm_pruner.config.pipeline import STAGES, PipelineOptions
+from llm_pruner.config.pipeline import PROGRAM, STAGES, PipelineOptions
 from llm_pruner.console import aligned, log
 from llm_pruner.errors import PlanError, RunError, UsageError, VerificationError
 from llm_pruner.files import (
@@ -83,9 +83,9 @@ def _folder(options: PipelineOptions, source: str) -> Path:
     folder = Path(options.folder).expanduser()
     check_apart("folder", folder, {"model": Path(source)})
     if os.path.lexists(folder) and not folder.is_dir():
-        raise UsageError(f"--folder {folder} is a file; name a folder")
+        raise UsageError(f"`folder` {folder} is a file; name a folder")
     if folder.is_dir() and any(folder.iterdir()) and not any(folder.glob(f"{STATE}*")):
-        raise UsageError(f"--folder {folder} holds something else than a pipeline; name another")
+        raise UsageError(f"`folder` {folder} holds something else than a pipeline; name another")
     inputs = inputs_of(options, {"model": source})
     for stage in STAGES:
         if asked := stage_options(options, stage):
@@ -99,11 +99,11 @@ def _folder(options: PipelineOptions, source: str) -> Path:
         known = (folder / STATE).is_file()
         for other in [name for name in OWN if os.path.lexists(folder / name) and name not in state["files"]]:
             if known:
-                raise UsageError(f"--folder {folder} holds {other}, which no pipeline wrote there; move it away")
+                raise UsageError(f"`folder` {folder} holds {other}, which no pipeline wrote there; move it away")
             set_aside(folder / other)  # nobody knows any more whose it is
         write_state(folder / STATE, state)
     except OSError as error:
-        raise UsageError(f"--folder {folder} cannot be written: {error.strerror}") from error
+        raise UsageError(f"`folder` {folder} cannot be written: {error.strerror}") from error
     return folder
 
 
@@ -232,7 +232,7 @@ def _summary(folder: Path, stages: list[Ran], options: PipelineOptions, argv: Se
         zero_shot={model.name: model.zero_shot for model in evaluation.models} if evaluation else {},
         speed=evaluation.ratios if evaluation else {},
         versions=versions(),
-        command=typed(argv, "llm-pruner pipeline"),
+        command=typed(argv, PROGRAM),
     )
     log(f"\n{aligned(_rows(summary))}")
     write_json(_own(folder, "summary.json"), summary.to_dict(), default=str)

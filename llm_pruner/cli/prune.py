@@ -14,6 +14,7 @@ from llm_pruner.calibration.needs import WEIGHTS
 from llm_pruner.calibration.statistics import Calibration
 from llm_pruner.cli.messages import with_flags
 from llm_pruner.cli.requests import (
+    OF_RECONSTRUCTION,
     SCORING,
     asked_of,
     criterion_named,
@@ -22,7 +23,7 @@ from llm_pruner.cli.requests import (
     validate,
     wants_reconstruction,
 )
-from llm_pruner.config.prune import PruneOptions
+from llm_pruner.config.prune import PROGRAM, PruneOptions
 from llm_pruner.console import log, quiet
 from llm_pruner.errors import PlanError, PrunerError, RunError, UsageError, redact
 from llm_pruner.evaluation.scores import Measurement, compared, text_to_score, windows_of
@@ -49,7 +50,6 @@ OWN_CLASS = (
     "note: saved as {}, whose modelling file comes with it: load it with trust_remote_code=True, "
     "or import llm_pruner first"
 )
-PROGRAM = "llm-pruner prune"
 BIG = 10**9  # parameters from which a width off the hardware's multiples is worth a hint
 
 
@@ -239,7 +239,7 @@ def _config(options: PruneOptions, source: str):
     if options.dtype != "auto":
         config.dtype = options.dtype
     elif options.target_memory and config.dtype is None:
-        raise UsageError(f"target_memory: the config.json of {options.model} names no dtype; give --dtype too")
+        raise UsageError(f"target_memory: the config.json of {options.model} names no dtype; give `dtype` too")
     return config
 
 
@@ -284,11 +284,9 @@ def _by_default(options: PruneOptions, request, method: Method, config, source: 
 
 def method_of(options: PruneOptions, reconstruct: bool) -> Method:
     """Return the method that the options name. reconstruct: what is taken where they name none."""
-    name = options.method or Reconstruct.name
-    if name != Reconstruct.name:
-        return METHODS.make(name, usual={"seed": options.seed})
     if options.method or reconstruct:
-        return Reconstruct(options.search_minutes, options.per_layer, options.epochs, options.work_dir, options.seed)
+        own = {name: getattr(options, name) for name in asked_of(options, OF_RECONSTRUCTION)}
+        return METHODS.make(options.method or Reconstruct.name, own, {"seed": options.seed})
     return ScoreAndCut(
         criterion_named(options), options.order, options.compensate or "none", options.mask_only, options.seed
     )
@@ -335,9 +333,9 @@ def _with_scores(path: Path, options: PruneOptions, decision: Decision, known: K
         return replace(known, key=key)
     measured = Measured(*score_cache.load(path, key, *method.sizes(decision.draft)))
     if method.compensate == "bias" and not measured.means:
-        raise UsageError(f"--scores {path} was made without --compensate bias and has no means; name another file")
+        raise UsageError(f"`scores` {path} was made without `compensate=bias` and has no means; name another file")
     if missing := [group.name for group in decision.to_score if group.name not in measured.scores]:
-        raise UsageError(f"--scores {path} has none of {missing[0]}; name another file, or delete it")
+        raise UsageError(f"`scores` {path} has none of {missing[0]}; name another file, or delete it")
     log(f"scores taken from {path}")
     return replace(known, key=key, measured=measured)
 

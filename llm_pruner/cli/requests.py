@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+from llm_pruner.config.groups import check_placement
 from llm_pruner.config.options import check_values, read_yaml, typed
 from llm_pruner.config.prune import BUDGETS, FIELDS, PruneOptions
 from llm_pruner.config.quantities import check_ratio, parse_bytes, parse_parameters
@@ -11,7 +12,7 @@ from llm_pruner.importance import CRITERIA, criterion_of
 from llm_pruner.importance.criterion import Criterion
 from llm_pruner.model.axes import HIDDEN
 from llm_pruner.shape.plan import Plan
-from llm_pruner.shape.request import Budget, Ratio, Replay, Request, Target
+from llm_pruner.shape.request import Budget, Ratio, Replay, Request, Target, check_scored
 from llm_pruner.shape.widths import parse_prune
 
 SHAPES = (*BUDGETS, "target", "plan")  # the ways to say how much, of which a run has one
@@ -73,9 +74,9 @@ def resolve(flags: dict[str, Any], yaml_file: str | None = None) -> PruneOptions
 
 
 def wants_reconstruction(options: PruneOptions) -> bool | None:
-    """Return whether a reconstruction is asked for; None where nothing is said.
+    """Return whether a method is named, or a reconstruction asked for by an option of its own; None: nothing is said.
 
-    It is asked for by its name or by options that only it has.
+    False where something is said that goes with scores only.
     """
     if options.method:
         return True
@@ -92,7 +93,7 @@ def asked_of(options: PruneOptions, names: tuple[str, ...]) -> list[str]:
 def validate(options: PruneOptions) -> None:
     """Raise a UsageError for values out of range and for options that contradict each other."""
     if not options.model:
-        raise UsageError("no model: give --model FOLDER, --model HUB_ID or --model demo")
+        raise UsageError("no model: give `model`, a folder, a hub id or demo")
     validate_pruning(options)
     if options.no_save and options.save_model:
         raise UsageError("no_save and save_model contradict each other")
@@ -100,8 +101,7 @@ def validate(options: PruneOptions) -> None:
         raise UsageError(
             f"recover trains the saved checkpoint; leave out {'no_save' if options.no_save else 'dry_run'}"
         )
-    if options.device_map and options.device != "auto":
-        raise UsageError("device and device_map both say where the model goes; give one of them")
+    check_placement(options)
 
 
 def validate_pruning(options: PruneOptions) -> None:
@@ -115,8 +115,8 @@ def validate_pruning(options: PruneOptions) -> None:
         raise UsageError(f"{' and '.join(shapes)} both say the shape; give one of them")
     if not shapes and "=" not in (options.prune or ""):
         raise UsageError(
-            "how much? give --pruning_ratio R with 0 <= R < 1, --param_ratio R, --target_params N, "
-            "--target_memory SIZE, --iteration N, --target NAME=WIDTH or --plan FILE"
+            "how much? give `pruning_ratio=R` with 0 <= R < 1, `param_ratio=R`, `target_params=N`, "
+            "`target_memory=SIZE`, `iteration=N`, `target=NAME=WIDTH` or `plan=FILE`"
         )
     if options.prune is not None:
         parse_prune(options.prune, options.pruning_ratio if shapes in ([], ["pruning_ratio"]) else 0.0)
@@ -125,11 +125,11 @@ def validate_pruning(options: PruneOptions) -> None:
                 f"{shapes[0]} {getattr(options, shapes[0])} is not used: prune gives every axis its own ratio"
             )
         if "=" in options.prune and (options.structure or shapes not in ([], ["pruning_ratio"])):
-            raise UsageError("prune with ratios goes with --pruning_ratio only; name the axes without ratios")
+            raise UsageError("`prune` with ratios goes with `pruning_ratio` only; name the axes without ratios")
     if options.target_params is not None:
-        parse_parameters(options.target_params)
+        parse_parameters(options.target_params, "target_params")
     if options.target_memory is not None:
-        parse_bytes(options.target_memory)
+        parse_bytes(options.target_memory, "target_memory")
     _validate_reconstruction(options)
     _validate_units(options, shapes)
 
@@ -140,12 +140,12 @@ def _own_ratios(prune: str | None) -> bool:
 
 def _validate_reconstruction(options: PruneOptions) -> None:
     if wants_reconstruction(options) is False and (unused := asked_of(options, OF_RECONSTRUCTION)):
-        raise UsageError(f"{unused[0]} belongs to --method reconstruct; leave it out, or what names another method")
+        raise UsageError(f"`{unused[0]}` belongs to `method=reconstruct`; leave it out, or what names another method")
     if options.per_layer and not any(getattr(options, name) is not None for name in PARAMETERS):
         raise UsageError(f"per_layer shares a budget out: give one of {', '.join(PARAMETERS)}")
     if options.per_layer and HIDDEN in parse_prune(options.prune or "mlp", 0.0):
         raise UsageError(
-            "per_layer shares a budget out among layers, and hidden belongs to all: leave it out of --prune"
+            "per_layer shares a budget out among layers, and hidden belongs to all: leave it out of `prune`"
         )
     if not options.method:
         return
@@ -164,10 +164,8 @@ def _validate_units(options: PruneOptions, shapes: list[str]) -> None:
         raise UsageError("round_to goes with width ratios; a budget of parameters or a structure sets widths itself")
     if not options.plan:
         request_of(options)
-    axes = parse_prune(options.prune, 0.0) if options.prune else ()
-    if not options.method and (unscored := sorted(axis.name for axis in axes if axis not in criterion.axes)):
-        known = ", ".join(axis.name for axis in criterion.axes)
-        raise UsageError(f"importance {criterion.name} does not score {unscored[0]}; known: {known}")
+    if options.prune and not options.method:
+        check_scored(parse_prune(options.prune, 0.0), criterion)
 
 
 def criterion_named(options: PruneOptions) -> Criterion:
@@ -179,7 +177,7 @@ def criterion_named(options: PruneOptions) -> Criterion:
 def request_of(options: PruneOptions) -> Request:
     """Return how much should go. UsageError where the options contradict each other."""
     if options.plan:
-        return Replay(Plan.load(options.plan), f"--plan {options.plan}")
+        return Replay(Plan.load(options.plan), f"`plan` {options.plan}")
     if options.target:
         return Target(options.target)
     others = [name for name in BUDGETS if name != "pruning_ratio" and getattr(options, name) is not None]

@@ -64,7 +64,7 @@ def resolve(flags: dict[str, Any], yaml_file: str | None = None) -> PipelineOpti
     """Return the options: defaults < YAML < flags. UsageError for anything that cannot be meant, in any stage."""
     known = fields_of(PipelineOptions)
     if not yaml_file:
-        raise UsageError("which stages? give --config FILE, such as configs/pipeline_amp.yaml")
+        raise UsageError("which stages? give `config`, such as configs/pipeline_amp.yaml")
     values = read_yaml(yaml_file, known | KNOWN) | flags
     options = PipelineOptions(
         **{name: value if name in STAGES else typed(known[name], value) for name, value in values.items()}
@@ -77,9 +77,9 @@ def validate(options: PipelineOptions) -> None:
     """Raise a UsageError for what no stage could be run with."""
     check_values(options)
     if not options.model:
-        raise UsageError("no model: give --model FOLDER, --model HUB_ID or --model demo")
+        raise UsageError("no model: give `model`, a folder, a hub id or demo")
     if not options.folder:
-        raise UsageError("where to? give --folder DIR")
+        raise UsageError("where to? give `folder`")
     if options.prune is None:
         raise UsageError("a pipeline starts with a `prune:` section")
     for stage in STAGES:

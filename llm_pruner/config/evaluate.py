@@ -3,17 +3,21 @@
 from typing import Any
 
 from llm_pruner.config.groups import (
+    MODEL,
+    SPEED,
     EvaluationOptions,
     LoadingOptions,
     ModelOptions,
     ReportOptions,
     RunOptions,
     ZeroShotOptions,
+    check_placement,
+    check_zero_shot,
 )
 from llm_pruner.config.options import check_values, command_options, option, resolved
 from llm_pruner.errors import UsageError
 
-SPEED = "speed"
+PROGRAM = "llm-pruner evaluate"
 
 
 @command_options(
@@ -26,7 +30,7 @@ class EvaluateOptions(RunOptions, ReportOptions, ZeroShotOptions, EvaluationOpti
     """Every option of `evaluate`, by its flag's name."""
 
     dense: str | None = option(
-        None, "model", "model that the others are compared with; default: the first of --model", common=True
+        None, MODEL, "model that the others are compared with; default: the first of --model", common=True
     )
     speed: bool = option(
         False, SPEED, "measure prefill and decode tokens/s, time to first token and peak memory", kind=bool, common=True
@@ -48,14 +52,10 @@ def validate(options: EvaluateOptions) -> None:
     """Raise a UsageError for values out of range and for options that contradict each other."""
     check_values(options)
     if not options.model:
-        raise UsageError("no model: give --model DIR [DIR …]")
-    if options.device_map and options.device != "auto":
-        raise UsageError("device and device_map both say where the model goes; give one of them")
+        raise UsageError("no model: give `model`")
+    check_placement(options)
+    check_zero_shot(options)
     if "none" in (options.eval_data or ()) and len(options.eval_data) > 1:
         raise UsageError("eval_data: none stands alone")
     if options.eval_data == ("none",) and not options.tasks and not options.speed:
-        raise UsageError("nothing to measure: give --eval_data, --tasks or --speed")
-    if not options.tasks:
-        for name in ("num_fewshot", "apply_chat_template", "limit"):
-            if getattr(options, name) not in (None, False):
-                raise UsageError(f"{name} is about zero-shot tasks; give --tasks")
+        raise UsageError("nothing to measure: give `eval_data`, `tasks` or `speed`")

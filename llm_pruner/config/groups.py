@@ -5,9 +5,15 @@ from typing import Any
 
 from llm_pruner.config.limits import MOST_SEED, MOST_TOKENS
 from llm_pruner.config.options import BaseOptions, option
+from llm_pruner.errors import UsageError
 
-MODEL, CALIBRATION, EVALUATION, ZERO_SHOT, TRAINING, OUTPUT, RUN = (
-    "model", "calibration", "evaluation", "zero-shot, by lm_eval", "training", "output", "run",
+SECTIONS = (  # of the help, in their order
+    MODEL, SHAPE, UNITS, SPARSITY, METHOD, DATA, TRAINING, SHARED, CALIBRATION, SWEEP, EVALUATION, ZERO_SHOT, SPEED,
+    OUTPUT, RUN,
+) = (
+    "model", "shape: how much goes", "units: which ones go", "sparsity", "method", "training data", "training",
+    "shared by the stages, where a section says nothing else", "calibration", "sweep", "evaluation",
+    "zero-shot, by lm_eval", "speed", "output", "run",
 )  # fmt: skip
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
@@ -59,14 +65,14 @@ class LoadingOptions(DtypeOptions):
 class EpochOptions(BaseOptions):
     """How long something learns."""
 
-    epochs: Any = option(None, "method", "passes over the text", "N", kind=int, least=0, most=10_000)
+    epochs: Any = option(None, METHOD, "passes over the text", "N", kind=int, least=0, most=10_000)
 
 
 @dataclass(frozen=True)
 class MethodOptions(EpochOptions):
     """How it is done."""
 
-    method: str | None = option(None, "method", "how it is done", "NAME", common=True)
+    method: str | None = option(None, METHOD, "how it is done", "NAME", common=True)
 
 
 @dataclass(frozen=True)
@@ -180,6 +186,21 @@ class FolderOptions(BaseOptions):
 class RunOptions(BaseOptions):
     """What every command has."""
 
-    seed: Any = option(0, RUN, "seed of everything random", "N", kind=int, least=0, most=MOST_SEED)
-    config: str | None = option(None, RUN, "YAML with any of the other options; flags win over it", "FILE", common=True)
-    traceback: bool = option(False, RUN, "show where an error came from", kind=bool)
+    seed: Any = option(0, RUN, "seed of all random choices", "N", kind=int, least=0, most=MOST_SEED)
+    config: str | None = option(
+        None, RUN, "YAML file with any of the other options; flags win over it", "FILE", common=True
+    )
+    traceback: bool = option(False, RUN, "print Python's traceback of an error", kind=bool)
+
+
+def check_placement(options: LoadingOptions) -> None:
+    """Raise a UsageError where both `device` and `device_map` say where the model goes."""
+    if options.device_map and options.device != "auto":
+        raise UsageError("`device` and `device_map` both say where the model goes; give one of them")
+
+
+def check_zero_shot(options: ZeroShotOptions) -> None:
+    """Raise a UsageError for options of zero-shot tasks without tasks."""
+    asked = [name for name in ("num_fewshot", "apply_chat_template", "limit") if getattr(options, name)]
+    if asked and not options.tasks:
+        raise UsageError(f"`{asked[0]}` is about zero-shot tasks; give `tasks`")

@@ -150,12 +150,12 @@ def read_yaml(path: str, known: Mapping[str, Any]) -> dict[str, Any]:
     within the bounds of `read_yaml_nodes`.
     """
     known = {name: own for name, own in known.items() if name != "config"}  # a file names no other
-    root, values = read_yaml_nodes(path, "--config")
+    root, values = read_yaml_nodes(path, "`config`")
     if root is None:
         return {}
     if not isinstance(values, dict):
-        raise UsageError(f"--config {path} must be a mapping of option names to values")
-    _check_section(f"--config {path}", root, values, known)
+        raise UsageError(f"`config` {path} must be a mapping of option names to values")
+    _check_section(f"`config` {path}", root, values, known)
     return values
 
 

@@ -1,6 +1,10 @@
 """The options of `prune`. Imports nothing heavy."""
 
 from llm_pruner.config.groups import (
+    EVALUATION,
+    OUTPUT,
+    SHAPE,
+    UNITS,
     CalibrationOptions,
     EvaluationOptions,
     LoadingOptions,
@@ -11,11 +15,11 @@ from llm_pruner.config.groups import (
     SavingOptions,
     WorkOptions,
 )
-from llm_pruner.config.limits import MOST_LAYERS, MOST_WIDTH
+from llm_pruner.config.limits import COMPENSATE, MOST_LAYERS, MOST_WIDTH, ORDERS, STRUCTURES
 from llm_pruner.config.options import command_options, fields_of, option
+from llm_pruner.config.quantities import RATIO
 
-SHAPE, UNITS, OUTPUT, EVALUATION = "shape: how much goes", "units: which ones go", "output", "evaluation"
-RATIO = "a number with 0 <= ratio < 1, such as 0.5"
+PROGRAM = "llm-pruner prune"
 
 
 @command_options(
@@ -62,8 +66,9 @@ class PruneOptions(
         most=MOST_LAYERS,
     )  # fmt: skip
     structure: str | None = option(
-        None, SHAPE, "FLAP's: uniform or adaptive over layers; heads against neurons uniform, manual or adaptive",
-        choices=("UL-UM", "UL-MM", "AL-MM", "AL-AM"),
+        None, SHAPE, "FLAP's division of the budget: layers uniform (UL) or adaptive (AL); heads and neurons uniform (UM), by "
+        "--remove_heads (MM) or adaptive (AM)",
+        choices=STRUCTURES,
     )  # fmt: skip
     remove_heads: int | None = option(
         None, SHAPE, "query heads that UL-MM and AL-MM remove in the whole model", "N", kind=int, least=0,
@@ -83,23 +88,21 @@ class PruneOptions(
     per_layer: bool = option(
         False, UNITS, "reconstruct: give every layer widths of its own, by the costs of its units", kind=bool
     )
-    search_minutes: float = option(
-        1.0, UNITS, "reconstruct: how long shapes may be compared for a budget of parameters, on a part of the text; 0 "
-        "takes the proportional one", "M", kind=float, least=0, most=1_000_000,
+    search_minutes: float | None = option(
+        None, UNITS, "reconstruct: minutes for comparing shapes of the same size, on a part of the text; "
+        "0 takes the proportional shape; default: 1", "M", kind=float, least=0, most=1_000_000,
     )  # fmt: skip
     importance: str | None = option(
         None, UNITS, "criterion that scores the units, instead of a reconstruction", "NAME", common=True
     )
     order: str = option(
-        "standard", UNITS, "remove the lowest scores, the highest, or any", choices=("standard", "reversed", "random")
+        "standard", UNITS, "which units go: those of the lowest scores, of the highest, or any", choices=ORDERS
     )
-    metrics: str | None = option(None, UNITS, "flap's metric (default: WIFV)", choices=("IFV", "WIFV", "WIFN"))
-    taylor: str | None = option(
-        None, UNITS, "taylor's aggregation (default: param_first)", choices=("param_first", "vectorize")
-    )
+    metrics: str | None = option(None, UNITS, "flap's metric: IFV, WIFV (default) or WIFN", "NAME")
+    taylor: str | None = option(None, UNITS, "taylor's aggregation: param_first (default) or vectorize", "NAME")
     compensate: str | None = option(
-        None, UNITS, "bias: o_proj and down_proj get the average output of the removed units as a bias (default: none)",
-        choices=("none", "bias"),
+        None, UNITS, "bias: add the average output of the removed units to o_proj and down_proj as a bias (default: none)",
+        choices=COMPENSATE,
     )  # fmt: skip
     mask_only: bool = option(
         False, UNITS, "set the removed units to zero instead of cutting them; every shape stays", kind=bool

@@ -3,9 +3,13 @@
 from typing import Any
 
 from llm_pruner.config.groups import (
+    DATA,
+    METHOD,
+    MODEL,
+    OUTPUT,
     TRAINING,
     DeviceOptions,
-    EvaluationOptions,
+    EvaluationTextOptions,
     MethodOptions,
     ModelOptions,
     RevisionOptions,
@@ -14,34 +18,26 @@ from llm_pruner.config.groups import (
     TextOptions,
     WorkOptions,
 )
+from llm_pruner.config.limits import MOST_TOKENS
 from llm_pruner.config.options import check_values, command_options, option, resolved
 from llm_pruner.errors import UsageError
 
-METHOD, DATA = "method", "training data"
+PROGRAM = "llm-pruner recover"
 
 
 @command_options(
     model={"help": "the pruned checkpoint: local folder or hub id"},
-    device={
-        "help": "auto takes a GPU if there is one; under `accelerate launch` it says",
-        "choices": ("auto", "cpu", "cuda"),
-    },
+    device={"help": "cpu, cuda, cuda:1 …; auto takes a GPU if there is one; under `accelerate launch` the launcher decides"},
     method={
         "help": "distil: learn the dense model's logits; lora: learn the text, by adapters; default: distil where "
         "there is a teacher, else lora", "choices": ("lora", "distil"),
     },
-    epochs={"help": "passes over the data; default 2, if the time allows", "kind": float, "group": TRAINING,
-            "most": None},
-    nsamples={"help": "at most so many windows or records of the data", "group": DATA, "most": None},
-    eval_data={"help": "wikitext2, demo, a text file, or none; default: what the checkpoint was scored on"},
+    epochs={"help": "passes over the training data; default: 2, if the time allows", "group": TRAINING, "least": 1},
+    nsamples={"help": "largest number of windows or records to train on; default: all", "group": DATA, "most": None},
+    eval_data={"help": "text to score on: wikitext2, demo, a text file, or none; default: the text that the checkpoint was scored on"},
     max_seq_len={
-        "default": None, "group": DATA, "most": None,
-        "help": "tokens per window of training and of evaluation, at most max_position_embeddings; default: 512 of "
-        "training, and what the checkpoint was scored with",
-    },
-    batch_size={
-        "group": TRAINING, "most": None,
-        "help": "windows per device and forward pass; default: 1024 tokens (lora 2048) on a CPU, 8192 on a GPU",
+        "default": None,
+        "help": "tokens per evaluation window, at most max_position_embeddings; default: as many as the checkpoint was scored with",
     },
     save_model={"help": "folder for the checkpoint; default: <model>-recovered"},
     work_dir={"help": "folder for unfinished training, to continue from; default: <save_model>.unfinished"},
@@ -50,7 +46,7 @@ class RecoverOptions(
     RunOptions,
     WorkOptions,
     SavingOptions,
-    EvaluationOptions,
+    EvaluationTextOptions,
     TextOptions,
     MethodOptions,
     DeviceOptions,
@@ -61,14 +57,14 @@ class RecoverOptions(
 
     teacher: str | None = option(
         None,
-        "model",
+        MODEL,
         "distil: the dense model to learn from; default: the one that the checkpoint's report.json names",
         common=True,
     )
     mixed_precision: str = option(
         "auto",
-        "model",
-        "compute in bfloat16 over float32 weights; auto does on a GPU or CPU (AMX) that has it",
+        MODEL,
+        "precision of computing over float32 weights; auto takes bf16 on a GPU or CPU (AMX) that has it",
         choices=("auto", "no", "bf16", "fp16"),
     )
     train_weights: str | None = option(
@@ -117,6 +113,14 @@ class RecoverOptions(
         "NAME|FILE",
         common=True,
     )
+    train_seq_len: int | None = option(
+        None, DATA, "tokens per training window, at most max_position_embeddings; default: 512, or fewer where "
+        "`max_seq_len` is", "N", kind=int, least=2, most=MOST_TOKENS,
+    )  # fmt: skip
+    train_batch_size: int | None = option(
+        None, TRAINING, "windows per device and forward pass; default: 1024 tokens (lora 2048) on a CPU, 8192 on a GPU",
+        "N", kind=int, least=1,
+    )  # fmt: skip
     steps: int | None = option(
         None, TRAINING, "number of optimiser steps, instead of epochs", "N", least=1, kind=int, common=True
     )
@@ -152,7 +156,7 @@ class RecoverOptions(
     )
     save_minutes: float | None = option(
         None,
-        "output",
+        OUTPUT,
         "minutes between saves of the unfinished training; default: an eighth of max_minutes, at most 10",
         "M",
         least=0,
@@ -171,18 +175,18 @@ def validate(options: RecoverOptions) -> None:
     """Raise a UsageError for values out of range and for options that contradict each other."""
     check_values(options)
     if not options.model:
-        raise UsageError("no model: give --model FOLDER, the pruned checkpoint")
+        raise UsageError("no model: give `model`, the pruned checkpoint")
     if options.method == "lora":
         if options.teacher:
-            raise UsageError("teacher belongs to --method distil; leave it out, or what names lora")
+            raise UsageError("`teacher` belongs to `method=distil`; leave it out, or what names lora")
         if options.train_weights == "full":
-            raise UsageError("method lora trains adapters; train_weights full goes with --method distil")
+            raise UsageError("`method=lora` trains adapters; `train_weights=full` goes with `method=distil`")
         for name, plain in (("temperature", 1.0), ("ce_weight", 0.0), ("hidden_weight", 0.0)):
             if getattr(options, name) != plain:
-                raise UsageError(f"{name} belongs to --method distil; leave it out")
+                raise UsageError(f"`{name}` belongs to `method=distil`; leave it out")
     if options.epochs is not None and options.steps is not None:
-        raise UsageError("epochs and steps both say how long; give one of them (and --max_minutes)")
-    for name in ("epochs", "max_minutes", "learning_rate", "lora_alpha"):
+        raise UsageError("`epochs` and `steps` both say how long; give one of them (and `max_minutes`)")
+    for name in ("max_minutes", "learning_rate", "lora_alpha"):
         if getattr(options, name) == 0:
             raise UsageError(f"{name}: 0 would train nothing; it must be above 0")
     for name in ("lora_dropout", "warmup"):

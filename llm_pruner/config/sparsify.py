@@ -6,6 +6,10 @@ from typing import Any
 
 from llm_pruner.config import recipe as names
 from llm_pruner.config.groups import (
+    CALIBRATION,
+    EVALUATION,
+    SPARSITY,
+    SWEEP,
     CalibrationOptions,
     EpochOptions,
     EvaluationOptions,
@@ -17,18 +21,20 @@ from llm_pruner.config.groups import (
     RunOptions,
     SavingOptions,
     ZeroShotOptions,
+    check_placement,
+    check_zero_shot,
 )
 from llm_pruner.config.options import check_values, command_options, option, resolved
 from llm_pruner.config.recipe import Recipe
 from llm_pruner.errors import UsageError
 
-SPARSITY, SWEEP = "sparsity", "sweep"
+PROGRAM = "llm-pruner sparsify"
 
 
 @command_options(
     model={"help": "local folder, hub id or `demo`; several for a sweep", "kind": tuple},
     epochs={"default": 4, "help": "learnable: passes over the calibration text", "least": 1, "most": None,
-            "group": "calibration"},
+            "group": CALIBRATION},
     calibration_data={
         "help": "text to calibrate on if needed: wikitext2 (default), c4, alpaca, demo, a text file", "common": False
     },
@@ -91,9 +97,7 @@ class SparsifyOptions(
         names.TARGETS, SPARSITY, "linear layers to make sparse: q, k, v, o, gate, up, down, or regular "
         "expressions", "NAME", kind=tuple,
     )  # fmt: skip
-    eval_stride: int = option(
-        1, "evaluation", "score every so many windows, for a quicker look", "N", kind=int, least=1
-    )
+    eval_stride: int = option(1, EVALUATION, "score every so many windows, for a quicker look", "N", kind=int, least=1)
     patterns: tuple[str, ...] | None = option(
         None,
         SWEEP,
@@ -135,13 +139,9 @@ def validate(options: SparsifyOptions) -> None:
     """Raise a UsageError for values out of range and for options that contradict each other."""
     check_values(options)
     if not options.model:
-        raise UsageError("no model: give --model DIR")
-    if options.device_map and options.device != "auto":
-        raise UsageError("device and device_map both say where the model goes; give one of them")
-    if not options.tasks:
-        for name in ("num_fewshot", "apply_chat_template", "limit"):
-            if getattr(options, name) not in (None, False):
-                raise UsageError(f"{name} is about zero-shot tasks; give --tasks")
+        raise UsageError("no model: give `model`")
+    check_placement(options)
+    check_zero_shot(options)
     if options.patterns:
         _validate_sweep(options)
     else:
@@ -150,10 +150,10 @@ def validate(options: SparsifyOptions) -> None:
 
 def _validate_sweep(options: SparsifyOptions) -> None:
     if not options.folder:
-        raise UsageError("a sweep keeps its results in a folder; give --folder DIR")
+        raise UsageError("a sweep keeps its results in a folder; give `folder`")
     for name in ("save_model", "report"):
         if getattr(options, name):
-            raise UsageError(f"{name} is for one run; a sweep keeps its reports in --folder")
+            raise UsageError(f"{name} is for one run; a sweep keeps its reports in `folder`")
     plain = SparsifyOptions()
     for name in names.Recipe.__dataclass_fields__:
         if getattr(options, name) != getattr(plain, name):
@@ -162,11 +162,11 @@ def _validate_sweep(options: SparsifyOptions) -> None:
 
 def _validate_run(options: SparsifyOptions) -> None:
     if options.folder:
-        raise UsageError("folder is where a sweep keeps its runs; a sweep has --patterns too")
+        raise UsageError("folder is where a sweep keeps its runs; a sweep has `patterns` too")
     if len(options.model) > 1:
-        raise UsageError("several models are for a sweep, which has --patterns; give one")
+        raise UsageError("several models are for a sweep, which has `patterns`; give one")
     if options.eval_data == "none" and not (options.tasks or options.save_model):
-        raise UsageError("nothing to do: give --eval_data, --tasks or --save_model")
+        raise UsageError("nothing to do: give `eval_data`, `tasks` or `save_model`")
     validate_recipe(options.recipe)
 
 

@@ -15,7 +15,7 @@ def read_yaml_nodes(path: str | Path, what: str, tags: tuple[str, ...] = ()) -> 
 
     Args:
         path: The file.
-        what: What it is, for the message: "--config", "task".
+        what: What it is, for the message: "`config`", "task".
         tags: Tags of its own, such as "!function", whose values are read as text.
 
     Returns:

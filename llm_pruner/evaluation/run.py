@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_pruner.calibration import data
-from llm_pruner.config.evaluate import EvaluateOptions, validate
+from llm_pruner.config.evaluate import PROGRAM, EvaluateOptions, validate
 from llm_pruner.console import log, quiet
 from llm_pruner.errors import RunError, redact
 from llm_pruner.evaluation import speed
@@ -24,8 +24,6 @@ from llm_pruner.output.conditions import Stopwatch, conditions
 from llm_pruner.output.page import page
 from llm_pruner.output.reports import EvaluatedModel, EvaluateReport, Mode, Ratio, Speed, TextScore
 from llm_pruner.output.saving import draw, save_report
-
-PROGRAM = "llm-pruner evaluate"
 
 
 def evaluate(options: EvaluateOptions, argv: Sequence[str] = ()) -> EvaluateReport:
@@ -190,7 +188,7 @@ def widths(config) -> dict[str, int | list[int]]:
 
 def _scored(model, tokenizer, text: str, options: EvaluateOptions, name: str) -> TextScore:
     if tokenizer is None:
-        raise RunError(f"{name} has no tokenizer, so no text can be scored; use --eval_data none")
+        raise RunError(f"{name} has no tokenizer, so no text can be scored; use `eval_data=none`")
     windows = data.evaluation_windows(text, tokenizer, model.config, options.max_seq_len)
     value = perplexity(model, windows, options.batch_size, f"perplexity of {name}")
     return TextScore(value, len(windows), windows.shape[1])

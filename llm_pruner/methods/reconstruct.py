@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from llm_pruner.calibration.layerwise import not_finite
 from llm_pruner.calibration.statistics import Calibration
 from llm_pruner.calibration.weights import Weights
+from llm_pruner.config.limits import MOST_SEED
 from llm_pruner.errors import PlanError, UsageError
 from llm_pruner.methods.method import Journal, Pruned
 from llm_pruner.methods.score_and_cut import Measured, ScoreAndCut
@@ -38,6 +39,7 @@ from llm_pruner.shape.budget import Goal
 from llm_pruner.shape.draft import Draft, Searched, Traced
 from llm_pruner.shape.plan import Plan
 from llm_pruner.shape.request import Budget, Request
+from llm_pruner.validation import check, maybe, number, path, truth, whole
 
 if TYPE_CHECKING:
     import torch
@@ -46,6 +48,10 @@ QUICK = Settings(epochs=0)  # the search's: layers are not optimised
 PART = 4  # and it fits on one of so many prompts
 FINALISTS, CLOSE = 3, 1.1  # so many shapes, whose KL is at most so many times the best one's, then fit on all prompts
 TRAINED_ON = 131_072  # tokens that the optimisation of a layer sees, in 2 to 8 passes, where nothing else is asked for
+LEGAL = {
+    "search_minutes": number(0), "per_layer": truth, "epochs": maybe(whole()), "work_dir": maybe(path),
+    "seed": whole(0, MOST_SEED),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,9 @@ class Reconstruct:
         epochs: Passes over the text in which each layer is optimised as a whole; None for 2 to 8, fewer of more text.
         work_dir: A folder in which finished work is kept, so that an interrupted run goes on there.
         seed: Of everything random.
+
+    Raises:
+        UsageError: A value is out of range, or of another type.
     """
 
     search_minutes: float = 1.0
@@ -71,6 +80,9 @@ class Reconstruct:
     searches: ClassVar[bool] = True
     removes_layers: ClassVar[bool] = True
     calibration: ClassVar[Calibration] = Calibration(nsamples=128, seq_len=2048)
+
+    def __post_init__(self) -> None:
+        check(vars(self), LEGAL, f"method {self.name}")
 
     def usual_axes(self, request: Request, before: Widths, family: Family) -> tuple[Axis, ...]:
         """Return heads, neurons and kv groups, and hidden channels for a ratio or a size of the whole model."""
@@ -110,14 +122,14 @@ class Reconstruct:
             raise UsageError(f"method {self.name} needs calibration prompts")
         journal = journal or Journal()
         Weights(dict(model.named_parameters())).check_all_finite()
-        tokens, notes = split(prompts), dict[str, Any]()
+        tokens = split(prompts)
         folder = Path(self.work_dir).expanduser() if self.work_dir else None
         identity = ""
         if folder:
             folder.mkdir(parents=True, exist_ok=True)
             identity = _identity(model, tokens)
         with journal.timed("search"):
-            form = _Search(self, model, draft, tokens, folder, identity, notes, journal).form()
+            form, tried = _Search(self, model, draft, tokens, folder, identity, journal).form()
         planned = Planned.of(draft.traced, form)
         plan = replace(planned.plan, importance=self.name, seed=self.seed)
         planned = replace(planned, plan=plan)
@@ -132,8 +144,9 @@ class Reconstruct:
             plain = baseline(dense, groups, wide, tokens, done.dense_stream, layers)
         if not (math.isfinite(done.kl) or math.isfinite(plain.kl)):
             raise not_finite("the pruned model's logits are NaN or Inf on the calibration data", dense.dtype)
-        notes |= {
-            "kl": done.kl, "kl_plain": {plain.criterion: plain.kl}, "stream_errors": done.errors, "fits": done.fits,
+        notes = {
+            **tried, "kl": done.kl, "kl_plain": {plain.criterion: plain.kl}, "stream_errors": done.errors,
+            "fits": done.fits,
         }  # fmt: skip
         if dense is not model:
             empty(model)  # what the two share goes with the other's
@@ -163,7 +176,7 @@ class Reconstruct:
         return replace(pruned, notes=notes)
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Search:
     """The search for the form of a model."""
 
@@ -173,28 +186,27 @@ class _Search:
     tokens: Tokens
     folder: Path | None
     identity: str
-    notes: dict[str, Any]
     journal: Journal
 
-    def form(self) -> Form:
-        """Return the form to reconstruct the model in."""
+    def form(self) -> tuple[Form, dict[str, Any]]:
+        """Return the form to reconstruct the model in, and the shapes that were tried, for the report."""
         method, draft, counter = self.method, self.draft, self.draft.traced.counter
         some = part_of(self.tokens)
         if draft.removes_layers:
             number = len(draft.widths)
-            return Form(draft.widths, cheapest_layers(measure_layers(self.model, some.fitted), number))
+            return Form(draft.widths, cheapest_layers(measure_layers(self.model, some.fitted), number)), {}
         if not isinstance(draft.shape, Searched) or not (method.search_minutes or method.per_layer):
-            return Form(draft.widths)
+            return Form(draft.widths), {}
         goal = draft.shape.goal
         costs = measure_costs(self.model, draft.traced.groups, some.fitted, counter.before)
         own = layers_by_costs(counter, draft.axes, goal, costs) if method.per_layer else None
         if own and not method.search_minutes:
-            return Form(own)
+            return Form(own), {}
         free = untied(self.model) if is_tied(self.model) and goal.whole else None
         try:
             listed = candidates(self._space(draft.shape, costs, free), costs)
         except PlanError:  # heads alone, for one, are too few to meet a budget as closely as a search has to
-            return Form(own or draft.widths)
+            return Form(own or draft.widths), {}
         return self._best(goal, listed, some, costs, own, free)
 
     def _space(self, shape: Searched, costs: Costs, free) -> Space:
@@ -207,7 +219,9 @@ class _Search:
             Traced.of(free.config, counter.before).counter if free else None,
         )  # fmt: skip
 
-    def _best(self, goal: Goal, listed: list[Candidate], some: Tokens, costs: Costs, own: Layers | None, free) -> Form:
+    def _best(
+        self, goal: Goal, listed: list[Candidate], some: Tokens, costs: Costs, own: Layers | None, free
+    ) -> tuple[Form, dict[str, Any]]:
         """The best of the candidates, measured on some of the text and the closest then on all of it."""
         number = len(costs.neurons)
 
@@ -228,16 +242,16 @@ class _Search:
         name, folder, log = hashlib.sha256(key.encode()).hexdigest()[:16], self.folder, self.journal.log
         cache = folder and folder / f"search-{name}.json"
         found = search(listed, partial(measure, some), self.method.search_minutes, cache, key)
-        self.notes["search"] = [candidate.told() for candidate in found]
+        tried = {"search": [candidate.told() for candidate in found]}
         log(f"search: {len(found)} of {len(listed)} shapes measured; KL {found[0].kl:.4f} to {found[-1].kl:.4f}")
         close = [candidate for candidate in found[:FINALISTS] if candidate.measured <= CLOSE * found[0].measured]
         close += [Candidate(own, sum(costs.of(*each) for each in enumerate(own)))] if own else []
         if len(close) > 1:
             cache = folder and folder / f"finals-{name}.json"
             found = search(close, partial(measure, self.tokens), math.inf, cache, key)
-            self.notes["finals"] = [candidate.told() for candidate in found]
+            tried["finals"] = [candidate.told() for candidate in found]
             log(f"search: the best {len(found)} on all of the text; KL {found[0].kl:.4f} to {found[-1].kl:.4f}")
-        return form_of(found[0])
+        return form_of(found[0]), tried
 
 
 def part_of(tokens: Tokens) -> Tokens:

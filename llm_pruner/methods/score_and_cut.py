@@ -9,7 +9,8 @@ from llm_pruner.calibration.gradients import weight_gradient_products
 from llm_pruner.calibration.needs import ACTIVATIONS, GRADIENTS, MOMENTS, WEIGHTS
 from llm_pruner.calibration.statistics import Calibration, Statistics
 from llm_pruner.calibration.weights import Weights
-from llm_pruner.errors import UsageError, did_you_mean
+from llm_pruner.config.limits import COMPENSATE, MOST_SEED, ORDERS
+from llm_pruner.errors import UsageError
 from llm_pruner.importance import Criterion, criterion_of, score
 from llm_pruner.importance.criteria.random import Random
 from llm_pruner.importance.selection import choose
@@ -20,14 +21,18 @@ from llm_pruner.model.groups import Group, output_projection, units_of
 from llm_pruner.model.surgery import cut, mask, silenced
 from llm_pruner.reconstruction.bias import output_biases
 from llm_pruner.shape.draft import Adaptive, Draft, Replayed, decided, groups_to_score
-from llm_pruner.shape.plan import COMPENSATE, ORDERS, Plan, make_plan
+from llm_pruner.shape.plan import Plan, make_plan
 from llm_pruner.shape.request import Ratio, Request
+from llm_pruner.validation import check, one_of, truth, whole
 
 if TYPE_CHECKING:
     import torch
+LEGAL = {
+    "order": one_of(ORDERS), "compensate": one_of(COMPENSATE), "mask_only": truth, "seed": whole(0, MOST_SEED),
+}  # fmt: skip
 
 
-@dataclass
+@dataclass(frozen=True)
 class Measured:
     """What was measured on a model.
 
@@ -52,7 +57,7 @@ class ScoreAndCut:
         seed: Of everything random.
 
     Raises:
-        UsageError: The criterion, the order or the compensation is unknown.
+        UsageError: The criterion, the order or the compensation is unknown, or a value of another type.
     """
 
     criterion: Criterion | str = "magnitude"
@@ -66,9 +71,7 @@ class ScoreAndCut:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "criterion", criterion_of(self.criterion, usual={"seed": self.seed}))
-        for name, known in (("order", ORDERS), ("compensate", COMPENSATE)):
-            if getattr(self, name) not in known:
-                raise UsageError(f"{name}: {getattr(self, name)!r}; {did_you_mean(getattr(self, name), known)}")
+        check(vars(self), LEGAL, "method score_and_cut")
 
     @property
     def _scores_by(self) -> Criterion:
@@ -163,37 +166,18 @@ class ScoreAndCut:
 
     def _measured(self, model, draft: Draft, groups: Sequence[Group], prompts, weights: Weights) -> Measured:
         wanted, scorer = self.needs(bool(groups)), self.scorer
-        statistics, measured = Statistics(weights), Measured()
-        changed = self._silence(model, draft, groups, statistics, measured) if scorer.sequential else None
+        statistics, means = Statistics(weights), {}
+        silence = _Silence(self, model, draft, groups, statistics) if scorer.sequential else None
         if wanted & set(ACTIVATIONS):
             traced, needs = draft.traced.groups, wanted & set(ACTIVATIONS)
-            inputs = with_batches(model, prompts, lambda batches: collect(model, batches, traced, needs, changed))
+            inputs = with_batches(model, prompts, lambda batches: collect(model, batches, traced, needs, silence))
             statistics = replace(statistics, inputs=inputs)
             if MOMENTS in wanted:
-                measured.means = {name: values.mean.cpu() for name, values in inputs.items()}
+                means = {name: values.mean.cpu() for name, values in inputs.items()}
         if GRADIENTS in wanted:
             products = with_batches(model, prompts, lambda batches: weight_gradient_products(model, batches))
             statistics = replace(statistics, products=products)
-        if not (scorer.sequential and groups):
-            measured.scores = score(groups, scorer, statistics)
-        return measured
-
-    def _silence(self, model, draft: Draft, groups, statistics: Statistics, measured: Measured):
-        """What is done when a layer is measured: it is scored, and the units that will go are silent for a while."""
-        parameters, counter = dict(model.named_parameters()), draft.traced.counter
-
-        def changed(layer: int, inputs):
-            own = [group for group in groups if group.layer == layer]
-            scores = score(own, self.scorer, replace(statistics, inputs=inputs))
-            measured.scores.update(scores)
-            inside = [group for group in draft.traced.groups if group.layer == layer]
-            if isinstance(draft.shape, Replayed):
-                kept = draft.shape.plan.units
-            else:
-                kept = choose(inside, self.ranked(scores), counter.before, draft.widths)
-            return silenced(parameters, [group for group in inside if group.axis in (HEADS, MLP)], kept)
-
-        return changed
+        return Measured(silence.scores if silence and groups else score(groups, scorer, statistics), means)
 
     def ranked(self, scores: "Mapping[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
         """Return the scores as the order wants them ranked: as they are, or the other way round."""
@@ -268,3 +252,33 @@ class ScoreAndCut:
         """Return every group that the criterion is defined for, for scores that are kept for other shapes."""
         grouped = is_grouped(draft.traced.counter.before)
         return [g for g in units_of(draft.traced.groups) if g.axis in self.axes and (grouped or g.axis != KV_HEADS)]
+
+
+@dataclass(frozen=True)
+class _Silence:
+    """What is done when a layer is measured: it is scored, and the units that will go are silent for a while.
+
+    Attributes:
+        scores: {group name: scores of its units}, of the layers that were measured.
+    """
+
+    method: ScoreAndCut
+    model: Any
+    draft: Draft
+    groups: Sequence[Group]
+    statistics: Statistics
+    scores: "dict[str, torch.Tensor]" = field(default_factory=dict)
+
+    def __call__(self, layer: int, inputs):
+        """Score the layer by its inputs, and return the context in which its units are silent."""
+        method, draft = self.method, self.draft
+        own = [group for group in self.groups if group.layer == layer]
+        scores = score(own, method.scorer, replace(self.statistics, inputs=inputs))
+        self.scores.update(scores)
+        inside = [group for group in draft.traced.groups if group.layer == layer]
+        if isinstance(draft.shape, Replayed):
+            kept = draft.shape.plan.units
+        else:
+            kept = choose(inside, method.ranked(scores), draft.traced.counter.before, draft.widths)
+        parameters = dict(self.model.named_parameters())
+        return silenced(parameters, [group for group in inside if group.axis in (HEADS, MLP)], kept)

@@ -51,7 +51,7 @@ def check_apart(flag: str, output: Path, inputs: Mapping[str, Path], replaced: b
         same = there == place or there.exists() and place.exists() and os.path.samefile(there, place)
         if same or place in there.parents or replaced and there in place.parents:
             how = "is" if same else "is inside" if place in there.parents else "holds"
-            raise UsageError(f"--{flag} {output} {how} {name} {path}, which this run needs; choose another place")
+            raise UsageError(f"`{flag}` {output} {how} {name} {path}, which this run needs; choose another place")
 
 
 def check_folder(target: Path, inputs: Mapping[str, Path], overwrite: bool, flag: str = "save_model") -> None:
@@ -62,18 +62,18 @@ def check_folder(target: Path, inputs: Mapping[str, Path], overwrite: bool, flag
     there = _resolved(flag, target)
     parent = _existing(there.parent)
     if os.path.lexists(target) and not target.is_dir():
-        raise UsageError(f"--{flag} {target} is a file, or a link to nothing; a folder is wanted")
+        raise UsageError(f"`{flag}` {target} is a file, or a link to nothing; a folder is wanted")
     check_apart(flag, target, inputs, replaced=True)
     if target.is_dir() and (os.path.ismount(there) or there == Path.cwd() or there in Path.cwd().parents):
         raise UsageError(f"{target} is a mount point or where you are, and cannot be renamed; use a folder inside it")
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise UsageError(f"--{flag} {target} cannot be written: {parent} is not a folder with write permission")
+        raise UsageError(f"`{flag}` {target} cannot be written: {parent} is not a folder with write permission")
     if not target.is_dir() or not any(target.iterdir()):
         return
     if not overwrite:
-        raise UsageError(f"{target} is not empty; use --overwrite to replace it or --{flag} for another folder")
+        raise UsageError(f"{target} is not empty; use `overwrite` to replace it or `{flag}` for another folder")
     if why := not_ours(target):
-        raise UsageError(f"{why}; --overwrite only replaces checkpoints of this program: choose another --{flag}")
+        raise UsageError(f"{why}; `overwrite` only replaces checkpoints of this program: choose another `{flag}`")
 
 
 def not_ours(target: Path) -> str | None:
@@ -95,9 +95,9 @@ def check_file(flag: str, path: Path, inputs: Mapping[str, Path]) -> None:
     """
     there = _resolved(flag, path)
     if path.is_dir() or not os.access(there.parent, os.W_OK | os.X_OK) or not there.parent.is_dir():
-        raise UsageError(f"--{flag} {path} is not a file in an existing folder with write permission")
+        raise UsageError(f"`{flag}` {path} is not a file in an existing folder with write permission")
     if os.path.lexists(path) and not path.is_file():
-        raise UsageError(f"--{flag} {path} is no regular file; name another")
+        raise UsageError(f"`{flag}` {path} is no regular file; name another")
     check_apart(flag, path, inputs)
 
 
@@ -116,13 +116,13 @@ def check_outputs(options: PruneOptions, source: str) -> Path | None:
                if getattr(options, name)}  # fmt: skip
     for name, path in written.items():
         others = {other: own for other, own in inputs.items() if other != name}
-        others |= {f"--{other}": own for other, own in written.items() if other != name}
+        others |= {f"`{other}`": own for other, own in written.items() if other != name}
         if name == "work_dir":
             check_work_folder(path, others)
         else:
             check_file(name, path, others)
     if options.save_plan and _exists(written["save_plan"]) and not _is_plan(written["save_plan"]):
-        raise UsageError(f"--save_plan {options.save_plan} exists and is not a plan of this program; name another file")
+        raise UsageError(f"`save_plan` {options.save_plan} exists and is not a plan of this program; name another file")
     if options.dry_run or options.no_save:
         return None
     if options.save_model:
@@ -143,9 +143,9 @@ def check_work_folder(folder: Path, inputs: Mapping[str, Path]) -> None:
     """Raise a UsageError when unfinished work cannot be kept in `folder`."""
     parent = _existing(_resolved("work_dir", folder))
     if os.path.lexists(folder) and not folder.is_dir():
-        raise UsageError(f"--work_dir {folder} is a file; name a folder")
+        raise UsageError(f"`work_dir` {folder} is a file; name a folder")
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise UsageError(f"--work_dir {folder} cannot be written: {parent} is not a folder with write permission")
+        raise UsageError(f"`work_dir` {folder} cannot be written: {parent} is not a folder with write permission")
     check_apart("work_dir", folder, inputs)
 
 
@@ -153,13 +153,13 @@ def report_file(options, inputs: Mapping[str, Path], page: bool = False) -> Path
     """Return where options.report goes, and with `page` its page beside it. UsageError when that is not possible."""
     path = Path(options.report).expanduser()
     if path.suffix != ".json":
-        raise UsageError(f"--report {path} must end in .json" + "; the page goes beside it as .html" * page)
+        raise UsageError(f"`report` {path} must end in .json" + "; the page goes beside it as .html" * page)
     for one in (path, path.with_suffix(".html"))[: 1 + page]:
         check_file("report", one, inputs)
         if _exists(one) and not options.overwrite:
-            raise UsageError(f"{one} is there; use --overwrite to replace it or --report for another file")
+            raise UsageError(f"{one} is there; use `overwrite` to replace it or `report` for another file")
         if _exists(one) and not is_report(one):
-            raise UsageError(f"{one} is there and is no report of this program; use --report for another file")
+            raise UsageError(f"{one} is there and is no report of this program; use `report` for another file")
     return path
 
 
@@ -169,7 +169,7 @@ def is_report(path: Path) -> bool:
         if path.suffix == ".html":
             with open(path, encoding="utf-8") as file:
                 return file.read(len(START)) == START
-        found = read_json(path, "--report")
+        found = read_json(path, "the report")
     except (PrunerError, OSError, ValueError):
         return False
     versions = found.get("versions") if isinstance(found, dict) else None
@@ -178,7 +178,7 @@ def is_report(path: Path) -> bool:
 
 def _is_plan(path: Path) -> bool:
     try:
-        found = read_json(path, "--save_plan")
+        found = read_json(path, "the plan")
     except PrunerError:
         return False
     return isinstance(found, dict) and {"model_type", "kept"} <= set(found)
@@ -214,7 +214,7 @@ def _resolved(flag: str, path: Path) -> Path:
             raise OSError(f"File name too long: at most {limit} bytes")
         return there
     except (OSError, RuntimeError, ValueError) as error:
-        raise UsageError(f"--{flag} {path}: {getattr(error, 'strerror', None) or error}") from error
+        raise UsageError(f"`{flag}` {path}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _exists(path: Path) -> bool:

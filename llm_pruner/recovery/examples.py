@@ -84,7 +84,7 @@ def training_examples(
         if wanted is not None:  # some of the text from all over it
             pieces = [pieces[i] for i in _chosen(len(pieces), None, seed, shuffled=True).tolist()]
         ids = _tokens(pieces, tokenizer, wanted)
-    data.check_enough(len(ids), length, where, "`max_seq_len`")
+    data.check_enough(len(ids), length, where, "`train_seq_len`")
     data.check_vocabulary(int(ids.max()), vocab_size)
     return windows(ids[: len(ids) // length * length].view(-1, length)[:nsamples])
 
@@ -136,7 +136,7 @@ def _records(found: Records, length: int, tokenizer, vocab_size: int, nsamples: 
             ids = torch.tensor(tokens[:length])
             pairs.append((ids, ids.where(counts, torch.tensor(IGNORED))))
     if not pairs:
-        raise UsageError(f"no response in {found.where} begins within {length} tokens; give a larger `max_seq_len`")
+        raise UsageError(f"no response in {found.where} begins within {length} tokens; give a larger `train_seq_len`")
     data.check_vocabulary(max(int(ids.max()) for ids, _ in pairs), vocab_size)
     return Examples(pairs)
 

@@ -8,17 +8,19 @@ from llm_pruner.errors import redact
 from llm_pruner.model.size import size_of
 from llm_pruner.output import lineage
 from llm_pruner.output.reports import Evaluation, Measured, Point, RecoverReport, Sides, Training
+from llm_pruner.recovery.settled import Settled
 from llm_pruner.recovery.sources import Sources
 
 
 def outcome(
-    found: Sources, model: Any, scores: dict[str, Any], evaluation: Evaluation | None, training: dict[str, Any],
-    tokens: int, history: Sequence[Point], conditions: dict[str, Any],
+    found: Sources, settled: Settled, model: Any, scores: dict[str, Any], evaluation: Evaluation | None,
+    training: dict[str, Any], tokens: int, history: Sequence[Point], conditions: dict[str, Any],
 ) -> RecoverReport:  # fmt: skip
     """Return the report.
 
     Args:
         found: The sources of the run.
+        settled: What was done.
         model: The recovered model.
         scores: The fields `perplexity` and `zero_shot`.
         evaluation: The text of the perplexities.
@@ -27,18 +29,16 @@ def outcome(
         history: The points of the training.
         conditions: The fields of `Conditions`.
     """
-    options = found.options
-    assert options.method and options.data, "the sources have settled them"
-    assert options.batch_size and options.learning_rate, "the run has settled them"
-    per_step = options.batch_size * options.gradient_accumulation_steps * training["processes"]
+    accumulated = settled.asked.gradient_accumulation_steps
+    per_step = settled.train_batch_size * accumulated * training["processes"]
     seen = training["steps"] * per_step / training["windows"]
-    teacher = redact(options.teacher) if options.teacher else None
+    teacher = redact(settled.teacher) if settled.teacher else None
     told = lineage.told(found.report, teacher, evaluation)
     size, model_type = size_of(model), found.config.model_type
     return RecoverReport(
-        method=options.method,
-        train_weights=options.train_weights,
-        model=redact(options.model),
+        method=settled.method,
+        train_weights=settled.train_weights,
+        model=redact(settled.asked.model),
         teacher=teacher,
         model_type=Sides(model_type, model_type),
         parameters=Sides(size.parameters, size.parameters),
@@ -46,14 +46,14 @@ def outcome(
         recovered_share=share(told["dense_perplexity"], scores["perplexity"]),
         evaluation=evaluation,
         training=Training(
-            data=redact(options.data),
-            max_seq_len=options.max_seq_len,
+            data=redact(settled.data),
+            max_seq_len=settled.train_seq_len,
             epochs=seen,
             tokens=round(seen * tokens),
             tokens_per_second=seen * tokens / max(60 * training["minutes"], 1e-9),
-            learning_rate=options.learning_rate,
-            batch_size=options.batch_size,
-            gradient_accumulation_steps=options.gradient_accumulation_steps,
+            learning_rate=settled.learning_rate,
+            batch_size=settled.train_batch_size,
+            gradient_accumulation_steps=accumulated,
             **training,
         ),
         history=list(history),

@@ -1,13 +1,11 @@
 """Recovery, in a straight line.
 
-pruned checkpoint → teacher, texts → perplexity → training (kept in --work_dir, goes on there) → merged → perplexity
+pruned checkpoint → teacher, texts → perplexity → training (kept in work_dir, goes on there) → merged → perplexity
 → staged, verified, published → report
 """
 
-import math
-import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +13,9 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 
-from llm_pruner.config.recover import RecoverOptions, validate
+from llm_pruner.config.recover import PROGRAM, RecoverOptions, validate
 from llm_pruner.console import is_main, log, quiet
-from llm_pruner.errors import RunError, UsageError
+from llm_pruner.errors import RunError
 from llm_pruner.evaluation.scores import Measurement, Scores, compared, windows_of
 from llm_pruner.model import loading
 from llm_pruner.model.size import size_of
@@ -33,15 +31,12 @@ from llm_pruner.recovery.adapters import check_installed, merged, with_adapters
 from llm_pruner.recovery.examples import training_examples, windows
 from llm_pruner.recovery.losses import weights_of
 from llm_pruner.recovery.outcome import outcome
+from llm_pruner.recovery.settled import Settled, settle
 from llm_pruner.recovery.sources import Sources
 from llm_pruner.recovery.train import train
 from llm_pruner.recovery.unfinished import clear, go_on, key_of, outputs
 
-PROGRAM = "llm-pruner recover"
-TOKENS = {"full": 1024, "lora": 2048, "cuda": 8192}  # of a batch by default: on a CPU by what learns, on a GPU
-CPU_MINUTES, CPU_WINDOWS = 2.0, 4096  # by default, of training and of its text
 SCORED = 4_096  # tokens that perplexity over time is measured on
-RATES = {"full": 0.0064, "lora": 0.0192}  # peak learning rate × √hidden_size: AMP's 3e-4 for LoRA at 4096
 
 
 def recover(options: RecoverOptions, argv: Sequence[str] = (), program: str = PROGRAM) -> RecoverReport | None:
@@ -60,30 +55,28 @@ def recover(options: RecoverOptions, argv: Sequence[str] = (), program: str = PR
     """
     validate(options)
     stopwatch = Stopwatch()
-    sources_ = sources.find(options)
-    target, folder = outputs(options, sources_)
+    found = sources.find(options)
+    target, folder = outputs(options, found)
     exporters = exporters_called(options.export)
-    _check_method(sources_.options)
+    _check_method(options, found)
     quiet()
-    precision, asked = _settled(sources_.options, sources_.config)
-    found = replace(sources_, options=asked)
-    log("options: " + ", ".join(f"{k}={v}" for k, v in asked.asdict().items() if v is not None and v is not False))
-    assert asked.data and asked.max_seq_len, "the sources have settled them"
+    settled = settle(options, found)
+    log("options: " + ", ".join(f"{k}={v}" for k, v in settled.asdict().items() if v is not None and v is not False))
     with stopwatch("data"):
-        tokenizer = load_tokenizer(loading.fetch(found.student, asked.revision, weights=False))
+        tokenizer = load_tokenizer(loading.fetch(found.student, options.revision, weights=False))
         examples = training_examples(
-            asked.data, asked.max_seq_len, tokenizer, found.config.vocab_size, asked.nsamples, asked.seed
+            settled.data, settled.train_seq_len, tokenizer, found.config.vocab_size, settled.nsamples, settled.seed
         )
-        scored, evaluation = windows_of(found.eval_data, asked.model, tokenizer, found.config, found.eval_length)
+        scored, evaluation = windows_of(found.eval_data, options.model, tokenizer, found.config, found.eval_length)
         measurement = Measurement(scored, evaluation)
-    log(f"training data: {len(examples)} windows or records, {examples.tokens:,} tokens of {asked.data}")
+    log(f"training data: {len(examples)} windows or records, {examples.tokens:,} tokens of {settled.data}")
     with stopwatch("load"):
-        student_folder = loading.fetch(found.student, asked.revision)
-        student = loading.load_model(student_folder, found.config, "auto", _device(asked))
+        student_folder = loading.fetch(found.student, options.revision)
+        student = loading.load_model(student_folder, found.config, "auto", settled.torch_device)
     stored, finite = student.dtype, checkpoint.finite_logits(student)
     check_disk(target, size_of(student).bytes)
     before = measurement.of(student, tokenizer, "before", stopwatch) if is_main() else Scores()
-    trained = _trained(found, student, student_folder, examples, scored, folder, precision, stopwatch)
+    trained = _trained(found, settled, student, student_folder, examples, scored, folder, stopwatch)
     del student
     if not is_main():
         return None
@@ -91,15 +84,15 @@ def recover(options: RecoverOptions, argv: Sequence[str] = (), program: str = PR
     scores = compared(before, measurement.of(trained.model, tokenizer, "after", stopwatch))
 
     def report() -> RecoverReport:
-        told = conditions(asked, stopwatch.seconds, argv, program)
+        told = conditions(settled, stopwatch.seconds, argv, program)
         return outcome(
-            found, trained.model, scores, evaluation, trained.training, examples.tokens, trained.history, told
+            found, settled, trained.model, scores, evaluation, trained.training, examples.tokens, trained.history, told
         )
 
     made = report()
     _announce(made)
     made = save(
-        trained.model, tokenizer, target, student_folder, report, finite=finite, overwrite=asked.overwrite,
+        trained.model, tokenizer, target, student_folder, report, finite=finite, overwrite=options.overwrite,
         stopwatch=stopwatch, export=exporters,
     )  # fmt: skip
     clear(folder)
@@ -112,11 +105,11 @@ def _announce(made: RecoverReport) -> None:
         log(f"recovered {closed:.0%} of the gap in log-perplexity to the dense model ({dense:.2f})")
 
 
-def _check_method(options: RecoverOptions) -> None:
+def _check_method(options: RecoverOptions, found: Sources) -> None:
     """UsageError for losses that are not there, RunError without PEFT where adapters are to learn."""
-    if options.method == "distil":
+    if found.method == "distil":
         weights_of(options)
-    if options.train_weights == "lora":
+    if found.train_weights == "lora":
         check_installed()
 
 
@@ -130,85 +123,44 @@ class _Trained:
 
 
 def _trained(
-    found: Sources, student, student_folder: str, examples, scored, folder: Path, precision: str, stopwatch: Stopwatch
+    found: Sources, settled: Settled, student, student_folder: str, examples, scored, folder: Path, stopwatch: Stopwatch
 ) -> _Trained:
-    options = found.options
-    teacher = _teacher(found, options, precision, stopwatch)
-    if options.train_weights == "full" or precision == "no":
+    teacher = _teacher(found, settled, stopwatch)
+    if settled.train_weights == "full" or settled.precision == "no":
         _cast(student, torch.float32)
-    model = with_adapters(student, options) if options.train_weights == "lora" else student
+    model = with_adapters(student, settled.asked) if settled.train_weights == "lora" else student
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    with PartialState(cpu=options.device == "cpu").main_process_first():
-        resumed = go_on(folder, key_of(found, options, student_folder))
+    with PartialState(cpu=settled.torch_device.type == "cpu").main_process_first():
+        resumed = go_on(folder, key_of(found, settled, student_folder))
     few = windows(scored[: max(1, SCORED // scored.shape[1])]) if scored is not None else None
     with stopwatch("train"):
-        trainer, schedule = train(model, teacher, examples, few, found.layers, options, folder, precision)
+        trainer, schedule = train(model, teacher, examples, few, found.layers, settled, folder)
     with stopwatch("merge"):
-        result = _result(trainer, found, options, student_folder)
+        result = _result(trainer, found, settled, student_folder)
     training = {
         "windows": len(examples),
         "steps": trainer.state.global_step,
         "minutes": schedule.seconds / 60,
         "processes": trainer.args.world_size,
-        "precision": precision,
+        "precision": settled.precision,
         "trainable_parameters": trainable,
         "resumed_at": resumed,
     }
     return _Trained(result, training, schedule.history)
 
 
-def _settled(options: RecoverOptions, config) -> tuple[str, RecoverOptions]:
-    """(precision, the options with every default decided)."""
-    cpu = options.device == "cpu" or not torch.cuda.is_available()
-    if options.device == "cuda" and cpu:
-        raise UsageError("--device cuda: there is no GPU that torch can use")
-    precision = options.mixed_precision
-    if precision == "auto":
-        precision = "bf16" if (_has_amx() if cpu else torch.cuda.is_bf16_supported()) else "no"
-    bounded = options.steps or options.epochs or options.nsamples or options.max_minutes
-    minutes = options.max_minutes or (CPU_MINUTES if cpu and not bounded else None)
-    save_minutes = options.save_minutes
-    if save_minutes is None:
-        save_minutes = min(10.0, minutes / 8) if minutes else 10.0
-    hidden_size = config.get_text_config().hidden_size
-    assert options.train_weights and options.max_seq_len, "the sources have settled them"
-    return precision, replace(
-        options,
-        device="cpu" if cpu else "cuda",
-        max_minutes=minutes,
-        nsamples=options.nsamples
-        or (CPU_WINDOWS if cpu and minutes and not (options.steps or options.epochs) else None),
-        epochs=None if options.steps else options.epochs or 2.0,
-        batch_size=options.batch_size
-        or max(1, TOKENS[options.train_weights if cpu else "cuda"] // options.max_seq_len),
-        learning_rate=options.learning_rate or RATES[options.train_weights] / math.sqrt(hidden_size),
-        save_minutes=save_minutes,
-    )
-
-
-def _has_amx() -> bool:
-    """Whether this CPU multiplies bfloat16 matrices in hardware, which makes it several times as fast as float32."""
-    return getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
-
-
-def _device(options: RecoverOptions):
-    if options.device == "cpu":
-        return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-
-
-def _teacher(found: Sources, options: RecoverOptions, precision: str, stopwatch):
+def _teacher(found: Sources, settled: Settled, stopwatch):
     """The dense model, frozen, in the checkpoint's dtype on a GPU and in float32 on a CPU; None without one."""
     if not found.teacher:
         return None
     with stopwatch("load"):
-        dtype = "float32" if precision == "no" else "auto"
+        dtype = "float32" if settled.precision == "no" else "auto"
         folder = loading.fetch(found.teacher)
-        teacher = loading.load_model(folder, found.teacher_config, dtype, _device(options))
+        teacher = loading.load_model(folder, found.teacher_config, dtype, settled.torch_device)
     return teacher.requires_grad_(False)
 
 
-def _result(trainer, found: Sources, options: RecoverOptions, folder: str):
+def _result(trainer, found: Sources, settled: Settled, folder: str):
     """The trained model as an ordinary one, on every process that holds all of it."""
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # nor its autocast
     if trainer.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
@@ -216,12 +168,12 @@ def _result(trainer, found: Sources, options: RecoverOptions, folder: str):
         if not is_main():
             return None
         model = loading.load_model(folder, found.config, "float32", "cpu")
-        if options.train_weights == "lora":
-            model = with_adapters(model, options)
+        if settled.train_weights == "lora":
+            model = with_adapters(model, settled.asked)
         missing = model.load_state_dict(state, strict=False).missing_keys
         if missing := [name for name in missing if "lm_head" not in name or not model.config.tie_word_embeddings]:
             raise RunError(f"the processes gathered no {missing[0]}; nothing was published")
-    if options.train_weights == "lora":
+    if settled.train_weights == "lora":
         model = merged(model)
     return model
 

@@ -1,7 +1,7 @@
 """What a recovery starts from: the pruned checkpoint, what its report.json says, and so the teacher and the texts."""
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from llm_pruner.calibration import data
@@ -20,14 +20,33 @@ TRAINING_LENGTH, EVALUATION_LENGTH = 512, 4096  # tokens per window where nothin
 
 @dataclass(frozen=True)
 class Sources:
-    """Folders and configurations of the student and, for distillation, the teacher; `options` with what was found."""
+    """What a recovery starts from, and what follows from that.
+
+    Attributes:
+        student: Its folder.
+        config: The student's.
+        report: The student's.
+        method: distil or lora.
+        train_weights: full or lora.
+        teacher_name: As it was given, or as report.json names it.
+        teacher: Its folder.
+        teacher_config: The teacher's.
+        data: The text, or records, to train on.
+        train_length: Tokens of a window of training.
+        eval_data: The text to score on; None for none.
+        eval_length: Tokens of a window of it.
+    """
 
     student: str
     config: Any
+    report: CheckpointReport | None
+    method: str
+    train_weights: str
+    teacher_name: str | None
     teacher: str | None
     teacher_config: Any
-    report: CheckpointReport | None  # the student's
-    options: RecoverOptions
+    data: str
+    train_length: int
     eval_data: str | None
     eval_length: int
 
@@ -49,38 +68,32 @@ def find(options: RecoverOptions) -> Sources:
     )
     folder = loading.fetch(student, options.revision, weights=False)
     report = lineage.report_of(folder)
-    options = _with_teacher(options, report)
+    method, name, train_weights = _method_of(options, report)
     teacher = teacher_config = None
-    if options.method == "distil":
-        assert options.teacher, "_with_teacher has found one"
-        teacher = loading.resolve(options.teacher)
+    if name:
+        teacher = loading.resolve(name)
         teacher_config = loading.load_config(teacher, any_family=True)
         if teacher_config.vocab_size != config.vocab_size:
             raise UsageError(
-                f"teacher {options.teacher} knows {teacher_config.vocab_size} tokens, {options.model} "
+                f"teacher {name} knows {teacher_config.vocab_size} tokens, {options.model} "
                 f"{config.vocab_size}; distillation compares logits, so give the model that was pruned"
             )
         teacher_folder = loading.fetch(teacher, weights=False)
-        _check_teacher(options, student, folder, teacher, teacher_folder)
-        _announce(options, report, lineage.report_of(teacher_folder))
+        _check_teacher(options, name, student, folder, teacher, teacher_folder)
+        _announce(name, report, lineage.report_of(teacher_folder))
     longest = getattr(config, "max_position_embeddings", None) or EVALUATION_LENGTH
     scored = report.evaluation if report else None
-    usual = "demo" if "demo" in (options.model, options.teacher, lineage.base_of(report)) else "wikitext2"
+    usual = "demo" if "demo" in (options.model, name, lineage.base_of(report)) else "wikitext2"
     eval_data = options.eval_data or (scored.data if scored else usual)
     eval_length = options.max_seq_len or (scored.max_seq_len if scored else EVALUATION_LENGTH)
+    train_length = options.train_seq_len or min(eval_length, TRAINING_LENGTH)
     text = options.data or _text_of(report) or usual
-    options = replace(
-        options,
-        data=text,
-        max_seq_len=min(options.max_seq_len or min(eval_length, TRAINING_LENGTH), longest),
-        eval_data=eval_data,
-    )
     data.check_name(text, data.CALIBRATION, "training")
     if eval_data != "none":
         data.check_name(eval_data)
     return Sources(
-        student, config, teacher, teacher_config, report, options,
-        None if eval_data == "none" else eval_data, min(eval_length, longest),
+        student, config, report, method, train_weights, name, teacher, teacher_config, text,
+        min(train_length, longest), None if eval_data == "none" else eval_data, min(eval_length, longest),
     )  # fmt: skip
 
 
@@ -92,26 +105,29 @@ def _text_of(report: CheckpointReport | None) -> str | None:
     return used.data if used else None
 
 
-def _check_teacher(options: RecoverOptions, student: str, folder: str, teacher: str, teacher_folder: str) -> None:
+def _check_teacher(
+    options: RecoverOptions, name: str, student: str, folder: str, teacher: str, teacher_folder: str
+) -> None:
     """Raise a UsageError when the teacher is the student itself, or means other things by its tokens.
 
     Args:
-        options: For the names.
+        options: For the student's name and revision.
+        name: The teacher's.
         student: What `options.model` resolves to.
         folder: Where the student's small files are.
-        teacher: What `options.teacher` resolves to.
+        teacher: What `name` resolves to.
         teacher_folder: Where the teacher's small files are.
     """
     local = os.path.isdir(student) and os.path.isdir(teacher)
     if student == teacher and not options.revision or local and _same_weights(student, teacher):
         raise UsageError(
-            f"teacher {options.teacher} holds the same weights as {options.model}, so there is nothing to learn; "
+            f"teacher {name} holds the same weights as {options.model}, so there is nothing to learn; "
             "give the dense model that was pruned"
         )
     try:
         own, other = (load_tokenizer(one) for one in (folder, teacher_folder))
     except PrunerError as error:
-        log(f"note: whether {options.teacher} and {options.model} have the same tokens is not known: {error}")
+        log(f"note: whether {name} and {options.model} have the same tokens is not known: {error}")
         return
     if own is None or other is None:  # a folder of weights alone; the student's is asked for later
         return
@@ -120,7 +136,7 @@ def _check_teacher(options: RecoverOptions, student: str, folder: str, teacher: 
     for token, number in sorted(own.get_vocab().items(), key=lambda item: item[1]):
         if theirs.get(number) != token and not (number not in theirs and token in special):
             raise UsageError(
-                f"teacher {options.teacher} has other tokens than {options.model}: token {number} is "
+                f"teacher {name} has other tokens than {options.model}: token {number} is "
                 f"{shown(theirs[number]) if number in theirs else 'none'} in the one, {shown(token)} in the other; "
                 "give the dense model that was pruned"
             )
@@ -137,35 +153,34 @@ def _same_weights(one: str, other: str) -> bool:
         return False
 
 
-def _announce(options: RecoverOptions, report: CheckpointReport | None, teachers: CheckpointReport | None) -> None:
+def _announce(name: str, report: CheckpointReport | None, teachers: CheckpointReport | None) -> None:
     """Says whom the student learns from, which models between them are skipped, and if the teacher is not dense.
 
     Args:
-        options: For the names.
+        name: The teacher's.
         report: The student's.
         teachers: The teacher's own, if it has one.
     """
     base, chain = lineage.base_of(report), lineage.steps(report)
-    between = [step.model for step in chain[1:]] if options.teacher == base else []
+    between = [step.model for step in chain[1:]] if name == base else []
     skipped = f"; the models between it and this one are skipped: {', '.join(between)}" if between else ""
-    log(f"learning from {options.teacher}{skipped}")
-    if teachers and (first := lineage.base_of(teachers)) != options.teacher:
-        log(f"note: {options.teacher} is not a dense model, it was made from {first or 'another one'}")
+    log(f"learning from {name}{skipped}")
+    if teachers and (first := lineage.base_of(teachers)) != name:
+        log(f"note: {name} is not a dense model, it was made from {first or 'another one'}")
 
 
-def _with_teacher(options: RecoverOptions, report: CheckpointReport | None) -> RecoverOptions:
-    """The method and what it needs: distillation where a teacher is known, else LoRA."""
+def _method_of(options: RecoverOptions, report: CheckpointReport | None) -> tuple[str, str | None, str]:
+    """(the method, the teacher's name, what learns): distillation where a teacher is known, else LoRA."""
     base = lineage.base_of(report)
     if options.method == "lora":
-        return replace(options, train_weights="lora")
+        return "lora", None, "lora"
     if options.method is None and not options.teacher and not _is_at_hand(base):
         log(f"note: method lora, because no dense model to learn from is at hand (report.json names {base})")
-        return replace(options, method="lora", train_weights="lora")
-    if not (options.teacher or base):
-        raise UsageError(f"distil learns from the dense model, and {options.model} has no report.json; give --teacher")
-    return replace(
-        options, method="distil", teacher=options.teacher or base, train_weights=options.train_weights or "full"
-    )
+        return "lora", None, "lora"
+    teacher = options.teacher or base
+    if not teacher:
+        raise UsageError(f"distil learns from the dense model, and {options.model} has no report.json; give `teacher`")
+    return "distil", teacher, options.train_weights or "full"
 
 
 def _is_at_hand(name: str | None) -> bool:

@@ -14,6 +14,7 @@ from llm_pruner.config.recover import RecoverOptions
 from llm_pruner.recovery.examples import IGNORED, Examples, collate
 from llm_pruner.recovery.losses import LOSSES, Batch, fit_maps, matched, text_loss, weights_of
 from llm_pruner.recovery.schedule import Schedule, shared
+from llm_pruner.recovery.settled import Settled
 from llm_pruner.recovery.unfinished import last_kept
 
 # transformers renamed it between the versions that are supported
@@ -81,9 +82,44 @@ class Recovery(Trainer):
         return sum(weight * LOSSES.get(name)(batch) for name, weight in self.weights.items())
 
 
+def _arguments(settled: Settled, folder: Path, scored: bool) -> TrainingArguments:
+    """The Trainer's arguments. scored: whether perplexity is noted over time."""
+    options, device = settled.asked, settled.torch_device
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=settled.train_batch_size,
+        per_device_eval_batch_size=settled.train_batch_size,
+        gradient_accumulation_steps=options.gradient_accumulation_steps,
+        **{CHECKPOINTING: options.gradient_checkpointing},
+        max_steps=-1 if options.steps is None else options.steps,
+        num_train_epochs=settled.epochs or 1.0,
+        learning_rate=settled.learning_rate,
+        weight_decay=options.weight_decay,
+        bf16=settled.precision == "bf16",
+        fp16=settled.precision == "fp16",
+        seed=options.seed,
+        data_seed=options.seed,
+        use_cpu=device.type == "cpu",
+        logging_strategy="no",
+        save_strategy="no",
+        eval_on_start=scored,
+        prediction_loss_only=True,
+        disable_tqdm=True,
+        report_to="none",
+        remove_unused_columns=False,
+        ddp_find_unused_parameters=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # several GPUs are for a launcher, not for DataParallel
+    if device.index:  # the Trainer of one process takes the first GPU, whatever else was asked for
+        arguments.__dict__["_setup_devices"] = device
+        torch.cuda.set_device(device)
+    return arguments
+
+
 def train(
-    model, teacher, examples: Examples, scored: Examples | None, layers: list[int], options: RecoverOptions,
-    folder: Path, precision: str,
+    model, teacher, examples: Examples, scored: Examples | None, layers: list[int], settled: Settled,
+    folder: Path,
 ) -> tuple[Recovery, Schedule]:  # fmt: skip
     """Train a model.
 
@@ -93,44 +129,18 @@ def train(
         examples: What is trained on.
         scored: Windows whose perplexity is noted over time, or None.
         layers: The teacher's layer that each of the student's was.
-        options: Of the recovery, with nothing left to default.
+        settled: The options of the recovery, with nothing left to default.
         folder: Where unfinished work is kept, and found again.
-        precision: no, bf16 or fp16.
 
     Returns:
         The Trainer, with the unmerged result, and the schedule, with the history.
     """
-    arguments = TrainingArguments(
-        output_dir=str(folder),
-        per_device_train_batch_size=options.batch_size,
-        per_device_eval_batch_size=options.batch_size,
-        gradient_accumulation_steps=options.gradient_accumulation_steps,
-        **{CHECKPOINTING: options.gradient_checkpointing},
-        max_steps=-1 if options.steps is None else options.steps,
-        num_train_epochs=options.epochs or 1.0,
-        learning_rate=options.learning_rate,
-        weight_decay=options.weight_decay,
-        bf16=precision == "bf16",
-        fp16=precision == "fp16",
-        seed=options.seed,
-        data_seed=options.seed,
-        use_cpu=options.device == "cpu",
-        logging_strategy="no",
-        save_strategy="no",
-        eval_on_start=scored is not None,
-        prediction_loss_only=True,
-        disable_tqdm=True,
-        report_to="none",
-        remove_unused_columns=False,
-        ddp_find_unused_parameters=False,
-        dataloader_pin_memory=torch.cuda.is_available(),
-    )
-    arguments._n_gpu = min(arguments.n_gpu, 1)  # several GPUs are for a launcher, not for DataParallel
-    assert options.batch_size and options.save_minutes is not None, "the run has settled them"
-    per_step = options.batch_size * options.gradient_accumulation_steps * arguments.world_size
-    steps = options.steps or max(1, round(options.epochs * len(examples) / per_step))
-    limit = options.max_minutes * 60 if options.max_minutes else None
-    schedule = Schedule(steps, limit, options.warmup, options.save_minutes * 60, scored is not None)
+    options = settled.asked
+    arguments = _arguments(settled, folder, scored is not None)
+    per_step = settled.train_batch_size * options.gradient_accumulation_steps * arguments.world_size
+    steps = options.steps or max(1, round((settled.epochs or 0) * len(examples) / per_step))
+    limit = settled.max_minutes * 60 if settled.max_minutes else None
+    schedule = Schedule(steps, limit, options.warmup, settled.save_minutes * 60, scored is not None)
     arguments.max_steps = steps
     kept = last_kept(folder)
     if kept:
@@ -146,7 +156,8 @@ def train(
     if teacher is not None:
         teacher.to(trainer.accelerator.device)
         if "hidden" in trainer.weights:
-            batches = [examples[i]["input_ids"][None] for i in range(min(FITTED * options.batch_size, len(examples)))]
+            count = min(FITTED * settled.train_batch_size, len(examples))
+            batches = [examples[i]["input_ids"][None] for i in range(count)]
             trainer.maps = fit_maps(model, teacher, batches, layers)
     trainer.train(resume_from_checkpoint=str(kept) if kept else None)
     return trainer, schedule

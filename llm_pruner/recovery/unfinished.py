@@ -20,6 +20,7 @@ from llm_pruner.model import loading
 from llm_pruner.output import manifest
 from llm_pruner.output.places import check_folder, check_work_folder, inputs_of
 from llm_pruner.output.reports import Amount, Point, Seconds
+from llm_pruner.recovery.settled import Settled
 from llm_pruner.recovery.sources import Sources
 
 KEY, MARK = "recovery.json", "schedule.json"
@@ -58,24 +59,26 @@ def outputs(options: RecoverOptions, found: Sources) -> tuple[Path, Path]:
     if not options.save_model and not os.path.isdir(source):
         name = f"recovered/{Path(source).name}"
     target = Path(name).expanduser()
-    inputs = inputs_of(found.options, {"model": source, "teacher": found.teacher, "eval_data": found.eval_data})
+    inputs = inputs_of(
+        options, {"model": source, "teacher": found.teacher, "data": found.data, "eval_data": found.eval_data}
+    )
     check_folder(target, inputs, options.overwrite)
     folder = Path(options.work_dir).expanduser() if options.work_dir else target.with_name(target.name + ".unfinished")
     check_work_folder(folder, inputs | {"the output folder": target})
     if folder.is_dir() and any(folder.iterdir()) and not any(folder.glob(f"{KEY}*")):
-        raise UsageError(f"--work_dir {folder} holds something else than an unfinished recovery; choose another place")
+        raise UsageError(f"`work_dir` {folder} holds something else than an unfinished recovery; choose another place")
     return target, folder
 
 
-def key_of(found: Sources, options: RecoverOptions, folder: str) -> str:
+def key_of(found: Sources, settled: Settled, folder: str) -> str:
     """Return what a recovery is made from, as one hash: only the same one goes on from where it was.
 
     Args:
         found: The sources of the run.
-        options: Of the run.
+        settled: The options of the run, with nothing left to default.
         folder: Where the student's files are.
     """
-    parts = {name: value for name, value in options.asdict().items() if name not in ELSEWHERE}
+    parts = {name: value for name, value in settled.asdict().items() if name not in ELSEWHERE}
     parts["student"] = checkpoint_digest(found.student, folder)
     if found.teacher:
         parts["teacher"] = checkpoint_digest(found.teacher, loading.fetch(found.teacher))

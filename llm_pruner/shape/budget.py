@@ -71,12 +71,12 @@ class Goal:
         if self.whole:
             raise PlanError(
                 f"{what} cannot meet the budget: {self.parameters:,} parameters are wanted, the nearest is {found:,}; "
-                "ask for that, or let `prune` name more"
+                "ask for that, or let `axes` name more"
             )
         full = self.count(counter, counter.full)
         raise PlanError(
             f"{what} cannot meet the budget: {1 - self.parameters / full:.4f} of the attention and MLP parameters "
-            f"should go, the nearest is {1 - found / full:.4f}; ask for that, or let `prune` name more"
+            f"should go, the nearest is {1 - found / full:.4f}; ask for that, or let `axes` name more"
         )
 
 

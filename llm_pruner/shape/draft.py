@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from llm_pruner.errors import PlanError, UsageError
+from llm_pruner.errors import PlanError
 from llm_pruner.importance.selection import scored_groups
 from llm_pruner.model.axes import ATTENTION, HEADS, HIDDEN, LAYERS, MLP, Axis, Layers, Widths
 from llm_pruner.model.families import Family, family_of, holds, widths_of
@@ -21,7 +21,7 @@ from llm_pruner.shape.budget import (
 )
 from llm_pruner.shape.counter import ParameterCounter
 from llm_pruner.shape.plan import Plan, check_replay
-from llm_pruner.shape.request import Budget, Ratio, Replay, Request, Target, axis_of
+from llm_pruner.shape.request import Budget, Ratio, Replay, Request, Target, axis_of, check_scored
 from llm_pruner.shape.widths import parse_target, ratio_of_one_step, widths_by_ratio, widths_by_target
 
 if TYPE_CHECKING:
@@ -236,21 +236,8 @@ def draft(request: Request, config: Any, method: Shaper) -> Draft:
         case Budget():
             made = _by_budget(request, traced, method)
     method.check(made)
-    for group in groups_to_score(made):
-        check_scored(group.axis, method)
+    check_scored((group.axis for group in groups_to_score(made)), method)
     return made
-
-
-def check_scored(axis: Axis, method: Shaper) -> None:
-    """Raise a UsageError where the method does not score the units of an axis.
-
-    Args:
-        axis: The axis.
-        method: The method.
-    """
-    if axis not in method.axes:
-        known = ", ".join(own.name for own in method.axes)
-        raise UsageError(f"importance {method.name} does not score {axis}; known: {known}")
 
 
 def _by_target(request: Target, traced: Traced, method: Shaper) -> Draft:

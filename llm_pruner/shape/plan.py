@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llm_pruner.config.limits import MOST_LAYERS, MOST_SEED, MOST_WIDTH
+from llm_pruner.config.limits import COMPENSATE, MOST_LAYERS, MOST_SEED, MOST_WIDTH, ORDERS
 from llm_pruner.console import aligned
 from llm_pruner.errors import PlanError, RunError, UsageError, shown
 from llm_pruner.files import read_json, write_text
@@ -39,8 +39,6 @@ from llm_pruner.model.skeleton import meta_model
 from llm_pruner.validation import Rule, check, fields, filled, list_of, mapping, maybe, one_of, text, whole
 
 SCHEMA_VERSION = 3  # of a plan's file
-COMPENSATE = ("none", "bias")
-ORDERS = ("standard", "reversed", "random")
 
 
 @dataclass(frozen=True)

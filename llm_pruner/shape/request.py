@@ -1,16 +1,34 @@
 """How much should go: one type for each way of saying it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
+from llm_pruner.config.limits import STRUCTURES
 from llm_pruner.config.quantities import check_ratio, parse_bytes, parse_parameters
 from llm_pruner.errors import UsageError, did_you_mean
 from llm_pruner.model.axes import HIDDEN, KV_HEADS, PRUNABLE, Axis
 from llm_pruner.shape.plan import Plan
+from llm_pruner.validation import check, maybe, one_of, truth, whole
 
-STRUCTURES = ("UL-UM", "UL-MM", "AL-MM", "AL-AM")
+LEGAL = {  # of a budget, beside its sizes
+    "iteration": maybe(whole(1)), "structure": maybe(one_of(STRUCTURES)), "remove_heads": maybe(whole()),
+    "uniform": truth,
+}  # fmt: skip
 Ratios = Mapping[str, float] | Mapping[Axis, float] | Mapping[Axis | str, float]
 SIZES = ("param_ratio", "params", "memory", "iteration", "ratio")  # the ways in which a budget says how much
+
+
+class Scorer(Protocol):
+    """What shrinks a model by scores: a criterion, or a method."""
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+
+    @property
+    def axes(self) -> tuple[Axis, ...]:
+        """The axes whose units it scores."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +56,7 @@ class Ratio:
         else:
             object.__setattr__(self, "ratios", check_ratio(own, "ratio"))
         _set_axes(self)
-        if type(self.round_to) is not int or self.round_to < 1:
-            raise UsageError(f"round_to: {self.round_to!r} must be a whole number of at least 1")
+        check(vars(self), {"round_to": whole(1)}, "a ratio")
 
     def by_axis(self, usual: tuple[Axis, ...]) -> dict[Axis, float]:
         """Return the ratio of each axis that shrinks.
@@ -113,8 +130,8 @@ class Budget:
         for name in ("param_ratio", "ratio"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, check_ratio(getattr(self, name), name))
-        if self.structure is not None and self.structure not in STRUCTURES:
-            raise UsageError(f"structure: {self.structure!r}; {did_you_mean(self.structure, STRUCTURES)}")
+        self.parameters_left(1)
+        check(vars(self), LEGAL, "a budget")
         _set_axes(self)
         self._check_structure()
 
@@ -129,13 +146,13 @@ class Budget:
         literal = self.iteration is not None and not structure.startswith("AL")
         if axes and (structure.endswith("MM") or literal):
             what = "iteration" if literal else f"structure {structure}"
-            raise UsageError(f"{what} takes both heads and neurons; use `param_ratio` to `prune` some of them")
+            raise UsageError(f"{what} takes both heads and neurons; with `param_ratio` `axes` may name some of them")
         if structure.startswith("UL") and KV_HEADS in axes:
             raise UsageError(
-                f"structure {structure} takes query heads from every kv group; leave kv_heads out of `prune`"
+                f"structure {structure} takes query heads from every kv group; leave kv_heads out of `axes`"
             )
         if structure and HIDDEN in axes:
-            raise UsageError(f"structure {structure} is about heads and neurons; leave hidden out of `prune`")
+            raise UsageError(f"structure {structure} is about heads and neurons; leave hidden out of `axes`")
 
     @property
     def adaptive(self) -> bool:
@@ -144,10 +161,9 @@ class Budget:
 
     @property
     def label(self) -> str:
-        """The size in a few words, by the names of the command line's options."""
-        names = {"params": "target_params", "memory": "target_memory", "ratio": "pruning_ratio"}
+        """The size in a few words."""
         name = next(name for name in SIZES if getattr(self, name) is not None)
-        return f"{names.get(name, name)} {getattr(self, name)}"
+        return f"`{name}` {getattr(self, name)}"
 
     def parameters_left(self, element_size: int) -> int | None:
         """Return the parameters of the whole model that are asked for; None where the size is a share.
@@ -156,8 +172,8 @@ class Budget:
             element_size: Bytes of a parameter.
         """
         if self.params is not None:
-            return parse_parameters(str(self.params))
-        return None if self.memory is None else parse_bytes(str(self.memory)) // element_size
+            return parse_parameters(str(self.params), "params")
+        return None if self.memory is None else parse_bytes(str(self.memory), "memory") // element_size
 
 
 @dataclass(frozen=True)
@@ -182,6 +198,18 @@ def axis_of(name: Axis | str) -> Axis:
     if str(name) not in known:
         raise UsageError(f"axis {str(name)!r}: {did_you_mean(str(name), known)}")
     return known[str(name)]
+
+
+def check_scored(axes: Iterable[Axis], scorer: Scorer) -> None:
+    """Raise a UsageError for an axis whose units a criterion, or a method, does not score.
+
+    Args:
+        axes: The axes that shrink.
+        scorer: The criterion or the method.
+    """
+    if unscored := sorted(axis.name for axis in axes if axis not in scorer.axes):
+        known = ", ".join(axis.name for axis in scorer.axes)
+        raise UsageError(f"importance {scorer.name} does not score {unscored[0]}; known: {known}")
 
 
 def _set_axes(request: Ratio | Budget) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from llm_pruner.calibration import data
 from llm_pruner.calibration.hooks import Hooks
 from llm_pruner.config import recipe as names
-from llm_pruner.config.sparsify import SparsifyOptions
+from llm_pruner.config.sparsify import PROGRAM, SparsifyOptions
 from llm_pruner.console import log, quiet
 from llm_pruner.errors import RunError, redact
 from llm_pruner.evaluation.scores import Measurement, Scores, compared, text_to_score, windows_of
@@ -33,7 +33,6 @@ from llm_pruner.sparsity.saved import mark
 from llm_pruner.sparsity.sparsify import sparsify
 from llm_pruner.sparsity.targets import targeted
 
-PROGRAM = "llm-pruner sparsify"
 WATCHED = 4096  # tokens that the share of what is kept is counted on
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from llm_pruner._version import __version__
 from llm_pruner.config.options import fields_of, read_yaml, typed
-from llm_pruner.config.sparsify import SparsifyOptions, parts, validate
+from llm_pruner.config.sparsify import PROGRAM, SparsifyOptions, parts, validate
 from llm_pruner.console import aligned, log
 from llm_pruner.errors import PrunerError, RunError, UsageError, is_out_of_memory, redact
 from llm_pruner.evaluation.scores import Scores
@@ -22,7 +22,7 @@ from llm_pruner.output import places, reports
 from llm_pruner.output.conditions import command, versions
 from llm_pruner.output.reports import SparsifyReport, SweepReport, SweepRun
 from llm_pruner.output.saving import save_report
-from llm_pruner.sparsity.run import PROGRAM, run_one
+from llm_pruner.sparsity.run import run_one
 
 # What is the sweep's, not its patterns'; and what the dense model's scores depend on.
 OWN = ("model", "patterns", "folder", "save_model", "report", "overwrite", "traceback", "config")
@@ -126,11 +126,11 @@ def _folder(options: SparsifyOptions) -> Path:
     models = {f"model {model}": Path(loading.resolve(model)) for model in options.model}
     places.check_apart("folder", folder, {name: path for name, path in models.items() if path.is_dir()})
     if folder.is_file():
-        raise UsageError(f"--folder {folder} is a file; name a folder")
+        raise UsageError(f"`folder` {folder} is a file; name a folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"--folder {folder}: {error.strerror}") from error
+        raise UsageError(f"`folder` {folder}: {error.strerror}") from error
     return folder
 
 

@@ -55,7 +55,7 @@ def test_models_side_by_side(tmp_path, texts, capsys):
     printed = capsys.readouterr().out
     for model in report.models:
         assert f"{model.perplexity[texts[0]].value:,.2f}" in printed
-    with pytest.raises(UsageError, match="is there; use --overwrite"):
+    with pytest.raises(UsageError, match="is there; use `overwrite`"):
         evaluate(EvaluateOptions(model=(one,), report=str(tmp_path / "evaluation.json")))
 
 
@@ -89,7 +89,7 @@ def test_widths_of_every_kind_of_configuration():
         ({}, "no model"),
         ({"model": ("m",), "eval_data": ("none", "a")}, "none stands alone"),
         ({"model": ("m",), "eval_data": ("none",)}, "nothing to measure"),
-        ({"model": ("m",), "num_fewshot": 3}, "num_fewshot is about zero-shot tasks"),
+        ({"model": ("m",), "num_fewshot": 3}, "`num_fewshot` is about zero-shot tasks"),
         ({"model": ("m",), "repeats": 1}, "repeats: 1 must be a whole number of at least 2"),
         ({"model": ("m",), "device": "cpu", "device_map": "auto"}, "give one of them"),
     ],

@@ -67,11 +67,11 @@ def recover(folder, start, name, *more, run=subprocess.run):
 @pytest.mark.parametrize("weights", ["full", "lora"])
 def test_two_processes_and_shards_give_what_one_gives(folder, forks, weights):
     more = ("--train_weights", weights, "--lora_dropout", "0")
-    one = recover(folder, [sys.executable], f"one-{weights}", "--batch_size", "4", *more, run=forks.run)
+    one = recover(folder, [sys.executable], f"one-{weights}", "--train_batch_size", "4", *more, run=forks.run)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
     if weights == "lora":
         launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "fsdp.yaml"]
-    two = recover(folder, launcher, f"two-{weights}", "--batch_size", "2", *more)
+    two = recover(folder, launcher, f"two-{weights}", "--train_batch_size", "2", *more)
     start = load_file(folder / "student" / "model.safetensors")
     name = "model.layers.1.mlp.down_proj.weight"
     moved = (one[name] - start[name]).abs().max()

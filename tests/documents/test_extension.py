@@ -58,7 +58,7 @@ def test_a_criterion_and_an_exporter(extended, tmp_path):
 
 def test_an_option_that_the_criterion_does_not_have(extended):
     done = extended("prune", *PRUNE, "--importance", "peak:power=high")
-    assert one_line(done, 2) == "llm-pruner prune: error: power: 'high' is no float"
+    assert one_line(done, 2) == "llm-pruner prune: error: power: 'high' is not a number"
 
 
 def test_a_method(extended, tmp_path):

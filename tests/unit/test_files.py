@@ -112,7 +112,7 @@ def test_a_name_with_a_nul_is_an_error_like_others():
         ("9" * 5000, "is not JSON"),
         ("[" * 100_000, "is nested more than 64 levels deep"),
         ("[" * 65 + "]" * 65, "is nested more than 64 levels deep"),
-        ('{"a": 1, "b": {"c": 1, "c": 2}}', "'c' is there twice"),
+        ('{"a": 1, "b": {"c": 1, "c": 2}}', "'c' occurs twice"),
     ],
 )
 def test_what_is_no_json_is_named(tmp_path, content, message):

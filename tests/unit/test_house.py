@@ -1,6 +1,7 @@
 """The rules of the house, as far as the source shows them: short functions, imports at the top, docstrings."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -113,3 +114,35 @@ def test_public_names_are_documented(name: str) -> None:
         assert not own_fields or "Attributes:\n" in told
     methods = [each for each in node.body if isinstance(each, FUNCTIONS) and is_public(each.name)]
     assert not [method.name for method in methods if not ast.get_docstring(method)]
+
+
+HELP = ("option", "command_options", "add_argument")  # the functions whose texts are help, where flags are meant
+NO_FLAGS = {  # names of files, and of variables of a style sheet
+    "llm_pruner/sparsity/sweep.py": {"--", "---"},
+    "llm_pruner/output/charts.py": {"--", "var(--"},
+}
+
+
+def flags_in(tree: ast.AST) -> list[str]:
+    """The texts with a `--flag` in them, without docstrings and the help of options."""
+    nodes = list(ast.walk(tree))
+    documented = [node for node in nodes if isinstance(node, (ast.Module, ast.ClassDef, *FUNCTIONS)) and node.body]
+    left_out = {id(node.body[0].value) for node in documented if isinstance(node.body[0], ast.Expr)}
+    for node in nodes:
+        if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in HELP:
+            left_out |= set(map(id, ast.walk(node)))
+    texts = [node.value for node in nodes if isinstance(node, ast.Constant) and id(node) not in left_out]
+    return [text for text in texts if isinstance(text, str) and re.search(r"(^|\W)--([a-z]|$)", text)]
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.parent.name != "cli"], ids=name_of)
+def test_the_library_names_parameters_and_no_flags(path: Path) -> None:
+    """The command line makes flags of what stands in backquotes."""
+    assert set(flags_in(parsed(path))) <= NO_FLAGS.get(name_of(path), set())
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.parent.name == "cli"], ids=name_of)
+def test_errors_of_the_commands_name_parameters_too(path: Path) -> None:
+    """Python calls them as well; only the parser knows that there are flags."""
+    raised = [node for node in ast.walk(parsed(path)) if isinstance(node, ast.Raise)]
+    assert path.name == "main.py" or not [text for node in raised for text in flags_in(node)]

@@ -122,7 +122,7 @@ def test_options_of_a_reconstruction_that_cannot_be_meant(method, arguments, mes
     ("name", "value"), [("per_layer", True), ("search_minutes", 0.0), ("epochs", 0), ("work_dir", "w")]
 )
 def test_options_of_a_reconstruction_beside_another(name, value):
-    with pytest.raises(UsageError, match=f"{name} belongs to --method reconstruct"):
+    with pytest.raises(UsageError, match=f"`{name}` belongs to `method=reconstruct`"):
         validate_pruning(PruneOptions(param_ratio=0.3, importance="magnitude", **{name: value}))
 
 
@@ -215,9 +215,9 @@ def test_every_shipped_yaml_is_complete(path):
     ("importance", "message"),
     [
         ("flap:metrics=IFW", "metrics: 'IFW'; did you mean 'IFV'"),
-        ("flap:metric=IFV", "metric says nothing about importance flap"),
-        ("random:seed=x", "seed: 'x' is no int"),
-        ("amp:metrics=IFV", "metrics says nothing about importance amp"),
+        ("flap:metric=IFV", "importance flap has no option 'metric'"),
+        ("random:seed=x", "seed: 'x' is not a whole number"),
+        ("amp:metrics=IFV", "importance amp has no option 'metrics'"),
         ("flap:metrics=IFV,metrics=WIFN", "importance 'flap:metrics=IFV,metrics=WIFN': metrics is given twice"),
     ],
 )

@@ -65,7 +65,7 @@ def test_what_is_no_text_or_no_file(tmp_path):
         read_yaml(str(path), FIELDS)
     path.unlink()
     os.mkfifo(path)
-    with pytest.raises(UsageError, match="--config .* is no regular file"):
+    with pytest.raises(UsageError, match="`config` .* is no regular file"):
         read_yaml(str(path), FIELDS)
     with pytest.raises(UsageError, match="is a folder"):
         read_yaml(str(tmp_path), FIELDS)

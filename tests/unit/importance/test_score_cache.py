@@ -69,7 +69,7 @@ def test_means_are_kept_for_the_bias(tmp_path, monkeypatch):
 def test_means_that_were_not_measured(tmp_path):
     options = {"importance": "amp", "param_ratio": 0.3, "scores": str(tmp_path / "scores.safetensors")}
     prune(tmp_path, **options)
-    with pytest.raises(UsageError, match="was made without --compensate bias and has no means"):
+    with pytest.raises(UsageError, match="was made without `compensate=bias` and has no means"):
         prune(tmp_path, compensate="bias", **options)
 
 

@@ -13,6 +13,7 @@ from llm_pruner.config.prune import PruneOptions
 from llm_pruner.config.recover import RecoverOptions
 from llm_pruner.errors import RunError, UsageError
 from llm_pruner.output import checkpoint
+from llm_pruner.recovery import sources
 from llm_pruner.recovery.run import recover
 from llm_pruner.recovery.schedule import Schedule
 from llm_pruner.recovery.unfinished import last_kept
@@ -35,7 +36,7 @@ def text(tmp_path) -> str:
 def options(tmp_path, text, **changes) -> RecoverOptions:
     values = {
         "model": str(tmp_path / "student"), "teacher": str(tmp_path / "teacher"), "method": "distil", "data": text,
-        "eval_data": text, "max_seq_len": 16, "steps": 6, "batch_size": 4, "learning_rate": 0.01,
+        "eval_data": text, "max_seq_len": 16, "steps": 6, "train_batch_size": 4, "learning_rate": 0.01,
         "save_model": str(tmp_path / "out"), "device": "cpu", "mixed_precision": "no",
     }  # fmt: skip
     return RecoverOptions(**values | changes)
@@ -57,7 +58,13 @@ def test_distillation_comes_closer_to_the_teacher(tmp_path, text, case, train_we
     save_file(noisy, f"{student}/model.safetensors", metadata={"format": "pt"})
     report = recover(
         options(
-            tmp_path, text, train_weights=train_weights, steps=16, lora_dropout=0.0, batch_size=8, learning_rate=rate
+            tmp_path,
+            text,
+            train_weights=train_weights,
+            steps=16,
+            lora_dropout=0.0,
+            train_batch_size=8,
+            learning_rate=rate,
         )
     )
     saved = load_file(tmp_path / "out" / "model.safetensors")
@@ -106,8 +113,9 @@ def test_a_step_is_the_same_however_it_is_accumulated(tmp_path, text):
         shutil.rmtree(tmp_path / "out", ignore_errors=True)
         recover(
             options(
-                tmp_path, str(tmp_path / "records.json"), method="distil", ce_weight=1.0, steps=1, batch_size=batch,
-                gradient_accumulation_steps=parts, max_seq_len=256, eval_data=text, weight_decay=0.0,
+                tmp_path, str(tmp_path / "records.json"), method="distil", ce_weight=1.0, steps=1,
+                train_batch_size=batch, gradient_accumulation_steps=parts, train_seq_len=256, eval_data=text,
+                weight_decay=0.0,
             )
         )  # fmt: skip
         found.append(load_file(tmp_path / "out" / "model.safetensors"))
@@ -188,7 +196,7 @@ def test_time_ends_training_with_the_rate_at_nothing(tmp_path, text, monkeypatch
     save_tiny(tmp_path / "student")
     now = iter(range(0, 100_000, 10))
     monkeypatch.setattr("llm_pruner.recovery.schedule.time.monotonic", lambda: float(next(now)))
-    report = recover(options(tmp_path, text, steps=None, epochs=1000.0, max_minutes=2.0))
+    report = recover(options(tmp_path, text, steps=None, epochs=1000, max_minutes=2.0))
     rates = [point.learning_rate for point in report.history if point.loss is not None]
     assert report.training.steps == 12  # the clock moves ten seconds a step
     assert report.training.minutes == pytest.approx(2.0)
@@ -245,7 +253,7 @@ def test_hidden_states_are_a_target_too(tmp_path, text):
         ({"work_dir": "student/work"}, UsageError, "is inside model .*, which this run needs"),
         ({"work_dir": "teacher"}, UsageError, "teacher is teacher .*, which this run needs"),
         ({"work_dir": "other"}, UsageError, "holds something else than an unfinished recovery"),
-        ({"teacher": None}, UsageError, "has no report.json; give --teacher"),
+        ({"teacher": None}, UsageError, "has no report.json; give `teacher`"),
         ({"method": "lora", "teacher": None, "lora_targets": "nope_proj"}, UsageError, "there is no 'nope_proj'"),
     ],
 )
@@ -270,3 +278,28 @@ def test_the_demos_text_is_for_what_was_made_of_the_demo_model(tmp_path):
     )
     report = recover(RecoverOptions(model=half, method="lora", steps=2, device="cpu"))
     assert (report.training.data, report.evaluation.data) == ("demo", "demo")
+
+
+def test_training_and_evaluation_have_lengths_of_their_own(tmp_path, text):
+    save_tiny(tmp_path / "teacher", seed=1)
+    save_tiny(tmp_path / "student")
+    found = sources.find(options(tmp_path, text, max_seq_len=24, train_seq_len=12))
+    assert (found.eval_length, found.train_length) == (24, 12)
+    assert sources.find(options(tmp_path, text, max_seq_len=24)).train_length == 24
+
+
+@pytest.mark.parametrize(
+    ("device", "rank", "message"),
+    [
+        ("cuda:1", "0", "`device` cuda:1 is for one process; a launcher numbers the GPUs itself: give cuda"),
+        ("tpu9", None, "`device` 'tpu9'"),
+        ("meta", None, "`device` 'meta': it holds no weights"),
+    ],
+)
+def test_devices_are_what_they_are_everywhere(tmp_path, text, monkeypatch, device, rank, message):
+    save_tiny(tmp_path / "teacher", seed=1)
+    save_tiny(tmp_path / "student")
+    if rank:
+        monkeypatch.setenv("LOCAL_RANK", rank)
+    with pytest.raises(UsageError, match=message):
+        recover(options(tmp_path, text, device=device))

@@ -208,7 +208,7 @@ def test_share_that_reaches_a_goal(llama_2_7b):
     assert _share_of(budget, llama_2_7b, budget.parameters_left(2)) == pytest.approx(0.2684395, abs=1e-7)
     assert _share_of(budget, llama_2_7b, 262_410_240) == 1
     assert _share_of(budget, llama_2_7b, 100_000_000) > 1
-    with pytest.raises(PlanError, match="target_memory 10GB: the model has 6,738,415,616 parameters; ask for fewer"):
+    with pytest.raises(PlanError, match="`memory` 10GB: the model has 6,738,415,616 parameters; ask for fewer"):
         _share_of(budget, llama_2_7b, 6_738_415_616)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from llm_pruner import Target, prune
-from llm_pruner.calibration.statistics import WEIGHTS
+from llm_pruner.calibration.needs import WEIGHTS
 from llm_pruner.errors import UsageError
 from llm_pruner.importance import Criterion
 from llm_pruner.importance.selection import choose

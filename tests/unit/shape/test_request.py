@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from llm_pruner.config.prune import PruneOptions
-from llm_pruner.errors import PlanError
+from llm_pruner.errors import PlanError, UsageError
 from llm_pruner.model.axes import HEADS, KV_HEADS, MLP
 from llm_pruner.shape.allocate import uniform
+from llm_pruner.shape.request import Budget
 from tests.support import tiny
 from tests.support.in_memory import prune_model
 from tests.support.steps import planned, prompts, pruned
@@ -44,7 +45,7 @@ def test_ratio_zero_is_a_copy_with_any_structure(structure):
 
 @pytest.mark.parametrize("structure", [None, "AL-AM"])
 def test_shares_that_change_nothing(structure):
-    with pytest.raises(PlanError, match="param_ratio 1e-05 changes nothing; a neuron of one layer is 0.00"):
+    with pytest.raises(PlanError, match="`param_ratio` 1e-05 changes nothing; a neuron of one layer is 0.00"):
         planned(tiny.model("llama"), None, "mag_sp", param_ratio=1e-5, structure=structure)
 
 
@@ -87,3 +88,21 @@ def test_a_replayed_plan_compensates_as_the_first_run_did(tmp_path, options):
     assert min(biases) > 0
     assert first.state_dict().keys() == again.state_dict().keys()
     assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in first.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"params": "x"}, "params: 'x' is not a number of parameters"),
+        ({"params": -3}, "params: '-3' is not a number of parameters"),
+        ({"memory": "big"}, "memory: 'big' is not a size"),
+        ({"iteration": 1.5}, "a budget: iteration: 1.5 must be a whole number of at least 1"),
+        ({"param_ratio": "half"}, "param_ratio: 'half' is not a ratio"),
+        ({"param_ratio": 0.3, "structure": "UL"}, "a budget: structure: 'UL' must be one of UL-UM"),
+        ({"param_ratio": 0.3, "structure": "AL-MM", "remove_heads": "2"}, "a budget: remove_heads: '2' must be"),
+        ({"param_ratio": 0.3, "uniform": "no"}, "a budget: uniform: 'no' must be true or false"),
+    ],
+)
+def test_a_budget_checks_its_values(options, message):
+    with pytest.raises(UsageError, match=message):
+        Budget(**options)

@@ -112,7 +112,7 @@ def validate_pruning(options: PruneOptions) -> None:
             check_ratio(getattr(options, name), name)
     shapes = [name for name in SHAPES if getattr(options, name) is not None]
     if len(shapes) > 1:
-        raise UsageError(f"{' and '.join(shapes)} both say the shape; give one of them")
+        raise UsageError(f"{' and '.join(shapes)} both set the shape; give one of them")
     if not shapes and "=" not in (options.prune or ""):
         raise UsageError(
             "how much? give `pruning_ratio=R` with 0 <= R < 1, `param_ratio=R`, `target_params=N`, "
@@ -150,7 +150,7 @@ def _validate_reconstruction(options: PruneOptions) -> None:
     if not options.method:
         return
     if clash := asked_of(options, SCORING):
-        raise UsageError(f"method {options.method} and {clash[0]} both say how units are chosen; leave one of them out")
+        raise UsageError(f"method {options.method} and {clash[0]} both choose the units; leave one of them out")
     if options.save_plan:
         raise UsageError("save_plan lists units; a reconstruction makes new weights, which no plan holds")
 

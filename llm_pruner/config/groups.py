@@ -196,7 +196,7 @@ class RunOptions(BaseOptions):
 def check_placement(options: LoadingOptions) -> None:
     """Raise a UsageError where both `device` and `device_map` say where the model goes."""
     if options.device_map and options.device != "auto":
-        raise UsageError("`device` and `device_map` both say where the model goes; give one of them")
+        raise UsageError("`device` and `device_map` both choose the device; give one of them")
 
 
 def check_zero_shot(options: ZeroShotOptions) -> None:

@@ -66,8 +66,8 @@ class PruneOptions(
         most=MOST_LAYERS,
     )  # fmt: skip
     structure: str | None = option(
-        None, SHAPE, "FLAP's division of the budget: layers uniform (UL) or adaptive (AL); heads and neurons uniform (UM), by "
-        "--remove_heads (MM) or adaptive (AM)",
+        None, SHAPE, "FLAP's division of the budget: layers uniform (UL) or adaptive (AL); heads and neurons "
+        "uniform (UM), by --remove_heads (MM) or adaptive (AM)",
         choices=STRUCTURES,
     )  # fmt: skip
     remove_heads: int | None = option(
@@ -101,7 +101,8 @@ class PruneOptions(
     metrics: str | None = option(None, UNITS, "flap's metric: IFV, WIFV (default) or WIFN", "NAME")
     taylor: str | None = option(None, UNITS, "taylor's aggregation: param_first (default) or vectorize", "NAME")
     compensate: str | None = option(
-        None, UNITS, "bias: add the average output of the removed units to o_proj and down_proj as a bias (default: none)",
+        None, UNITS, "bias: add the average output of the removed units to o_proj and down_proj as a bias "
+        "(default: none)",
         choices=COMPENSATE,
     )  # fmt: skip
     mask_only: bool = option(

@@ -27,17 +27,23 @@ PROGRAM = "llm-pruner recover"
 
 @command_options(
     model={"help": "the pruned checkpoint: local folder or hub id"},
-    device={"help": "cpu, cuda, cuda:1 …; auto takes a GPU if there is one; under `accelerate launch` the launcher decides"},
+    device={
+        "help": "cpu, cuda, cuda:1 …; auto takes a GPU if there is one; under `accelerate launch` the launcher decides"
+    },
     method={
         "help": "distil: learn the dense model's logits; lora: learn the text, by adapters; default: distil where "
         "there is a teacher, else lora", "choices": ("lora", "distil"),
     },
     epochs={"help": "passes over the training data; default: 2, if the time allows", "group": TRAINING, "least": 1},
     nsamples={"help": "largest number of windows or records to train on; default: all", "group": DATA, "most": None},
-    eval_data={"help": "text to score on: wikitext2, demo, a text file, or none; default: the text that the checkpoint was scored on"},
+    eval_data={
+        "help": "text to score on: wikitext2, demo, a text file, or none; default: the text that the checkpoint was "
+        "scored on"
+    },
     max_seq_len={
         "default": None,
-        "help": "tokens per evaluation window, at most max_position_embeddings; default: as many as the checkpoint was scored with",
+        "help": "tokens per evaluation window, at most max_position_embeddings; default: as many as the checkpoint "
+        "was scored with",
     },
     save_model={"help": "folder for the checkpoint; default: <model>-recovered"},
     work_dir={"help": "folder for unfinished training, to continue from; default: <save_model>.unfinished"},
@@ -185,7 +191,9 @@ def validate(options: RecoverOptions) -> None:
             if getattr(options, name) != plain:
                 raise UsageError(f"`{name}` belongs to `method=distil`; leave it out")
     if options.epochs is not None and options.steps is not None:
-        raise UsageError("`epochs` and `steps` both say how long; give one of them (and `max_minutes`)")
+        raise UsageError(
+            "`epochs` and `steps` both set the length of the training; give one of them (and `max_minutes`)"
+        )
     for name in ("max_minutes", "learning_rate", "lora_alpha"):
         if getattr(options, name) == 0:
             raise UsageError(f"{name}: 0 would train nothing; it must be above 0")

@@ -157,9 +157,9 @@ def report_file(options, inputs: Mapping[str, Path], page: bool = False) -> Path
     for one in (path, path.with_suffix(".html"))[: 1 + page]:
         check_file("report", one, inputs)
         if _exists(one) and not options.overwrite:
-            raise UsageError(f"{one} is there; use `overwrite` to replace it or `report` for another file")
+            raise UsageError(f"{one} exists; use `overwrite` to replace it or `report` for another file")
         if _exists(one) and not is_report(one):
-            raise UsageError(f"{one} is there and is no report of this program; use `report` for another file")
+            raise UsageError(f"{one} exists and is not a report of this program; use `report` for another file")
     return path
 
 

@@ -55,7 +55,7 @@ def test_models_side_by_side(tmp_path, texts, capsys):
     printed = capsys.readouterr().out
     for model in report.models:
         assert f"{model.perplexity[texts[0]].value:,.2f}" in printed
-    with pytest.raises(UsageError, match="is there; use `overwrite`"):
+    with pytest.raises(UsageError, match="exists; use `overwrite`"):
         evaluate(EvaluateOptions(model=(one,), report=str(tmp_path / "evaluation.json")))
 
 

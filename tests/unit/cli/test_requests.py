@@ -46,7 +46,7 @@ def test_a_shape_on_the_command_line_replaces_that_of_the_yaml(tmp_path):
         (["--model", "m", "--pruning_ratio", "0.5", "--dtype", "bf16"], "did you mean 'bfloat16'"),
         (["--model", "m", "--pruning_ratio", "0.5", "--importance", "magnitud"], "did you mean 'magnitude'"),
         (["--model", "m", "--pruning_ratio", "0.5", "--prune", "head"], "did you mean 'heads'"),
-        (["--model", "m", "--pruning_ratio", "0.5", "--target", "hidden_size=4"], "both say the shape"),
+        (["--model", "m", "--pruning_ratio", "0.5", "--target", "hidden_size=4"], "both set the shape"),
         (["--model", "m", "--target", "hidden_size=4", "--prune", "mlp"], "target and prune exclude each other"),
         (["--model", "m", "--target", "hidden_size=4", "--round_to", "64"], "target and round_to exclude each other"),
         (["--model", "m", "--plan", "p.json", "--seed", "4"], "plan and seed exclude each other"),
@@ -74,13 +74,13 @@ def test_flags_leave_out_what_the_yaml_says_about_another_method():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--importance", "magnitude"], "method reconstruct and importance both say how units are chosen"),
-        (["--order", "reversed"], "method reconstruct and order both say"),
-        (["--compensate", "none"], "method reconstruct and compensate both say"),
-        (["--compensate", "bias"], "method reconstruct and compensate both say"),
-        (["--structure", "UL-UM"], "method reconstruct and structure both say"),
-        (["--mask_only"], "method reconstruct and mask_only both say"),
-        (["--scores", "s.safetensors"], "method reconstruct and scores both say"),
+        (["--importance", "magnitude"], "method reconstruct and importance both choose the units"),
+        (["--order", "reversed"], "method reconstruct and order both choose"),
+        (["--compensate", "none"], "method reconstruct and compensate both choose"),
+        (["--compensate", "bias"], "method reconstruct and compensate both choose"),
+        (["--structure", "UL-UM"], "method reconstruct and structure both choose"),
+        (["--mask_only"], "method reconstruct and mask_only both choose"),
+        (["--scores", "s.safetensors"], "method reconstruct and scores both choose"),
         (["--save_plan", "plan.json"], "save_plan lists units; a reconstruction makes new weights"),
         (["--round_to", "64"], "round_to goes with width ratios"),
     ],
@@ -93,7 +93,7 @@ def test_what_contradicts_a_reconstruction(arguments, message):
 def test_a_plan_says_the_method():
     with pytest.raises(UsageError, match="plan and method exclude each other"):
         parse(["--model", "m", "--plan", "plan.json", "--method", "reconstruct"])
-    with pytest.raises(UsageError, match="method reconstruct and plan both say"):
+    with pytest.raises(UsageError, match="method reconstruct and plan both choose"):
         validate_pruning(PruneOptions(plan="plan.json", method="reconstruct"))
 
 
@@ -109,7 +109,7 @@ def test_a_plan_says_the_method():
         (["--epochs", "0.5", "--param_ratio", "0.3"], "epochs: '0.5' is str, it must be a whole number"),
         (["--target_memory", "8 apples"], "target_memory: '8 apples' is not a size; write 8GB, 1.5GiB or 500MB"),
         (["--target_memory", "0"], "target_memory: '0' is not a size"),
-        (["--target_memory", "8GB", "--param_ratio", "0.3"], "param_ratio and target_memory both say the shape"),
+        (["--target_memory", "8GB", "--param_ratio", "0.3"], "param_ratio and target_memory both set the shape"),
         (["--iteration", "1", "--prune", "mlp"], "iteration takes both heads and neurons"),
     ],
 )

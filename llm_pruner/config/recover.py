@@ -191,9 +191,7 @@ def validate(options: RecoverOptions) -> None:
             if getattr(options, name) != plain:
                 raise UsageError(f"`{name}` belongs to `method=distil`; leave it out")
     if options.epochs is not None and options.steps is not None:
-        raise UsageError(
-            "`epochs` and `steps` both set the length of the training; give one of them (and `max_minutes`)"
-        )
+        raise UsageError("`epochs` and `steps` both set the length of training; give one of them (and `max_minutes`)")
     for name in ("max_minutes", "learning_rate", "lora_alpha"):
         if getattr(options, name) == 0:
             raise UsageError(f"{name}: 0 would train nothing; it must be above 0")

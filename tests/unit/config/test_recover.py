@@ -13,7 +13,7 @@ from llm_pruner.errors import UsageError
         ({"model": "m", "method": "lora", "teacher": "t"}, "`teacher` belongs to `method=distil`"),
         ({"model": "m", "method": "lora", "train_weights": "full"}, "trains adapters"),
         ({"model": "m", "method": "lora", "temperature": 2.0}, "`temperature` belongs"),
-        ({"model": "m", "epochs": 1, "steps": 3}, "both set the length of the training"),
+        ({"model": "m", "epochs": 1, "steps": 3}, "both set the length of training"),
         ({"model": "m", "epochs": 0}, "epochs: 0 must be a whole number of at least 1"),
         ({"model": "m", "epochs": 0.5}, "epochs: 0.5 is float, it must be a whole number"),
         ({"model": "m", "max_minutes": 0.0}, "must be above 0"),

@@ -29,7 +29,8 @@ def main() -> None:
         path = Path(folder, "summary.json")
         environment = {**os.environ, "LLM_PRUNER_FAULTS_REPORT": str(path), "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-m", "pytest", "-n", "2", "-q", "--tb=no", "tests/faults"]
-        subprocess.run(command, cwd=REPOSITORY, env=environment, check=False)  # what fails is counted
+        # what fails is counted
+        subprocess.run(command, cwd=REPOSITORY, env=environment, check=False)
         summary = json.loads(path.read_text(encoding="utf-8"))
     if summary["errors"]:
         sys.exit(f"the suite itself failed: {summary['errors'][0]} ({len(summary['errors'])} in all)")

@@ -31,7 +31,8 @@ TEXTS = {
     ),
 }  # fmt: skip
 RECONSTRUCT = ("--method", "reconstruct", "--epochs", "2")
-PRUNINGS = {  # name → options of prune
+# name → options of prune
+PRUNINGS = {
     "magnitude": ("--importance", "magnitude", "--pruning_ratio", "0.5"),
     "wanda_sp": ("--importance", "wanda_sp", "--param_ratio", "0.2"),
     "flap": ("--importance", "flap", "--structure", "AL-AM", "--param_ratio", "0.3", "--compensate", "bias"),
@@ -45,7 +46,8 @@ PRUNINGS = {  # name → options of prune
     "shallow": (*RECONSTRUCT, "--target", "num_hidden_layers={layers}"),
 }
 NEEDS_TEXT = set(PRUNINGS) - {"magnitude", "replay"}
-OTHERS = {  # name → command and options
+# name → command and options
+OTHERS = {
     "sparse": ("sparsify", "--n", "8", "--m", "16", "--transform", "variance", "--causal"),
     "learned": ("sparsify", "--n", "2", "--m", "4", "--transform", "learnable", "--epochs", "1"),
     "weights": ("sparsify", "--sparse", "weights", "--ratio", "0.5", "--criterion", "wanda"),

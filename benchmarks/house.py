@@ -24,7 +24,8 @@ sys.path.append(str(REPOSITORY))
 
 from tests.support.source import branches, functions  # noqa: E402
 
-BEFORE = "0fcf980"  # the last commit before the move
+# the last commit before the move
+BEFORE = "0fcf980"
 
 
 def main() -> None:

@@ -39,7 +39,8 @@ MODEL, TEXT = SHARED / "models" / "llama-6m", SHARED / "data" / "wikitext-2"
 RATIOS = (0.2, 0.3, 0.5)
 SEEDS = (0, 1, 2)
 NSAMPLES, LENGTH = 128, 128
-EVERY = 3  # windows of the test text, one of so many: all would take three times as long and rank alike
+# windows of the test text, one of so many: all would take three times as long and rank alike
+EVERY = 3
 BIAS = {"compensate": "bias"}
 ADAPTIVE = {"structure": "AL-AM"}
 
@@ -92,7 +93,8 @@ METHODS: dict[str, Row] = {
     "FLAP WIFV, AL-AM": scored("flap", ADAPTIVE, **BIAS),
     "FLAP WIFV, AL-AM, uniform": scored("flap", {**ADAPTIVE, "uniform": True}, **BIAS),
     "AMP, AL-AM": scored("amp", ADAPTIVE),
-    "reconstruct": reconstructed(search_minutes=30.0),  # so long that a busy machine finds the same shape
+    # so long that a busy machine finds the same shape
+    "reconstruct": reconstructed(search_minutes=30.0),
     "reconstruct, shape not searched": reconstructed(search_minutes=0.0),
     "reconstruct, shape of the published ones": reconstructed({"axes": ("heads", "mlp")}, search_minutes=0.0),
     "reconstruct, per layer": reconstructed(per_layer=True),
@@ -254,7 +256,8 @@ def plot(result: dict) -> None:
         xlabel="parameters of the pruned model, millions", ylabel="perplexity on WikiText-2 test", yscale="log",
         title="llama-6m, no training: mean of three calibration seeds, lowest to highest; reconstruct: one seed",
     )  # fmt: skip
-    axes.set_ylim(result["dense"]["perplexity"] * 0.95, 280)  # the reversed ones leave it, as they should
+    # the reversed ones leave it, as they should
+    axes.set_ylim(result["dense"]["perplexity"] * 0.95, 280)
     axes.legend(fontsize=8, ncols=1, loc="center left", bbox_to_anchor=(1, 0.5))
     axes.grid(alpha=0.3, which="both")
     figure.savefig(RESULTS / "quality.png", dpi=120)

@@ -41,7 +41,8 @@ PUBLISHED = {
     "FLAP, AL-AM": ScoreAndCut("flap", compensate="bias"),
 }
 OURS = {"reconstruct": Reconstruct(search_minutes=30.0), "reconstruct, per layer": Reconstruct(per_layer=True)}
-STRUCTURES = {"FLAP, AL-AM": "AL-AM"}  # of the budget
+# of the budget
+STRUCTURES = {"FLAP, AL-AM": "AL-AM"}
 PARTS = {
     "second-order selection": Settings(least_squares=False, epochs=0),
     "… and o_proj, down_proj fitted to the dense outputs": Settings(input_projections=False, stream=False, epochs=0),
@@ -51,7 +52,8 @@ PARTS = {
     "… 8 passes": Settings(epochs=8, logits=False),
     "… and the last layer towards the logits": Settings(epochs=8),
 }
-HALF = "num_attention_heads=4,num_key_value_heads=2,intermediate_size=352"  # half of llama-6m's attention and MLP
+# half of llama-6m's attention and MLP
+HALF = "num_attention_heads=4,num_key_value_heads=2,intermediate_size=352"
 
 
 def load(folder):
@@ -124,7 +126,8 @@ def scaling() -> dict:
         prune(model, Target(HALF), Reconstruct(epochs=2), list(torch.randint(4096, (number, 128))))
         return time.perf_counter() - started
 
-    seconds(2, 64)  # to warm up
+    # to warm up
+    seconds(2, 64)
     one = seconds(6, 64)
     return {"twice_the_layers": round(seconds(12, 64) / one, 2), "twice_the_text": round(seconds(6, 128) / one, 2)}
 
@@ -134,7 +137,8 @@ def wanted() -> dict:
     jobs: dict = {}
     for name, folder in {"llama-6m": MODEL, **{name: MODELS / name for name in CONFIGS}}.items():
         jobs[f"{name} | dense"] = partial(dense, folder)
-        for ratio in RATIOS if folder != MODEL else ():  # llama-6m's are in quality.py
+        # llama-6m's are in quality.py
+        for ratio in RATIOS if folder != MODEL else ():
             for method, own in {**PUBLISHED, **OURS}.items():
                 budget = Budget(param_ratio=ratio, structure=STRUCTURES.get(method))
                 jobs[f"{name} | {ratio} | {method}"] = partial(pruned, folder, budget, own)

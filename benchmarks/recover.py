@@ -16,7 +16,8 @@ from measure import keep
 
 SHARED = Path(os.environ.get("LLM_PRUNER_SHARED", Path(__file__).parents[2] / "shared"))
 
-MINUTES = 2.9  # of training; the rest of three minutes is for reading the data
+# of training; the rest of three minutes is for reading the data
+MINUTES = 2.9
 RUNS = {
     "distil": ("--method", "distil"),
     "lora": ("--method", "lora"),

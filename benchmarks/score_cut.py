@@ -89,7 +89,8 @@ def main() -> None:
     args = parser.parse_args()
     device, shape = ("cuda", "8B") if args.gpu else ("cpu", "1.1B")
     baseline = 0 if args.gpu else HostMemory.now()
-    prune(random_model("1.1B", device), device)  # imports, allocator, kernels
+    # imports, allocator, kernels
+    prune(random_model("1.1B", device), device)
     gc.collect()
     runs = []
     for _ in range(args.repeats):

@@ -27,7 +27,8 @@ from llm_pruner.sparsity.targets import linear_layers
 
 SHARED = Path(os.environ.get("LLM_PRUNER_SHARED", Path(__file__).parents[2] / "shared"))
 CONFIGS = Path(__file__).parents[1] / "configs" / "sparse"
-KINDS = {  # of rows by n:m: how they are called, and what is appended to the name of their YAML
+# of rows by n:m: how they are called, and what is appended to the name of their YAML
+KINDS = {
     "activations": "act{}", "… VAR": "act{}_var", "… VAR, causal": "act{}_var_causal", "… PTS": "act{}_pts",
     "… scaling": "act{}_scaling", "… scaling and PTS": "act{}_scaling_pts", "… learnable": "act{}_learnable",
     "… L criterion": "act{}_l", "… L criterion, causal": "act{}_l_causal", "… weight-aware": "act{}_wanda",
@@ -35,13 +36,16 @@ KINDS = {  # of rows by n:m: how they are called, and what is appended to the na
     "… q, k, v, o only": "act{}_qkvo",
     "weights": "weight{}", "… Wanda": "weight{}_wanda",
 }  # fmt: skip
-SHARES = {  # of rows by ratio
+# of rows by ratio
+SHARES = {
     "activations, of every token": "act_{}", "… below a threshold": "act_threshold_{}", "weights": "weight_{}",
     "… Wanda": "weight_{}_wanda",
 }  # fmt: skip
 MASSIVE = ("", "_var", "_pts", "_l", "_scaling", "_wanda", "_learnable", "_combined")
-STRIDE = 5  # every fifth window of the test text
-STRONGEST, SCALE = 8, 1024.0  # a power of two: exact in bfloat16
+# every fifth window of the test text
+STRIDE = 5
+# a power of two: exact in bfloat16
+STRONGEST, SCALE = 8, 1024.0
 
 
 def sweep(model: Path, config: str, folder: Path) -> dict:
@@ -87,7 +91,8 @@ def make_massive(model, prompts: torch.Tensor) -> None:
         def strongest(names: tuple[str, ...], start=f"model.layers.{index}.") -> tuple[torch.Tensor, torch.Tensor]:
             """(channels, their factors)"""
             strength = sum(carried[start + name] for name in names)
-            if names == ("self_attn.o_proj",):  # the query heads of a group read the same value head
+            # the query heads of a group read the same value head
+            if names == ("self_attn.o_proj",):
                 strength = strength.view(-1, groups, config.head_dim).sum(1).flatten()
             factors = torch.tensor([1 / SCALE, SCALE] * (STRONGEST // 2), dtype=model.dtype)
             return strength.topk(STRONGEST).indices, factors

@@ -35,7 +35,8 @@ GOALS = {"matrix-vector product, half kept": 1.6, "whole model, half kept": 1.35
 GPU = {"prompt_len": 128, "new_tokens": 64, "repeats": 5}
 CPU = {"prompt_len": 16, "new_tokens": 8, "repeats": 5}
 THREADS = 2
-FLUSHED = 2**28  # more than any cache holds
+# more than any cache holds
+FLUSHED = 2**28
 
 
 def threshold_for(kept: float) -> float:

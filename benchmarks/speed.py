@@ -24,8 +24,10 @@ from llm_pruner.shape.widths import widths_by_ratio
 
 CPU = {"batch_size": 1, "prompt_len": 128, "new_tokens": 64, "repeats": 9}
 GPU = {"prompt_len": 512, "new_tokens": 128, "repeats": 9}
-BATCHES = (1, 8)  # on the GPU
-GOALS = {"decode": 1.8, "prefill": 2.5}  # times the dense model's tokens per second, on a GPU as CUDA graphs
+# on the GPU
+BATCHES = (1, 8)
+# times the dense model's tokens per second, on a GPU as CUDA graphs
+GOALS = {"decode": 1.8, "prefill": 2.5}
 THREADS = 2
 
 
@@ -70,7 +72,8 @@ def on_gpu(layers: int | None, size: dict) -> tuple[str, dict]:
     shape = {**SHAPES["8B"], **({"num_hidden_layers": layers} if layers else {})}
     models = random_models(LlamaConfig(**shape), "cuda", torch.bfloat16)
     batches = {batch: summarised(measure(models, batch_size=batch, **size)) for batch in BATCHES}
-    graphs = [batch["ratio"].get("cuda_graph") for batch in batches.values()]  # None where the capture failed
+    # None where the capture failed
+    graphs = [batch["ratio"].get("cuda_graph") for batch in batches.values()]
     reached = {name: all(found and found[name]["median"] >= goal for found in graphs) for name, goal in GOALS.items()}
     card = torch.cuda.get_device_name()
     result = {"card": card, "dtype": "bfloat16", **size, "goals": GOALS, "goals_reached": reached, "batch": batches}

@@ -40,7 +40,8 @@ def seconds(values: dict, repeats: int = 7) -> float:
 
 def main() -> None:
     torch.set_num_threads(1)
-    seconds(LLAMA_8B, repeats=1)  # imports
+    # imports
+    seconds(LLAMA_8B, repeats=1)
     layers = {n: round(seconds({**LLAMA_8B, "num_hidden_layers": n}), 3) for n in (20, 40, 80, 160)}
     keep(
         "tracing",

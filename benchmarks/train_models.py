@@ -25,7 +25,8 @@ COMMON = {
     "num_attention_heads": 8, "num_key_value_heads": 4, "rms_norm_eps": 1e-6,
     "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None,
 }  # fmt: skip
-CONFIGS = {  # name → model_type, values, steps of training
+# name → model_type, values, steps of training
+CONFIGS = {
     "qwen3-2m": ("qwen3", {**COMMON, "head_dim": 20, "tie_word_embeddings": True}, 1000),
     "phi3-3m": ("phi3", {**COMMON, "tie_word_embeddings": False}, 500),
 }

@@ -10,7 +10,8 @@ from typing import Any
 
 from llm_pruner.errors import redact
 
-LIVE, LOGGED = 0.2, 10.0  # seconds between two states of a progress bar, on a terminal and in a log file
+# seconds between two states of a progress bar, on a terminal and in a log file
+LIVE, LOGGED = 0.2, 10.0
 
 
 class _Steady:
@@ -24,7 +25,8 @@ class _Steady:
     def write(self, text: str) -> int:
         try:
             return self._stream.write(text)
-        except (OSError, ValueError):  # a closed pipe, a full disk, a closed file
+        except (OSError, ValueError):
+            # a closed pipe, a full disk, a closed file
             self._give_up()
             return len(text)
 
@@ -56,14 +58,16 @@ class _Steady:
 
 def steady() -> None:
     """Make the standard streams ones that cannot fail. A program calls it first of all; repeatable."""
-    for number in range(3):  # or the next file that is opened would get the number, and what libraries print
+    # or the next file that is opened would get the number, and what libraries print
+    for number in range(3):
         try:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if stream is None:  # it was closed when Python started
+        # it was closed when Python started
+        if stream is None:
             stream = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
         if not isinstance(stream, _Steady):
             setattr(sys, name, _Steady(stream))

@@ -5,7 +5,8 @@ import difflib
 import errno
 import re
 
-LONG, LINE = 100, 1_000  # characters of a value, and of a whole message, that are shown
+# characters of a value, and of a whole message, that are shown
+LONG, LINE = 100, 1_000
 
 
 class PrunerError(Exception):

@@ -19,10 +19,14 @@ from llm_pruner.validation import Rule, check
 
 logger = logging.getLogger(__name__)
 
-SMALL = 64 * 2**20  # bytes that a file of settings may have: an index or a report of a model of any size has fewer
-DEPTH = 64  # levels that JSON may be nested in
-AT_CWD, NO_REPLACE, EXCHANGE = -100, 1, 2  # of Linux's renameat2
-BLOCK, BLOCKS = 65_536, 512  # so many blocks of so many bytes, spread over a file, tell it from others
+# bytes that a file of settings may have: an index or a report of a model of any size has fewer
+SMALL = 64 * 2**20
+# levels that JSON may be nested in
+DEPTH = 64
+# of Linux's renameat2
+AT_CWD, NO_REPLACE, EXCHANGE = -100, 1, 2
+# so many blocks of so many bytes, spread over a file, tell it from others
+BLOCK, BLOCKS = 65_536, 512
 
 
 def sync(path: Path) -> None:

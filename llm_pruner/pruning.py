@@ -43,7 +43,8 @@ def prune(
         plain = isinstance(how_much, Replay) or not prompts
         method = ScoreAndCut() if plain else Reconstruct()
     config = copy.deepcopy(model.config)
-    config.dtype = model.dtype  # a config does not learn of `model.to(dtype)`, and budgets may be in bytes
+    # a config does not learn of `model.to(dtype)`, and budgets may be in bytes
+    config.dtype = model.dtype
     made = draft(how_much, config, method)
     training = model.training
     model.eval()

@@ -19,7 +19,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from llm_pruner.errors import UsageError, did_you_mean, shown
 
-TRUTHS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}  # as YAML has them
+# as YAML has them
+TRUTHS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
 class Registry:
@@ -72,7 +73,8 @@ class Registry:
         point = _entry_points(self.group)[name]
         try:
             return point.load()
-        except Exception as error:  # whatever another package's import raises
+        except Exception as error:
+            # whatever another package's import raises
             raise UsageError(
                 f"{self.what} {name!r}, of the entry point {point.value}, cannot be imported: "
                 f"{type(error).__name__}: {error}"
@@ -118,7 +120,8 @@ def _kinds(made: type) -> dict[str, Any]:
     """The types of a dataclass's fields, as they are annotated."""
     try:
         return get_type_hints(made)
-    except NameError:  # an annotation names what only type checkers import
+    except NameError:
+        # an annotation names what only type checkers import
         return {own.name: type(own.default) for own in fields(made)}
 
 
@@ -161,7 +164,8 @@ def _finite(text: str) -> float:
 
 @cache
 def _entry_points(group: str) -> dict[str, Any]:
-    from importlib.metadata import entry_points  # slow, and nothing that only shows help needs it
+    # slow, and nothing that only shows help needs it
+    from importlib.metadata import entry_points
 
     return {point.name: point for point in entry_points(group=group)}
 

@@ -35,7 +35,8 @@ class Inputs:
         """weight: [hidden_size, n], and heads, where the contribution is needed."""
         self.needs, self.weight, self.heads = needs, weight, heads
         self.tokens = self.prompts = 0
-        self._sums: dict[str, torch.Tensor] = {}  # those that are needed
+        # those that are needed
+        self._sums: dict[str, torch.Tensor] = {}
 
     def add(self, x: torch.Tensor) -> None:
         """Add the input of some prompts.

@@ -21,16 +21,25 @@ from llm_pruner.model.demo.text import held_out, training
 if TYPE_CHECKING:
     import torch
 
-DATASETS = ("wikitext2", "demo")  # what can be scored on
-CALIBRATION = ("wikitext2", "c4", "alpaca", "demo")  # what can be calibrated on
+# what can be scored on
+DATASETS = ("wikitext2", "demo")
+# what can be calibrated on
+CALIBRATION = ("wikitext2", "c4", "alpaca", "demo")
 C4_SHARD = "en/c4-train.00000-of-01024.json.gz"
-LARGE = 32 * 2**20  # bytes of a text, or characters, from which windows are drawn without tokenising all of it
-HEAD = 8000  # bytes that tell text from other files
-MOST = 2**28  # tokens that windows are drawn of
-LEAST = 64  # what a window costs at least, in tokens
-SEAM = 200  # characters within which a piece of a text begins anew, behind a blank
-BYTES, PATIENCE = 8, 256  # of a token, more than most have; so many times more of them are read, if it must be
-OTHERS = {  # how files begin that are no UTF-8
+# bytes of a text, or characters, from which windows are drawn without tokenising all of it
+LARGE = 32 * 2**20
+# bytes that tell text from other files
+HEAD = 8000
+# tokens that windows are drawn of
+MOST = 2**28
+# what a window costs at least, in tokens
+LEAST = 64
+# characters within which a piece of a text begins anew, behind a blank
+SEAM = 200
+# of a token, more than most have; so many times more of them are read, if it must be
+BYTES, PATIENCE = 8, 256
+# how files begin that are no UTF-8
+OTHERS = {
     b"\xff\xfe\x00\x00": "UTF-32", b"\x00\x00\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16",
     b"\x1f\x8b": "gzip", b"PK\x03\x04": "a zip archive", b"\xfd7zXZ": "xz", b"(\xb5/\xfd": "zstd", b"BZh": "bzip2",
     b"%PDF": "PDF", b"PAR1": "Parquet",
@@ -326,7 +335,8 @@ def _document_windows(documents, nsamples: int, seq_len: int, generator, tokeniz
 def _path(name: str) -> Path:
     try:
         return Path(name).expanduser()
-    except RuntimeError:  # ~ of nobody
+    except RuntimeError:
+        # ~ of nobody
         return Path(name)
 
 

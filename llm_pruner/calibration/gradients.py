@@ -124,7 +124,8 @@ class Gradients:
 
 def _sums(product: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """For each axis, Σ over the others."""
-    wide = product[None]  # so that a vector has an axis to sum over
+    # so that a vector has an axis to sum over
+    wide = product[None]
     axes = range(1, wide.dim())
     return tuple(wide.sum([0, *(other for other in axes if other != axis)]).float().cpu() for axis in axes)
 

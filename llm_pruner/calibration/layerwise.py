@@ -34,7 +34,8 @@ class Layer:
     """
 
     index: int
-    module: Any  # of transformers
+    # of transformers
+    module: Any
     stream: list[torch.Tensor]
     arguments: list[tuple[tuple, dict]]
     outputs: list[torch.Tensor] = field(default_factory=list)
@@ -160,7 +161,8 @@ def walk(model, batches: Sequence[torch.Tensor], label: str = "calibrate", offlo
             raise not_finite("what enters layer 0 is NaN or Inf on the calibration data", hidden.dtype)
         stream.append(offloaded(hidden) if offload else hidden)
         called.append(arguments)
-    del hidden  # the last one would stay where the model is
+    # the last one would stay where the model is
+    del hidden
     for index, module in enumerate(progress(decoder_layers(model), desc=label, unit="layer")):
         layer = Layer(index, module, stream, [arguments[index] for arguments in called], offload=offload)
         if offload:

@@ -10,7 +10,8 @@ from llm_pruner.errors import RunError, is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
-TOKENS = {"cuda": 16_384, "cpu": 4_096}  # of a forward pass, to begin with
+# of a forward pass, to begin with
+TOKENS = {"cuda": 16_384, "cpu": 4_096}
 T = TypeVar("T")
 
 

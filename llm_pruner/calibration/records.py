@@ -14,12 +14,14 @@ from typing import Any, NamedTuple
 from llm_pruner.errors import UsageError, shown
 
 TEXT, ALPACA, CHAT = "text", "Alpaca", "chat"
-FIELD = {CHAT: "messages", ALPACA: "instruction", TEXT: "text"}  # what tells the kind; the first that is there does
+# what tells the kind; the first that is there does
+FIELD = {CHAT: "messages", ALPACA: "instruction", TEXT: "text"}
 KNOWN = "records of `text`, of `instruction`, `input` and `output` (Alpaca), or of chat `messages` are read"
 SUFFIXES = (".json", ".jsonl", ".ndjson")
 BLANKS = re.compile(r"[ \t\r\n]*")
 
-PROMPT = "Instruction: {instruction}\nInput: {input}\nResponse:"  # AMP's
+# AMP's
+PROMPT = "Instruction: {instruction}\nInput: {input}\nResponse:"
 WITH_INPUT = (
     "Below is an instruction that describes a task, paired with an input that provides further context. "
     "Write a response that appropriately completes the request.\n\n"
@@ -95,7 +97,8 @@ class Records:
             return _plain(record)
         try:
             return _by_template(record, tokenizer)
-        except Exception as error:  # of jinja2, or whatever the template raises
+        except Exception as error:
+            # of jinja2, or whatever the template raises
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise UsageError(
                 f"{self.where}: record {number + 1} does not go with the chat template of the tokenizer: {reason}"
@@ -165,7 +168,8 @@ def checked(records: Sequence[Any], where: str) -> Records:
     Raises:
         UsageError: A record, which the message numbers, is of no known kind, or of another one than the first.
     """
-    kind = _kind(records[0]) or ""  # of no known kind, the first record ends it below
+    # of no known kind, the first record ends it below
+    kind = _kind(records[0]) or ""
     own = {TEXT: _text, ALPACA: _alpaca, CHAT: _chat}
     found = []
     for number, record in enumerate(records, 1):
@@ -264,7 +268,8 @@ def _by_template(messages: list[dict], tokenizer) -> list[Part]:
         upto = written(number + 1)
         starts = (written(number, begun=True), written(number)) if number else ("",)
         before = next((start for start in starts if upto.startswith(start)), upto)
-        if len(upto) > len(before) >= end and whole.startswith(upto):  # it may leave out what was thought in between
+        # it may leave out what was thought in between
+        if len(upto) > len(before) >= end and whole.startswith(upto):
             parts += [Part(whole[end : len(before)], False), Part(upto[len(before) :], True)]
             end = len(upto)
     return [*parts, Part(whole[end:], False)]

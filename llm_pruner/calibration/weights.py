@@ -6,7 +6,8 @@ import torch
 
 from llm_pruner.errors import RunError
 
-CHUNK = 4_194_304  # elements converted to float32 at a time: 16 MiB
+# elements converted to float32 at a time: 16 MiB
+CHUNK = 4_194_304
 
 
 class Weights:
@@ -95,7 +96,8 @@ class Weights:
     def check_finite(self, name: str) -> None:
         """Raise a RunError when the parameter holds NaN or Inf."""
         weight = self.parameters[name].detach()
-        if torch.isfinite(weight.sum(dtype=torch.float32)):  # one pass, no copy; overflow is looked at again
+        # one pass, no copy; overflow is looked at again
+        if torch.isfinite(weight.sum(dtype=torch.float32)):
             return
         bad = int(sum((~torch.isfinite(piece)).sum() for piece in weight.flatten().split(CHUNK)))
         if bad:

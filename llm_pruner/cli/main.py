@@ -123,7 +123,8 @@ def main(argv: list[str] | None = None, command: Command = PRUNE) -> int:
     console.steady()
     try:
         return _main(sys.argv[1:] if argv is None else argv, command)
-    except KeyboardInterrupt:  # once more, while the first was being told
+    except KeyboardInterrupt:
+        # once more, while the first was being told
         return 130
 
 

@@ -100,7 +100,8 @@ def _folder(options: PipelineOptions, source: str) -> Path:
         for other in [name for name in OWN if os.path.lexists(folder / name) and name not in state["files"]]:
             if known:
                 raise UsageError(f"`folder` {folder} holds {other}, which no pipeline wrote there; move it away")
-            set_aside(folder / other)  # nobody knows any more whose it is
+            # nobody knows any more whose it is
+            set_aside(folder / other)
         write_state(folder / STATE, state)
     except OSError as error:
         raise UsageError(f"`folder` {folder} cannot be written: {error.strerror}") from error
@@ -188,14 +189,16 @@ def _run_stage(stage: str, values: dict, folder: Path, options: PipelineOptions)
         try:
             for line in process.stdout or ():
                 print(line, end="", flush=True)
-                with contextlib.suppress(OSError):  # a full disk ends the log, not the stage
+                # a full disk ends the log, not the stage
+                with contextlib.suppress(OSError):
                     file.write(line)
                     file.flush()
                 if line.strip():
                     last = line.strip().rsplit("\r", 1)[-1]
             code = process.wait()
         except BaseException as stop:
-            if not isinstance(stop, KeyboardInterrupt):  # Ctrl-C has reached the stage too: let it end as it does
+            # Ctrl-C has reached the stage too: let it end as it does
+            if not isinstance(stop, KeyboardInterrupt):
                 process.terminate()
             try:
                 process.wait(timeout=30)

@@ -50,7 +50,8 @@ OWN_CLASS = (
     "note: saved as {}, whose modelling file comes with it: load it with trust_remote_code=True, "
     "or import llm_pruner first"
 )
-BIG = 10**9  # parameters from which a width off the hardware's multiples is worth a hint
+# parameters from which a width off the hardware's multiples is worth a hint
+BIG = 10**9
 
 
 @dataclass(frozen=True)
@@ -273,7 +274,8 @@ def _by_default(options: PruneOptions, request, method: Method, config, source: 
         plain = ScoreAndCut("magnitude", seed=options.seed)
         try:
             made = draft(request, config, plain)
-        except PlanError:  # which takes fewer axes, and so comes less near to a size
+        except PlanError:
+            # which takes fewer axes, and so comes less near to a size
             if options.target_params or options.target_memory:
                 raise error from None
             raise
@@ -312,7 +314,8 @@ def _known(options: PruneOptions, decision: Decision, config, source: str) -> Kn
         return Known(_calibration(options, method, config))
     scored = bool(decision.to_score)
     if options.dry_run and decision.plan is not None and not options.save_plan:
-        scored = False  # nothing has to be ranked to show the widths
+        # nothing has to be ranked to show the widths
+        scored = False
     calibration = _calibration(options, method, config) if method.needs(scored) - {WEIGHTS} else None
     if scored and not calibration and (options.calibration_data or options.nsamples or options.calibration_seq_len):
         log(f"note: importance {method.scorer.name} measures no activations, so there is nothing to calibrate")
@@ -351,7 +354,8 @@ def _key(options: PruneOptions, decision: Decision, calibration: Calibration | N
             "calibration_seq_len": calibration.seq_len,
             "seed": options.seed,
         }
-    if scorer.sequential:  # its scores are of this shape only
+    # its scores are of this shape only
+    if scorer.sequential:
         key |= {"criterion": decision.scoring.order, "widths": [layer.by_field() for layer in decision.draft.widths]}
     return key
 
@@ -407,7 +411,8 @@ def _pruned(
         return Pruned(model, plan, config)
     _check_disk(target, plan, options)
     pruned = method.apply(model, decision.draft, plan, config, measured, journal)
-    if options.mask_only and pruned.config.model_type != plan.model_type:  # for its biases
+    # for its biases
+    if options.mask_only and pruned.config.model_type != plan.model_type:
         log(OWN_CLASS.format(pruned.config.model_type))
     return replace(pruned, notes={"scores": measured.scores})
 

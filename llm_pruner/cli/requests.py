@@ -15,12 +15,15 @@ from llm_pruner.shape.plan import Plan
 from llm_pruner.shape.request import Budget, Ratio, Replay, Request, Target, check_scored
 from llm_pruner.shape.widths import parse_prune
 
-SHAPES = (*BUDGETS, "target", "plan")  # the ways to say how much, of which a run has one
+# the ways to say how much, of which a run has one
+SHAPES = (*BUDGETS, "target", "plan")
 STRUCTURE = ("structure", "remove_heads", "uniform")
 SCORING = ("importance", "order", "metrics", "taylor", "compensate", "mask_only", "scores", "plan", *STRUCTURE)
 OF_RECONSTRUCTION = ("per_layer", "search_minutes", "epochs", "work_dir")
-PARAMETERS = ("param_ratio", "target_params", "target_memory")  # the budgets that a search can meet
-UNUSED = {  # what else says the same as each of them, or says nothing beside it
+# the budgets that a search can meet
+PARAMETERS = ("param_ratio", "target_params", "target_memory")
+# what else says the same as each of them, or says nothing beside it
+UNUSED = {
     **dict.fromkeys(BUDGETS, ()),
     "target": ("prune", "round_to", *STRUCTURE),
     "plan": (

@@ -15,7 +15,8 @@ from llm_pruner.config.recover import RecoverOptions
 from llm_pruner.errors import UsageError
 
 KNOWN = {"prune": FIELDS, "recover": fields_of(RecoverOptions), "evaluate": fields_of(EvaluateOptions)}
-DECIDED = (  # by the pipeline
+# by the pipeline
+DECIDED = (
     "model", "save_model", "overwrite", "report", "traceback", "work_dir", "dry_run", "no_save", "dense", "recover",
     "revision", "config",
 )  # fmt: skip

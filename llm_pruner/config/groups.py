@@ -7,7 +7,8 @@ from llm_pruner.config.limits import MOST_SEED, MOST_TOKENS
 from llm_pruner.config.options import BaseOptions, option
 from llm_pruner.errors import UsageError
 
-SECTIONS = (  # of the help, in their order
+# of the help, in their order
+SECTIONS = (
     MODEL, SHAPE, UNITS, SPARSITY, METHOD, DATA, TRAINING, SHARED, CALIBRATION, SWEEP, EVALUATION, ZERO_SHOT, SPEED,
     OUTPUT, RUN,
 ) = (

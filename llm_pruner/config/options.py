@@ -149,7 +149,8 @@ def read_yaml(path: str, known: Mapping[str, Any]) -> dict[str, Any]:
     UsageError, with the line, for unknown or duplicate keys, values of the wrong type, odd tags, and what is not
     within the bounds of `read_yaml_nodes`.
     """
-    known = {name: own for name, own in known.items() if name != "config"}  # a file names no other
+    # a file names no other
+    known = {name: own for name, own in known.items() if name != "config"}
     root, values = read_yaml_nodes(path, "`config`")
     if root is None:
         return {}

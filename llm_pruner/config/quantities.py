@@ -6,7 +6,8 @@ from typing import Any
 
 from llm_pruner.errors import UsageError, shown
 
-MOST = 2**62  # parameters, or bytes
+# parameters, or bytes
+MOST = 2**62
 RATIO = "a number with 0 <= ratio < 1, such as 0.5"
 
 

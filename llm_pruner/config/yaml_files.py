@@ -6,8 +6,10 @@ from typing import Any
 from llm_pruner.errors import UsageError, shown
 from llm_pruner.files import read_text
 
-MOST = 64 * 1024  # bytes: yaml reads some 50,000 a second, and options have a few thousand
-DEPTH = 32  # levels that mappings and lists may be nested in
+# bytes: yaml reads some 50,000 a second, and options have a few thousand
+MOST = 64 * 1024
+# levels that mappings and lists may be nested in
+DEPTH = 32
 
 
 def read_yaml_nodes(path: str | Path, what: str, tags: tuple[str, ...] = ()) -> tuple[Any, Any]:
@@ -65,7 +67,8 @@ def _loader(tags: tuple[str, ...]) -> Any:
         def construct_object(self, node: Any, deep: bool = False) -> Any:
             try:
                 return super().construct_object(node, deep)
-            except (ValueError, ArithmeticError, KeyError, IndexError, AttributeError) as error:  # a tag's own reader
+            except (ValueError, ArithmeticError, KeyError, IndexError, AttributeError) as error:
+                # a tag's own reader
                 kind = node.tag.rpartition(":")[2]
                 problem = f"{shown(node.value)} is no {kind}"
                 raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from error

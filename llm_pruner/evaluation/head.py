@@ -10,8 +10,10 @@ from torch import nn
 from llm_pruner.calibration.hooks import Hooks
 from llm_pruner.errors import is_out_of_memory
 
-PREFIX = 16  # tokens that a part is tried on
-NEAR = 0.02  # of the largest logit: the same, computed in other shapes
+# tokens that a part is tried on
+PREFIX = 16
+# of the largest logit: the same, computed in other shapes
+NEAR = 0.02
 
 
 @torch.no_grad()
@@ -34,7 +36,8 @@ def body_of(model, window: torch.Tensor) -> tuple[nn.Module | None, int]:
             pieces = [logits_of(model, body, output, ids[:, own], hidden[:, own]) for own in (slice(1), slice(1, None))]
             if _same(torch.cat(pieces, 1), wanted):
                 return body, wanted.shape[-1]
-        except Exception as error:  # whatever a class raises that is not made for this; whole logits it can give
+        except Exception as error:
+            # whatever a class raises that is not made for this; whole logits it can give
             if is_out_of_memory(error):
                 raise
     return None, wanted.shape[-1]

@@ -13,7 +13,8 @@ from llm_pruner.console import progress
 from llm_pruner.errors import UsageError
 from llm_pruner.evaluation.head import body_of, hidden_states, logits_of
 
-LOGITS = 2**25  # float32 logits held at a time: 128 MiB
+# float32 logits held at a time: 128 MiB
+LOGITS = 2**25
 
 
 @torch.no_grad()

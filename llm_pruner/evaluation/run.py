@@ -54,7 +54,8 @@ def evaluate(options: EvaluateOptions, argv: Sequence[str] = ()) -> EvaluateRepo
     found = []
     for name in sources:
         found.append(_measured(models, name, texts, tasks, options, stopwatch))
-        if not options.speed:  # models are compared in turns, so all of them have to be there at once
+        # models are compared in turns, so all of them have to be there at once
+        if not options.speed:
             models.forget()
     ratios: dict[str, Any] = {}
     if options.speed:

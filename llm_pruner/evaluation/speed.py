@@ -60,7 +60,8 @@ def measure(
     prompts = torch.randint(vocabulary, (batch_size, prompt_len), generator=torch.Generator().manual_seed(seed))
     measured, runs = {}, {}
     for name, model in models.items():
-        generate(eager(model, prompts[:, :1], 2), 2)  # imports and kernels are no part of the peak
+        # imports and kernels are no part of the peak
+        generate(eager(model, prompts[:, :1], 2), 2)
         steps = eager(model, prompts, new_tokens)
         peak = _peak_memory(model, partial(generate, steps, new_tokens))
         found = {"eager": steps} | ({"cuda_graph": _graphs(model, steps, new_tokens)} if _gpus(model) else {})
@@ -75,7 +76,8 @@ def measure(
         }
     for name, model in models.items():
         if _gpus(model):
-            generate(runs[name]["eager"], new_tokens)  # each capture made the allocator give its memory back
+            # each capture made the allocator give its memory back
+            generate(runs[name]["eager"], new_tokens)
     order = [name for turn in range(repeats) for name in turn_of(list(models), turn)]
     for name in progress(order, desc="speed", unit="run"):
         for mode, steps in runs[name].items():
@@ -211,8 +213,10 @@ def captured(steps: Steps) -> Steps:
     prefill, decode = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
     stream = torch.cuda.Stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(stream):  # around the captures too: one that fails leaves its stream the current one
-        for _ in range(3):  # libraries set themselves up, which cannot be captured
+    # around the captures too: one that fails leaves its stream the current one
+    with torch.cuda.stream(stream):
+        # libraries set themselves up, which cannot be captured
+        for _ in range(3):
             steps.reset()
             steps.prefill()
             steps.decode()
@@ -233,12 +237,15 @@ def captured(steps: Steps) -> Steps:
 def _graphs(model: PreTrainedModel, steps: Steps, new_tokens: int) -> Steps | str:
     """`steps` as graphs that have run once, or why the model cannot be captured."""
     if len(_gpus(model)) > 1:
-        return "the model is spread over several GPUs"  # whose streams one capture does not see
+        # whose streams one capture does not see
+        return "the model is spread over several GPUs"
     try:
         graphs = captured(steps)
         generate(graphs, new_tokens)
-    except Exception as error:  # what a model does in a capture is up to the model; eager it has run
-        cause = error.__context__ or error  # a capture that failed fails again when it ends, and says less
+    except Exception as error:
+        # what a model does in a capture is up to the model; eager it has run
+        # a capture that failed fails again when it ends, and says less
+        cause = error.__context__ or error
         steps.now()
         return f"{type(cause).__name__}: {str(cause).strip()}".partition("\n")[0]
     return graphs
@@ -302,10 +309,13 @@ def _peak_memory(model: PreTrainedModel, run: Callable[[], object]) -> int | Non
         run()
         return own + sum(map(torch.cuda.max_memory_allocated, devices)) - before
     try:
-        ctypes.CDLL(None).malloc_trim(0)  # memory that an earlier run freed and malloc kept would not be seen to grow
-        Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again
+        # memory that an earlier run freed and malloc kept would not be seen to grow
+        ctypes.CDLL(None).malloc_trim(0)
+        # VmHWM starts again
+        Path("/proc/self/clear_refs").write_text("5")
         before = _resident("VmRSS")
-    except (OSError, AttributeError, TypeError):  # not Linux, not allowed, another C library, Windows
+    except (OSError, AttributeError, TypeError):
+        # not Linux, not allowed, another C library, Windows
         run()
         return None
     run()

@@ -14,7 +14,8 @@ from llm_pruner.config.groups import USUAL_TASKS
 from llm_pruner.config.yaml_files import read_yaml_nodes
 from llm_pruner.errors import RunError, UsageError
 
-LOCAL = ("json", "csv", "text", "parquet", "arrow")  # a `dataset_path` of files, not of the hub
+# a `dataset_path` of files, not of the hub
+LOCAL = ("json", "csv", "text", "parquet", "arrow")
 NAMES = re.compile(r"^[\"']?(task|group|tag)[\"']?:[ \t]*(.*(?:\n[ \t]*-.*)*)", re.M)
 NAME = re.compile(r"[^\s,\[\]\"'-][^\s,\[\]\"']*")
 
@@ -138,7 +139,8 @@ def located(files, folder: Path):
     if isinstance(files, list):
         return [located(file, folder) for file in files]
     if not isinstance(files, str):
-        return files  # lm_eval will say so
+        # lm_eval will say so
+        return files
     beside = os.path.join(folder.resolve(), os.path.expanduser(files))
     return beside if glob.glob(beside) else files
 

@@ -28,9 +28,11 @@ from llm_pruner.output.tasks import is_accuracy, main_metric, metrics_of, tasks_
 
 logger = logging.getLogger(__name__)
 
-FIXED_BATCH = 8  # questions, where lm_eval's `auto` is no help
+# questions, where lm_eval's `auto` is no help
+FIXED_BATCH = 8
 RESAMPLES = (
-    1000  # for the standard error of the few metrics that have no formula for it; lm_eval's 100,000 take minutes
+    # for the standard error of the few metrics that have no formula for it; lm_eval's 100,000 take minutes
+    1000
 )
 
 
@@ -76,10 +78,12 @@ def zero_shot(
     if tokenizer.bos_token_id is None and tokenizer.eos_token_id is None:
         raise RunError("the tokenizer has neither a bos nor an eos token; lm_eval needs one to begin a text with")
     modes = [(module, module.training) for module in model.modules()]
-    tokenizer = copy.deepcopy(tokenizer)  # lm_eval gives it a pad token
+    # lm_eval gives it a pad token
+    tokenizer = copy.deepcopy(tokenizer)
     results = {}
     try:
-        loaded = {task: _load(task, seed) for task in tasks}  # all first: a missing data set shows before the work
+        # all first: a missing data set shows before the work
+        loaded = {task: _load(task, seed) for task in tasks}
         for task, parts in loaded.items():
             _set_fewshot(parts["tasks"], num_fewshot, seed)
             metrics = _evaluate(task, parts, model, tokenizer, batch_size, apply_chat_template, limit, seed)
@@ -130,7 +134,8 @@ def _load(task: str, seed: int) -> dict:
     from transformers import set_seed
 
     with _quiet(), _one_line(task, "lm_eval cannot set it up"), tempfile.TemporaryDirectory() as folder:
-        set_seed(seed % 2**32)  # some tasks shuffle their choices
+        # some tasks shuffle their choices
+        set_seed(seed % 2**32)
         if not is_file(task):
             path = known_tasks()[task]
             try:

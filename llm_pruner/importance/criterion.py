@@ -12,8 +12,10 @@ from llm_pruner.model.groups import Group, output_projection
 if TYPE_CHECKING:
     import torch
 
-UNIT, HEAD, COLUMN = "unit", "head", "column"  # what has a score of its own
-OUTPUT_AXES = (HEADS, KV_HEADS, MLP)  # the axes whose units are the inputs of an output projection of their layer
+# what has a score of its own
+UNIT, HEAD, COLUMN = "unit", "head", "column"
+# the axes whose units are the inputs of an output projection of their layer
+OUTPUT_AXES = (HEADS, KV_HEADS, MLP)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,8 @@ def _ranked(group: Group, before: Widths, after: Layers) -> bool:
     if group.axis == HEADS and is_grouped(before):
         return heads_per_group(layer) != heads_per_group(before)
     if group.axis == KV_HEADS and not is_grouped(before):
-        return False  # they go with their query head
+        # they go with their query head
+        return False
     return layer[group.axis] != group.units
 
 

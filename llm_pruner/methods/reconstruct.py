@@ -44,10 +44,14 @@ from llm_pruner.validation import check, maybe, number, path, truth, whole
 if TYPE_CHECKING:
     import torch
 
-QUICK = Settings(epochs=0)  # the search's: layers are not optimised
-PART = 4  # and it fits on one of so many prompts
-FINALISTS, CLOSE = 3, 1.1  # so many shapes, whose KL is at most so many times the best one's, then fit on all prompts
-TRAINED_ON = 131_072  # tokens that the optimisation of a layer sees, in 2 to 8 passes, where nothing else is asked for
+# the search's: layers are not optimised
+QUICK = Settings(epochs=0)
+# and it fits on one of so many prompts
+PART = 4
+# so many shapes, whose KL is at most so many times the best one's, then fit on all prompts
+FINALISTS, CLOSE = 3, 1.1
+# tokens that the optimisation of a layer sees, in 2 to 8 passes, where nothing else is asked for
+TRAINED_ON = 131_072
 LEGAL = {
     "search_minutes": number(0), "per_layer": truth, "epochs": maybe(whole()), "work_dir": maybe(path),
     "seed": whole(0, MOST_SEED),
@@ -149,12 +153,14 @@ class Reconstruct:
             "fits": done.fits,
         }  # fmt: skip
         if dense is not model:
-            empty(model)  # what the two share goes with the other's
+            # what the two share goes with the other's
+            empty(model)
         journal.log(
             f"KL(dense ‖ pruned) on held-out calibration text: {done.kl:.4f}; "
             f"plain {plain.criterion} at this shape: {plain.kl:.4f}"
         )
-        if math.isfinite(done.kl) and not plain.kl < done.kl:  # NaN is no better than anything
+        # NaN is no better than anything
+        if math.isfinite(done.kl) and not plain.kl < done.kl:
             plan = replace(plan, kept=planned.named(done.kept))
             return Pruned(done.settle(dense), plan, planned.config, notes)
         journal.log(f"note: plain {plain.criterion} is better here and is kept")
@@ -205,7 +211,8 @@ class _Search:
         free = untied(self.model) if is_tied(self.model) and goal.whole else None
         try:
             listed = candidates(self._space(draft.shape, costs, free), costs)
-        except PlanError:  # heads alone, for one, are too few to meet a budget as closely as a search has to
+        except PlanError:
+            # heads alone, for one, are too few to meet a budget as closely as a search has to
             return Form(own or draft.widths), {}
         return self._best(goal, listed, some, costs, own, free)
 

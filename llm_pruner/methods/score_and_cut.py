@@ -158,7 +158,8 @@ class ScoreAndCut:
         if calibrated:
             if not prompts or max(map(len, prompts)) < 2:
                 raise UsageError("calibration needs prompts of at least two tokens")
-            weights.check_all_finite()  # before the text runs through, or a layer is named for what a weight did
+            # before the text runs through, or a layer is named for what a weight did
+            weights.check_all_finite()
         measured = self._measured(model, draft, groups, prompts, weights)
         if not calibrated:
             weights.check_all_finite()

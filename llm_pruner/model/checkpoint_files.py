@@ -26,13 +26,15 @@ if TYPE_CHECKING:
     import torch
 
 ADAPTER, GENERATION = "adapter_config.json", "generation_config.json"
-WEIGHTS = (  # what transformers looks for, in its order: modeling_utils._get_resolved_checkpoint_files
+# what transformers looks for, in its order: modeling_utils._get_resolved_checkpoint_files
+WEIGHTS = (
     "model.safetensors",
     "model.safetensors.index.json",
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-READ = (  # what else it, or a tokenizer, may open
+# what else it, or a tokenizer, may open
+READ = (
     "config.json", GENERATION, ADAPTER, "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json",
     "vocab.txt", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
     "chat_template.json", "processor_config.json", "preprocessor_config.json",
@@ -250,7 +252,8 @@ def _listed(file: Path) -> Iterator[tuple[str, str, tuple[int, ...]]]:
         yield from (_of_safetensors if file.suffix == ".safetensors" else _of_pickle)(file)
     except PrunerError:
         raise
-    except Exception as error:  # of safetensors, zipfile, pickle …
+    except Exception as error:
+        # of safetensors, zipfile, pickle …
         raise RunError(f"{file} is truncated or broken: {first_line(error)}") from error
 
 

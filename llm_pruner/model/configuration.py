@@ -31,11 +31,13 @@ from llm_pruner.validation import (
     whole,
 )
 
-LONGEST = 300  # characters of a reason that transformers gives
+# characters of a reason that transformers gives
+LONGEST = 300
 MOST_VOCABULARY, MOST_POSITIONS, MOST_LABELS = 2**24, 2**31 - 1, 2**20
 DTYPES = ("float32", "float16", "bfloat16", "float64", "float", "half", "double")
 NORMS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "norm_epsilon")
-ATTENTION = ("eager", "sdpa")  # what every machine has; a pruner needs no faster one
+# what every machine has; a pruner needs no faster one
+ATTENTION = ("eager", "sdpa")
 OTHER_HEADS = re.compile(
     r"Classif|Reward|QuestionAnswering|MultipleChoice|DoubleHeads|ValueHead|ForScore|ForMaskedLM|NextSentence"
 )
@@ -221,7 +223,8 @@ def build(raw: Mapping[str, Any], where: str, load: Callable[[], Any]) -> Any:
     _check_names(raw, where)
     with _refused(raw, where):
         config = load()
-    config.return_dict, config.output_attentions = True, False  # or a model returns tuples, or cannot be saved
+    # or a model returns tuples, or cannot be saved
+    config.return_dict, config.output_attentions = True, False
     _offline(config, where)
     _check_built(raw, config, where)
     with _refused(raw, where, config):

@@ -118,7 +118,8 @@ def known_axes() -> tuple[Axis, ...]:
     """Return the axes of all families that pruning may change, the usual ones first."""
     found = dict.fromkeys(AXES)
     for model_type in FAMILIES:
-        with contextlib.suppress(UsageError):  # another package's family that cannot be imported
+        # another package's family that cannot be imported
+        with contextlib.suppress(UsageError):
             found |= dict.fromkeys(axes_of(model_type))
     return tuple(axis for axis in found if axis.is_width and axis.prunable)
 
@@ -175,9 +176,11 @@ def _resized(config: Any, widths: Widths, biases: bool = False) -> Any:
     if reason := uneven_heads(widths):
         raise ValueError(reason)
     values = config.to_dict()
-    values.pop("auto_map", None)  # the result is a stock class, whatever code the original came with
+    # the result is a stock class, whatever code the original came with
+    values.pop("auto_map", None)
     values |= fields_of(config, widths)
-    for standard, own in config.attribute_map.items():  # gpt2's n_embd, n_head
+    # gpt2's n_embd, n_head
+    for standard, own in config.attribute_map.items():
         if standard in values and own in values:
             values[own] = values.pop(standard)
     if biases:

@@ -147,7 +147,8 @@ def _from_hub(source: str, revision: str | None, download: Callable[[Any], str])
         raise RunError(f"{source} on the hub has no such file: {error}") from error
     except (OSError, errors.HfHubHTTPError) as error:
         raise RunError(f"the hub cannot be reached for {source}: {error}") from error
-    except Exception as error:  # the http library's own errors: their base class differs between hub versions
+    except Exception as error:
+        # the http library's own errors: their base class differs between hub versions
         if type(error).__module__.startswith(("httpx", "requests", "httpcore")):
             raise RunError(f"the hub cannot be reached for {source}: {error}") from error
         raise
@@ -230,7 +231,8 @@ def load_model(folder: str, config: Any, dtype: str = "auto", device: Any = None
             dtype=dtype,
             device_map=device_map or {"": device},
             trust_remote_code=False,
-            ignore_mismatched_sizes=True,  # reported below, by name
+            # reported below, by name
+            ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
     except Exception as error:

@@ -28,7 +28,8 @@ class LayerConfig:
         self.__dict__.update(widths, _config=config)
 
     def __getattr__(self, name):
-        if name.startswith("__"):  # copy and pickle ask for some before there is a _config
+        # copy and pickle ask for some before there is a _config
+        if name.startswith("__"):
             raise AttributeError(name)
         return getattr(self._config, name)
 

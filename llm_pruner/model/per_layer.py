@@ -35,15 +35,18 @@ def per_layer_config(config: Any, layers: Sequence[Mapping[str, int]], biases: S
     values = config.to_dict()
     values.pop("model_type")
     if not family.derived_head_dim:
-        values["head_dim"] = before[HEAD_DIM]  # or a class that derives it would do so from each layer's own heads
+        # or a class that derives it would do so from each layer's own heads
+        values["head_dim"] = before[HEAD_DIM]
     values["per_layer_widths"] = overrides
     values["projection_biases"] = list(dict.fromkeys(biases))
     values["architectures"] = [model_class.__name__]
-    values["auto_map"] = {  # saving a model writes the file and this; here for who saves the config alone
+    # saving a model writes the file and this; here for who saves the config alone
+    values["auto_map"] = {
         cls._auto_class: f"{cls.__module__.split('.')[-1]}.{cls.__name__}" for cls in (config_class, model_class)
     }
     result = config_class.from_dict(values)
-    result._attn_implementation = config._attn_implementation  # not part of to_dict
+    # not part of to_dict
+    result._attn_implementation = config._attn_implementation
     return result
 
 

@@ -9,7 +9,8 @@ def meta_model(config: Any) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    with torch.device("meta"):  # a copy: building a model writes its dtype into the config
+    # a copy: building a model writes its dtype into the config
+    with torch.device("meta"):
         return AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=config.dtype or torch.float32)
 
 

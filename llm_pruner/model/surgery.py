@@ -22,7 +22,8 @@ from llm_pruner.model.families import family_of
 from llm_pruner.model.groups import Group, Member, group_of, kept_positions, output_projection
 from llm_pruner.model.skeleton import skeleton
 
-Kept = Mapping[str, list[int]]  # {group name: indices of the units that stay, ascending}
+# {group name: indices of the units that stay, ascending}
+Kept = Mapping[str, list[int]]
 
 
 @torch.no_grad()
@@ -145,9 +146,11 @@ def mask(
         for member in group.members if removed else ():
             if member.role == "layernorm":
                 raise PlanError("a LayerNorm over zeros is not one over fewer channels; mask heads and mlp only")
-            if member.role != "rmsnorm":  # nothing comes in on the channel, and the weight's zero need not be 0
+            # nothing comes in on the channel, and the weight's zero need not be 0
+            if member.role != "rmsnorm":
                 _zero(parameters[member.parameter], member, removed)
-    if biases:  # of the channels that stay
+    # of the channels that stay
+    if biases:
         hidden = group_of(groups, HIDDEN)
         rows = torch.tensor(kept[hidden.name])
         biases = {
@@ -207,5 +210,6 @@ def _width_corrections(model: Any, groups: list[Group], kept: Kept) -> dict[str,
         names = {id(p): name for name, p in model.named_parameters()}
         corrections[names[id(embeddings)]] = (factor, 0.0)
         if model.get_output_embeddings().weight is embeddings:
-            del corrections[norms[-1]]  # members are in the model's order: the final norm is the last
+            # members are in the model's order: the final norm is the last
+            del corrections[norms[-1]]
     return corrections

@@ -31,7 +31,8 @@ from llm_pruner.validation import (
 
 logger = logging.getLogger(__name__)
 
-VOCABULARIES = (  # a folder without any of them has no tokenizer
+# a folder without any of them has no tokenizer
+VOCABULARIES = (
     "tokenizer.json", "tekken.json", "vocab.json", "vocab.txt", "*.model", "tokenizer.model.*", "*.tiktoken",
 )  # fmt: skip
 CONFIG, TEMPLATES = "tokenizer_config.json", "additional_chat_templates"
@@ -39,16 +40,19 @@ FILES = (
     *VOCABULARIES, CONFIG, "special_tokens_map.json", "added_tokens.json", "merges.txt", "vocab.bpe", "bpe.codes",
     "normalizer.json", "chat_template.*", f"{TEMPLATES}/*.jinja",
 )  # fmt: skip
-TERMS = ("license*", "licence*", "notice*", "use_policy*", "copying*")  # they go with the weights, too
+# they go with the weights, too
+TERMS = ("license*", "licence*", "notice*", "use_policy*", "copying*")
 JSON_FILES = ("tokenizer.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "tekken.json")
-LARGEST = 512 * 2**20  # bytes of one of them
+# bytes of one of them
+LARGEST = 512 * 2**20
 LOCAL = ("is_local", "local_files_only", "name_or_path", "_name_or_path", "tokenizer_file", "vocab_file")
 PROBE = (
     "  Two blanks,\n\n\ta tab,\r\n    four; it's 3.14159 of 1234567890 – “naïve” café…  \n"
     "Привет, мир! 你好，世界。こんにちは 안녕하세요 مرحبا नमस्ते שלום สวัสดี Γειά ½ x² 👋🏽🚀\u200d🔥\n"
     "def f(x):\n        return x**2  # <s> [INST] </s>\n "
 )
-SPECIALS = 64  # special tokens that are tried
+# special tokens that are tried
+SPECIALS = 64
 TOKEN = maybe(either(text, mapping))
 FIELDS: dict[str, Rule] = {
     **dict.fromkeys(("bos_token", "eos_token", "pad_token", "unk_token", "cls_token", "sep_token"), TOKEN),
@@ -109,7 +113,8 @@ def _check_packages(file: Path) -> None:
         start = opened.read(256)
     if re.match(rb"[A-Za-z0-9+/=]+ \d+\n", start):
         kind, packages = "a tiktoken vocabulary", {"tiktoken": "tiktoken"}
-    elif start.startswith(b"\n"):  # the first field of its protocol buffer
+    elif start.startswith(b"\n"):
+        # the first field of its protocol buffer
         kind, packages = "a SentencePiece model", {"sentencepiece": "sentencepiece", "protobuf": "google.protobuf"}
     else:
         raise UsageError(f"{file} is neither a SentencePiece model nor a tiktoken vocabulary")
@@ -123,7 +128,8 @@ def _check_packages(file: Path) -> None:
 def _is_installed(module: str) -> bool:
     try:
         return find_spec(module) is not None
-    except ModuleNotFoundError:  # the package that it is in
+    except ModuleNotFoundError:
+        # the package that it is in
         return False
 
 
@@ -190,7 +196,8 @@ def carry_over(source: str | Path, target: str | Path, tokenizer: Any = None) ->
     carried = _copied(source, target, FILES)
     if tokenizer is not None and not (carried and _is_same(tokenizer, target)):
         for name in carried:
-            if ".model" not in name:  # nothing of transformers reads it beside a tokenizer.json
+            # nothing of transformers reads it beside a tokenizer.json
+            if ".model" not in name:
                 (target / name).unlink()
         _write_anew(tokenizer, source, target)
     return [*_names(target, FILES), *terms]

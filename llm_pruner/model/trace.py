@@ -81,7 +81,8 @@ def trace_groups(model: Any, time_limit: float = 120.0) -> list[Group]:
 def _dependency_graph(proxy: Any) -> DependencyGraph:
     graph = DependencyGraph()
     with warnings.catch_warnings(), torch.enable_grad():
-        warnings.simplefilter("ignore")  # the norms' weights are found as "unwrapped": that is what is wanted
+        # the norms' weights are found as "unwrapped": that is what is wanted
+        warnings.simplefilter("ignore")
         return graph.build_dependency(
             proxy,
             example_inputs={"input_ids": torch.zeros(1, 2, dtype=torch.long), "use_cache": False},
@@ -205,7 +206,8 @@ class _Scale:
 
     def parameters(self, name: str, target: Any, out: bool) -> Iterator[tuple[str, int, str]]:
         """Return (parameter, axis, role) of one side of the model's module, or of the parameter, called `name`."""
-        if isinstance(target, nn.Parameter):  # a norm's weight that torch-pruning knows no module for
+        # a norm's weight that torch-pruning knows no module for
+        if isinstance(target, nn.Parameter):
             yield self.existing(name), 0, "rmsnorm"
             return
         weight = self.existing(f"{name}.weight")
@@ -236,7 +238,8 @@ class _Scale:
         seen = set()
         for group in groups:
             for m in group.members:
-                if (m.parameter, m.dim, m.start) not in seen:  # a tied tensor is in the residual stream twice
+                # a tied tensor is in the residual stream twice
+                if (m.parameter, m.dim, m.start) not in seen:
                     seen.add((m.parameter, m.dim, m.start))
                     owned[m.parameter, m.dim] = owned.get((m.parameter, m.dim), 0) + group.units * m.width
         for (parameter, axis), positions in owned.items():

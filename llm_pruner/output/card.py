@@ -25,7 +25,8 @@ def card(report: CheckpointReport) -> str:
     models = models_of(steps)
     base = steps[0].base_model or steps[0].model
     roles = list(dict.fromkeys(step.role for step in steps))
-    if isinstance(steps[0], RecoverReport):  # pruned models are recovered, whatever is known of how they were made
+    # pruned models are recovered, whatever is known of how they were made
+    if isinstance(steps[0], RecoverReport):
         roles = list(dict.fromkeys([PRUNED, *roles]))
     data = ModelCardData(
         base_model=None if Path(base).exists() or base == "demo" else base,

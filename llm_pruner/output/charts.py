@@ -19,7 +19,8 @@ from markupsafe import Markup, escape
 from llm_pruner.output.wording import number
 
 INCHES = 5.6
-WIDE = 5  # the largest of positive values over the smallest from which an axis is logarithmic
+# the largest of positive values over the smallest from which an axis is logarithmic
+WIDE = 5
 # Stand-ins, which become the page's own colours, for light and for dark: matplotlib knows no CSS variables.
 INK, SOFT, GRID, GHOST, CARD = "#010101", "#020202", "#030303", "#040404", "#050505"
 SERIES = [f"#0a000{number}" for number in range(7)]

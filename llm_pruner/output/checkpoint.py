@@ -115,7 +115,8 @@ def verify(model, folder: Path, finite=None) -> None:
     if not (here if finite is None else here | ~finite).all():
         raise VerificationError("the new model's logits are NaN or Inf; nothing was published")
     sharded = len(set(getattr(model, "hf_device_map", {}).values())) > 1
-    if device.type == "cuda" and not sharded:  # it is written, and its copy needs the room
+    # it is written, and its copy needs the room
+    if device.type == "cuda" and not sharded:
         model.cpu()
         torch.cuda.empty_cache()
     # Beside the checkpoint, where there is room: the usual place of temporary files may be full.
@@ -214,9 +215,11 @@ def staging_prefix(target: Path) -> str:
 def _sweep(leftover: Path, target: Path) -> None:
     """Ends what a killed run left: its unfinished folder, or the checkpoint that it had replaced."""
     if leftover.name.endswith(REPLACED) and not target.exists():
-        os.rename(leftover, target)  # killed between two renames: this is the only copy
+        # killed between two renames: this is the only copy
+        os.rename(leftover, target)
     elif manifest.of_checkpoint(leftover) is None:
-        shutil.rmtree(leftover, ignore_errors=True)  # unfinished, written by that run alone
+        # unfinished, written by that run alone
+        shutil.rmtree(leftover, ignore_errors=True)
     else:
         _discard(leftover, target)
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from llm_pruner.registry import Registry
 
-Exporter = Callable[[Any, Any, Path], None]  # (model, tokenizer or None, a folder that is there and empty)
+# (model, tokenizer or None, a folder that is there and empty)
+Exporter = Callable[[Any, Any, Path], None]
 EXPORTERS = Registry("llm_pruner.exporters", "exporter")
 
 

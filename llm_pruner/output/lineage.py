@@ -15,8 +15,10 @@ from llm_pruner.files import check_regular, read_json
 from llm_pruner.output import manifest
 from llm_pruner.output.reports import CheckpointReport, Evaluation, PruneReport, RecoverReport, from_dict
 
-LONGEST = 24  # steps that a report tells of: JSON is nested once for each
-OTHERS = ("evaluate", "sweep", "pipeline")  # steps that make no checkpoint
+# steps that a report tells of: JSON is nested once for each
+LONGEST = 24
+# steps that make no checkpoint
+OTHERS = ("evaluate", "sweep", "pipeline")
 
 
 def report_of(folder: str | Path) -> CheckpointReport | None:

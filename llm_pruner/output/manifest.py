@@ -14,8 +14,10 @@ from llm_pruner import validation
 from llm_pruner.errors import PrunerError
 from llm_pruner.files import fingerprint, read_json
 
-REPORT = "report.json"  # lists the others, and not itself
-START = "<!DOCTYPE html>\n<!-- llm_pruner -->\n"  # by which a page of this program is known
+# lists the others, and not itself
+REPORT = "report.json"
+# by which a page of this program is known
+START = "<!DOCTYPE html>\n<!-- llm_pruner -->\n"
 
 
 def listed(folder: Path, but: tuple[str, ...] = ()) -> dict[str, str]:
@@ -88,7 +90,8 @@ def remove(folder: Path, known: Mapping[str, str], but: tuple[str, ...] = ()) ->
     for name in [name for name in entries(folder) if name not in stays]:
         (folder / name).unlink()
     for path, _, _ in os.walk(folder, topdown=False):
-        with contextlib.suppress(OSError):  # it is not empty
+        # it is not empty
+        with contextlib.suppress(OSError):
             os.rmdir(path)
     return list(entries(folder)) if folder.exists() else []
 

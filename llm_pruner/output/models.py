@@ -18,9 +18,11 @@ from llm_pruner.output.reports import (
 )
 
 DENSE, PRUNED, EVALUATED = "dense", PruneReport.role, "evaluated"
-COLOURS = 7  # 0 is the dense model's, the others take turns
+# 0 is the dense model's, the others take turns
+COLOURS = 7
 
-Text = tuple[str, int, int]  # what perplexity was measured on: data, windows, tokens of each
+# what perplexity was measured on: data, windows, tokens of each
+Text = tuple[str, int, int]
 
 
 @dataclass

@@ -11,12 +11,15 @@ from llm_pruner.files import read_json, write_whole
 from llm_pruner.output import manifest
 from llm_pruner.output.manifest import START
 
-READ = (  # the options, of all commands, that may name a file or a folder which the run reads
+# the options, of all commands, that may name a file or a folder which the run reads
+READ = (
     "config", "model", "dense", "teacher", "plan", "scores", "calibration_data", "eval_data", "data", "tasks",
     "patterns", "recover",
 )  # fmt: skip
-published: list[Path] = []  # folders, by this process: what an interrupted run has to show all the same
-MARGIN = 64 * 2**20  # bytes for tokenizer, card and file system, beside the weights
+# folders, by this process: what an interrupted run has to show all the same
+published: list[Path] = []
+# bytes for tokenizer, card and file system, beside the weights
+MARGIN = 64 * 2**20
 
 
 def inputs_of(options, more: Mapping[str, str | Path | None]) -> dict[str, Path]:
@@ -220,7 +223,8 @@ def _resolved(flag: str, path: Path) -> Path:
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
-    except (OSError, ValueError):  # too long to be a name
+    except (OSError, ValueError):
+        # too long to be a name
         return False
 
 

@@ -31,7 +31,8 @@ from llm_pruner.validation import (
 )
 
 SCHEMA = 2
-LARGEST = 1e300  # number in a report, so that everything computed from it stays finite
+# number in a report, so that everything computed from it stays finite
+LARGEST = 1e300
 MOST_LAYERS = 10_000
 T = TypeVar("T")
 

@@ -71,8 +71,10 @@ def write_report(folder: Path, report: Made) -> Made:
     traceback = bool(report.options.get("traceback"))
     draw(folder / "README.md", lambda: card(report), traceback)
     draw(folder / "report.html", lambda: page([report]), traceback)
-    report = replace(report, files=manifest.listed(folder, but=(manifest.REPORT,)))  # what another run may replace
-    sync_all(folder)  # first: once the report is on the disk, so is all that it lists
+    # what another run may replace
+    report = replace(report, files=manifest.listed(folder, but=(manifest.REPORT,)))
+    # first: once the report is on the disk, so is all that it lists
+    sync_all(folder)
     write_json(folder / manifest.REPORT, report.to_dict(), default=str)
     return report
 

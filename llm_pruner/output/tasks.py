@@ -5,8 +5,10 @@ from typing import Any
 
 from llm_pruner.output.wording import UNKNOWN, number
 
-ACCURACIES = ("exact_match", "em", "f1")  # besides all that are called acc
-Scores = Mapping[str, Mapping[str, Any]]  # {task: {metric: value, metric_stderr: value, …, "samples": questions}}
+# besides all that are called acc
+ACCURACIES = ("exact_match", "em", "f1")
+# {task: {metric: value, metric_stderr: value, …, "samples": questions}}
+Scores = Mapping[str, Mapping[str, Any]]
 
 
 def tasks_of(models: Iterable[Scores]) -> list[str]:

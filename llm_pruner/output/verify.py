@@ -15,7 +15,8 @@ import sys
 from pathlib import Path
 
 LACKS = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EROFS)
-WORDS = ("no space left", "out of memory", "can't allocate memory", "cannot allocate memory")  # of errors without errno
+# of errors without errno
+WORDS = ("no space left", "out of memory", "can't allocate memory", "cannot allocate memory")
 
 
 def lacks(error: Exception) -> bool:
@@ -51,7 +52,8 @@ def reload(folder: str, probe: str, out: str, device: str) -> None:
         folder,
         dtype="auto",
         device_map="auto" if device == "auto" else {"": device},
-        trust_remote_code=Path(folder, "modeling_pruned.py").is_file(),  # our own file, just written
+        # our own file, just written
+        trust_remote_code=Path(folder, "modeling_pruned.py").is_file(),
         output_loading_info=True,
     )
     problems = {name: sorted(map(str, keys)) for name, keys in info.items() if keys}
@@ -63,7 +65,8 @@ def reload(folder: str, probe: str, out: str, device: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.path.pop(0)  # this file's folder: it would shadow top-level modules
+    # this file's folder: it would shadow top-level modules
+    sys.path.pop(0)
     try:
         reload(*sys.argv[1:])
     except Exception as error:

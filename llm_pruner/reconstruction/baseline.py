@@ -78,7 +78,8 @@ def baseline(
         scores = score(scored_groups(groups, before, after), criterion_of(plain.criterion), statistics)
         plain.kept = choose(groups, scores, before, after)
         stream = _silent_stream(model, groups, plain.kept, plain.means, tokens, layers)
-    except RunError:  # no reason to lose the reconstruction
+    except RunError:
+        # no reason to lose the reconstruction
         return plain
     plain.kl = divergence(model, model, tokens, dense_stream, stream)
     return plain

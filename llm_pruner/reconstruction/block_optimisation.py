@@ -11,13 +11,18 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-RATE = 0.04  # of a matrix's root mean square, per step, at first, for up to INPUTS rows or columns
-INPUTS = 256  # of the smaller side; with more the step shrinks by the root: all may move an output the same way
+# of a matrix's root mean square, per step, at first, for up to INPUTS rows or columns
+RATE = 0.04
+# of the smaller side; with more the step shrinks by the root: all may move an output the same way
+INPUTS = 256
 RATE_OF_VECTORS = 0.002
-WARM_UP = 8  # steps
+# steps
+WARM_UP = 8
 BACK = 0.2
-EPSILON = 1e-16  # Adam's: the gradients of a large model are smaller than the usual 1e-8
-SCALE = 1024  # of the loss, for gradients that pass an lm_head in float16; Adam does not see it
+# Adam's: the gradients of a large model are smaller than the usual 1e-8
+EPSILON = 1e-16
+# of the loss, for gradients that pass an lm_head in float16; Adam does not see it
+SCALE = 1024
 
 
 @dataclass

@@ -19,7 +19,8 @@ from llm_pruner.reconstruction.layers import affine, matrix, parts_of, watch
 from llm_pruner.reconstruction.least_squares import Moments, least_energy, normal_equations, token_weights
 from llm_pruner.reconstruction.second_order import RIDGE, Surgeon
 
-STEPS = 32  # points of a layer's curve over its neurons
+# points of a layer's curve over its neurons
+STEPS = 32
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,8 @@ def measure_costs(model, groups: Sequence[Group], batches: Sequence[torch.Tensor
                     energy = layer.outputs[batch].to(layer.device).float().square().sum(-1)
                     moments.add(given, out, token_weights(energy))
                 normal, right = normal_equations(moments, affine(projection), RIDGE)
-                share = moments.weight / tokens  # from a weighted mean to a relative error
+                # from a weighted mean to a relative error
+                share = moments.weight / tokens
                 if MLP in part.groups:
                     curve = _curve(normal, right, before[MLP])
                     neurons.append(tuple((kept, cost * share) for kept, cost in curve))

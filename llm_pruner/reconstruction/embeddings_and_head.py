@@ -13,7 +13,8 @@ from llm_pruner.model.untie import is_tied
 from llm_pruner.reconstruction.least_squares import Moments, fit
 from llm_pruner.reconstruction.rotation import is_layer_norm, norm_bias, norm_scale, set_norm
 
-SILENT = 1e-12  # of the channels' mean variance: rounding, in place of a channel that never changes
+# of the channels' mean variance: rounding, in place of a channel that never changes
+SILENT = 1e-12
 
 
 def outside(groups: Sequence[Group]):

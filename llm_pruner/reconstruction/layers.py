@@ -75,7 +75,8 @@ def set_matrix(module, weight: torch.Tensor) -> None:
     """
     weight = weight.T if _transposed(module) else weight
     module.weight = nn.Parameter(weight.contiguous(), requires_grad=module.weight.requires_grad)
-    if hasattr(module, "nf"):  # Conv1D's
+    # Conv1D's
+    if hasattr(module, "nf"):
         module.nf = weight.shape[1]
 
 

@@ -11,9 +11,12 @@ from dataclasses import dataclass
 
 import torch
 
-RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # times the mean of the diagonal of E[x xᵀ]
-LEAST = 1e-20  # what λ is at least: inputs far below any trained model's, zeros for one, say nothing about a weight
-ROWS = 4096  # of a product at a time
+# times the mean of the diagonal of E[x xᵀ]
+RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+# what λ is at least: inputs far below any trained model's, zeros for one, say nothing about a weight
+LEAST = 1e-20
+# of a product at a time
+ROWS = 4096
 
 
 class Moments:
@@ -65,7 +68,8 @@ class Moments:
         """
         weight = weight.to(self.inputs)
         found = ((weight @ self.inputs) * weight).sum() - 2 * (weight * self.cross).sum() + self.targets.sum()
-        total = found.clamp_min(0.0).item()  # NaN stays NaN, and is no better than anything
+        # NaN stays NaN, and is no better than anything
+        total = found.clamp_min(0.0).item()
         return total / self.weight if self.weight else math.nan
 
     def outputs(self, start: int, stop: int) -> "Moments":

@@ -18,8 +18,10 @@ from llm_pruner.errors import computing
 from llm_pruner.reconstruction.block_optimisation import Block, optimise
 from llm_pruner.reconstruction.tokens import Tokens
 
-STEPS = 0.2  # as large as those towards the stream: the layer is nearly right
-LOGITS = 2**26  # that are held at once; with more, some tokens at a time, computed again on the way back
+# as large as those towards the stream: the layer is nearly right
+STEPS = 0.2
+# that are held at once; with more, some tokens at a time, computed again on the way back
+LOGITS = 2**26
 
 
 def logits_of(model, ids: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:

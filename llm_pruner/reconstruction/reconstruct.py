@@ -138,9 +138,12 @@ class _Reconstruction:
         self.settings, self.folder, self.new, self.stay = settings, folder, new, stay
         self.before, self.family = widths_of(model.config), family_of(model.config.model_type)
         self.done = Reconstructed(new, stay)
-        self.basis: torch.Tensor | None = None  # of a smaller stream
-        self.factor = 1.0  # by which the embeddings of that are multiplied
-        self.pruned: list[torch.Tensor] = []  # the pruned stream
+        # of a smaller stream
+        self.basis: torch.Tensor | None = None
+        # by which the embeddings of that are multiplied
+        self.factor = 1.0
+        # the pruned stream
+        self.pruned: list[torch.Tensor] = []
         self.last: tuple[Work, nn.Module] | None = None
 
     def enter(self) -> None:
@@ -166,7 +169,8 @@ class _Reconstruction:
             found = self._made(work, small, like)
         small.to(like.device, torch.float32)
         self.done.errors.append(held_error(work.block(small)))
-        if dense.index == self.stay[-1]:  # what enters it is wanted once more
+        # what enters it is wanted once more
+        if dense.index == self.stay[-1]:
             work.pruned, self.last = list(self.pruned), (work, small)
         work.push(small, self.pruned)
         self.done.kept |= found.kept
@@ -182,7 +186,8 @@ class _Reconstruction:
             small.to(like.device)
             if settings.epochs:
                 optimise(work.block(small), dense.module, settings.epochs, seed=settings.seed)
-        small.to(like.dtype)  # the layers behind compensate for the layer as it will be saved
+        # the layers behind compensate for the layer as it will be saved
+        small.to(like.dtype)
         if self.folder:
             write_layer(self.folder, dense.index, small, found)
         return found

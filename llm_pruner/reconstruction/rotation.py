@@ -52,7 +52,8 @@ def basis_of(model, batches: Sequence[torch.Tensor], hidden_size: int, centred: 
             rows = rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-12)
             product = rows.T @ rows
             sums = sums + (product if product.device.type == "mps" else product.double())
-        covariance += sums.cpu()  # layers may be on several devices
+        # layers may be on several devices
+        covariance += sums.cpu()
     vectors = torch.linalg.eigh(covariance).eigenvectors.flip(1)
     if not centred:
         return vectors[:, :hidden_size].float()
@@ -75,7 +76,8 @@ def norm_scale(hidden: Iterable[torch.Tensor], basis: torch.Tensor, centred: boo
         if centred:
             rows = rows - rows.mean(1, keepdim=True)
         energy, left = rows.square().sum(1), (rows @ basis).square().sum(1)
-        shares.append(torch.where(energy > 0, left / energy, 1.0).mean())  # silent tokens lose nothing
+        # silent tokens lose nothing
+        shares.append(torch.where(energy > 0, left / energy, 1.0).mean())
     return (torch.stack(shares).mean() * basis.shape[0] / basis.shape[1]).sqrt().item()
 
 
@@ -136,7 +138,8 @@ def rotate_layer(wide, dense: Layer, groups: Sequence[Group], basis: torch.Tenso
     feeding = {}
     for projection, tensor in zip(projections, given, strict=True):
         equal = [(norm, out) for norm, out in zip(norms, found, strict=True) if torch.equal(out, tensor)]
-        itself = [norm for norm, out in equal if out.data_ptr() == tensor.data_ptr()]  # norms of zeros give the same
+        # norms of zeros give the same
+        itself = [norm for norm, out in equal if out.data_ptr() == tensor.data_ptr()]
         feeding[projection] = itself or [norm for norm, _ in equal]
     fed = {norm for own in feeding.values() for norm in own[:1]}
     if fed != set(norms) or not all(feeding.values()):
@@ -164,7 +167,8 @@ def rotate_layer(wide, dense: Layer, groups: Sequence[Group], basis: torch.Tenso
         seen = (watch(partial(dense.call, b, x), [modules[name]])[0][0] for b, x in enumerate(dense.stream))
         scale = norm_scale(seen, basis, is_layer_norm(modules[name]))
         set_norm(wide.get_submodule(name), scale, basis.shape[1], offset)
-        if name in unfolded:  # as far as a bias of the norm can say it
+        # as far as a bias of the norm can say it
+        if name in unfolded:
             own, shift = (torch.cat(tensors) for tensors in zip(*unfolded[name], strict=True))
             wide.get_submodule(name).bias.copy_(norm_bias(own, shift))
 

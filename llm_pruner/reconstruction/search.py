@@ -35,8 +35,10 @@ from llm_pruner.shape.budget import TOLERANCE, Goal, filled_with_neurons
 from llm_pruner.shape.counter import ParameterCounter
 from llm_pruner.validation import each, maybe, number, text
 
-PATIENCE = 6  # candidates in a row that are no better than the best end the search, once every family has had its turn
-HIDDEN_STEPS = 8  # the hidden sizes that are tried are multiples of so many parts
+# candidates in a row that are no better than the best end the search, once every family has had its turn
+PATIENCE = 6
+# the hidden sizes that are tried are multiples of so many parts
+HIDDEN_STEPS = 8
 
 
 Stay = tuple[int, ...]
@@ -245,7 +247,8 @@ def layers_by_costs(counter: ParameterCounter, axes: Sequence[Axis], goal: Goal,
     return tuple(chosen)
 
 
-Choice = tuple[float, float, Widths]  # what a layer's widths cost, the parameters that they save, the widths
+# what a layer's widths cost, the parameters that they save, the widths
+Choice = tuple[float, float, Widths]
 
 
 def _choices(

@@ -12,9 +12,11 @@ import math
 
 import torch
 
-RIDGE = 1e-2  # of the regression that units are chosen in
+# of the regression that units are chosen in
+RIDGE = 1e-2
 ROUNDS = 8
-SHIFTS = (1e-8, 1e-6, 1e-4, 1e-2)  # of the mean diagonal, where the matrix is not positive definite
+# of the mean diagonal, where the matrix is not positive definite
+SHIFTS = (1e-8, 1e-6, 1e-4, 1e-2)
 LEAST = 1e-20
 
 
@@ -35,7 +37,8 @@ class Surgeon:
         self.inverse = torch.cholesky_inverse(_factor(normal))
         self.weight = right @ self.inverse
         self.width, self.alive = width, list(range(units))
-        self.error = 0.0  # what the removals have cost so far
+        # what the removals have cost so far
+        self.error = 0.0
 
     def costs(self) -> torch.Tensor:
         """Return what the removal of each unit that is alive would cost, on its own.
@@ -46,8 +49,10 @@ class Surgeon:
         width, count = self.width, len(self.alive)
         columns = count * width
         blocks = self.inverse[:columns, :columns].view(count, width, count, width)
-        own = blocks[torch.arange(count), :, torch.arange(count)]  # [count, width, width]
-        weight = self.weight[:, :columns].view(-1, count, width).permute(1, 2, 0)  # [count, width, out]
+        # [count, width, width]
+        own = blocks[torch.arange(count), :, torch.arange(count)]
+        # [count, width, out]
+        weight = self.weight[:, :columns].view(-1, count, width).permute(1, 2, 0)
         if width == 1:
             return weight[:, 0].square().sum(1) / _positive(own[:, 0, 0])
         return (weight * torch.linalg.solve(own, weight)).sum((1, 2))
@@ -69,7 +74,8 @@ class Surgeon:
         self.weight = self.weight[:, ~gone] - taken @ through
         rows = self.inverse[~gone]
         left, self.inverse = rows[:, gone], rows[:, ~gone]
-        del rows  # a large model's are gigabytes
+        # a large model's are gigabytes
+        del rows
         self.inverse -= left @ through
         removed = set(places)
         self.alive = [unit for place, unit in enumerate(self.alive) if place not in removed]

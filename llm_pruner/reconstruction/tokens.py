@@ -8,8 +8,10 @@ import torch
 from llm_pruner.calibration.activations import batches_of
 from llm_pruner.errors import UsageError
 
-STEP = 1024  # tokens of a batch
-HELD = 8  # one prompt of so many is held out
+# tokens of a batch
+STEP = 1024
+# one prompt of so many is held out
+HELD = 8
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,8 @@ def with_adapters(model, options: RecoverOptions):
         target_modules=[name for name, last in found.items() if last in wanted],
         fan_in_fan_out=transposed == {True},
     )
-    torch.manual_seed(options.seed)  # A is random
+    # A is random
+    torch.manual_seed(options.seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return get_peft_model(model, config)

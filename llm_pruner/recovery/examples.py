@@ -10,9 +10,12 @@ from llm_pruner.calibration import data
 from llm_pruner.calibration.records import TEXT, Records
 from llm_pruner.errors import RunError, UsageError
 
-IGNORED = -100  # a label that has no loss
-PIECE = 2**16  # characters tokenised at a time
-C4_WINDOWS = 20_000  # of c4, unless told how many
+# a label that has no loss
+IGNORED = -100
+# characters tokenised at a time
+PIECE = 2**16
+# of c4, unless told how many
+C4_WINDOWS = 20_000
 
 
 class Examples(Dataset):
@@ -81,7 +84,8 @@ def training_examples(
         text = found.text(tokenizer) if isinstance(found, Records) else found.whole()
         text, where = data.unless_blank(text, where)
         pieces = _pieces(text)
-        if wanted is not None:  # some of the text from all over it
+        # some of the text from all over it
+        if wanted is not None:
             pieces = [pieces[i] for i in _chosen(len(pieces), None, seed, shuffled=True).tolist()]
         ids = _tokens(pieces, tokenizer, wanted)
     data.check_enough(len(ids), length, where, "`train_seq_len`")
@@ -117,7 +121,8 @@ def _tokens(pieces: Iterable[str], tokenizer, wanted: int | None) -> torch.Tenso
 
 def _records(found: Records, length: int, tokenizer, vocab_size: int, nsamples: int | None, seed: int) -> Examples:
     whole = [found.parts(i, tokenizer) for i in _chosen(len(found.of), nsamples, seed).tolist()]
-    templated = found.templated(tokenizer)  # then it says itself how it begins and ends
+    # then it says itself how it begins and ends
+    templated = found.templated(tokenizer)
     first = tokenizer([parts[0].text for parts in whole], add_special_tokens=not templated, verbose=False)["input_ids"]
     others = [part.text for parts in whole for part in parts[1:]]
     rest = iter(tokenizer(others, add_special_tokens=False, verbose=False)["input_ids"] if others else ())

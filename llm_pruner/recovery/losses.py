@@ -17,7 +17,8 @@ from llm_pruner.config.recover import RecoverOptions
 from llm_pruner.errors import UsageError
 from llm_pruner.registry import Registry
 
-RIDGE = 1e-3  # of the mean diagonal
+# of the mean diagonal
+RIDGE = 1e-3
 
 
 @dataclass(frozen=True)

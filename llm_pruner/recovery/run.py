@@ -36,7 +36,8 @@ from llm_pruner.recovery.sources import Sources
 from llm_pruner.recovery.train import train
 from llm_pruner.recovery.unfinished import clear, go_on, key_of, outputs
 
-SCORED = 4_096  # tokens that perplexity over time is measured on
+# tokens that perplexity over time is measured on
+SCORED = 4_096
 
 
 def recover(options: RecoverOptions, argv: Sequence[str] = (), program: str = PROGRAM) -> RecoverReport | None:
@@ -162,9 +163,11 @@ def _teacher(found: Sources, settled: Settled, stopwatch):
 
 def _result(trainer, found: Sources, settled: Settled, folder: str):
     """The trained model as an ordinary one, on every process that holds all of it."""
-    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # nor its autocast
+    # nor its autocast
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     if trainer.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
-        state = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # all processes take part
+        # all processes take part
+        state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
         if not is_main():
             return None
         model = loading.load_model(folder, found.config, "float32", "cpu")

@@ -17,7 +17,8 @@ from llm_pruner.console import progress
 from llm_pruner.output.reports import Point
 from llm_pruner.recovery.unfinished import mark_kept, read_mark
 
-POINTS, SCORES = 100, 10  # how often the loss is noted, and perplexity measured, in a whole run
+# how often the loss is noted, and perplexity measured, in a whole run
+POINTS, SCORES = 100, 10
 
 
 class Schedule(TrainerCallback):
@@ -37,7 +38,8 @@ class Schedule(TrainerCallback):
     def __init__(self, steps: int, limit: float | None, warmup: float, save_seconds: float, scores: bool = True):
         self.steps, self.limit, self.warmup, self.save_seconds, self.scores = steps, limit, warmup, save_seconds, scores
         self.share = lambda value: value
-        self.before = self.progress = self.seconds = 0.0  # before: seconds of the runs that were interrupted
+        # before: seconds of the runs that were interrupted
+        self.before = self.progress = self.seconds = 0.0
         self.logged = self.scored = self.saved = 0.0
         self.history: list[Point] = []
 
@@ -58,7 +60,8 @@ class Schedule(TrainerCallback):
         self.logged = self.scored = self.progress
 
     def on_save(self, args, state, control, **_):
-        PartialState().wait_for_everyone()  # each process writes files of its own
+        # each process writes files of its own
+        PartialState().wait_for_everyone()
         if state.is_world_process_zero:
             folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
             mark_kept(folder, state.global_step, self.seconds, self.history)
@@ -79,7 +82,8 @@ class Schedule(TrainerCallback):
         control.should_log = over or self.progress - self.logged >= 1 / POINTS
         control.should_evaluate = self.scores and (over or self.progress - self.scored >= 1 / SCORES)
         control.should_save = over or self.seconds - self.saved >= self.save_seconds
-        control.should_log |= control.should_save  # what is kept knows its time
+        # what is kept knows its time
+        control.should_log |= control.should_save
         control.should_training_stop = over
         if control.should_log:
             self.logged = self.progress

@@ -12,10 +12,14 @@ from llm_pruner.errors import UsageError
 from llm_pruner.model import loading
 from llm_pruner.recovery.sources import Sources
 
-TOKENS = {"full": 1024, "lora": 2048, "cuda": 8192}  # of a batch by default: on a CPU by what learns, on a GPU
-RANK = "LOCAL_RANK"  # where a launcher numbers its processes
-CPU_MINUTES, CPU_WINDOWS = 2.0, 4096  # by default, of training and of its text
-RATES = {"full": 0.0064, "lora": 0.0192}  # peak learning rate × √hidden_size: AMP's 3e-4 for LoRA at 4096
+# of a batch by default: on a CPU by what learns, on a GPU
+TOKENS = {"full": 1024, "lora": 2048, "cuda": 8192}
+# where a launcher numbers its processes
+RANK = "LOCAL_RANK"
+# by default, of training and of its text
+CPU_MINUTES, CPU_WINDOWS = 2.0, 4096
+# peak learning rate × √hidden_size: AMP's 3e-4 for LoRA at 4096
+RATES = {"full": 0.0064, "lora": 0.0192}
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from llm_pruner.model.tokenizers import load_tokenizer
 from llm_pruner.output import lineage
 from llm_pruner.output.reports import CheckpointReport, PruneReport, RecoverReport, SparsifyReport
 
-TRAINING_LENGTH, EVALUATION_LENGTH = 512, 4096  # tokens per window where nothing else says
+# tokens per window where nothing else says
+TRAINING_LENGTH, EVALUATION_LENGTH = 512, 4096
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,8 @@ def _check_teacher(
     except PrunerError as error:
         log(f"note: whether {name} and {options.model} have the same tokens is not known: {error}")
         return
-    if own is None or other is None:  # a folder of weights alone; the student's is asked for later
+    # a folder of weights alone; the student's is asked for later
+    if own is None or other is None:
         return
     theirs = {number: token for token, number in other.get_vocab().items()}
     special = set(own.all_special_tokens)
@@ -149,7 +151,8 @@ def _same_weights(one: str, other: str) -> bool:
         files = [weight_files(folder)[1] for folder in (one, other)]
         sizes = [[path.stat().st_size for path in own] for own in files]
         return sizes[0] == sizes[1] and [fingerprint(path) for path in files[0]] == [fingerprint(p) for p in files[1]]
-    except (PrunerError, OSError):  # loading them says why
+    except (PrunerError, OSError):
+        # loading them says why
         return False
 
 

@@ -23,7 +23,8 @@ CHECKPOINTING = next(
     for name in ("activation_checkpointing", "gradient_checkpointing")
     if name in TrainingArguments.__dataclass_fields__
 )
-FITTED = 8  # batches that the maps between streams of different widths are fitted on
+# batches that the maps between streams of different widths are fitted on
+FITTED = 8
 
 
 class Recovery(Trainer):
@@ -34,7 +35,8 @@ class Recovery(Trainer):
 
     def __init__(self, *arguments, schedule: Schedule, options: RecoverOptions, teacher=None, layers=(), **named):
         super().__init__(*arguments, **named)
-        self.model_accepts_loss_kwargs = True  # so the Trainer counts the predicted tokens of a whole step
+        # so the Trainer counts the predicted tokens of a whole step
+        self.model_accepts_loss_kwargs = True
         self.schedule, self.options, self.teacher, self.layers, self.maps = schedule, options, teacher, layers, None
         self.weights = weights_of(options) if teacher is not None else {}
 
@@ -68,7 +70,8 @@ class Recovery(Trainer):
             loss = text_loss(logits, labels[counted])
         if num_items_in_batch is None:
             loss = loss.mean()
-        else:  # the processes' gradients are averaged
+        else:
+            # the processes' gradients are averaged
             loss = loss.sum() / num_items_in_batch * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
 
@@ -110,8 +113,10 @@ def _arguments(settled: Settled, folder: Path, scored: bool) -> TrainingArgument
         ddp_find_unused_parameters=False,
         dataloader_pin_memory=torch.cuda.is_available(),
     )
-    arguments._n_gpu = min(arguments.n_gpu, 1)  # several GPUs are for a launcher, not for DataParallel
-    if device.index:  # the Trainer of one process takes the first GPU, whatever else was asked for
+    # several GPUs are for a launcher, not for DataParallel
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    # the Trainer of one process takes the first GPU, whatever else was asked for
+    if device.index:
         arguments.__dict__["_setup_devices"] = device
         torch.cuda.set_device(device)
     return arguments

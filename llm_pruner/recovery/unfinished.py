@@ -25,9 +25,12 @@ from llm_pruner.recovery.sources import Sources
 
 KEY, MARK = "recovery.json", "schedule.json"
 STATE = {"key": validation.text, "resumed_at": validation.list_of(validation.whole())}
-ELSEWHERE = ("save_model", "overwrite", "work_dir", "save_minutes", "traceback", "config")  # they change no result
-KEPT = 2  # checkpoints, so that there is an older one when the last is damaged
-OF_TRAINER = (  # what it writes into a checkpoint that a kill left without its mark
+# they change no result
+ELSEWHERE = ("save_model", "overwrite", "work_dir", "save_minutes", "traceback", "config")
+# checkpoints, so that there is an older one when the last is damaged
+KEPT = 2
+# what it writes into a checkpoint that a kill left without its mark
+OF_TRAINER = (
     "*config.json", "model*.safetensors*", "adapter_model*.safetensors*", "pytorch_model*", "modeling_pruned.py",
     "optimizer*", "scheduler*", "scaler*", "rng_state*.pth", "trainer_state.json", "training_args.bin", "README.md",
     "*.partial",
@@ -131,7 +134,8 @@ def last_kept(folder: Path) -> Path | None:
     """Return the newest checkpoint in `folder` that is complete and as it was written; damaged ones are set aside."""
     for checkpoint in sorted(_checkpoints(folder), key=_step, reverse=True):
         if not os.path.lexists(checkpoint / MARK):
-            continue  # a kill came before it was complete
+            # a kill came before it was complete
+            continue
         mark = read_mark(checkpoint)
         if mark and manifest.is_whole(checkpoint, mark.files):
             return checkpoint

@@ -54,7 +54,8 @@ def standardised(scores: "torch.Tensor", units: int) -> "torch.Tensor":
     Returns:
         float32 [units].
     """
-    if len(scores) > 1 and not scores.std().isfinite():  # their squares are too large for float32
+    # their squares are too large for float32
+    if len(scores) > 1 and not scores.std().isfinite():
         scores = scores.double()
     std = scores.std() if len(scores) > 1 else scores.new_zeros(())
     centred = scores - scores.mean()

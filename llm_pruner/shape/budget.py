@@ -23,7 +23,8 @@ from llm_pruner.model.axes import (
 )
 from llm_pruner.shape.counter import ParameterCounter
 
-TOLERANCE = 0.01  # how far a shape may be from the parameters wanted of the whole model, or from a share of a part
+# how far a shape may be from the parameters wanted of the whole model, or from a share of a part
+TOLERANCE = 0.01
 
 
 @dataclass(frozen=True)

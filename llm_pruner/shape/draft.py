@@ -353,7 +353,8 @@ def _changed(made: Draft, hint: str = "ask for less width") -> Draft:
 
 def groups_to_score(made: Draft) -> list[Group]:
     """Return the groups whose units have to be ranked, in the units that are ranked."""
-    if isinstance(made.shape, Replayed) or made.removes_layers:  # a plan, or the method, has chosen
+    # a plan, or the method, has chosen
+    if isinstance(made.shape, Replayed) or made.removes_layers:
         return []
     if isinstance(made.shape, Adaptive):
         return adaptive_groups(made.traced.groups, made.traced.counter.before, made.axes)

@@ -38,7 +38,8 @@ from llm_pruner.model.per_layer import per_layer_config
 from llm_pruner.model.skeleton import meta_model
 from llm_pruner.validation import Rule, check, fields, filled, list_of, mapping, maybe, one_of, text, whole
 
-SCHEMA_VERSION = 3  # of a plan's file
+# of a plan's file
+SCHEMA_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -300,7 +301,8 @@ def _configured(
         except PlanError:
             if not new_biases:
                 raise
-    alike = len(set(after)) == 1  # then only biases are missing
+    # then only biases are missing
+    alike = len(set(after)) == 1
     base = after[0] if alike else before.common(after[0])
     family = family_of(config.model_type)
     overrides = [

@@ -6,17 +6,20 @@ from typing import Protocol
 
 from llm_pruner.config.limits import STRUCTURES
 from llm_pruner.config.quantities import check_ratio, parse_bytes, parse_parameters
-from llm_pruner.errors import UsageError, did_you_mean
-from llm_pruner.model.axes import HIDDEN, KV_HEADS, PRUNABLE, Axis
+from llm_pruner.errors import UsageError
+from llm_pruner.model.axes import HIDDEN, KV_HEADS, Axis, axis_called
+from llm_pruner.model.families import known_axes
 from llm_pruner.shape.plan import Plan
 from llm_pruner.validation import check, maybe, one_of, truth, whole
 
-LEGAL = {  # of a budget, beside its sizes
+# of a budget, beside its sizes
+LEGAL = {
     "iteration": maybe(whole(1)), "structure": maybe(one_of(STRUCTURES)), "remove_heads": maybe(whole()),
     "uniform": truth,
 }  # fmt: skip
 Ratios = Mapping[str, float] | Mapping[Axis, float] | Mapping[Axis | str, float]
-SIZES = ("param_ratio", "params", "memory", "iteration", "ratio")  # the ways in which a budget says how much
+# the ways in which a budget says how much
+SIZES = ("param_ratio", "params", "memory", "iteration", "ratio")
 
 
 class Scorer(Protocol):
@@ -194,10 +197,7 @@ Request = Ratio | Target | Budget | Replay
 
 def axis_of(name: Axis | str) -> Axis:
     """Return the prunable axis of a name. UsageError, with a suggestion, when there is none."""
-    known = {axis.name: axis for axis in PRUNABLE}
-    if str(name) not in known:
-        raise UsageError(f"axis {str(name)!r}: {did_you_mean(str(name), known)}")
-    return known[str(name)]
+    return axis_called(str(name), known=known_axes())
 
 
 def check_scored(axes: Iterable[Axis], scorer: Scorer) -> None:
@@ -216,5 +216,5 @@ def _set_axes(request: Ratio | Budget) -> None:
     if request.axes is not None:
         axes = tuple(dict.fromkeys(map(axis_of, request.axes)))
         if not axes:
-            raise UsageError(f"axes: none; choose from {', '.join(axis.name for axis in PRUNABLE)}")
+            raise UsageError(f"axes: none; choose from {', '.join(axis.name for axis in known_axes())}")
         object.__setattr__(request, "axes", axes)

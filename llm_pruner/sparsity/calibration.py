@@ -18,7 +18,8 @@ from llm_pruner.sparsity.learn import Learning, learn
 from llm_pruner.sparsity.linear import SparseLinear, make_sparse, sparse_layers
 from llm_pruner.sparsity.targets import targeted
 
-SAMPLE = 2**22  # values of each linear layer's input that quantiles are taken of
+# values of each linear layer's input that quantiles are taken of
+SAMPLE = 2**22
 
 
 class Seen:
@@ -76,11 +77,13 @@ def sparsify_activations(
         return {}
     layers = layers_of(model, targets)
     learned: dict[str, dict] = {}
-    stream = None  # what enters a layer when the layers before it are sparse
+    # what enters a layer when the layers before it are sparse
+    stream = None
     for layer in walk(model, batches):
         stream = list(layer.stream) if stream is None else stream
         own = layers[layer.index]
-        layer.run()  # the dense stream
+        # the dense stream
+        layer.run()
         with watched(model, own, batches, recipe.needs_sample) as seen, torch.no_grad():
             for batch, hidden in enumerate(stream):
                 layer.call(batch, hidden)
@@ -91,7 +94,8 @@ def sparsify_activations(
             measure(sparse, seen[name])
         if recipe.transform == names.LEARNABLE and own:
             learned[str(layer.index)] = learn(layer, stream, learning or Learning())
-            for name in own:  # the shifts have moved what a threshold is about
+            # the shifts have moved what a threshold is about
+            for name in own:
                 _set_threshold(made[name].sparsity, seen[name])
         seen.clear()
         stream = _through(layer, stream)
@@ -122,7 +126,8 @@ def measure(layer: SparseLinear, seen: Seen) -> None:
     if sparsity.scale is not None:
         largest = layer.columns.detach().abs().amax(1).float()
         ratio = (seen.largest / largest).sqrt()
-        sparsity.scale.copy_(torch.where(torch.isfinite(ratio) & (ratio > 0), ratio, 1.0))  # dead channels
+        # dead channels
+        sparsity.scale.copy_(torch.where(torch.isfinite(ratio) & (ratio > 0), ratio, 1.0))
     weigh(layer)
     if recipe.calibrated_l and sparsity.column_norm is not None:
         sparsity.column_norm.copy_(sparsity.centred(seen.rows)[0].norm(dim=0))

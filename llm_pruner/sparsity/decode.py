@@ -24,7 +24,8 @@ from llm_pruner.sparsity.linear import SparseLinear, sparse_layers
 
 logger = logging.getLogger(__name__)
 
-BAGS = 4  # for each thread
+# for each thread
+BAGS = 4
 
 
 def speed_up(model: torch.nn.Module) -> int:
@@ -70,11 +71,13 @@ def kernel_runs(device: torch.device) -> bool:
     try:
         from llm_pruner.sparsity.launch import Kernel, Tile
 
-        dense = torch.nn.utils.skip_init(torch.nn.Linear, 32, 32, device=device)  # draws no random numbers
+        # draws no random numbers
+        dense = torch.nn.utils.skip_init(torch.nn.Linear, 32, 32, device=device)
         layer = SparseLinear(dense, Recipe(n=2, m=4))
         by_columns(layer)
         Kernel(layer, Tile())(torch.ones(32, device=device))
-    except Exception as error:  # whatever a compiler or a driver says
+    except Exception as error:
+        # whatever a compiler or a driver says
         logger.warning("Triton cannot run on %s, so sparse layers decode in plain torch: %s", device, _line(error))
         return False
     return True

@@ -37,7 +37,8 @@ def partial_sums(
         if column_norm is not None:
             scores = scores * tl.load(column_norm + row, mask=inside, other=0.0)
         if SELECT == 1:
-            kept = inside & ~(scores <= tl.load(threshold))  # so that NaN shows
+            # so that NaN shows
+            kept = inside & ~(scores <= tl.load(threshold))
         elif SELECT == 2:
             groups = tl.reshape(scores, [INPUTS // M, M])
             place = tl.arange(0, M)

@@ -10,8 +10,10 @@ from llm_pruner.sparsity import kernel
 from llm_pruner.sparsity.columns import centre_of
 from llm_pruner.sparsity.linear import SparseLinear
 
-GROUPS = (2, 4, 8, 16)  # m of n:m that the kernel selects by itself
-SUMMED = 256  # outputs that a program of the second kernel adds up
+# m of n:m that the kernel selects by itself
+GROUPS = (2, 4, 8, 16)
+# outputs that a program of the second kernel adds up
+SUMMED = 256
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,8 @@ def learn(layer: Layer, stream: Sequence[torch.Tensor], learning: Learning) -> d
     held = [batch % learning.held == learning.held - 1 for batch in range(count)]
     if not any(held):
         held[-1] = True
-    if all(held):  # a single batch is both
+    # a single batch is both
+    if all(held):
         held = [True, False]
 
     def error(batch: int) -> torch.Tensor:

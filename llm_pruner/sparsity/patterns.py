@@ -6,7 +6,8 @@ stays. A score that is NaN is kept, so that it shows.
 
 import torch
 
-FEW = 2**15  # scores
+# scores
+FEW = 2**15
 
 
 def kept_n_of_m(scores: torch.Tensor, n: int, m: int) -> torch.Tensor:

@@ -24,7 +24,7 @@ from llm_pruner.model.tokenizers import load_tokenizer
 from llm_pruner.output import checkpoint, lineage, places
 from llm_pruner.output.conditions import Stopwatch, conditions
 from llm_pruner.output.exporters import exporters_called
-from llm_pruner.output.reports import Calibration, Sides, SparsifyReport
+from llm_pruner.output.reports import Calibration, CheckpointReport, Evaluation, Sides, SparsifyReport
 from llm_pruner.output.saving import save, save_report
 from llm_pruner.sparsity.columns import by_columns
 from llm_pruner.sparsity.learn import Learning
@@ -33,7 +33,8 @@ from llm_pruner.sparsity.saved import mark
 from llm_pruner.sparsity.sparsify import sparsify
 from llm_pruner.sparsity.targets import targeted
 
-WATCHED = 4096  # tokens that the share of what is kept is counted on
+# tokens that the share of what is kept is counted on
+WATCHED = 4096
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,20 @@ class _Places:
     source: str
     target: Path | None
     report: Path | None
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What a run reads, but the weights."""
+
+    config: Any
+    origin: CheckpointReport | None
+    tokenizer: Any
+    tasks: list[str]
+    windows: Any
+    evaluation: Evaluation | None
+    calibration: Calibration | None
+    prompts: Any
 
 
 def run_one(options: SparsifyOptions, argv: Sequence[str] = (), known: Scores | None = None) -> SparsifyReport:
@@ -63,23 +78,9 @@ def run_one(options: SparsifyOptions, argv: Sequence[str] = (), known: Scores | 
     stopwatch = Stopwatch()
     where = _places(options)
     exporters_called(options.export)
-    eval_data = text_to_score(options.eval_data, name)
-    calibration = _calibration(options)
-    tasks = check_tasks(options.tasks) if options.tasks else []
-    config = loading.load_config(where.source, options.revision, any_family=True)
-    loading.check_dense(name, getattr(config, "quantization_config", None), "start from the dense model")
-    family_of(stock_type(config.model_type))
-    quiet()
-    log(f"sparse {recipe.sparse}: {recipe.label}")
     device = None if options.device_map else loading.pick_device(options.device)
-    with stopwatch("data"):
-        folder = loading.fetch(where.source, options.revision, weights=False)
-        origin = lineage.report_of(folder)
-        tokenizer = load_tokenizer(folder, needed=bool(eval_data or calibration or tasks))
-        if tokenizer is None and (eval_data or calibration or tasks):
-            raise RunError(f"{name} has no tokenizer, so no text can be read: neither to score nor to calibrate")
-        windows, evaluation = windows_of(eval_data, name, tokenizer, config, options.max_seq_len, options.eval_stride)
-        prompts = _prompts(calibration, options, tokenizer, config)
+    read = _inputs(options, where.source, stopwatch)
+    config, tokenizer, windows, evaluation = read.config, read.tokenizer, read.windows, read.evaluation
     with stopwatch("load"):
         folder = loading.fetch(where.source, options.revision)
         model = loading.load_model(folder, config, options.dtype, device, options.device_map)
@@ -87,18 +88,18 @@ def run_one(options: SparsifyOptions, argv: Sequence[str] = (), known: Scores | 
     if where.target:
         places.check_disk(where.target, size_of(model).bytes)
     measurement = Measurement(
-        windows, evaluation, tasks, options.batch_size, options.num_fewshot, options.apply_chat_template,
+        windows, evaluation, read.tasks, options.batch_size, options.num_fewshot, options.apply_chat_template,
         options.limit, options.seed,
     )  # fmt: skip
     before = known or measurement.of(model, tokenizer, "before", stopwatch)
-    told = _shape(model) | {"evaluation": evaluation, "calibration": calibration}
+    told = _shape(model) | {"evaluation": evaluation, "calibration": read.calibration}
     with stopwatch("sparsify"):
-        learned = sparsify(model, recipe, prompts, Learning(epochs=options.epochs, seed=options.seed))
+        learned = sparsify(model, recipe, read.prompts, Learning(epochs=options.epochs, seed=options.seed))
         if where.target and recipe.sparse == names.ACTIVATIONS:
             _as_loaded(model)
-    told["kept"] = measured_share(model, recipe, windows if windows is not None else prompts)
+    told["kept"] = measured_share(model, recipe, windows if windows is not None else read.prompts)
     scores = compared(before, measurement.of(model, tokenizer, "after", stopwatch))
-    told |= scores | lineage.told(origin, redact(name), evaluation) | {"learned": learned}
+    told |= scores | lineage.told(read.origin, redact(name), evaluation) | {"learned": learned}
 
     def report() -> SparsifyReport:
         under = conditions(options, stopwatch.seconds, argv, PROGRAM)
@@ -112,6 +113,28 @@ def run_one(options: SparsifyOptions, argv: Sequence[str] = (), known: Scores | 
         save_report(where.report, made)
         log(f"saved {where.report}")
     return made
+
+
+def _inputs(options: SparsifyOptions, source: str, stopwatch: Stopwatch) -> _Inputs:
+    """All that a run reads but the weights. PrunerError where something is missing or cannot be made sparse."""
+    recipe, name = options.recipe, options.model[0]
+    eval_data = text_to_score(options.eval_data, name)
+    calibration = _calibration(options)
+    tasks = check_tasks(options.tasks) if options.tasks else []
+    config = loading.load_config(source, options.revision, any_family=True)
+    loading.check_dense(name, getattr(config, "quantization_config", None), "start from the dense model")
+    family_of(stock_type(config.model_type))
+    quiet()
+    log(f"sparse {recipe.sparse}: {recipe.label}")
+    with stopwatch("data"):
+        folder = loading.fetch(source, options.revision, weights=False)
+        origin = lineage.report_of(folder)
+        tokenizer = load_tokenizer(folder, needed=bool(eval_data or calibration or tasks))
+        if tokenizer is None and (eval_data or calibration or tasks):
+            raise RunError(f"{name} has no tokenizer, so no text can be read: neither to score nor to calibrate")
+        windows, evaluation = windows_of(eval_data, name, tokenizer, config, options.max_seq_len, options.eval_stride)
+        prompts = _prompts(calibration, options, tokenizer, config)
+    return _Inputs(config, origin, tokenizer, tasks, windows, evaluation, calibration, prompts)
 
 
 def _places(options: SparsifyOptions) -> _Places:

@@ -34,7 +34,8 @@ class SparseActivations(HfQuantizer):
         recipe = self.quantization_config.recipe
         make_sparse(model, targeted(model, recipe.targets), recipe)
         strict = getattr(model, "_keep_in_fp32_modules_strict", None) or ()
-        model._keep_in_fp32_modules_strict = {*strict, "sparsity"}  # whatever dtype the weights are loaded in
+        # whatever dtype the weights are loaded in
+        model._keep_in_fp32_modules_strict = {*strict, "sparsity"}
         return model
 
     def _process_model_after_weight_loading(self, model, **kwargs):

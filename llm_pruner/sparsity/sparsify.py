@@ -12,7 +12,8 @@ from llm_pruner.sparsity.calibration import sparsify_activations
 from llm_pruner.sparsity.learn import Learning
 from llm_pruner.sparsity.weights import sparsify_weights
 
-LEARNED = 1024  # tokens of a batch, each a step of the optimiser
+# tokens of a batch, each a step of the optimiser
+LEARNED = 1024
 
 
 def sparsify(

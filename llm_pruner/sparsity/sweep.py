@@ -46,7 +46,8 @@ def sweep(options: SparsifyOptions, argv: Sequence[str] = ()) -> SweepReport:
     _check_free(folder, [f"{name}--{pattern}.json" for name in models for pattern in patterns], options, models)
     runs, failures = [], []
     for name, model in models.items():
-        known: dict[str, Scores] = {}  # the dense model's scores, by what they were measured with
+        # the dense model's scores, by what they were measured with
+        known: dict[str, Scores] = {}
         for pattern, own in patterns.items():
             path = folder / f"{name}--{pattern}.json"
             one = replace(own, model=(model,))

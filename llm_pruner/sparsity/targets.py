@@ -10,7 +10,8 @@ from llm_pruner.config.recipe import TARGETS
 from llm_pruner.errors import PlanError
 from llm_pruner.model.layers import decoder_layers
 
-PARTS = {  # the end of a module's name → the parts that it plays: several where it is fused
+# the end of a module's name → the parts that it plays: several where it is fused
+PARTS = {
     "q_proj": "q", "k_proj": "k", "v_proj": "v", "o_proj": "o", "gate_proj": "gate", "up_proj": "up",
     "down_proj": "down", "qkv_proj": "q k v", "gate_up_proj": "gate up",
     "attn.c_attn": "q k v", "attn.c_proj": "o", "mlp.c_fc": "up", "mlp.c_proj": "down",

@@ -44,7 +44,8 @@ def sparsify_weights(model: nn.Module, recipe: Recipe, batches: Sequence[torch.T
             layer.run()
         for name in own:
             zero(model.get_submodule(name), recipe, name, seen[name].norm)
-        layer.run()  # the layers behind are measured on what this one now gives
+        # the layers behind are measured on what this one now gives
+        layer.run()
 
 
 def zero(layer, recipe: Recipe, name: str, norms: torch.Tensor | None = None) -> None:
@@ -59,7 +60,8 @@ def zero(layer, recipe: Recipe, name: str, norms: torch.Tensor | None = None) ->
     Raises:
         RunError: A score is not finite.
     """
-    weight = layer.weight.T if isinstance(layer, Conv1D) else layer.weight  # [out, in]
+    # [out, in]
+    weight = layer.weight.T if isinstance(layer, Conv1D) else layer.weight
     scores = weight.abs().float() if norms is None else weight.abs().float() * norms
     if not torch.isfinite(scores).all():
         raise not_finite(f"{name}.weight times what it reads is NaN or Inf", weight.dtype)

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import tokenize
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,15 @@ def imported(function) -> set[str]:
     found = [node for node in ast.walk(function) if isinstance(node, ast.Import | ast.ImportFrom)]
     direct = {alias.name for node in found if isinstance(node, ast.Import) for alias in node.names}
     return direct | {node.module or "" for node in found if isinstance(node, ast.ImportFrom)}
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_comments_stand_on_lines_of_their_own(path):
+    """But those that tools read."""
+    with path.open("rb") as file:
+        comments = [token for token in tokenize.tokenize(file.readline) if token.type == tokenize.COMMENT]
+    behind = {token.start[0]: token.string for token in comments if token.line[: token.start[1]].strip()}
+    assert [line for line, text in behind.items() if not re.match("# (fmt|noqa|type):", text)] == []
 
 
 def public_names() -> dict[str, str]:

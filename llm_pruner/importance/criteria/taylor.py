@@ -31,7 +31,8 @@ class Taylor(Criterion):
 
         units = torch.arange(group.units)
         total = torch.zeros(group.units, dtype=torch.float32)
-        members = {(m.parameter, m.dim, m.start): m for m in group.members}  # a tied tensor is there twice
+        # a tied tensor is there twice
+        members = {(m.parameter, m.dim, m.start): m for m in group.members}
         for member in members.values():
             if member.role != "bias":
                 products = statistics.products[member.parameter]

@@ -23,7 +23,8 @@ from llm_pruner.model.axes.depth import LAYERS
 from llm_pruner.model.axes.mlp import MLP
 from llm_pruner.model.axes.residual import HIDDEN
 
-AXES = (HIDDEN, HEADS, KV_HEADS, MLP, HEAD_DIM, LAYERS)  # of a usual decoder, in the order in which reports list them
+# of a usual decoder, in the order in which reports list them
+AXES = (HIDDEN, HEADS, KV_HEADS, MLP, HEAD_DIM, LAYERS)
 PRUNABLE = tuple(axis for axis in AXES if axis.is_width and axis.prunable)
 
 __all__ = [

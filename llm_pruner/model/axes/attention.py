@@ -41,7 +41,8 @@ KV_HEADS = Axis(
 )
 # It never changes: RoPE's frequencies depend on it.
 HEAD_DIM = Axis("head_dim", "head_dim", LAYER, _read_head_dim, _write_head_dim, prunable=False, optional=("head_dim",))
-ATTENTION = (HEADS, KV_HEADS)  # a head goes with its keys and values, so that the two are one piece of a layer
+# a head goes with its keys and values, so that the two are one piece of a layer
+ATTENTION = (HEADS, KV_HEADS)
 
 
 def heads_per_group(widths: Widths) -> int:

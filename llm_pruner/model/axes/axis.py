@@ -148,4 +148,5 @@ class Widths(Mapping[Axis, int]):
         return {axis.field: number for axis, number in self.items()}
 
 
-Layers = tuple[Widths, ...]  # of every decoder layer; axes of the whole model are the same in all
+# of every decoder layer; axes of the whole model are the same in all
+Layers = tuple[Widths, ...]

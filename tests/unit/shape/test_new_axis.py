@@ -6,7 +6,7 @@ from typing import ClassVar
 import pytest
 import torch
 
-from llm_pruner import Target, prune
+from llm_pruner import Ratio, Target, prune
 from llm_pruner.calibration.needs import WEIGHTS
 from llm_pruner.errors import UsageError
 from llm_pruner.importance import Criterion
@@ -69,6 +69,7 @@ def test_reading_and_naming():
     assert parse_target(f"vocab_size={HALF}", config) == {VOCABULARY: HALF}
     assert parse_prune("vocabulary=0.25,heads", 0.5) == {VOCABULARY: 0.25, HEADS: 0.5}
     assert read_group_name("vocabulary", widths_of(config)) == (VOCABULARY, None)
+    assert Ratio(0.5, axes=("vocabulary",)).by_axis((HEADS,)) == {VOCABULARY: 0.5}
 
 
 def test_cutting_counting_and_the_configuration(halved):

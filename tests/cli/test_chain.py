@@ -17,6 +17,7 @@ pytestmark = pytest.mark.usefixtures("no_fresh_process")
 HALF = {"model": "demo", "dtype": "float32", "pruning_ratio": 0.5, "importance": "magnitude", "eval_data": "demo"}
 
 
+@pytest.mark.slow
 def test_prune_then_recover(tmp_path):
     (tmp_path / "short.yaml").write_text("method: distil\nsteps: 4\nmax_seq_len: 64\n")
     made = llm_pruner.prune_checkpoint(
@@ -50,6 +51,7 @@ def test_what_cannot_follow_is_found_before_anything_is_pruned(tmp_path, monkeyp
         resolve({**HALF, "recover": "lora", "no_save": True})
 
 
+@pytest.mark.slow
 def test_zero_shot_before_and_after(tmp_path, monkeypatch, capsys):
     asked = []
 

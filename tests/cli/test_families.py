@@ -29,6 +29,7 @@ def reloaded(tmp_path_factory):
     return reload_in_a_fresh_process(models, tmp_path_factory.mktemp("families"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("case", "name"), [pair for pair in PAIRS if pair not in REFUSED])
 def test_reloads_and_generates(reloaded, case, name):
     assert_same(*reloaded[case, name])
@@ -45,6 +46,7 @@ def test_refused_with_the_reason(case, name):
         cut(case, name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "name"),
     [
@@ -72,6 +74,7 @@ def test_masking_hidden_channels_under_layernorm_is_refused():
         pruned(tiny.model("gpt2"), {"hidden": 0.5, "heads": 0.5}, mask_only=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [case for case in tiny.CASES if case not in tiny.DERIVED])
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.7])
 def test_budget_is_met(case, share):

@@ -17,6 +17,7 @@ RECONSTRUCT = ("--method", "reconstruct")
 MAGNITUDE = ("--importance", "magnitude")
 
 
+@pytest.mark.slow
 def test_flap_makes_a_checkpoint_that_brings_its_modelling_file(command, tmp_path):
     done = command("--model", "demo", *FLAP, "--param_ratio", "0.4", "--dtype", "float32",
                    "--save_model", "out", "--save_plan", "plan.json")  # fmt: skip
@@ -98,6 +99,7 @@ def test_dry_run_of_a_uniform_method_needs_only_the_config(command, tmp_path):
     assert line[4] == "0.1588"
 
 
+@pytest.mark.slow
 def test_every_yaml_runs_as_it_is(command, tmp_path):
     """Offline, with the demo's text where a data set is named."""
     shipped = sorted((REPOSITORY / "configs").glob("[!p]*.yaml"))  # a pipeline's are not prune_llm's
@@ -110,6 +112,7 @@ def test_every_yaml_runs_as_it_is(command, tmp_path):
         assert re.search(r"parameters +1,783,104 ", done.stdout), path.name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -154,6 +157,7 @@ def test_fewer_records_than_asked_for_are_reported(command, tmp_path):
     assert json.loads((tmp_path / "out" / "report.json").read_text())["calibration"]["nsamples"] == 2
 
 
+@pytest.mark.slow
 def test_importing_the_package_is_enough_to_load_one(python, command):
     done = command("--model", "demo", *FLAP, *UNSCORED, "--save_model", "out")
     assert done.returncode == 0, done.stderr

@@ -15,6 +15,7 @@ from tests.support.checkpoints import Evil
 from tests.support.commands import HALF, UNSCORED, edit_config, edit_tensors, one_line
 
 
+@pytest.mark.slow
 def test_families_that_cannot(command, tmp_path):
     """An unknown model_type, with the code it would like to run; a quantised one; a shape its class cannot have."""
     (tmp_path / "x").mkdir()
@@ -139,6 +140,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
     def log_message(self, *_): ...
 
 
+@pytest.mark.slow
 def test_hub_says_no_in_three_ways(command, python):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -112,6 +112,7 @@ INTERRUPTIONS = {
 FRESH = ("ctrl-c", "other weights")  # the others in forks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", INTERRUPTIONS)
 def test_failure_while_saving_leaves_the_old_checkpoint(name, tmp_path, python, command):
     fault, code = INTERRUPTIONS[name]

@@ -8,11 +8,12 @@ import pytest
 from llm_pruner.model.demo.text import held_out
 
 
+@pytest.mark.slow
 def test_all_of_it_on_the_demo_model(command_of, tmp_path):
     """By its real commands: prune, recover, evaluate; once more, and nothing runs."""
-    (tmp_path / "text.txt").write_text(held_out()[:20_000], encoding="utf-8")
+    (tmp_path / "text.txt").write_text(held_out()[:4_000], encoding="utf-8")
     (tmp_path / "p.yaml").write_text(
-        "prune: {pruning_ratio: 0.5, importance: magnitude, eval_data: text.txt}\n"
+        "dtype: float32\nprune: {pruning_ratio: 0.5, importance: magnitude, eval_data: text.txt}\n"
         "recover: {steps: 2, eval_data: text.txt}\n"
         "evaluate: {eval_data: text.txt}\n"
     )

@@ -11,13 +11,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from llm_pruner.model.demo.text import held_out
 from llm_pruner.output.places import check_folder
 from tests import REPOSITORY
 from tests.support.commands import DEMO, HALF, UNSCORED, logits, one_line
 
 
 def test_the_main_job_on_the_demo_model(command, tmp_path):
-    done = command("--model", "demo", *HALF, fresh=True)
+    (tmp_path / "text.txt").write_text(held_out()[:30_000], encoding="utf-8")
+    done = command("--model", "demo", *HALF, "--eval_data", "text.txt", fresh=True)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "pruned" / "demo-r0.50"
     report = json.loads((folder / "report.json").read_text())
@@ -29,7 +31,10 @@ def test_the_main_job_on_the_demo_model(command, tmp_path):
     assert report["widths"]["after"]["hidden_size"] == 96
     assert {"plan", "load", "evaluate before", "score", "cut", "evaluate after", "save"} <= set(report["seconds"])
     assert report["peak_memory"]["host"] > 0
-    assert report["command"] == "llm-pruner prune --model demo --pruning_ratio 0.5 --importance magnitude"
+    assert (
+        report["command"]
+        == "llm-pruner prune --model demo --pruning_ratio 0.5 --importance magnitude --eval_data text.txt"
+    )
     assert (report["seed"], report["importance"], report["model"]) == (0, "magnitude", "demo")
     assert report["versions"]["torch"] == torch.__version__
     card = (folder / "README.md").read_text()
@@ -70,6 +75,7 @@ def test_ratio_zero_is_an_exact_copy(command, tmp_path):
     assert torch.equal(logits(DEMO), logits(tmp_path / "copy"))
 
 
+@pytest.mark.slow
 def test_plan_is_saved_and_replayed(command, tmp_path, model):
     first = command("--model", "demo", *HALF, *UNSCORED, "--save_plan", "plan.json", "--save_model", "one")
     assert first.returncode == 0, first.stderr

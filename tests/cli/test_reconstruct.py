@@ -31,6 +31,7 @@ def test_layers_that_went_are_in_the_report(tmp_path):
     assert set(report.seconds) >= {"search", "reconstruct", "baseline", "save", "verify"}
 
 
+@pytest.mark.slow
 def test_a_search_is_in_the_report(tmp_path):
     report = run(tmp_path / "out", param_ratio=0.3, search_minutes=0.05)
     found = report.reconstruction.finals or report.reconstruction.search
@@ -38,6 +39,7 @@ def test_a_search_is_in_the_report(tmp_path):
     assert report.removed["decoder"] == pytest.approx(0.3, abs=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kl", [math.nan, math.inf])
 def test_a_reconstruction_that_broke_is_no_loss(kl, tmp_path, monkeypatch, capsys):
     """FLAP's biases are not in the class, so this is one that brings its own, which is said; JSON holds no NaN."""

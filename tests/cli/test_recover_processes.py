@@ -64,6 +64,7 @@ def recover(folder, start, name, *more, run=subprocess.run):
     return load_file(folder / name / "model.safetensors")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", ["full", "lora"])
 def test_two_processes_and_shards_give_what_one_gives(folder, forks, weights):
     more = ("--train_weights", weights, "--lora_dropout", "0")

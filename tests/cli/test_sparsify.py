@@ -82,6 +82,7 @@ def test_the_sweep_has_every_row():
     assert sorted(patterns) == [path.name for path in ROWS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ROWS, ids=lambda path: path.stem)
 def test_every_row_runs_on_a_trained_model(path):
     values = {name: tuple(v) if isinstance(v, list) else v for name, v in yaml.safe_load(path.read_text()).items()}
@@ -95,6 +96,7 @@ def test_every_row_runs_on_a_trained_model(path):
     assert made.label == recipe.label
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", ["act_8_16_combined", "act_8_16_var_causal", "weight_8_16_wanda", "act_threshold_0.5"])
 def test_what_is_saved_scores_as_it_was_measured(row, command_of, tmp_path):
     done = command_of(
@@ -129,6 +131,7 @@ def test_what_is_saved_scores_as_it_was_measured(row, command_of, tmp_path):
         assert "sparse activations" in one_line(command_of("recover", "--model", "sparse"), 3)
 
 
+@pytest.mark.slow
 def test_evaluate_sets_a_sparse_checkpoint_beside_the_dense_one(command_of, tmp_path, quick_reload):
     sparsify_checkpoint(options(n=2, m=4, save_model=str(tmp_path / "sparse")))
     done = command_of(
@@ -295,6 +298,7 @@ def test_a_family_that_is_not_known(tmp_path, command_of):
     assert "supported: gemma" in one_line(done, 3)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes(tmp_path, quick_reload):
     for name in ("one", "two"):
         sparsify_checkpoint(

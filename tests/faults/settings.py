@@ -197,9 +197,9 @@ def _plan() -> Iterator[Fault]:
         return lambda found: found | {next(iter(found)): change(next(iter(found.values())))}
 
     for label, change, codes in [
-        ("format 1", fields(path, format=1), (2,)),
-        ("format text", fields(path, format="two"), (2,)),
-        ("no format", fields(path, format=MISSING), (2,)),
+        ("schema 1", fields(path, schema=1), (2,)),
+        ("schema text", fields(path, schema="two"), (2,)),
+        ("no schema", fields(path, schema=MISSING), (2,)),
         ("no widths", fields(path, after=MISSING), (2,)),
         ("widths text", fields(path, after="wide"), (2,)),
         ("widths numbers", fields(path, after=[1, 2]), (2,)),

@@ -4,10 +4,14 @@ import os
 
 from tests.faults import configs, imperfect, outputs, printing, settings, stops, texts, weights
 
-EVERY = int(os.environ.get("LLM_PRUNER_FAULTS_EVERY", "1"))  # one of so many is tried, evenly of all kinds
+# one of so many of each kind is tried
+EVERY = int(os.environ.get("LLM_PRUNER_FAULTS_EVERY", "1"))
 ALL = [
     fault
     for module in (configs, weights, settings, texts, outputs, printing, stops, imperfect)
     for fault in module.faults()
 ]
-FAULTS = ALL[::EVERY]
+KINDS: dict[str, list] = {}
+for fault in ALL:
+    KINDS.setdefault(fault.kind, []).append(fault)
+FAULTS = [fault for own in KINDS.values() for fault in own[::EVERY]]

@@ -12,12 +12,12 @@ pytestmark = pytest.mark.shared
 
 
 def measured(shared: Path, row: str, model: str | None = None, **values) -> dict:
-    """Perplexity before and after, on every sixtieth window."""
+    """Perplexity before and after, on every hundredth window."""
     wikitext = shared / "data" / "wikitext-2"
     flags = {
         "model": (model or str(shared / "models" / "llama-6m"),), "eval_data": str(wikitext / "test.txt"),
         "dtype": "float32",  # in bfloat16 a CPU without instructions for it takes five times as long
-        "calibration_data": str(wikitext / "valid.txt"), "nsamples": 16, "max_seq_len": 256, "eval_stride": 60,
+        "calibration_data": str(wikitext / "valid.txt"), "nsamples": 8, "max_seq_len": 256, "eval_stride": 100,
         **values,
     }  # fmt: skip
     return sparsify_checkpoint(
@@ -26,7 +26,7 @@ def measured(shared: Path, row: str, model: str | None = None, **values) -> dict
 
 
 def test_the_order_of_the_published_tables(shared):
-    rows = ("act_2_4", "act_8_16", "act_0.2", "act_0.5", "weight_2_4", "weight_8_16", "act_2_4_qkvo")
+    rows = ("act_2_4", "act_8_16", "act_0.2", "act_0.5", "weight_2_4", "weight_8_16")
     found = {row: measured(shared, row) for row in rows}
     dense = found["act_2_4"].before
     after = {row: own.after for row, own in found.items()}
@@ -36,7 +36,6 @@ def test_the_order_of_the_published_tables(shared):
     assert after["act_0.5"] < after["act_8_16"]  # half of the token, without the groups
     assert after["act_2_4"] < after["weight_2_4"]
     assert after["act_8_16"] < after["weight_8_16"]
-    assert after["act_2_4_qkvo"] < after["act_2_4"]
 
 
 def test_massive_channels_do_not_harm_what_is_scaled_and_permuted(shared, tmp_path, monkeypatch):

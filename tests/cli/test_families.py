@@ -35,6 +35,7 @@ def test_reloads_and_generates(reloaded, case, name):
     assert_same(*reloaded[case, name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("case", "name"), NEURONS_ONLY)
 def test_neurons_alone_where_heads_cannot(reloaded, case, name):
     assert_same(*reloaded[case, f"{name}, mlp"])

@@ -52,6 +52,7 @@ def test_flap_makes_a_checkpoint_that_brings_its_modelling_file(command, tmp_pat
     assert all(torch.equal(again[name], weights[name]) for name in weights), "biases too, from the same text"
 
 
+@pytest.mark.slow
 def test_uniform_is_a_stock_checkpoint(command, tmp_path):
     done = command("--model", "demo", *FLAP, "--uniform", *UNSCORED, "--save_model", "out")
     assert done.returncode == 0, done.stderr

@@ -18,7 +18,7 @@ from tests.support.commands import DEMO, HALF, UNSCORED, logits, one_line
 
 
 def test_the_main_job_on_the_demo_model(command, tmp_path):
-    (tmp_path / "text.txt").write_text(held_out()[:30_000], encoding="utf-8")
+    (tmp_path / "text.txt").write_text(held_out()[:10_000], encoding="utf-8")
     done = command("--model", "demo", *HALF, "--eval_data", "text.txt", fresh=True)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "pruned" / "demo-r0.50"

@@ -22,6 +22,7 @@ def run(folder, **asked) -> PruneReport:
     return report
 
 
+@pytest.mark.slow
 def test_layers_that_went_are_in_the_report(tmp_path):
     report = run(tmp_path / "out", target="num_hidden_layers=3,intermediate_size=400")
     assert (report.layers.before, report.layers.after) == (4, 3)

@@ -67,6 +67,7 @@ def test_reload_in_a_fresh_process_gives_the_same(models, reloaded, case, mode):
     torch.testing.assert_close(there["bf16"], in_bfloat16(models[case]))
 
 
+@pytest.mark.slow
 def test_without_permission_it_is_refused_and_says_so(reloaded):
     assert "trust_remote_code=True" in reloaded["late"]["error"]
     assert "custom code" in reloaded["late"]["error"]

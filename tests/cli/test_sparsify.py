@@ -192,6 +192,7 @@ def test_a_sweep_runs_models_and_patterns_once(sweep, tmp_path, capsys):
     assert before == {path.name: path.read_bytes() for path in folder.glob("*--*.json")}
 
 
+@pytest.mark.slow
 def test_a_sweep_does_again_what_is_not_what_it_was(sweep, tmp_path, capsys):
     resolved = sparsify.resolve({**sweep, "eval_stride": STRIDE}, str(tmp_path / "my_sweep.yaml"))
     sparsify_checkpoint(resolved)

@@ -50,6 +50,7 @@ def test_shapes_are_the_plans(case, name):
         assert [head // size for head in heads] == [kv for kv in kv_heads for _ in range(heads_per_group(widths))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("case", "name"), CASES_AND_AXES)
 def test_the_dense_model_stays_as_it_is(case, name):
     model, before, _, _, found = done(case, name)

@@ -15,6 +15,7 @@ from tests import REPOSITORY
 from tests.support import tiny, widths_per_layer
 from tests.support.reload_per_layer import TOKENS, outputs
 
+pytestmark = pytest.mark.slow
 SCRIPT = REPOSITORY / "tests" / "support" / "reload_per_layer.py"
 
 
@@ -52,7 +53,6 @@ def in_bfloat16(model) -> torch.Tensor:
     return model(TOKENS).logits
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["remote", "registered"])
 @pytest.mark.parametrize("case", tiny.CASES)
 def test_reload_in_a_fresh_process_gives_the_same(models, reloaded, case, mode):
@@ -67,7 +67,6 @@ def test_reload_in_a_fresh_process_gives_the_same(models, reloaded, case, mode):
     torch.testing.assert_close(there["bf16"], in_bfloat16(models[case]))
 
 
-@pytest.mark.slow
 def test_without_permission_it_is_refused_and_says_so(reloaded):
     assert "trust_remote_code=True" in reloaded["late"]["error"]
     assert "custom code" in reloaded["late"]["error"]

@@ -73,6 +73,7 @@ def test_without_least_squares_it_is_the_cut(case, name):
     torch.testing.assert_close(tiny.logits(plain.model), tiny.logits(new), atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("case", "name"), CASES_AND_AXES)
 def test_it_mends_what_the_cut_breaks(case, name):
     """On held-out tokens: fitted and optimised for an epoch, against the same selection alone."""

@@ -34,6 +34,7 @@ from llm_pruner.importance.selection import quantiles
 from llm_pruner.methods import METHODS, Journal, Measured, Method, Pruned, Reconstruct, ScoreAndCut, settled
 from llm_pruner.model import loading
 from llm_pruner.model.axes import HIDDEN, MLP
+from llm_pruner.model.families import widths_of
 from llm_pruner.model.size import Size, size_of
 from llm_pruner.model.tokenizers import has_tokenizer, load_tokenizer
 from llm_pruner.output import checkpoint, lineage
@@ -42,7 +43,7 @@ from llm_pruner.output.exporters import exporters_called
 from llm_pruner.output.places import check_disk, check_outputs
 from llm_pruner.output.reports import Calibration as Calibrated
 from llm_pruner.output.reports import Layers, PruneReport, Reconstruction, Sides, Tried
-from llm_pruner.output.saving import save
+from llm_pruner.output.saving import save, warned
 from llm_pruner.shape.draft import Draft, Searched, draft, groups_to_score
 from llm_pruner.shape.plan import Plan
 
@@ -52,6 +53,8 @@ OWN_CLASS = (
 )
 # parameters from which a width off the hardware's multiples is worth a hint
 BIG = 10**9
+# calibration tokens for each hidden channel, below which a run says that they are few
+FEW = 10
 
 
 @dataclass(frozen=True)
@@ -154,7 +157,7 @@ def run(options: PruneOptions, argv: Sequence[str] = ()) -> PruneReport | Plan:
         return PruneReport(**conditions(asked, stopwatch.seconds, argv, PROGRAM) | made | told)
 
     if target is None:
-        return report()
+        return warned(report())
     return save(
         pruned.model, tokenizer, target, folder, report, finite=finite, overwrite=asked.overwrite, stopwatch=stopwatch,
         export=exporters,
@@ -472,6 +475,9 @@ def _prompts(calibration: Calibration, options: PruneOptions, config, tokenizer)
     prompts = data.calibration_prompts(
         calibration.data, calibration.nsamples, calibration.seq_len, options.seed, tokenizer, config.vocab_size
     )
-    longest = max(map(len, prompts))
+    longest, tokens, hidden = max(map(len, prompts)), sum(map(len, prompts)), widths_of(config)[HIDDEN]
     log(f"calibration: {len(prompts)} windows of {longest} tokens at most, of {calibration.data}, seed {options.seed}")
+    if tokens < FEW * hidden:
+        enough = FEW * hidden
+        log(f"note: {tokens:,} calibration tokens are few for {hidden:,} hidden channels; use {enough:,} or more")
     return prompts

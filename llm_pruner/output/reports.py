@@ -34,6 +34,8 @@ SCHEMA = 2
 # number in a report, so that everything computed from it stays finite
 LARGEST = 1e300
 MOST_LAYERS = 10_000
+# a checkpoint of so many times the dense model's perplexity is of no use as it is
+USELESS = 3.0
 T = TypeVar("T")
 
 
@@ -212,6 +214,7 @@ class CheckpointReport(Conditions):
     """
 
     role: ClassVar[str]
+    remedy: ClassVar[str]
     model: str
     base_model: str | None = None
     dense_perplexity: Seconds | None = None
@@ -229,6 +232,19 @@ class CheckpointReport(Conditions):
         """What the run was done by, in a word or a few."""
         raise NotImplementedError
 
+    @property
+    def dense(self) -> float | None:
+        """The first dense model's perplexity on the text; None where no run has measured it."""
+        return self.perplexity.before if self.made_from is None else self.dense_perplexity
+
+    @property
+    def warning(self) -> str | None:
+        """What to tell about a checkpoint whose perplexity says that it is useless, and what would help."""
+        dense, after = self.dense, self.perplexity.after
+        if dense is None or after is None or not after > USELESS * dense:
+            return None
+        return f"perplexity is {after / dense:,.1f} times the dense model's, too much to be useful: {self.remedy}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class PruneReport(CheckpointReport):
@@ -236,6 +252,7 @@ class PruneReport(CheckpointReport):
 
     step: ClassVar[str] = "prune"
     role: ClassVar[str] = "pruned"
+    remedy: ClassVar[str] = "remove less, calibrate on more text, or train the checkpoint with `llm-pruner recover`"
     decoder_parameters: Sides[Amount]
     widths: Sides[Widths]
     layers: Annotated[Layers, _layers]
@@ -264,6 +281,7 @@ class RecoverReport(CheckpointReport):
 
     step: ClassVar[str] = "recover"
     role: ClassVar[str] = "recovered"
+    remedy: ClassVar[str] = "train longer or on more text, or remove less"
     method: Annotated[str, one_of(("distil", "lora"))]
     train_weights: Annotated[str | None, maybe(one_of(("full", "lora")))]
     teacher: str | None
@@ -276,6 +294,11 @@ class RecoverReport(CheckpointReport):
         """The method of training."""
         return self.method
 
+    @property
+    def dense(self) -> float | None:
+        """As of every checkpoint; the perplexity before is that of the pruned one."""
+        return self.dense_perplexity
+
 
 @dataclass(frozen=True, kw_only=True)
 class SparsifyReport(CheckpointReport):
@@ -283,6 +306,7 @@ class SparsifyReport(CheckpointReport):
 
     step: ClassVar[str] = "sparsify"
     role: ClassVar[str] = "sparse"
+    remedy: ClassVar[str] = "keep a larger share, or use another criterion or transform"
     label: str
     sparsity: Annotated[dict[str, Any], fields({"sparse": one_of(("activations", "weights"))}, ("sparse",))]
     kept: Annotated[float, number(0, 1)] | None

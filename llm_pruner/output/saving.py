@@ -55,7 +55,18 @@ def save(
             checkpoint.verify(model, staging, finite)
         made = write_report(staging, report())
     log(f"saved {target} (reloaded in a fresh process: same logits{note})")
-    return made
+    return warned(made)
+
+
+def warned(report: Made) -> Made:
+    """Return the report, after showing its warning where it has one.
+
+    Args:
+        report: Of a run.
+    """
+    if report.warning:
+        log(f"warning: {report.warning}")
+    return report
 
 
 def write_report(folder: Path, report: Made) -> Made:

@@ -25,7 +25,7 @@ from llm_pruner.output import checkpoint, lineage, places
 from llm_pruner.output.conditions import Stopwatch, conditions
 from llm_pruner.output.exporters import exporters_called
 from llm_pruner.output.reports import Calibration, CheckpointReport, Evaluation, Sides, SparsifyReport
-from llm_pruner.output.saving import save, save_report
+from llm_pruner.output.saving import save, save_report, warned
 from llm_pruner.sparsity.columns import by_columns
 from llm_pruner.sparsity.learn import Learning
 from llm_pruner.sparsity.linear import sparse_layers
@@ -108,7 +108,7 @@ def run_one(options: SparsifyOptions, argv: Sequence[str] = (), known: Scores | 
     if where.target:
         made = _saved(where.target, model, tokenizer, folder, options, report, finite, stopwatch)
     else:
-        made = report()
+        made = warned(report())
     if where.report:
         save_report(where.report, made)
         log(f"saved {where.report}")

@@ -156,6 +156,7 @@ def test_fewer_records_than_asked_for_are_reported(command, tmp_path):
     done = command("--model", "demo", *AMP, "--calibration_data", "two.json", *UNSCORED, "--save_model", "out")
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "out" / "report.json").read_text())["calibration"]["nsamples"] == 2
+    assert "calibration tokens are few for 192 hidden channels; use 1,920 or more" in done.stdout
 
 
 @pytest.mark.slow

@@ -28,6 +28,7 @@ def test_the_main_job_on_the_demo_model(command, tmp_path):
     assert report["perplexity"]["before"] < 2
     assert report["perplexity"]["after"] > 3 * report["perplexity"]["before"]
     assert f"perplexity after: {report['perplexity']['after']:.2f}" in done.stdout
+    assert re.search(r"^warning: perplexity is [\d.]+ times the dense model's", done.stdout, re.MULTILINE)
     assert report["widths"]["after"]["hidden_size"] == 96
     assert {"plan", "load", "evaluate before", "score", "cut", "evaluate after", "save"} <= set(report["seconds"])
     assert report["peak_memory"]["host"] > 0

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import FrozenInstanceError, replace
 from unittest.mock import patch
 
@@ -175,3 +176,27 @@ def test_whatever_a_field_holds_is_refused_in_one_line_or_drawn(make, data):
     with patch.object(charts.importlib.util, "find_spec", lambda name: None):
         assert page([], report) if make is evaluated else page([report])
         assert make is evaluated or card(report)
+
+
+@pytest.mark.parametrize(
+    ("report", "warning"),
+    [
+        (pruned(perplexity={"before": 20.0, "after": 60.0}), None),
+        (pruned(perplexity={"before": 20.0, "after": 61.0}), "perplexity is 3.0 times the dense model's.*remove less"),
+        (pruned(perplexity={"before": 20.0, "after": 24_600.0}), "perplexity is 1,230.0 times"),
+        (pruned(perplexity={"before": 20.0, "after": None}), None),
+        (pruned(perplexity={}), None),
+        (pruned(perplexity={"before": 20.0, "after": 30.0}, made_from=pruned(), dense_perplexity=5.0), "is 6.0 times"),
+        (pruned(perplexity={"before": 20.0, "after": 90.0}, made_from=pruned(), dense_perplexity=None), None),
+        (recovered(perplexity={"before": 90.0, "after": 50.0}, dense_perplexity=10.0), "is 5.0 times.*train longer"),
+        (recovered(perplexity={"before": 9.0, "after": 50.0}, dense_perplexity=None, made_from=None), None),
+        (sparse(perplexity={"before": 2.0, "after": 50.0}, made_from=None), "is 25.0 times.*keep a larger share"),
+    ],
+)
+def test_a_checkpoint_that_is_useless_says_so(report, warning):
+    """In card and page too."""
+    assert bool(report.warning) == bool(warning)
+    if warning:
+        assert re.search(warning, report.warning)
+    assert ("too much to be useful" in card(report)) == bool(warning)
+    assert ("too much to be useful" in page([report])) == bool(warning)

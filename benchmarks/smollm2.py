@@ -33,7 +33,6 @@ def fetched() -> Path:
         tokenizer = AutoTokenizer.from_pretrained(**source)
         dequantised = GgufConfig(dequantize=True)
         model = AutoModelForCausalLM.from_pretrained(**source, quantization_config=dequantised, dtype=torch.float32)
-    model.config.quantization_config = None
     model.save_pretrained(FOLDER)
     tokenizer.save_pretrained(FOLDER)
     return FOLDER

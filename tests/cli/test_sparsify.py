@@ -168,6 +168,7 @@ def sweep(tmp_path) -> dict:
     return {"model": models, "folder": str(tmp_path / "runs"), "eval_data": "demo", "dtype": "float32"}
 
 
+@pytest.mark.slow
 def test_a_sweep_runs_models_and_patterns_once(sweep, tmp_path, capsys):
     resolved = sparsify.resolve({**sweep, "eval_stride": STRIDE}, str(tmp_path / "my_sweep.yaml"))
     made = sparsify_checkpoint(resolved)
@@ -309,6 +310,7 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path, quick_reload):
     assert one == two
 
 
+@pytest.mark.slow
 def test_the_dtype_is_what_was_asked(tmp_path, quick_reload):
     sparsify_checkpoint(
         options(n=2, m=4, scaling=True, dtype="bfloat16", save_model=str(tmp_path / "sparse"), eval_data="none")
@@ -319,6 +321,7 @@ def test_the_dtype_is_what_was_asked(tmp_path, quick_reload):
     assert {layer.sparsity.scale.dtype for layer in sparse_layers(model).values()} == {torch.float32}
 
 
+@pytest.mark.slow
 def test_a_sweep_scores_the_dense_model_as_each_pattern_asks(sweep, tmp_path):
     (tmp_path / "b.yaml").write_text("n: 2\nm: 4\nmax_seq_len: 16\n")
     made = sparsify_checkpoint(

@@ -172,6 +172,7 @@ def test_scores_by_hand(demo, tokenizer, task, asked):
     same(asked[0], scores)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 3])
 def test_examples_in_the_prompt_by_hand(demo, tokenizer, task, asked, seed):
     sampler = random.Random(seed)

@@ -14,6 +14,7 @@ from tests.support.reload_per_layer import outputs
 from tests.support.widths_per_layer import BIASED, config, model, randomised
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", tiny.CASES)
 def test_every_way_of_running_agrees(case):
     here = outputs(model(case))

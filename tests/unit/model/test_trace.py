@@ -147,6 +147,7 @@ def test_trace_that_does_not_end_names_the_module(monkeypatch):
         trace_groups(tiny.model("llama"), time_limit=0.3)
 
 
+@pytest.mark.slow
 def test_cost_grows_linearly_with_layers():
     """In function calls, which no neighbour on the machine can change; benchmarks/tracing.py measures the seconds."""
 

@@ -110,10 +110,10 @@ def house() -> str:
             for key, told in FIGURES.items()]  # fmt: skip
     table = "\n".join(["| | before | now |", "|---|---|---|", *rows])
     tiers = [
-        f"| `{folder}` | {own['tests']:,} | {own['seconds']:,.0f} |"
+        f"| `tests/{folder}` | {own['tests']:,} | {own['seconds']:,.0f} |"
         for folder, own in sorted(measured["tests"].get("test-all", {}).get("tiers", {}).items())
     ]
-    head = ["| tests/ | tests | seconds in all, of two processes |", "|---|---|---|"]
+    head = ["| folder | tests | seconds in all, of two processes |", "|---|---|---|"]
     return "\n\n".join([table, "\n".join([*head, *tiers])] if tiers else [table])
 
 

@@ -241,7 +241,7 @@ class CheckpointReport(Conditions):
     def warning(self) -> str | None:
         """What to tell about a checkpoint whose perplexity says that it is useless, and what would help."""
         dense, after = self.dense, self.perplexity.after
-        if dense is None or after is None or not after > USELESS * dense:
+        if dense is None or after is None or not USELESS * dense < after < math.inf:
             return None
         return f"perplexity is {after / dense:,.1f} times the dense model's, too much to be useful: {self.remedy}"
 

@@ -185,6 +185,7 @@ def test_whatever_a_field_holds_is_refused_in_one_line_or_drawn(make, data):
         (pruned(perplexity={"before": 20.0, "after": 61.0}), "perplexity is 3.0 times the dense model's.*remove less"),
         (pruned(perplexity={"before": 20.0, "after": 24_600.0}), "perplexity is 1,230.0 times"),
         (pruned(perplexity={"before": 20.0, "after": None}), None),
+        (replace(pruned(), perplexity=Measured(20.0, math.inf)), None),
         (pruned(perplexity={}), None),
         (pruned(perplexity={"before": 20.0, "after": 30.0}, made_from=pruned(), dense_perplexity=5.0), "is 6.0 times"),
         (pruned(perplexity={"before": 20.0, "after": 90.0}, made_from=pruned(), dense_perplexity=None), None),

@@ -51,6 +51,8 @@ benchmarks: .venv/.installed
 	$(BIN)/python benchmarks/magnitude.py
 	$(BIN)/python benchmarks/calibration.py
 	$(BIN)/python benchmarks/quality.py
+	$(BIN)/python benchmarks/smollm2.py
+	$(BIN)/python benchmarks/real.py
 	$(BIN)/python benchmarks/train_models.py
 	$(BIN)/python benchmarks/reconstruction.py
 	$(BIN)/python benchmarks/recover.py

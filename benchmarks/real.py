@@ -12,6 +12,7 @@ prose: of the last 600 documents of english-24mb.txt.xz those that have 2,000 ch
 import argparse
 import json
 import lzma
+import math
 import time
 from functools import cache
 
@@ -19,10 +20,10 @@ import torch
 from measure import RESULTS, HostMemory, keep
 from quality import ADAPTIVE, BIAS, SHARED, Row, reconstructed, scored
 from smollm2 import fetched
+from torch.nn.functional import kl_div, nll_loss
 
 from llm_pruner import Budget, prune
 from llm_pruner.calibration import data
-from llm_pruner.evaluation.perplexity import perplexity
 from llm_pruner.model import loading
 from llm_pruner.model.tokenizers import load_tokenizer
 
@@ -69,14 +70,29 @@ def dense():
     return loading.load_model(folder, loading.load_config(folder), "float32", device=torch.device("cpu"))
 
 
+@cache
 @torch.no_grad()
-def divergence(model, kind: str) -> float:
-    """KL(dense ‖ model) in nats per token."""
-    reference, sums = dense(), 0.0
-    for window in windows(kind):
-        ours, theirs = (one(window[None]).logits.log_softmax(-1) for one in (model, reference))
-        sums += torch.nn.functional.kl_div(ours, theirs, log_target=True, reduction="sum").item()
-    return sums / windows(kind).numel()
+def dense_states(kind: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """(the dense model's last hidden states [windows, LENGTH, hidden], its head [vocabulary, hidden])."""
+    model = dense()
+    states = torch.cat([model.model(window[None]).last_hidden_state for window in windows(kind)])
+    return states, model.lm_head.weight.detach()
+
+
+@torch.no_grad()
+def scores(model) -> dict[str, dict[str, float]]:
+    """Return perplexity and KL(dense ‖ model), in nats per token, on each kind of text."""
+    found: dict[str, dict[str, float]] = {"perplexity": {}, "kl": {}}
+    for kind in WINDOWS:
+        states, head = dense_states(kind)
+        loss = divergence = 0.0
+        for window, state in zip(windows(kind), states):
+            ours = model(window[None]).logits[0].log_softmax(-1)
+            loss += nll_loss(ours[:-1], window[1:], reduction="sum").item()
+            divergence += kl_div(ours, (state @ head.T).log_softmax(-1), log_target=True, reduction="sum").item()
+        found["perplexity"][kind] = round(math.exp(loss / windows(kind)[:, 1:].numel()), 2)
+        found["kl"][kind] = round(divergence / windows(kind).numel(), 4)
+    return found
 
 
 def one(name: str, ratio: float) -> dict:
@@ -90,8 +106,7 @@ def one(name: str, ratio: float) -> dict:
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
         "removed": round(plan.removed()["decoder"], 4),
-        "perplexity": {kind: round(perplexity(model, windows(kind)), 2) for kind in WINDOWS},
-        "kl": {kind: round(divergence(model, kind), 4) for kind in WINDOWS},
+        **scores(model.eval()),
         "stock": not model.config.model_type.startswith("pruned_"),
         "widths": plan.widths_after(),
         "seconds": round(seconds, 1),
@@ -107,7 +122,7 @@ def main() -> None:
     path = RESULTS / "real.json"
     result = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"runs": {}}
     if "dense" not in result:
-        result["dense"] = {kind: round(perplexity(dense(), windows(kind)), 2) for kind in WINDOWS}
+        result["dense"] = scores(dense())["perplexity"]
         keep("real", result)
     for ratio in arguments.ratios:
         for name in arguments.only:

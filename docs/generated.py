@@ -4,6 +4,7 @@ A page marks the place with `<!-- generated: NAME -->`; NAME is a key of GENERAT
 """
 
 import json
+import math
 import re
 from dataclasses import Field, fields
 from pathlib import Path
@@ -124,7 +125,21 @@ def _figure(value) -> str:
     return f"{value:.0%}" if isinstance(value, float) else f"{value:,}"
 
 
-GENERATED = {"command line": command_line, "report fields": report_fields, "house": house}
+def real() -> str:
+    """Return a table of what benchmarks/real.py measured of a real model."""
+    measured = json.loads((REPOSITORY / "benchmarks" / "results" / "real.json").read_text(encoding="utf-8"))
+    dense = measured["dense"]
+    rows = [f"| dense | | {' | '.join(f'{value:,.1f}' for value in dense.values())} | | |"]
+    for name, run in measured["runs"].items():
+        method, ratio = name.split(" | ")
+        cells = [f"{value:,.1f} ({math.log(value / dense[text]):.3f})" for text, value in run["perplexity"].items()]
+        kind = "stock" if run["stock"] else "per layer"
+        rows.append(f"| {method} | {float(ratio):.0%} | {' | '.join(cells)} | {run['seconds']:,.0f} | {kind} |")
+    head = [f"| method | removed | {' | '.join(dense)} | seconds | checkpoint |", "|---" * (len(dense) + 4) + "|"]
+    return "\n".join([*head, *rows])
+
+
+GENERATED = {"command line": command_line, "report fields": report_fields, "house": house, "real": real}
 
 
 def filled(markdown: str) -> str:

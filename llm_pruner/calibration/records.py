@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from llm_pruner.errors import UsageError, shown
+from llm_pruner.errors import UsageError, first_line, shown
 
 TEXT, ALPACA, CHAT = "text", "Alpaca", "chat"
 # what tells the kind; the first that is there does
@@ -99,7 +99,7 @@ class Records:
             return _by_template(record, tokenizer)
         except Exception as error:
             # of jinja2, or whatever the template raises
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             raise UsageError(
                 f"{self.where}: record {number + 1} does not go with the chat template of the tokenizer: {reason}"
             ) from error

@@ -8,7 +8,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from markupsafe import Markup
 
 from llm_pruner.model.families import stock_type
-from llm_pruner.output import tasks, wording
+from llm_pruner.output import lineage, tasks, wording
 from llm_pruner.output.models import PRUNED, Model, models_of, steps_of
 from llm_pruner.output.page import environment
 from llm_pruner.output.reports import CheckpointReport, PruneReport, RecoverReport, SparsifyReport
@@ -39,6 +39,7 @@ def card(report: CheckpointReport) -> str:
     templates.filters["code"] = lambda text: Markup(text.replace("\n", " "))
     text = templates.get_template("card.md").render(
         metadata=Markup(data.to_yaml()), base=base, roles=roles, steps=steps, last=steps[-1], done=_done(steps),
+        warning=lineage.warning(steps[-1]),
         stock_type=stock_type, names=own if len(set(own)) == len(own) else [model.label for model in models],
         tables=[("", [*_sizes(models), *_perplexities(models)]), ("zero-shot accuracy, %", _zero_shot(models))],
     )  # fmt: skip

@@ -4,6 +4,7 @@ A checkpoint's report.json brings along, as `made_from`, that of the checkpoint 
 checked as a whole when it is read: everything later may rely on it.
 """
 
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,6 +18,8 @@ from llm_pruner.output.reports import CheckpointReport, Evaluation, PruneReport,
 
 # steps that a report tells of: JSON is nested once for each
 LONGEST = 24
+# a checkpoint of so many times the dense model's perplexity is of no use as it is
+USELESS = 3.0
 # steps that make no checkpoint
 OTHERS = ("evaluate", "sweep", "pipeline")
 
@@ -93,6 +96,18 @@ def dense_perplexity(report: CheckpointReport | None, evaluation: Evaluation | N
     if isinstance(first, RecoverReport) or first.base_model not in (None, first.model):
         return first.dense_perplexity
     return first.perplexity.before
+
+
+def warning(report: CheckpointReport) -> str | None:
+    """Return what to tell about a checkpoint whose perplexity says that it is of no use, and what would help.
+
+    Args:
+        report: Of the run that made it.
+    """
+    dense, after = dense_perplexity(report, report.evaluation), report.perplexity.after
+    if dense is None or after is None or not USELESS * dense < after < math.inf:
+        return None
+    return f"perplexity is {after / dense:,.1f} times the dense model's, too much to be useful: {report.remedy}"
 
 
 def _is_same_text(one: Evaluation | None, other: Evaluation) -> bool:

@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from llm_pruner.model.axes import HIDDEN, LAYER, Axis
 from llm_pruner.model.families import known_axes
-from llm_pruner.output import charts, tasks, wording
+from llm_pruner.output import charts, lineage, tasks, wording
 from llm_pruner.output.manifest import START
 from llm_pruner.output.models import EVALUATED, Model, Text, dense_of, models_of, name_of, steps_of
 from llm_pruner.output.reports import (
@@ -82,6 +82,7 @@ def page(reports: Sequence[CheckpointReport], evaluation: EvaluateReport | None 
     prunings = [step for step in steps if isinstance(step, PruneReport)]
     return START + environment(autoescape=True).get_template("page.html").render(
         css=Markup((TEMPLATES / "page.css").read_text(encoding="utf-8")),
+        warning=lineage.warning(steps[-1]) if steps else None,
         steps=steps, evaluation=evaluation, models=models, dense=dense_of(models), made=_made(models, steps),
         texts=texts, quality=[figure for text in texts for figure in _quality(models, text)],
         changes=[(change, _columns(change)) for change in changes if change.before or change.same],

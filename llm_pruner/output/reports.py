@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
 from llm_pruner import serialisation
+from llm_pruner.config.limits import MOST_LAYERS
 from llm_pruner.errors import UsageError, shown
 from llm_pruner.files import read_json
 from llm_pruner.model.axes import PRUNABLE
@@ -33,9 +34,6 @@ from llm_pruner.validation import (
 SCHEMA = 2
 # number in a report, so that everything computed from it stays finite
 LARGEST = 1e300
-MOST_LAYERS = 10_000
-# a checkpoint of so many times the dense model's perplexity is of no use as it is
-USELESS = 3.0
 T = TypeVar("T")
 
 
@@ -209,8 +207,9 @@ class Conditions(Report):
 class CheckpointReport(Conditions):
     """A run that makes a checkpoint.
 
-    `base_model` is the first dense model, `dense_perplexity` what that had on the same text, `made_from` the report of
-    the checkpoint that the run started from, and `files` the digests of what it wrote.
+    `remedy` is what helps where the checkpoint is of no use, `base_model` the first dense model, `dense_perplexity` what
+    that had on the same text, `made_from` the report of the checkpoint that the run started from, and `files` the
+    digests of what it wrote.
     """
 
     role: ClassVar[str]
@@ -231,19 +230,6 @@ class CheckpointReport(Conditions):
     def how(self) -> str:
         """What the run was done by, in a word or a few."""
         raise NotImplementedError
-
-    @property
-    def dense(self) -> float | None:
-        """The first dense model's perplexity on the text; None where no run has measured it."""
-        return self.perplexity.before if self.made_from is None else self.dense_perplexity
-
-    @property
-    def warning(self) -> str | None:
-        """What to tell about a checkpoint whose perplexity says that it is useless, and what would help."""
-        dense, after = self.dense, self.perplexity.after
-        if dense is None or after is None or not USELESS * dense < after < math.inf:
-            return None
-        return f"perplexity is {after / dense:,.1f} times the dense model's, too much to be useful: {self.remedy}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,11 +279,6 @@ class RecoverReport(CheckpointReport):
     def how(self) -> str:
         """The method of training."""
         return self.method
-
-    @property
-    def dense(self) -> float | None:
-        """As of every checkpoint; the perplexity before is that of the pruned one."""
-        return self.dense_perplexity
 
 
 @dataclass(frozen=True, kw_only=True)

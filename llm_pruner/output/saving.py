@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from llm_pruner.console import log
 from llm_pruner.errors import RunError, is_out_of_disk
 from llm_pruner.files import sync_all, write_json, write_text
-from llm_pruner.output import checkpoint, manifest
+from llm_pruner.output import checkpoint, lineage, manifest
 from llm_pruner.output.card import card
 from llm_pruner.output.conditions import Stopwatch
 from llm_pruner.output.exporters import Exporter
@@ -64,8 +64,8 @@ def warned(report: Made) -> Made:
     Args:
         report: Of a run.
     """
-    if report.warning:
-        log(f"warning: {report.warning}")
+    if useless := lineage.warning(report):
+        log(f"warning: {useless}")
     return report
 
 

@@ -207,8 +207,8 @@ class Conditions(Report):
 class CheckpointReport(Conditions):
     """A run that makes a checkpoint.
 
-    `remedy` is what helps where the checkpoint is of no use, `base_model` the first dense model, `dense_perplexity` what
-    that had on the same text, `made_from` the report of the checkpoint that the run started from, and `files` the
+    `remedy` is what helps where the checkpoint is of no use, `base_model` the first dense model, `dense_perplexity`
+    what that had on the same text, `made_from` the report of the checkpoint that the run started from, and `files` the
     digests of what it wrote.
     """
 

@@ -156,3 +156,14 @@ def test_errors_of_the_commands_name_parameters_too(path: Path) -> None:
     """Python calls them as well; only the parser knows that there are flags."""
     raised = [node for node in ast.walk(parsed(path)) if isinstance(node, ast.Raise)]
     assert path.name == "main.py" or not [text for node in raised for text in flags_in(node)]
+
+
+def test_what_needs_trained_models_stands_apart():
+    """So that `make test` passes on a clone without them."""
+    found = {
+        path.relative_to(REPOSITORY).parts[1]
+        for path in (REPOSITORY / "tests").rglob("test_*.py")
+        for own in functions(parsed(path)).values()
+        if "shared" in {argument.arg for argument in own.args.args}
+    }
+    assert found == {"reference"} or found == {"reference", "gpu"}

@@ -10,5 +10,7 @@ __all__ = [
     "needs",
     "records",
     "statistics",
+    "texts",
     "weights",
+    "windows",
 ]

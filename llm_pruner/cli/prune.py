@@ -9,9 +9,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llm_pruner.calibration import data
 from llm_pruner.calibration.needs import WEIGHTS
 from llm_pruner.calibration.statistics import Calibration
+from llm_pruner.calibration.texts import calibration_text
+from llm_pruner.calibration.windows import calibration_prompts, window_length
 from llm_pruner.cli.messages import with_flags
 from llm_pruner.cli.requests import (
     OF_RECONSTRUCTION,
@@ -305,8 +306,8 @@ def _outlined(method: Method, made: Draft) -> Decision:
 def _calibration(options: PruneOptions, method: Method, config) -> Calibration:
     """The calibration text that the options name, else the method's. UsageError for a name that is nothing."""
     usual = method.calibration
-    name = data.calibration_text(options.calibration_data, options.model, usual.data)
-    length = data.window_length(config, options.calibration_seq_len or usual.seq_len)
+    name = calibration_text(options.calibration_data, options.model, usual.data)
+    length = window_length(config, options.calibration_seq_len or usual.seq_len)
     return Calibration(name, options.nsamples or usual.nsamples, length)
 
 
@@ -472,7 +473,7 @@ def _prompts(calibration: Calibration, options: PruneOptions, config, tokenizer)
         raise RunError(
             f"{options.model} has no tokenizer, so it cannot be calibrated; magnitude and mag_sp need no text"
         )
-    prompts = data.calibration_prompts(
+    prompts = calibration_prompts(
         calibration.data, calibration.nsamples, calibration.seq_len, options.seed, tokenizer, config.vocab_size
     )
     longest, tokens, hidden = max(map(len, prompts)), sum(map(len, prompts)), widths_of(config)[HIDDEN]

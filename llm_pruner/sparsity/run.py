@@ -9,8 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from llm_pruner.calibration import data
 from llm_pruner.calibration.hooks import Hooks
+from llm_pruner.calibration.texts import calibration_text
+from llm_pruner.calibration.windows import calibration_prompts, window_length
 from llm_pruner.config import recipe as names
 from llm_pruner.config.sparsify import PROGRAM, SparsifyOptions
 from llm_pruner.console import log, quiet
@@ -206,7 +207,7 @@ def _calibration(options: SparsifyOptions) -> Calibration | None:
     """The calibration text; None where the recipe needs none."""
     if not options.recipe.needs_text:
         return None
-    name = data.calibration_text(options.calibration_data, options.model[0])
+    name = calibration_text(options.calibration_data, options.model[0])
     return Calibration(redact(name), options.nsamples, options.calibration_seq_len)
 
 
@@ -214,8 +215,8 @@ def _prompts(calibration: Calibration | None, options: SparsifyOptions, tokenize
     if calibration is None:
         return None
     config = config.get_text_config()
-    length = data.window_length(config, options.calibration_seq_len)
-    return data.calibration_prompts(
+    length = window_length(config, options.calibration_seq_len)
+    return calibration_prompts(
         options.calibration_data or calibration.data, options.nsamples, length, options.seed, tokenizer,
         config.vocab_size,
     )  # fmt: skip

@@ -44,7 +44,8 @@ def options(**values) -> sparsify.SparsifyOptions:
 @functools.cache
 def perplexity(folder: Path, dtype: str = "float32") -> float:
     """As the command measures it, with the parts."""
-    from llm_pruner.calibration.data import load_text, token_windows
+    from llm_pruner.calibration.texts import load_text
+    from llm_pruner.calibration.windows import token_windows
     from llm_pruner.evaluation.perplexity import perplexity as measured
 
     config = loading.load_config(str(folder), any_family=True)

@@ -5,8 +5,6 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from llm_pruner.calibration import data
-
 
 @pytest.mark.shared
 def test_calibration_windows_are_pieces_of_the_text(shared, tmp_path):
@@ -20,7 +18,7 @@ def test_calibration_windows_are_pieces_of_the_text(shared, tmp_path):
     count = 2 * len(ids) // length
 
     def windows(seed: int) -> torch.Tensor:
-        return torch.stack(data.calibration_prompts(str(path), count, length, seed, tokenizer))
+        return torch.stack(calibration_prompts(str(path), count, length, seed, tokenizer))
 
     places = []
     for window in windows(0).numpy():

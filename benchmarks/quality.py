@@ -26,7 +26,8 @@ from measure import RESULTS, keep
 from llm_pruner import Budget, Method, Reconstruct, ScoreAndCut, prune
 from llm_pruner.calibration.activations import batches_of, collect
 from llm_pruner.calibration.needs import MOMENTS
-from llm_pruner.calibration.windows import calibration_prompts, token_windows
+from llm_pruner.calibration.prompts import calibration_prompts
+from llm_pruner.calibration.windows import token_windows
 from llm_pruner.evaluation.perplexity import perplexity
 from llm_pruner.model import loading
 from llm_pruner.model.axes import MLP

@@ -23,7 +23,8 @@ from smollm2 import fetched
 from torch.nn.functional import kl_div, nll_loss
 
 from llm_pruner import Budget, prune
-from llm_pruner.calibration.windows import calibration_prompts, token_windows
+from llm_pruner.calibration.prompts import calibration_prompts
+from llm_pruner.calibration.windows import token_windows
 from llm_pruner.model import loading
 from llm_pruner.model.tokenizers import load_tokenizer
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from measure import RESULTS, keep
 
-from llm_pruner.calibration.windows import calibration_prompts
+from llm_pruner.calibration.prompts import calibration_prompts
 from llm_pruner.model import loading
 from llm_pruner.model.tokenizers import load_tokenizer
 from llm_pruner.sparsity.sweep import markdown

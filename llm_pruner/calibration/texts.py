@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from llm_pruner.calibration.records import SUFFIXES, Records, checked, parsed
+from llm_pruner.calibration.records import CHAT, SUFFIXES, Records, as_chat, checked, parsed
 from llm_pruner.errors import RunError, UsageError, did_you_mean
 from llm_pruner.files import check_regular
 from llm_pruner.model.checkpoint_files import POINTER
@@ -13,7 +13,7 @@ from llm_pruner.model.demo.text import held_out, training
 # what can be scored on
 DATASETS = ("wikitext2", "demo")
 # what can be calibrated on
-CALIBRATION = ("wikitext2", "c4", "alpaca", "demo")
+CALIBRATION = ("wikitext2", "c4", "alpaca", "instructions", "demo")
 C4_SHARD = "en/c4-train.00000-of-01024.json.gz"
 # bytes of a text, or characters, from which windows are drawn without tokenising all of it
 LARGE = 32 * 2**20
@@ -27,6 +27,10 @@ OTHERS = {
     b"\x1f\x8b": "gzip", b"PK\x03\x04": "a zip archive", b"\xfd7zXZ": "xz", b"(\xb5/\xfd": "zstd", b"BZh": "bzip2",
     b"%PDF": "PDF", b"PAR1": "Parquet",
 }  # fmt: skip
+
+
+class HubError(RunError):
+    """The hub does not give a data set."""
 
 
 @dataclass(frozen=True)
@@ -106,22 +110,6 @@ def usual_text(*models: str | None, other: str = "wikitext2") -> str:
     return "demo" if "demo" in models else other
 
 
-def calibration_text(name: str | None, model: str, usual: str = "wikitext2") -> str:
-    """Return the name of the calibration text.
-
-    Args:
-        name: A data set or a file; None for the usual one.
-        model: The name of the model that is calibrated.
-        usual: The text that the method was published with.
-
-    Raises:
-        UsageError: There is no such data set or file.
-    """
-    name = name or usual_text(model, other=usual)
-    check_name(name, CALIBRATION, "calibration")
-    return name
-
-
 def load_text(name: str, tokenizer=None) -> str:
     """Return the evaluation text of a name.
 
@@ -148,7 +136,8 @@ def load_text(name: str, tokenizer=None) -> str:
 def text_of(name: str, what: str = "calibration") -> Prose | Records:
     """Return the text to learn from of a name other than c4.
 
-    wikitext2 is its train split joined with " ".
+    wikitext2 is its train split joined with " "; alpaca and instructions are the same records, these as chats of a
+    question and its answer.
 
     Args:
         name: A data set or a file.
@@ -168,9 +157,15 @@ def text_of(name: str, what: str = "calibration") -> Prose | Records:
         found = _dataset(_option(what), "Salesforce/wikitext", "wikitext-2-raw-v1", split="train")["text"]
         return Prose(where, " ".join(found))
     if name == "alpaca":
-        return checked(list(_dataset(_option(what), "yahma/alpaca-cleaned", split="train")), where)
+        return checked(_alpaca(what), where)
+    if name == "instructions":
+        return Records(CHAT, [as_chat(record) for record in checked(_alpaca(what), where).of], where)
     check_name(name, CALIBRATION, what)
     return _file(name, what)
+
+
+def _alpaca(what: str) -> list[dict]:
+    return list(_dataset(_option(what), "yahma/alpaca-cleaned", split="train"))
 
 
 def c4_documents(option: str = "calibration_data"):
@@ -253,7 +248,7 @@ def _dataset(option: str, *arguments, **options):
         return datasets.load_dataset(*arguments, **options)
     except Exception as error:
         none = ", or `eval_data=none`" if option == "eval_data" else ""
-        raise RunError(
+        raise HubError(
             f"{arguments[0]} could not be loaded from the hub ({type(error).__name__}); "
             f"give a text with `{option}=FILE`{none}"
         ) from error

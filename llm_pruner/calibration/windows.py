@@ -28,10 +28,8 @@ def window_length(config, length: int) -> int:
     return min(length, getattr(config, "max_position_embeddings", None) or length)
 
 
-def calibration_prompts(
-    name: str, nsamples: int, seq_len: int, seed: int, tokenizer, vocab_size: int | None = None
-) -> "list[torch.Tensor]":
-    """Draw calibration prompts; the same for the same seed.
+def text_windows(name: str, nsamples: int, seq_len: int, seed: int, tokenizer) -> "list[torch.Tensor]":
+    """Draw windows of one text; the same for the same seed.
 
     Of running text (a text file, records joined by blank lines, or wikitext2's train split joined with " ") they are
     windows at random offsets, which may overlap; of c4 one random window of each of so many random documents that are
@@ -39,42 +37,50 @@ def calibration_prompts(
 
     Args:
         name: A data set or a file.
-        nsamples: Number of prompts.
+        nsamples: Number of windows.
         seq_len: Tokens of each, at most.
         seed: Of the draw.
         tokenizer: The model's.
-        vocab_size: How many tokens the model knows; None where that does not matter.
 
     Returns:
         LongTensors [length].
 
     Raises:
-        UsageError: The text is shorter than one window, or has tokens that the model does not know.
+        UsageError: The text is shorter than one window.
         RunError: The hub does not give the data set.
     """
     import torch
 
     generator = torch.Generator().manual_seed(seed)
     if name == "c4":
-        prompts = _document_windows(c4_documents(), nsamples, seq_len, generator, tokenizer)
-    elif isinstance(found := text_of(name), Records) and found.kind == ALPACA:
+        return _document_windows(c4_documents(), nsamples, seq_len, generator, tokenizer)
+    found = text_of(name)
+    if isinstance(found, Records) and found.kind == ALPACA:
         order = torch.randperm(len(found.of), generator=generator)[:nsamples].tolist()
-        prompts = [torch.tensor(_ids(tokenizer, PROMPT.format(**found.of[i]))[:seq_len]) for i in order]
-    else:
-        prose = Prose(found.where, found.text(tokenizer)) if isinstance(found, Records) else found
-        prompts = _windows(prose, nsamples, seq_len, generator, tokenizer)
-    if vocab_size is not None:
-        check_vocabulary(max(int(prompt.max()) for prompt in prompts), vocab_size)
-    return prompts
+        return [torch.tensor(_ids(tokenizer, PROMPT.format(**found.of[i]))[:seq_len]) for i in order]
+    prose = Prose(found.where, found.text(tokenizer)) if isinstance(found, Records) else found
+    return _windows(prose, nsamples, seq_len, generator, tokenizer)
+
+
+def check_amount(nsamples: int, seq_len: int) -> None:
+    """Raise a UsageError for more tokens than are drawn.
+
+    Args:
+        nsamples: Number of windows.
+        seq_len: Tokens of each.
+    """
+    if nsamples * max(seq_len, LEAST) > MOST:
+        raise UsageError(
+            f"nsamples {nsamples:,} × calibration_seq_len {seq_len:,} tokens: at most {MOST:,} are drawn; "
+            "use a smaller one of the two"
+        )
 
 
 def _windows(prose: Prose, nsamples: int, seq_len: int, generator, tokenizer) -> "list[torch.Tensor]":
     """Windows at random places of running text. Of a large one, only pieces around these places are tokenised."""
     import torch
 
-    asked = f"nsamples {nsamples:,} × calibration_seq_len {seq_len:,}"
-    if nsamples * max(seq_len, LEAST) > MOST:
-        raise UsageError(f"{asked} tokens: at most {MOST:,} are drawn; use a smaller one of the two")
+    check_amount(nsamples, seq_len)
     try:
         if prose.is_large:
             places = torch.randint(len(prose), (nsamples,), generator=generator).tolist()
@@ -88,6 +94,7 @@ def _windows(prose: Prose, nsamples: int, seq_len: int, generator, tokenizer) ->
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
+        asked = f"nsamples {nsamples:,} × calibration_seq_len {seq_len:,}"
         raise UsageError(f"{asked} tokens of {prose.where} do not fit into the memory; ask for fewer") from error
 
 

@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
+from llm_pruner.calibration.mixtures import SELF
 from llm_pruner.calibration.texts import CALIBRATION, check_name
 from llm_pruner.config.recover import RecoverOptions
 from llm_pruner.console import log
@@ -99,11 +100,16 @@ def find(options: RecoverOptions) -> Sources:
 
 
 def _text_of(report: CheckpointReport | None) -> str | None:
-    """The text that the checkpoint was trained or calibrated on."""
+    """The text that the checkpoint was trained or calibrated on; of several the one of which most windows were."""
     if isinstance(report, RecoverReport):
         return report.training.data
     used = report.calibration if isinstance(report, PruneReport | SparsifyReport) else None
-    return used.data if used else None
+    if used is None:
+        return None
+    if not used.sources:
+        return None if used.data == SELF else used.data
+    texts = [own for own in used.sources if own.data != SELF]
+    return max(texts, key=lambda own: own.windows).data if texts else None
 
 
 def _check_teacher(

@@ -5,6 +5,8 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from llm_pruner.calibration.prompts import calibration_prompts
+
 
 @pytest.mark.shared
 def test_calibration_windows_are_pieces_of_the_text(shared, tmp_path):

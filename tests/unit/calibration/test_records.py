@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from llm_pruner.calibration import texts, windows
+from llm_pruner.calibration import prompts, texts, windows
 from llm_pruner.errors import UsageError
 from llm_pruner.model.tokenizers import load_tokenizer
 from llm_pruner.recovery.examples import IGNORED, training_examples
@@ -132,7 +132,7 @@ def test_what_cannot_be_read_is_refused(tmp_path, tokenizer, name, content, mess
     path = write(tmp_path, name, content)
     with pytest.raises(UsageError, match=message) as caught:
         {
-            "calibration": lambda: windows.calibration_prompts(path, 2, 4, 0, tokenizer),
+            "calibration": lambda: prompts.calibration_prompts(path, 2, 4, 0, tokenizer),
             "evaluation": lambda: texts.load_text(path, tokenizer),
             "training": lambda: training_examples(path, 4, tokenizer, 10_000),
         }[use]()
@@ -152,7 +152,7 @@ def test_texts_of_nothing_say_how_much_there_is(tmp_path, tokenizer, content, me
     path = write(tmp_path, "a.txt", content)
     config = type("Config", (), {"vocab_size": 10_000, "get_text_config": lambda self: self})()
     for ask in (
-        lambda: windows.calibration_prompts(path, 2, 4, 0, tokenizer),
+        lambda: prompts.calibration_prompts(path, 2, 4, 0, tokenizer),
         lambda: windows.evaluation_windows(path, tokenizer, config, 4),
         lambda: training_examples(path, 4, tokenizer, 10_000),
     ):
@@ -217,29 +217,29 @@ def test_a_large_text_is_only_read_around_the_windows(tmp_path, monkeypatch, tok
 
     for path in paths:
         read = 0
-        prompts = windows.calibration_prompts(path, 6, 32, 3, counting)
+        found = prompts.calibration_prompts(path, 6, 32, 3, counting)
         assert read < len(text) / 50
-        assert [len(prompt) for prompt in prompts] == [32] * 6
-        assert all(tokenizer.decode(prompt) in text for prompt in prompts)
-        assert len({prompt[0].item() for prompt in prompts} | {tuple(prompt.tolist()) for prompt in prompts}) > 6
-        again = windows.calibration_prompts(path, 6, 32, 3, counting)
-        assert all(torch.equal(one, other) for one, other in zip(prompts, again))
+        assert [len(prompt) for prompt in found] == [32] * 6
+        assert all(tokenizer.decode(prompt) in text for prompt in found)
+        assert len({prompt[0].item() for prompt in found} | {tuple(prompt.tolist()) for prompt in found}) > 6
+        again = prompts.calibration_prompts(path, 6, 32, 3, counting)
+        assert all(torch.equal(one, other) for one, other in zip(found, again))
 
 
 def test_a_large_file_of_nothing_much_is_refused(tmp_path, monkeypatch, tokenizer):
     monkeypatch.setattr(texts, "LARGE", 1000)
     path = write(tmp_path, "a.txt", " " * 5000)
     with pytest.raises(UsageError, match="only blanks in 5,000 bytes"):
-        windows.calibration_prompts(path, 2, 8, 0, tokenizer)
+        prompts.calibration_prompts(path, 2, 8, 0, tokenizer)
     path = write(tmp_path, "a.txt", b"a" * 3000 + b"\xff" * 3000)
     with pytest.raises(UsageError, match=r"not a UTF-8 text file: byte \d,\d+ is 0xff"):
-        windows.calibration_prompts(path, 9, 8, 0, tokenizer)
+        prompts.calibration_prompts(path, 9, 8, 0, tokenizer)
 
 
 def test_more_windows_than_memory_are_refused_before_anything_is_drawn(tmp_path, tokenizer):
     path = write(tmp_path, "a.txt", "words and words " * 50)
     with pytest.raises(UsageError, match="nsamples 1,000,000,000 × calibration_seq_len 8"):
-        windows.calibration_prompts(path, 10**9, 8, 0, tokenizer)
+        prompts.calibration_prompts(path, 10**9, 8, 0, tokenizer)
 
 
 def test_running_out_of_memory_over_windows_names_what_was_asked_for(tmp_path, tokenizer, monkeypatch):
@@ -248,4 +248,4 @@ def test_running_out_of_memory_over_windows_names_what_was_asked_for(tmp_path, t
 
     monkeypatch.setattr(torch, "randint", full)
     with pytest.raises(UsageError, match="nsamples 3 × calibration_seq_len 8 tokens of .* do not fit into the memory"):
-        windows.calibration_prompts(write(tmp_path, "a.txt", "words and words " * 50), 3, 8, 0, tokenizer)
+        prompts.calibration_prompts(write(tmp_path, "a.txt", "words and words " * 50), 3, 8, 0, tokenizer)

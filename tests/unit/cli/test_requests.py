@@ -137,7 +137,7 @@ def test_a_method_on_the_command_line_replaces_that_of_the_yaml(tmp_path):
         model="m", importance="amp", param_ratio=0.3, config=best
     )
     flap = REPOSITORY / "configs" / "flap.yaml"
-    text = {"calibration_data": "wikitext2", "nsamples": 1024, "calibration_seq_len": 128}
+    text = {"calibration_data": ("wikitext2",), "nsamples": 1024, "calibration_seq_len": 128}
     expected = PruneOptions(model="m", method="reconstruct", pruning_ratio=0.2, config=str(flap), **text)
     assert parse([*model, str(flap), "--method", "reconstruct"]) == expected
 

@@ -1,6 +1,11 @@
 """Where a text comes from: the built-in one, a data set of the hub, or a file of text or records."""
 
+import bz2
+import gzip
+import lzma
 import os
+import re
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +26,11 @@ LARGE = 32 * 2**20
 HEAD = 8000
 # characters within which a piece of a text begins anew, behind a blank
 SEAM = 200
+# how compressed files begin, and what reads them
+COMPRESSED = {rb"\x1f\x8b": gzip.open, rb"\xfd7zXZ": lzma.open, rb"BZh[1-9]1AY&SY": bz2.open}
+DAMAGED = (EOFError, OSError, zlib.error, lzma.LZMAError)
+# bytes that a compressed file may hold: a few of them can stand for any number
+MOST_UNPACKED = 4 * 2**30
 # how files begin that are no UTF-8
 OTHERS = {
     b"\xff\xfe\x00\x00": "UTF-32", b"\x00\x00\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16",
@@ -191,15 +201,26 @@ def _file(name: str, what: str) -> Prose | Records:
     path, where = path_of(name), f"{what} data {name}"
     with _opened(path, where) as file:
         head = file.read(HEAD)
+    unpack = next((own for start, own in COMPRESSED.items() if re.match(start, head)), None)
+    if unpack:
+        return _parsed(_unpacked(unpack, path, where), path.with_suffix(""), where)
     if head.startswith(POINTER):
         raise UsageError(f"{where} is a Git LFS pointer, not the file itself: fetch it with `git lfs pull`")
-    structured = path.suffix.lower() in SUFFIXES or head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"{", b"[")
-    if not structured and path.stat().st_size > LARGE:
+    if not _is_structured(path, head) and path.stat().st_size > LARGE:
         _decoded(head, where, cut=True)
         return Prose(where, path=path)
-    text = _decoded(_content(path, where), where)
+    return _parsed(_content(path, where), path, where)
+
+
+def _is_structured(path: Path, head: bytes) -> bool:
+    """Whether the name or the beginning of a file says that it holds records."""
+    return path.suffix.lower() in SUFFIXES or head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"{", b"[")
+
+
+def _parsed(content: bytes, path: Path, where: str) -> Prose | Records:
+    text = _decoded(content, where)
     try:
-        records = parsed(text, path, where) if structured else None
+        records = parsed(text, path, where) if _is_structured(path, content[:HEAD]) else None
     except MemoryError as error:
         raise RunError(f"{where} is too large for the memory; give a part of it") from error
     return records or Prose(where, text)
@@ -210,6 +231,20 @@ def _opened(path: Path, where: str):
         return open(path, "rb")
     except OSError as error:
         raise UsageError(f"{where} cannot be read: {error.strerror}") from error
+
+
+def _unpacked(unpack, path: Path, where: str) -> bytes:
+    """What a compressed file holds."""
+    try:
+        with _opened(path, where) as packed, unpack(packed) as file:
+            content = file.read(MOST_UNPACKED + 1)
+    except DAMAGED as error:
+        raise UsageError(f"{where} is not a UTF-8 text file: as a compressed one it is damaged ({error})") from error
+    except MemoryError as error:
+        raise RunError(f"{where} holds more than the memory; give a part of it") from error
+    if len(content) > MOST_UNPACKED:
+        raise UsageError(f"{where} holds more than {MOST_UNPACKED:,} bytes; unpack it, or give a part of it")
+    return content
 
 
 def _content(path: Path, where: str) -> bytes:

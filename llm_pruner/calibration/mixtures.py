@@ -1,11 +1,15 @@
 """A calibration text that is mixed from several: their shares, how many windows each has, and in which order."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from llm_pruner.calibration.texts import CALIBRATION, check_name, usual_text
 from llm_pruner.errors import UsageError, redact
 from llm_pruner.files import text_digest
+
+if TYPE_CHECKING:
+    import torch
 
 # text that the model writes itself
 SELF = "self"
@@ -29,6 +33,40 @@ class Source:
 
     data: str
     share: float = 1.0
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Windows by text. Those that the model writes are missing until the model is at hand.
+
+    Attributes:
+        sources: The texts.
+        windows: For each text LongTensors [length]; None for what is still to be written.
+        to_write: How many windows the model writes.
+        seq_len: Tokens of each of them.
+        seed: Of the random numbers for them.
+        tokenizer: The model's.
+        missing: Texts that the hub did not give, in whose place the model writes.
+    """
+
+    sources: tuple[Source, ...]
+    windows: "tuple[list[torch.Tensor] | None, ...]"
+    to_write: int
+    seq_len: int
+    seed: int
+    tokenizer: Any
+    missing: tuple[str, ...] = ()
+
+    @property
+    def counts(self) -> list[int]:
+        """How many windows there are of each text."""
+        return [self.to_write if own is None else len(own) for own in self.windows]
+
+    @property
+    def prompts(self) -> "list[torch.Tensor]":
+        """All windows, so mixed that neighbours are of all texts."""
+        rows: list[Iterator[torch.Tensor]] = [iter(own or ()) for own in self.windows]
+        return [next(rows[text]) for text in order([len(own or ()) for own in self.windows])]
 
 
 def parsed(data: str | Sequence[str]) -> tuple[Source, ...]:

@@ -1,72 +1,18 @@
 """Calibration prompts: windows drawn from each text of a mixture, and mixed."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llm_pruner.calibration.mixtures import SELF, Source, order, parsed, shared_out
+from llm_pruner.calibration.mixtures import SELF, Drawn, Source, parsed, shared_out
+from llm_pruner.calibration.self_written import kept, self_written
 from llm_pruner.calibration.texts import HubError
 from llm_pruner.calibration.windows import check_amount, check_vocabulary, text_windows
 from llm_pruner.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """Windows by text. Those that the model writes are missing until the model is at hand.
-
-    Attributes:
-        sources: The texts.
-        windows: For each text LongTensors [length]; None for what is still to be written.
-        to_write: How many windows the model writes.
-        seq_len: Tokens of each of them.
-        seed: Of the random numbers for them.
-        tokenizer: The model's.
-        missing: Texts that the hub did not give, in whose place the model writes.
-    """
-
-    sources: tuple[Source, ...]
-    windows: "tuple[list[torch.Tensor] | None, ...]"
-    to_write: int
-    seq_len: int
-    seed: int
-    tokenizer: Any
-    missing: tuple[str, ...] = ()
-
-    @property
-    def counts(self) -> list[int]:
-        """How many windows there are of each text."""
-        return [self.to_write if own is None else len(own) for own in self.windows]
-
-    @property
-    def prompts(self) -> "list[torch.Tensor]":
-        """All windows, so mixed that neighbours are of all texts."""
-        rows: list[Iterator[torch.Tensor]] = [iter(own or ()) for own in self.windows]
-        return [next(rows[text]) for text in order([len(own or ()) for own in self.windows])]
-
-    def written_by(self, model: Any, cache: Path | None = None) -> "Drawn":
-        """Return the same with the windows that were missing.
-
-        Args:
-            model: The model, which writes them if there are any.
-            cache: A file that keeps them, whose name tells the model and all else that they follow from.
-
-        Raises:
-            PrunerError: As in `self_written`.
-        """
-        if None not in self.windows:
-            return self
-        # torch, which a dry run does without
-        from llm_pruner.calibration.self_written import kept, self_written
-
-        def write() -> "list[torch.Tensor]":
-            return self_written(model, self.tokenizer, self.to_write, self.seq_len, self.seed)
-
-        written = kept(cache, write, self.to_write, self.seq_len) if cache else write()
-        return replace(self, windows=tuple(written if own is None else own for own in self.windows))
 
 
 def draw(
@@ -116,6 +62,27 @@ def draw(
     return Drawn(texts, (*drawn, None), to_write, seq_len, seed, tokenizer, tuple(missing))
 
 
+def written_by(model: Any, drawn: Drawn, cache: Path | None = None) -> Drawn:
+    """Return the same with the windows that were missing.
+
+    Args:
+        model: The model, which writes them if there are any.
+        drawn: The windows by text.
+        cache: A file that keeps them, whose name tells the model and all else that they follow from.
+
+    Raises:
+        PrunerError: As in `self_written`.
+    """
+    if not drawn.to_write:
+        return drawn
+
+    def write() -> "list[torch.Tensor]":
+        return self_written(model, drawn.tokenizer, drawn.to_write, drawn.seq_len, drawn.seed)
+
+    written = kept(cache, write, drawn.to_write, drawn.seq_len) if cache else write()
+    return replace(drawn, windows=tuple(written if own is None else own for own in drawn.windows))
+
+
 def calibration_prompts(
     data: str | Sequence[str], nsamples: int, seq_len: int, seed: int, tokenizer: Any, vocab_size: int | None = None,
     model: Any = None,
@@ -141,4 +108,4 @@ def calibration_prompts(
     drawn = draw(data, nsamples, seq_len, seed, tokenizer, vocab_size)
     if drawn.to_write and model is None:
         raise UsageError("the model itself writes the text called self; give `model`")
-    return drawn.written_by(model).prompts
+    return written_by(model, drawn).prompts

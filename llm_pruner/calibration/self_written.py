@@ -28,9 +28,9 @@ def self_written(model: Any, tokenizer: Any, count: int, length: int, seed: int)
     """Sample windows from a model at temperature 1, without truncation of its distribution.
 
     A window begins with the start token (BOS, or EOS where a tokenizer has none). With a chat template, every second
-    one begins as a user's turn does instead, and the model writes the question and the answer. A window is the same
-    whatever other windows are sampled beside it: each has random numbers of its own, and a token is where the
-    cumulative distribution exceeds the number.
+    one begins as a user's turn does instead: the model writes the question, the template what stands between it and the
+    answer, and the model the answer. A window is the same whatever other windows are sampled beside it: each has random
+    numbers of its own, and a token is where the cumulative distribution exceeds the number.
 
     Args:
         model: A causal language model in evaluation mode.
@@ -47,15 +47,15 @@ def self_written(model: Any, tokenizer: Any, count: int, length: int, seed: int)
         RunError: The logits are not finite, or memory does not hold a single window.
     """
     numbers = torch.rand(count, length, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    start, turn = _start(tokenizer), _turn(tokenizer)
+    start, (turn, between) = _start(tokenizer), _turn(tokenizer)
     chats = list(range(1, count, 2)) if 0 < len(turn) < length else []
     plain = [place for place in range(count) if place not in set(chats)]
     found: dict[int, torch.Tensor] = {}
     with progress(total=count * length, desc="self-written text", unit="token") as bar:
-        for opening, places in (([start], plain), (turn, chats)):
+        for opening, then, places in (([start], [], plain), (turn, between, chats)):
             if places:
                 check_vocabulary(max(opening), model.get_input_embeddings().num_embeddings)
-                written = _written(model, opening, numbers[places], bar)
+                written = _written(model, opening, then, numbers[places], bar)
                 found |= dict(zip(places, written, strict=True))
     return [found[place] for place in range(count)]
 
@@ -98,36 +98,62 @@ def _start(tokenizer: Any) -> int:
     return found
 
 
-def _turn(tokenizer: Any) -> list[int]:
-    """The tokens before a user's first words in the chat template; none where there is no such template."""
+def _turn(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """(the tokens before a question, those between it and its answer) by the chat template; none without a template."""
     if not getattr(tokenizer, "chat_template", None):
-        return []
+        return [], []
+    asked = [{"role": "user", "content": QUESTION}]
     try:
-        text = tokenizer.apply_chat_template([{"role": "user", "content": QUESTION}], tokenize=False)
+        text = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
     except Exception:
         # of jinja2, or whatever the template raises
-        return []
-    before, question, _ = text.partition(QUESTION)
-    return tokenizer(before, add_special_tokens=False, verbose=False)["input_ids"] if question else []
+        return [], []
+    before, question, behind = text.partition(QUESTION)
+    ids = [tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"] for part in (before, behind)]
+    return (ids[0], ids[1]) if question else ([], [])
 
 
-def _written(model: Any, opening: Sequence[int], numbers: torch.Tensor, bar: Any) -> list[torch.Tensor]:
-    """Windows with this opening, one for each row of numbers [windows, length]; in batches that memory holds."""
+class _Between:
+    """What a template puts between questions and answers, in the windows of a batch: it follows its own first token."""
+
+    def __init__(self, ids: Sequence[int], rows: int) -> None:
+        self.ids = ids
+        # of the tokens between, how many each window has
+        self.written = [0] * rows
+
+    def instead(self, sampled: torch.Tensor) -> torch.Tensor:
+        """Return the tokens of the batch, LongTensor [windows, 1], that follow: those that were sampled, or these."""
+        if not self.ids:
+            return sampled
+        tokens = sampled.flatten().tolist()
+        for row, token in enumerate(tokens):
+            place = self.written[row]
+            if 0 < place < len(self.ids) or place == 0 and token == self.ids[0]:
+                tokens[row] = self.ids[place]
+                self.written[row] += 1
+        return torch.tensor(tokens, device=sampled.device)[:, None]
+
+
+def _written(
+    model: Any, opening: Sequence[int], then: Sequence[int], numbers: torch.Tensor, bar: Any
+) -> list[torch.Tensor]:
+    """Windows that begin alike, one for each row of numbers [windows, length]; in batches that memory holds."""
     count, length = numbers.shape
     too_large = f"a window of {length} tokens that the model writes does not fit in memory; use a smaller "
     too_large += "`calibration_seq_len`, or another text than self"
 
     def run(size: int) -> list[torch.Tensor]:
-        return [window for some in numbers.split(size) for window in _batch(model, opening, some, bar)]
+        return [window for some in numbers.split(size) for window in _batch(model, opening, then, some, bar)]
 
     size = max(1, min(count, CACHED * tokens_for(model) // length))
     return halved(run, size, 2, "batches of {} windows", too_large)
 
 
 @torch.no_grad()
-def _batch(model: Any, opening: Sequence[int], numbers: torch.Tensor, bar: Any) -> torch.Tensor:
-    """LongTensor [windows, length]."""
+def _batch(model: Any, opening: Sequence[int], then: Sequence[int], numbers: torch.Tensor, bar: Any) -> torch.Tensor:
+    """LongTensor [windows, length]. then: what follows its own first token, once."""
     rows, length = numbers.shape
+    between = _Between(then, rows)
     given = torch.tensor([list(opening)] * rows, device=model.device)
     parts, cache, finite = [given], None, torch.tensor(True)
     for place in range(len(opening), length):
@@ -138,7 +164,8 @@ def _batch(model: Any, opening: Sequence[int], numbers: torch.Tensor, bar: Any) 
         sums = (chances.cpu() if chances.device.type == "mps" else chances).double().cumsum(-1)
         finite = finite.to(sums.device) & sums[:, -1].isfinite().all()
         aimed = numbers[:, place, None].to(sums.device) * sums[:, -1:]
-        given = torch.searchsorted(sums, aimed, right=True).clamp(max=sums.shape[-1] - 1).to(model.device)
+        sampled = torch.searchsorted(sums, aimed, right=True).clamp(max=sums.shape[-1] - 1)
+        given = between.instead(sampled).to(model.device)
         parts.append(given)
         bar.update(rows)
     if not finite:

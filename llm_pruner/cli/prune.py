@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llm_pruner.calibration.mixtures import SELF, asked_texts, listed, text_key, told
+from llm_pruner.calibration.mixtures import SELF, Drawn, asked_texts, listed, text_key, told
 from llm_pruner.calibration.needs import WEIGHTS
-from llm_pruner.calibration.prompts import Drawn, draw
+from llm_pruner.calibration.prompts import draw, written_by
 from llm_pruner.calibration.statistics import Calibration
 from llm_pruner.calibration.windows import window_length
 from llm_pruner.cli.messages import with_flags
@@ -134,7 +134,6 @@ def run(options: PruneOptions, argv: Sequence[str] = ()) -> PruneReport | Plan:
     known = _known(asked, decision, config, source)
     if asked.dry_run and (plan := _dry_plan(asked, decision, known)):
         return plan
-
     _check_disk(target, decision.plan, asked)
     with stopwatch("data"):
         folder = loading.fetch(source, asked.revision, weights=False)
@@ -145,13 +144,10 @@ def run(options: PruneOptions, argv: Sequence[str] = ()) -> PruneReport | Plan:
         folder = loading.fetch(source, asked.revision)
         model = _loaded(asked, decision, config, folder)
         finite = checkpoint.finite_logits(model) if target else None
-    if drawn:
-        with stopwatch("data"):
-            drawn = _completed(drawn, asked, model, source, folder, config)
-    prompts = drawn.prompts if drawn else None
+    drawn = _completed(drawn, asked, model, source, folder, stopwatch)
     measurement = Measurement(windows, evaluation, tasks, asked.batch_size, seed=asked.seed)
     before = measurement.of(model, tokenizer, "before", stopwatch)
-    pruned = _pruned(asked, decision, known, model, prompts, stopwatch, target)
+    pruned = _pruned(asked, decision, known, model, drawn, stopwatch, target)
     if asked.dry_run:
         return pruned.plan
     del model
@@ -411,10 +407,11 @@ def _finished(
 
 
 def _pruned(
-    options: PruneOptions, decision: Decision, known: Known, model, prompts, stopwatch, target: Path | None
+    options: PruneOptions, decision: Decision, known: Known, model, drawn: Drawn | None, stopwatch, target: Path | None
 ) -> Pruned:
     """What the method makes of the model."""
     method, journal = decision.method, Journal(log, stopwatch)
+    prompts = drawn.prompts if drawn else None
     if not isinstance(method, ScoreAndCut):
         pruned, outline = method.prune(model, decision.draft, prompts, journal), decision.plan
         assert outline is not None, "only scores leave widths open"
@@ -495,15 +492,20 @@ def _drawn(calibration: Calibration, options: PruneOptions, config, tokenizer) -
     return drawn
 
 
-def _completed(drawn: Drawn, options: PruneOptions, model, source: str, folder: str, config) -> Drawn:
+def _completed(
+    drawn: Drawn | None, options: PruneOptions, model, source: str, folder: str, stopwatch: Stopwatch
+) -> Drawn | None:
     """The windows with those that the model writes, which the work folder keeps."""
+    if drawn is None:
+        return None
     cache = None
     if drawn.to_write and options.work_dir:
         parts = {"model": checkpoint_digest(source, folder), "dtype": str(model.dtype), "seed": options.seed}
         key = key_of(parts | {"windows": drawn.to_write, "length": drawn.seq_len})
         cache = Path(options.work_dir).expanduser() / f"{SELF}-{key[:16]}.safetensors"
-    drawn = drawn.written_by(model, cache)
-    lengths, hidden = list(map(len, drawn.prompts)), widths_of(config)[HIDDEN]
+    with stopwatch("data"):
+        drawn = written_by(model, drawn, cache)
+    lengths, hidden = list(map(len, drawn.prompts)), widths_of(model.config)[HIDDEN]
     texts, tokens = told(drawn.sources), sum(lengths)
     log(f"calibration: {len(lengths)} windows of {max(lengths)} tokens at most, of {texts}, seed {options.seed}")
     if tokens < FEW * hidden:

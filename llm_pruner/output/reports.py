@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
 from llm_pruner import serialisation
-from llm_pruner.calibration.mixtures import listed, parsed, shared_out
-from llm_pruner.calibration.prompts import Drawn
+from llm_pruner.calibration.mixtures import Drawn, listed, parsed, shared_out
 from llm_pruner.config.limits import MOST_LAYERS
 from llm_pruner.errors import UsageError, redact, shown
 from llm_pruner.files import read_json

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from llm_pruner.calibration.hooks import Hooks
-from llm_pruner.calibration.mixtures import asked_texts
-from llm_pruner.calibration.prompts import Drawn, draw
+from llm_pruner.calibration.mixtures import Drawn, asked_texts
+from llm_pruner.calibration.prompts import draw, written_by
 from llm_pruner.calibration.windows import window_length
 from llm_pruner.config import recipe as names
 from llm_pruner.config.sparsify import PROGRAM, SparsifyOptions
@@ -94,7 +94,7 @@ def run_one(options: SparsifyOptions, argv: Sequence[str] = (), known: Scores | 
         options.limit, options.seed,
     )  # fmt: skip
     before = known or measurement.of(model, tokenizer, "before", stopwatch)
-    drawn = read.drawn and read.drawn.written_by(model)
+    drawn = read.drawn and written_by(model, read.drawn)
     prompts = drawn.prompts if drawn else None
     told = _shape(model) | {"evaluation": evaluation, "calibration": _told(read.texts, options, drawn)}
     with stopwatch("sparsify"):

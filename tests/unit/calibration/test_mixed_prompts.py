@@ -5,7 +5,7 @@ import torch
 
 from llm_pruner.calibration import prompts
 from llm_pruner.calibration.mixtures import Source
-from llm_pruner.calibration.prompts import calibration_prompts, draw
+from llm_pruner.calibration.prompts import calibration_prompts, draw, written_by
 from llm_pruner.calibration.texts import HubError
 from llm_pruner.calibration.windows import text_windows
 from llm_pruner.errors import UsageError
@@ -58,7 +58,7 @@ def test_the_model_writes_its_share(texts):
     model = tiny.model("llama")
     drawn = draw([texts[0], "self=0.25"], 8, 16, 0, Letters(), 96)
     assert (drawn.counts, drawn.to_write, drawn.sources[1]) == ([6, 2], 2, Source("self", 0.25))
-    mixed = drawn.written_by(model).prompts
+    mixed = written_by(model, drawn).prompts
     assert [len(prompt) for prompt in mixed] == [16] * 8
     assert sum(int(prompt[0]) == 0 for prompt in mixed) == 2
     again = calibration_prompts([texts[0], "self=0.25"], 8, 16, 0, Letters(), 96, model)
@@ -86,7 +86,7 @@ def test_the_model_writes_in_place_of_texts_of_the_usual_mixture_that_the_hub_do
     drawn = draw("mix", 12, 16, 0, Letters(), replaceable=True)
     assert [(own.data, round(own.share, 3)) for own in drawn.sources] == [("wikitext2", 0.333), ("self", 0.667)]
     assert (drawn.counts, drawn.missing) == ([4, 8], ("c4", "instructions"))
-    written = drawn.written_by(tiny.model("llama")).prompts
+    written = written_by(tiny.model("llama"), drawn).prompts
     assert sum(bool((prompt == 5).all()) for prompt in written) == 4
     assert len(written) == 12
 

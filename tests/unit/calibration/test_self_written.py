@@ -20,7 +20,8 @@ class Tokens:
         assert not add_special_tokens
         return {"input_ids": [int(word[1:]) for word in text.split()]}
 
-    def apply_chat_template(self, messages, tokenize):
+    def apply_chat_template(self, messages, tokenize, add_generation_prompt):
+        assert (tokenize, add_generation_prompt) == (False, True)
         return self.chat_template.format(*[own["content"] for own in messages])
 
 
@@ -91,11 +92,27 @@ def test_a_window_begins_with_eos_where_there_is_no_bos():
 
 def test_every_second_window_of_an_instruct_model_begins_as_a_turn_of_the_user():
     model = tiny.model("llama")
-    windows = self_written(model, Tokens(chat_template="t8 t9 t10 {} t11"), 5, 12, seed=0)
+    windows = self_written(model, Tokens(chat_template="t8 t9 t10 {}"), 5, 12, seed=0)
     assert [own[0].item() for own in windows] == [0, 8, 0, 8, 0]
     assert windows[1][:3].tolist() == windows[3][:3].tolist() == [8, 9, 10]
     numbers = torch.rand(5, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     assert windows[3][3:].tolist() == expected(model, windows[3], numbers[3], start=3)
+
+
+def test_the_template_leads_from_the_end_of_the_question_to_the_answer():
+    """Once in a window, however often the token that ends the question is sampled."""
+    model = tiny.model("llama", vocab_size=16)
+    windows = self_written(model, Tokens(chat_template="t8 {} t3 t12 t13 t14"), 40, 48, seed=0)
+    numbers = torch.rand(40, 48, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    ended = 0
+    for place in range(1, 40, 2):
+        tokens = windows[place].tolist()
+        wanted = [8, *expected(model, windows[place], numbers[place])]
+        end = wanted.index(3) if 3 in wanted else len(tokens)
+        wanted[end : end + 4] = [3, 12, 13, 14][: len(tokens) - end]
+        assert tokens == wanted
+        ended += tokens.count(3) > 1
+    assert ended > 5
 
 
 @pytest.mark.parametrize("template", ["{}", "t8 t9 t10 t11 {}", "t8 {0[0]} {1}"])

@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_pruner import serialisation
-from llm_pruner.calibration.mixtures import Source
-from llm_pruner.calibration.prompts import Drawn
+from llm_pruner.calibration.mixtures import Drawn, Source
 from llm_pruner.errors import UsageError
 from llm_pruner.importance.selection import quantiles
 from llm_pruner.model.axes import HEADS, HIDDEN, MLP

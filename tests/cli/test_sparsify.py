@@ -97,6 +97,12 @@ def test_every_row_runs_on_a_trained_model(path):
     assert made.label == recipe.label
 
 
+def test_activations_are_calibrated_on_several_texts_one_of_them_the_models_own():
+    made = sparsify_checkpoint(options(n=8, m=16, scaling=True, calibration_data=("demo", "self=0.25")))
+    assert [(own.data, own.windows) for own in made.calibration.sources] == [("demo", 3), ("self", 1)]
+    assert made.kept == pytest.approx(0.5, abs=0.006)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("row", ["act_8_16_combined", "act_8_16_var_causal", "weight_8_16_wanda", "act_threshold_0.5"])
 def test_what_is_saved_scores_as_it_was_measured(row, command_of, tmp_path):

@@ -500,8 +500,10 @@ def _completed(
         return None
     cache = None
     if drawn.to_write and options.work_dir:
+        own = drawn.tokenizer
+        begun = (own.bos_token_id, own.eos_token_id, getattr(own, "chat_template", None))
         parts = {"model": checkpoint_digest(source, folder), "dtype": str(model.dtype), "seed": options.seed}
-        key = key_of(parts | {"windows": drawn.to_write, "length": drawn.seq_len})
+        key = key_of(parts | {"windows": drawn.to_write, "length": drawn.seq_len, "begun": begun})
         cache = Path(options.work_dir).expanduser() / f"{SELF}-{key[:16]}.safetensors"
     with stopwatch("data"):
         drawn = written_by(model, drawn, cache)

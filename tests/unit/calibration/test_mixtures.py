@@ -83,8 +83,8 @@ def test_what_is_asked_for_is_checked_before_anything_is_read(tmp_path):
     assert asked_texts(None, "demo", "mix") == "demo"
     assert asked_texts(f"{text}=1", "demo", "mix") == f"{text}=1"
     assert asked_texts((str(text), "self=0.5"), "some/model", "mix") == (str(text), "self=0.5")
-    with pytest.raises(UsageError, match="'selv' is neither a file nor a data set; did you mean 'self'"):
-        asked_texts((str(text), "selv=0.5"), "some/model", "mix")
+    with pytest.raises(UsageError, match="'selff' is neither a file nor a data set; did you mean 'self'"):
+        asked_texts((str(text), "selff=0.5"), "some/model", "mix")
 
 
 def test_the_key_of_a_text_follows_its_content_and_its_share(tmp_path):

@@ -24,9 +24,10 @@ import torch
 from measure import RESULTS, keep
 
 from llm_pruner import Budget, Method, Reconstruct, ScoreAndCut, prune
-from llm_pruner.calibration import data
 from llm_pruner.calibration.activations import batches_of, collect
 from llm_pruner.calibration.needs import MOMENTS
+from llm_pruner.calibration.prompts import calibration_prompts
+from llm_pruner.calibration.windows import token_windows
 from llm_pruner.evaluation.perplexity import perplexity
 from llm_pruner.model import loading
 from llm_pruner.model.axes import MLP
@@ -104,12 +105,12 @@ METHODS: dict[str, Row] = {
 @cache
 def windows() -> torch.Tensor:
     text = (TEXT / "test.txt").read_text(encoding="utf-8")
-    return data.token_windows(text, load_tokenizer(str(MODEL)), 256)[::EVERY]
+    return token_windows(text, load_tokenizer(str(MODEL)), 256)[::EVERY]
 
 
 @cache
 def prompts(seed: int) -> list[torch.Tensor]:
-    return data.calibration_prompts(str(TEXT / "valid.txt"), NSAMPLES, LENGTH, seed, load_tokenizer(str(MODEL)))
+    return calibration_prompts(str(TEXT / "valid.txt"), NSAMPLES, LENGTH, seed, load_tokenizer(str(MODEL)))
 
 
 def one(name: str | None, ratio: float = 0.0, seed: int = 0) -> dict:

@@ -23,7 +23,8 @@ from smollm2 import fetched
 from torch.nn.functional import kl_div, nll_loss
 
 from llm_pruner import Budget, prune
-from llm_pruner.calibration import data
+from llm_pruner.calibration.prompts import calibration_prompts
+from llm_pruner.calibration.windows import token_windows
 from llm_pruner.model import loading
 from llm_pruner.model.tokenizers import load_tokenizer
 
@@ -49,7 +50,7 @@ METHODS: dict[str, Row] = {
 def windows(kind: str) -> torch.Tensor:
     """LongTensor [windows, LENGTH], evenly of the text."""
     text = (SHARED / "data/wikitext-2/test.txt").read_text(encoding="utf-8") if kind == "WikiText-2" else prose()
-    found = data.token_windows(text, load_tokenizer(str(fetched())), LENGTH)
+    found = token_windows(text, load_tokenizer(str(fetched())), LENGTH)
     return found[:: len(found) // WINDOWS[kind]][: WINDOWS[kind]]
 
 
@@ -62,7 +63,7 @@ def prose() -> str:
 @cache
 def prompts() -> list[torch.Tensor]:
     text = str(SHARED / "data/wikitext-2/valid.txt")
-    return data.calibration_prompts(text, NSAMPLES, LENGTH, 0, load_tokenizer(str(fetched())))
+    return calibration_prompts(text, NSAMPLES, LENGTH, 0, load_tokenizer(str(fetched())))
 
 
 def dense():

@@ -9,9 +9,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llm_pruner.calibration import data
+from llm_pruner.calibration.mixtures import SELF, Drawn, asked_texts, listed, text_key, told
 from llm_pruner.calibration.needs import WEIGHTS
+from llm_pruner.calibration.prompts import draw, written_by
 from llm_pruner.calibration.statistics import Calibration
+from llm_pruner.calibration.windows import window_length
 from llm_pruner.cli.messages import with_flags
 from llm_pruner.cli.requests import (
     OF_RECONSTRUCTION,
@@ -28,7 +30,7 @@ from llm_pruner.console import log, quiet
 from llm_pruner.errors import PlanError, PrunerError, RunError, UsageError, redact
 from llm_pruner.evaluation.scores import Measurement, compared, text_to_score, windows_of
 from llm_pruner.evaluation.tasks import check_tasks
-from llm_pruner.files import checkpoint_digest, text_digest
+from llm_pruner.files import checkpoint_digest, key_of
 from llm_pruner.importance import score_cache
 from llm_pruner.importance.selection import quantiles
 from llm_pruner.methods import METHODS, Journal, Measured, Method, Pruned, Reconstruct, ScoreAndCut, settled
@@ -66,14 +68,14 @@ class Decision:
         draft: What was asked for.
         plan: As far as it is known; None where scores decide the widths.
         config: The new configuration, with the plan.
-        prompts: LongTensors [length], where they had to be made to decide.
+        drawn: Calibration windows, where they had to be drawn to decide.
     """
 
     method: Method
     draft: Draft
     plan: Plan | None = None
     config: Any = None
-    prompts: Any = None
+    drawn: Drawn | None = None
 
     @property
     def scoring(self) -> ScoreAndCut:
@@ -117,7 +119,7 @@ def run(options: PruneOptions, argv: Sequence[str] = ()) -> PruneReport | Plan:
     """
     validate(options)
     stopwatch = Stopwatch()
-    log("options: " + ", ".join(f"{k}={v}" for k, v in options.asdict().items() if v is not None and v is not False))
+    log(f"options: {_set(options)}")
     source = loading.resolve(options.model)
     target = check_outputs(options, source)
     eval_data, tasks = _to_score(options)
@@ -132,20 +134,20 @@ def run(options: PruneOptions, argv: Sequence[str] = ()) -> PruneReport | Plan:
     known = _known(asked, decision, config, source)
     if asked.dry_run and (plan := _dry_plan(asked, decision, known)):
         return plan
-
     _check_disk(target, decision.plan, asked)
     with stopwatch("data"):
         folder = loading.fetch(source, asked.revision, weights=False)
         origin = lineage.report_of(folder)
-        tokenizer, prompts = _texts(asked, decision, known, config, folder, bool(eval_data or tasks))
+        tokenizer, drawn = _texts(asked, decision, known, config, folder, bool(eval_data or tasks))
         windows, evaluation = windows_of(eval_data, asked.model, tokenizer, config, asked.max_seq_len)
     with stopwatch("load"):
         folder = loading.fetch(source, asked.revision)
         model = _loaded(asked, decision, config, folder)
         finite = checkpoint.finite_logits(model) if target else None
+    drawn = _completed(drawn, asked, model, source, folder, stopwatch)
     measurement = Measurement(windows, evaluation, tasks, asked.batch_size, seed=asked.seed)
     before = measurement.of(model, tokenizer, "before", stopwatch)
-    pruned = _pruned(asked, decision, known, model, prompts, stopwatch, target)
+    pruned = _pruned(asked, decision, known, model, drawn, stopwatch, target)
     if asked.dry_run:
         return pruned.plan
     del model
@@ -153,7 +155,7 @@ def run(options: PruneOptions, argv: Sequence[str] = ()) -> PruneReport | Plan:
     told = scored | lineage.told(origin, redact(asked.model), evaluation) | {"evaluation": evaluation}
 
     def report() -> PruneReport:
-        made = _told(asked, decision, known, pruned, prompts)
+        made = _told(asked, decision, known, pruned, drawn)
         return PruneReport(**conditions(asked, stopwatch.seconds, argv, PROGRAM) | made | told)
 
     if target is None:
@@ -164,6 +166,12 @@ def run(options: PruneOptions, argv: Sequence[str] = ()) -> PruneReport | Plan:
     )  # fmt: skip
 
 
+def _set(options: PruneOptions) -> str:
+    """The options that are set."""
+    values = {name: value for name, value in options.asdict().items() if value is not None and value is not False}
+    return ", ".join(f"{k}={' '.join(v) if isinstance(v, tuple) else v}" for k, v in values.items())
+
+
 def _to_score(options: PruneOptions) -> tuple[str | None, list[str]]:
     """(the text, the zero-shot tasks) that the model is scored on; a dry run scores nothing."""
     if options.dry_run:
@@ -171,13 +179,13 @@ def _to_score(options: PruneOptions) -> tuple[str | None, list[str]]:
     return text_to_score(options.eval_data, options.model), check_tasks(["usual"]) if options.eval_zero_shot else []
 
 
-def _told(options: PruneOptions, decision: Decision, known: Known, pruned: Pruned, prompts) -> dict[str, Any]:
+def _told(
+    options: PruneOptions, decision: Decision, known: Known, pruned: Pruned, drawn: Drawn | None
+) -> dict[str, Any]:
     """The fields of a report that the pruning itself tells."""
     used, calibration, scores = None, known.calibration, {}
     if calibration:
-        # A file may hold fewer records than were asked for.
-        count = len(prompts) if prompts else calibration.nsamples
-        used = Calibrated(redact(calibration.data), count, calibration.seq_len)
+        used = Calibrated.of(calibration.data, calibration.nsamples, calibration.seq_len, drawn)
     notes = dict(pruned.notes)
     if isinstance(decision.method, ScoreAndCut):
         scores = quantiles(notes.pop("scores", {}), decision.draft.traced.groups)
@@ -219,14 +227,14 @@ def _reconstruction(notes: dict[str, Any]) -> Reconstruction:
 
 
 def _texts(options: PruneOptions, decision: Decision, known: Known, config, folder: str, scored: bool):
-    """(the tokenizer or None, calibration prompts or None). scored: whether something is going to be scored."""
-    calibration, prompts = None if known.measured else known.calibration, decision.prompts
-    tokenizer = load_tokenizer(folder, scored or calibration is not None and not prompts)
+    """(the tokenizer or None, calibration windows or None). scored: whether something is going to be scored."""
+    calibration, drawn = None if known.measured else known.calibration, decision.drawn
+    tokenizer = load_tokenizer(folder, scored or calibration is not None and not drawn)
     if not has_tokenizer(folder):
         log("note: the model has no tokenizer, so none is saved")
-    if calibration and not prompts:
-        prompts = _prompts(calibration, options, config, tokenizer)
-    return tokenizer, prompts
+    if calibration and not drawn:
+        drawn = _drawn(calibration, options, config, tokenizer)
+    return tokenizer, drawn
 
 
 def _loaded(options: PruneOptions, decision: Decision, config, folder: str):
@@ -264,13 +272,13 @@ def _decided(options: PruneOptions, request, config, source: str) -> Decision:
 
 
 def _by_default(options: PruneOptions, request, method: Method, config, source: str) -> Decision:
-    prompts = None
+    drawn = None
     try:
         made = draft(request, config, method)
         if not options.dry_run and not made.is_copy:
             tokenizer = load_tokenizer(loading.fetch(source, options.revision, weights=False))
-            prompts = _prompts(_calibration(options, method, config), options, config, tokenizer)
-        return replace(_outlined(method, made), prompts=prompts)
+            drawn = _drawn(_calibration(options, method, config), options, config, tokenizer)
+        return replace(_outlined(method, made), drawn=drawn)
     except PrunerError as error:
         if options.calibration_data and not isinstance(error, PlanError):
             raise
@@ -303,11 +311,11 @@ def _outlined(method: Method, made: Draft) -> Decision:
 
 
 def _calibration(options: PruneOptions, method: Method, config) -> Calibration:
-    """The calibration text that the options name, else the method's. UsageError for a name that is nothing."""
+    """The calibration texts that the options name, else the method's. UsageError for a name that is nothing."""
     usual = method.calibration
-    name = data.calibration_text(options.calibration_data, options.model, usual.data)
-    length = data.window_length(config, options.calibration_seq_len or usual.seq_len)
-    return Calibration(name, options.nsamples or usual.nsamples, length)
+    names = asked_texts(options.calibration_data, options.model, usual.data)
+    length = window_length(config, options.calibration_seq_len or usual.seq_len)
+    return Calibration(names, options.nsamples or usual.nsamples, length)
 
 
 def _known(options: PruneOptions, decision: Decision, config, source: str) -> Known:
@@ -351,8 +359,9 @@ def _key(options: PruneOptions, decision: Decision, calibration: Calibration | N
     scorer = decision.scoring.scorer
     key: dict[str, object] = {"model": model, "dtype": options.dtype, "importance": scorer.name, **scorer.options}
     if calibration:
+        texts = [text_key(name) for name in listed(calibration.data)]
         key |= {
-            "calibration_data": text_digest(calibration.data),
+            "calibration_data": texts[0] if len(texts) == 1 else texts,
             "nsamples": calibration.nsamples,
             "calibration_seq_len": calibration.seq_len,
             "seed": options.seed,
@@ -398,10 +407,11 @@ def _finished(
 
 
 def _pruned(
-    options: PruneOptions, decision: Decision, known: Known, model, prompts, stopwatch, target: Path | None
+    options: PruneOptions, decision: Decision, known: Known, model, drawn: Drawn | None, stopwatch, target: Path | None
 ) -> Pruned:
     """What the method makes of the model."""
     method, journal = decision.method, Journal(log, stopwatch)
+    prompts = drawn.prompts if drawn else None
     if not isinstance(method, ScoreAndCut):
         pruned, outline = method.prune(model, decision.draft, prompts, journal), decision.plan
         assert outline is not None, "only scores leave widths open"
@@ -467,17 +477,40 @@ def _check_against(made: Draft, model) -> None:
         )
 
 
-def _prompts(calibration: Calibration, options: PruneOptions, config, tokenizer):
+def _drawn(calibration: Calibration, options: PruneOptions, config, tokenizer) -> Drawn:
+    """Windows of all texts but the one that the model writes."""
     if tokenizer is None:
         raise RunError(
             f"{options.model} has no tokenizer, so it cannot be calibrated; magnitude and mag_sp need no text"
         )
-    prompts = data.calibration_prompts(
-        calibration.data, calibration.nsamples, calibration.seq_len, options.seed, tokenizer, config.vocab_size
-    )
-    longest, tokens, hidden = max(map(len, prompts)), sum(map(len, prompts)), widths_of(config)[HIDDEN]
-    log(f"calibration: {len(prompts)} windows of {longest} tokens at most, of {calibration.data}, seed {options.seed}")
+    drawn = draw(
+        calibration.data, calibration.nsamples, calibration.seq_len, options.seed, tokenizer, config.vocab_size,
+        replaceable=not options.calibration_data,
+    )  # fmt: skip
+    if drawn.missing:
+        log(f"note: the hub does not give {' and '.join(drawn.missing)}; the model itself writes text in their place")
+    return drawn
+
+
+def _completed(
+    drawn: Drawn | None, options: PruneOptions, model, source: str, folder: str, stopwatch: Stopwatch
+) -> Drawn | None:
+    """The windows with those that the model writes, which the work folder keeps."""
+    if drawn is None:
+        return None
+    cache = None
+    if drawn.to_write and options.work_dir:
+        own = drawn.tokenizer
+        begun = (own.bos_token_id, own.eos_token_id, getattr(own, "chat_template", None))
+        parts = {"model": checkpoint_digest(source, folder), "dtype": str(model.dtype), "seed": options.seed}
+        key = key_of(parts | {"windows": drawn.to_write, "length": drawn.seq_len, "begun": begun})
+        cache = Path(options.work_dir).expanduser() / f"{SELF}-{key[:16]}.safetensors"
+    with stopwatch("data"):
+        drawn = written_by(model, drawn, cache)
+    lengths, hidden = list(map(len, drawn.prompts)), widths_of(model.config)[HIDDEN]
+    texts, tokens = told(drawn.sources), sum(lengths)
+    log(f"calibration: {len(lengths)} windows of {max(lengths)} tokens at most, of {texts}, seed {options.seed}")
     if tokens < FEW * hidden:
         enough = FEW * hidden
         log(f"note: {tokens:,} calibration tokens are few for {hidden:,} hidden channels; use {enough:,} or more")
-    return prompts
+    return drawn

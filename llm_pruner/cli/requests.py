@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+from llm_pruner.calibration.mixtures import listed
 from llm_pruner.config.groups import check_placement
 from llm_pruner.config.options import check_values, read_yaml, typed
 from llm_pruner.config.prune import BUDGETS, FIELDS, PruneOptions
@@ -213,7 +214,7 @@ def replayed(options: PruneOptions, request: Request) -> PruneOptions:
         importance=plan.importance if plan.importance in CRITERIA else options.importance,
         seed=plan.seed,
         compensate=options.compensate or plan.compensate,
-        calibration_data=options.calibration_data or calibration.get("data"),
+        calibration_data=options.calibration_data or listed(calibration.get("data")) or None,
         nsamples=options.nsamples or calibration.get("nsamples"),
         calibration_seq_len=options.calibration_seq_len or calibration.get("seq_len"),
     )

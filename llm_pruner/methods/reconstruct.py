@@ -95,7 +95,7 @@ class Reconstruct:
     axes: ClassVar[tuple[Axis, ...]] = PRUNABLE
     searches: ClassVar[bool] = True
     removes_layers: ClassVar[bool] = True
-    calibration: ClassVar[Calibration] = Calibration(nsamples=128, seq_len=2048)
+    calibration: ClassVar[Calibration] = Calibration("mix", nsamples=128, seq_len=2048)
 
     def __post_init__(self) -> None:
         check(vars(self), LEGAL, f"method {self.name}")

@@ -137,9 +137,21 @@ def test_a_method_on_the_command_line_replaces_that_of_the_yaml(tmp_path):
         model="m", importance="amp", param_ratio=0.3, config=best
     )
     flap = REPOSITORY / "configs" / "flap.yaml"
-    text = {"calibration_data": "wikitext2", "nsamples": 1024, "calibration_seq_len": 128}
+    text = {"calibration_data": ("wikitext2",), "nsamples": 1024, "calibration_seq_len": 128}
     expected = PruneOptions(model="m", method="reconstruct", pruning_ratio=0.2, config=str(flap), **text)
     assert parse([*model, str(flap), "--method", "reconstruct"]) == expected
+
+
+def test_several_calibration_texts_are_words_of_a_flag_and_a_list_of_the_yaml(tmp_path):
+    expected = ("wikitext2", "self=0.25")
+    flags = ["--model", "m", "--param_ratio", "0.3"]
+    assert parse([*flags, "--calibration_data", *expected]).calibration_data == expected
+    assert parse([*flags, "--calibration_data", "wikitext2"]).calibration_data == ("wikitext2",)
+    for text, found in (("[wikitext2, self=0.25]", expected), ("c4", ("c4",))):
+        path = write(tmp_path, f"calibration_data: {text}\n")
+        assert parse([*flags, "--config", path]).calibration_data == found
+    with pytest.raises(UsageError, match="line 1: calibration_data: .* must be names"):
+        parse([*flags, "--config", write(tmp_path, "calibration_data: [wikitext2, 3]\n")])
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,9 @@ def test_of_a_sparse_model():
     assert "# dense-1b, sparse" in lines
     assert "Made sparse: weight 2:4, 50.0 % kept (seed 7), on 128 samples of c4." in lines
     assert any("sparse weights (weight 2:4). An ordinary `llama` checkpoint" in line for line in lines)
+    sources = [{"data": "c4", "share": 0.75, "windows": 96}, {"data": "self", "share": 0.25, "windows": 32}]
+    mixed = {"data": "c4 self=0.25", "nsamples": 128, "seq_len": 64, "sources": sources}
+    assert "on 128 samples of c4 (96), self (32).\n" in card(sparse(calibration=mixed))
     activations = card(sparse(sparsity={"sparse": "activations"}, calibration={}, kept=None))
     assert "without that import transformers warns and loads the dense model" in activations
     assert "Made sparse: weight 2:4 (seed 7).\n" in activations

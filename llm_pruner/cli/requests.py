@@ -20,7 +20,7 @@ from llm_pruner.shape.widths import parse_prune
 SHAPES = (*BUDGETS, "target", "plan")
 STRUCTURE = ("structure", "remove_heads", "uniform")
 SCORING = ("importance", "order", "metrics", "taylor", "compensate", "mask_only", "scores", "plan", *STRUCTURE)
-OF_RECONSTRUCTION = ("per_layer", "search_minutes", "epochs", "work_dir")
+OF_RECONSTRUCTION = ("per_layer", "search_minutes", "epochs", "global_epochs", "work_dir")
 # the budgets that a search can meet
 PARAMETERS = ("param_ratio", "target_params", "target_memory")
 # what else says the same as each of them, or says nothing beside it

@@ -92,6 +92,11 @@ class PruneOptions(
         None, UNITS, "reconstruct: minutes for comparing shapes of the same size, on a part of the text; "
         "0 takes the proportional shape; default: 1", "M", kind=float, least=0, most=1_000_000,
     )  # fmt: skip
+    global_epochs: int | None = option(
+        None, UNITS, "reconstruct: passes over the calibration text that optimise all layers together, towards the "
+        "dense model's logits; default: 1, or 0 for more than a billion parameters", "N", kind=int, least=0,
+        most=10_000,
+    )  # fmt: skip
     importance: str | None = option(
         None, UNITS, "criterion that scores the units, instead of a reconstruction", "NAME", common=True
     )

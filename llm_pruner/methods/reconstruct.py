@@ -250,7 +250,9 @@ class _Search:
         before = counter.before
         share = (self.goal.count(counter, counter.full) - self.goal.parameters) / counter.decoder(counter.full)
         prices = in_nats(found.costs, before, share, probe.kl)
-        starts: dict[str, Callable[[], Layers]] = {"costs": partial(layers_by_costs, counter, axes, self.goal, found.costs)}
+        starts: dict[str, Callable[[], Layers]] = {
+            "costs": partial(layers_by_costs, counter, axes, self.goal, found.costs)
+        }
         starts["prices"] = partial(layers_by_costs, counter, axes, self.goal, prices)
         starts["flap"] = partial(self._as_flap, found, share)
         starts["uniform"] = self._uniform
@@ -260,12 +262,19 @@ class _Search:
                 shapes[name] = start()
         if not shapes:
             starts["costs"]()
-        measured = {name: probe.kl(changed(shape, before)) for name, shape in shapes.items()}
-        self.journal.log("search: KL " + ", ".join(f"{kl:.4f} ({name})" for name, kl in measured.items()))
-        best = min(measured, key=lambda name: measured[name])
+        measured = {name: self._candidate(shape, prices, probe) for name, shape in shapes.items()}
+        told = ", ".join(f"{candidate.measured:.4f} ({name})" for name, candidate in measured.items())
+        best = min(measured, key=lambda name: measured[name].measured)
         own, kl, moves = improved(shapes[best], before, axes, probe.kl, minutes, self.method.seed)
-        self.journal.log(f"search: {moves} moves between layers measured from {best}; KL {kl:.4f}")
-        return own, {"search": {"starts": measured, "moves": moves, "kl": kl}}
+        self.journal.log(f"search: KL {told}; {kl:.4f} after {moves} moves between layers")
+        listed = [*measured.values(), *([self._candidate(own, prices, probe)] if moves else [])]
+        listed.sort(key=lambda candidate: candidate.measured)
+        return own, {"search": [candidate.told() for candidate in listed]}
+
+    def _candidate(self, layers: Layers, costs: Costs, probe: Probe) -> Candidate:
+        """Widths of its own for every layer, measured."""
+        kl = probe.kl(changed(layers, self.draft.traced.counter.before))
+        return Candidate(layers, sum(costs.of(*each) for each in enumerate(layers)), kl=kl)
 
     def _as_flap(self, found: Survey, share: float) -> Layers:
         """FLAP's allocation, AL-AM."""

@@ -107,6 +107,7 @@ def test_a_plan_says_the_method():
         (["--search_minutes", "nan", "--param_ratio", "0.3"], "search_minutes: nan must be"),
         (["--epochs", "-1", "--param_ratio", "0.3"], "epochs: -1 must be a whole number of at least 0"),
         (["--epochs", "0.5", "--param_ratio", "0.3"], "epochs: '0.5' is str, it must be a whole number"),
+        (["--global_epochs", "-1", "--param_ratio", "0.3"], "global_epochs: -1 must be a whole number of at least 0"),
         (["--target_memory", "8 apples"], "target_memory: '8 apples' is not a size; write 8GB, 1.5GiB or 500MB"),
         (["--target_memory", "0"], "target_memory: '0' is not a size"),
         (["--target_memory", "8GB", "--param_ratio", "0.3"], "param_ratio and target_memory both set the shape"),
@@ -119,7 +120,8 @@ def test_options_of_a_reconstruction_that_cannot_be_meant(method, arguments, mes
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("per_layer", True), ("search_minutes", 0.0), ("epochs", 0), ("work_dir", "w")]
+    ("name", "value"),
+    [("per_layer", True), ("search_minutes", 0.0), ("epochs", 0), ("global_epochs", 0), ("work_dir", "w")],
 )
 def test_options_of_a_reconstruction_beside_another(name, value):
     with pytest.raises(UsageError, match=f"`{name}` belongs to `method=reconstruct`"):

@@ -171,7 +171,7 @@ class SliceGPT:
         """The plan, with the ε of the norms."""
         planned = Planned.of(draft.traced, Form(draft.widths, untied=is_tied(draft.traced.model)))
         config, field = copy.deepcopy(planned.config), epsilon_field(draft.traced.config)
-        epsilon = getattr(config, field) * draft.traced.counter.before[HIDDEN] / draft.widths[0][HIDDEN]
+        epsilon = getattr(config, field) * (draft.traced.counter.before[HIDDEN] / draft.widths[0][HIDDEN])
         setattr(config, field, epsilon)
         plan = replace(
             planned.plan, importance=self.name, seed=self.seed, config=planned.plan.config | {field: epsilon}
@@ -311,7 +311,9 @@ def projections_before_inner_norms(layer: Layer, groups: Sequence[Group]) -> lis
     places = {_place(tensor): name for name, tensor in zip(names, written, strict=True)}
     for name, tensor in zip(norms, read, strict=True):
         if _place(tensor) not in places:
-            raise PlanError(f"method slicegpt: what {name} of layer {layer.index} normalises is not a projection's output")
+            raise PlanError(
+                f"method slicegpt: what {name} of layer {layer.index} normalises is not a projection's output"
+            )
     return [places[_place(tensor)] for tensor in read]
 
 

@@ -1,9 +1,9 @@
 """SliceGPT in the shape of a stock checkpoint: one rotation for the whole model, then the last directions go.
 
 H = Σ x·xᵀ over all tokens in front of the 2L + 1 norms of the residual stream (what the embeddings give, the stream
-between attention and MLP, what each layer gives), raw and uncentred, in float64. With Q [d, d′] the leading eigenvectors
-of H the new stream is Qᵀx. Input projections, with the weight of the norm before them folded in, embeddings and lm_head
-become W·Q, output projections QᵀW and Qᵀb. Nothing is fitted.
+between attention and MLP, what each layer gives), raw and uncentred, in float64. With Q [d, d′] the leading
+eigenvectors of H the new stream is Qᵀx. Input projections, with the weight of the norm before them folded in,
+embeddings and lm_head become W·Q, output projections QᵀW and Qᵀb. Nothing is fitted.
 
 The norms still divide by √(Σ z²/d + ε) over the d′ channels z that stay, with the old width d: the stock norm of d′
 channels does that with the weight √(d/d′) and ε′ = ε·d/d′. A norm inside a layer, over the queries or keys of a head,

@@ -326,7 +326,7 @@ def _place(tensor: torch.Tensor) -> tuple[int, int]:
     return tensor.data_ptr(), tensor.numel()
 
 
-def _multiply(projection: nn.Module, factor: float) -> None:
+def _multiply(projection: Any, factor: float) -> None:
     """Multiply the output of a linear layer."""
     set_matrix(projection, matrix(projection) * factor)
     if projection.bias is not None:

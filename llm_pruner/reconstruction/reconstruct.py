@@ -102,7 +102,7 @@ def reconstruct(
         RunError: Something is not finite, or memory runs out.
     """
     stay = list(range(model.config.num_hidden_layers)) if layers is None else list(layers)
-    run = _Reconstruction(model, groups, after, tokens, settings, folder, _outer_copy(model, config), stay)
+    run = _Reconstruction(model, groups, after, tokens, settings, folder, outer_copy(model, config), stay)
     run.enter()
     for dense in walk(model, tokens.batches, "reconstruct", offload=True):
         run.layer(dense)
@@ -110,8 +110,13 @@ def reconstruct(
     return run.done
 
 
-def _outer_copy(model, config) -> Any:
-    """The new model with what stands outside the dense one's layers, and empty layers."""
+def outer_copy(model, config) -> Any:
+    """Return a model of `config` with what stands outside the dense one's layers, and empty layers.
+
+    Args:
+        model: The dense model, with which the tensors are shared.
+        config: The configuration of the new model.
+    """
     config._attn_implementation = model.config._attn_implementation
     new = skeleton(config).eval()
     for name, parameter in model.named_parameters():

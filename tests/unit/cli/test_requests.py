@@ -90,6 +90,19 @@ def test_what_contradicts_a_reconstruction(arguments, message):
         parse(["--model", "m", "--param_ratio", "0.3", "--method", "reconstruct", *arguments])
 
 
+@pytest.mark.parametrize("method", ["shortgpt", "slicegpt"])
+def test_what_contradicts_a_method_without_units(method):
+    asked = ["--model", "m", "--param_ratio", "0.3", "--method", method]
+    for arguments, message in (
+        (["--save_plan", "plan.json"], f"save_plan lists units, and method {method} chooses none; leave it out"),
+        (["--importance", "magnitude"], f"method {method} and importance both choose the units"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            parse([*asked, *arguments])
+    with pytest.raises(UsageError, match=f"method {method} has no option 'epochs'; leave it out"):
+        method_of(parse([*asked, "--epochs", "2"]), reconstruct=True)
+
+
 def test_a_plan_says_the_method():
     with pytest.raises(UsageError, match="plan and method exclude each other"):
         parse(["--model", "m", "--plan", "plan.json", "--method", "reconstruct"])

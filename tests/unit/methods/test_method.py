@@ -11,8 +11,14 @@ from llm_pruner.shape.request import Ratio
 from tests.support import tiny
 
 
-def test_the_registry_names_both():
-    assert {name: METHODS.get(name) for name in METHODS} == {"reconstruct": Reconstruct, "score_and_cut": ScoreAndCut}
+def test_the_registry_names_them():
+    assert {"reconstruct", "score_and_cut", "shortgpt"} <= set(METHODS)
+    assert (METHODS.get("reconstruct"), METHODS.get("score_and_cut")) == (Reconstruct, ScoreAndCut)
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "score_and_cut"])
+def test_a_method_goes_by_the_name_that_it_reports(name):
+    assert METHODS.get(name).name == name
 
 
 @pytest.mark.parametrize("name", METHODS)

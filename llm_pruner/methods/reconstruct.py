@@ -180,8 +180,12 @@ class Reconstruct:
             result = done.settle(dense)
             if teacher:
                 with journal.timed("optimise"):
-                    _, notes["kl"] = optimise_together(result, teacher, tokens, epochs, self.seed)
-                journal.log(f"all layers optimised towards the dense model's logits: KL {notes['kl']:.4f}")
+                    before, after = optimise_together(result, teacher, tokens, epochs, self.seed)
+                notes["kl"] = after.kl
+                journal.log(
+                    f"all layers optimised together: KL {before.kl:.4f} to {after.kl:.4f}, loss {before.loss:.4f} to "
+                    f"{after.loss:.4f}"
+                )
             return Pruned(result, plan, planned.config, notes)
         journal.log(f"note: plain {plain.criterion} is better here and is kept")
         return self._plain(dense, draft, form, plain, notes)

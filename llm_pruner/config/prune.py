@@ -30,8 +30,8 @@ PROGRAM = "llm-pruner prune"
         "group": UNITS,
     },
     epochs={
-        "help": "reconstruct: passes over the calibration text that optimise each layer as a whole; default: 2 to 8, "
-        "fewer for more text",
+        "help": "reconstruct: passes over the calibration text that optimise each layer as a whole; default: 0 with "
+        "--global_epochs, else 2 to 8, fewer for more text",
         "group": UNITS,
     },
     save_model={"help": "folder for the checkpoint; default: pruned/<model>-r<ratio>"},

@@ -74,7 +74,8 @@ class Reconstruct:
     Attributes:
         search_minutes: How long shapes may be compared for a budget of parameters; 0 takes the proportional one.
         per_layer: Whether every layer gets widths of its own, by what its units cost.
-        epochs: Passes over the text in which each layer is optimised as a whole; None for 2 to 8, fewer of more text.
+        epochs: Passes over the text in which each layer is optimised as a whole; None for none where all layers are
+            optimised together, else for 2 to 8, fewer of more text.
         global_epochs: Passes over the text in which all layers are optimised together, towards the dense model's
             logits; None for 1, or for 0 where the layers have more than a billion parameters.
         work_dir: A folder in which finished work is kept, so that an interrupted run goes on there.
@@ -152,7 +153,9 @@ class Reconstruct:
         planned = replace(planned, plan=plan)
         groups, wide, layers = planned.dense.groups, planned.wide, form.layers
         dense: Any = untied(model) if form.untied else model
-        settings = Settings(epochs=passes(tokens) if self.epochs is None else self.epochs, seed=self.seed)
+        whole = together(model) if self.global_epochs is None else self.global_epochs
+        alone = (0 if whole else passes(tokens)) if self.epochs is None else self.epochs
+        settings = Settings(epochs=alone, seed=self.seed)
         with journal.timed("reconstruct"):
             key = hashlib.sha256(repr((identity, form, asdict(settings))).encode()).hexdigest()
             own = folder and folder / key[:16]
@@ -175,12 +178,11 @@ class Reconstruct:
         # NaN is no better than anything
         if math.isfinite(done.kl) and not plain.kl < done.kl:
             plan = replace(plan, kept=planned.named(done.kept))
-            epochs = together(done.model) if self.global_epochs is None else self.global_epochs
-            teacher = Teacher.of(dense, done.dense_stream) if epochs else None
+            teacher = Teacher.of(dense, done.dense_stream) if whole else None
             result = done.settle(dense)
             if teacher:
                 with journal.timed("optimise"):
-                    before, after = optimise_together(result, teacher, tokens, epochs, self.seed)
+                    before, after = optimise_together(result, teacher, tokens, whole, self.seed)
                 notes["kl"] = after.kl
                 journal.log(
                     f"all layers optimised together: KL {before.kl:.4f} to {after.kl:.4f}, loss {before.loss:.4f} to "
@@ -371,7 +373,7 @@ def part_of(tokens: Tokens) -> Tokens:
 
 
 def together(model) -> int:
-    """Return how many passes all layers of a pruned model are optimised in together, where nothing is asked for."""
+    """Return how many passes all layers of a model are optimised in together, where nothing is asked for."""
     sizes = (parameter.numel() for name, parameter in model.named_parameters() if layer_number(name) is not None)
     return int(sum(sizes) <= LARGEST)
 

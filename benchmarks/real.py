@@ -25,10 +25,13 @@ from quality import ADAPTIVE, BIAS, SHARED, Row, reconstructed, scored
 from smollm2 import fetched
 from torch.nn.functional import kl_div, nll_loss
 
-from llm_pruner import METHODS, Budget, calibration_prompts, prune
+from llm_pruner import METHODS, Budget, calibration_prompts
 from llm_pruner.calibration.windows import token_windows
+from llm_pruner.methods import Journal
 from llm_pruner.model import loading
 from llm_pruner.model.tokenizers import load_tokenizer
+from llm_pruner.output.conditions import Stopwatch
+from llm_pruner.shape.draft import draft
 
 RATIOS = (0.2, 0.3, 0.1, 0.5)
 NSAMPLES, LENGTH = 64, 512
@@ -147,8 +150,10 @@ def one(name: str, ratio: float, text: str, checkpoint: Path | None) -> dict:
     calibrated = prompts(text)
     before = HostMemory.now()
     HostMemory.reset_peak()
-    started = time.perf_counter()
-    model, plan = prune(model, Budget(param_ratio=ratio, **row.budget), row.method(seed=0), calibrated)
+    method, stopwatch, started = row.method(seed=0), Stopwatch(), time.perf_counter()
+    made = draft(Budget(param_ratio=ratio, **row.budget), model.config, method)
+    pruned_model = method.prune(model, made, calibrated, Journal(print, stopwatch))
+    model, plan = pruned_model.model, pruned_model.plan
     seconds, peak = time.perf_counter() - started, HostMemory.peak()
     if checkpoint:
         model.save_pretrained(checkpoint)
@@ -159,6 +164,7 @@ def one(name: str, ratio: float, text: str, checkpoint: Path | None) -> dict:
         "stock": not model.config.model_type.startswith("pruned_"),
         "widths": plan.widths_after(),
         "seconds": round(seconds, 1),
+        "phases": {name: round(value, 1) for name, value in stopwatch.seconds.items()},
         "peak_memory_beside_the_model": peak - before,
     }
 

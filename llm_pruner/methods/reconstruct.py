@@ -30,7 +30,7 @@ from llm_pruner.reconstruction.costs import Costs, measure_layers
 from llm_pruner.reconstruction.end_to_end import LARGEST, Teacher, optimise_together
 from llm_pruner.reconstruction.layer import Settings
 from llm_pruner.reconstruction.planned import Form, Planned
-from llm_pruner.reconstruction.probe import Probe
+from llm_pruner.reconstruction.probe import FEW, Probe
 from llm_pruner.reconstruction.reconstruct import reconstruct
 from llm_pruner.reconstruction.search import (
     Candidate,
@@ -255,7 +255,8 @@ class _Search:
             return layers_by_costs(counter, axes, self.goal, found.costs), {}
         before = counter.before
         share = (self.goal.count(counter, counter.full) - self.goal.parameters) / counter.decoder(counter.full)
-        prices = in_nats(found.costs, before, share, probe.kl)
+        few = Probe(self.model, found, self.tokens.held_out, before, FEW)
+        prices = in_nats(found.costs, before, share, few.kl)
         starts: dict[str, Callable[[], Layers]] = {
             "costs": partial(layers_by_costs, counter, axes, self.goal, found.costs)
         }

@@ -18,8 +18,8 @@ from llm_pruner.reconstruction.layers import affine, set_affine
 from llm_pruner.reconstruction.logits import kl, logits_of
 from llm_pruner.reconstruction.survey import Survey
 
-# tokens that a shape is measured on at most
-TOKENS = 4096
+# that a shape is measured on at most; and a single layer, of which only the order of magnitude is wanted
+TOKENS, FEW = 2048, 1024
 
 
 class Probe:
@@ -28,15 +28,18 @@ class Probe:
     Args:
         model: The dense model, in evaluation mode; it is the same again behind every measurement.
         survey: Of the model, with regressions.
-        batches: LongTensors [prompts, length] of held-out text, of which so many prompts are used as have TOKENS.
+        batches: LongTensors [prompts, length] of held-out text.
         before: The widths of the dense model's layers.
+        tokens: How many tokens of the text are used at most; one prompt at least.
     """
 
     @torch.no_grad()
-    def __init__(self, model, survey: Survey, batches: Sequence[torch.Tensor], before: Widths) -> None:
+    def __init__(
+        self, model, survey: Survey, batches: Sequence[torch.Tensor], before: Widths, tokens: int = TOKENS
+    ) -> None:
         self.model, self.survey, self.before = model, survey, before
         self.layers: Sequence[Any] = list(decoder_layers(model))
-        self.prompts = _some([prompt[None] for batch in batches for prompt in batch])
+        self.prompts = _some([prompt[None] for batch in batches for prompt in batch], tokens)
         # for each prompt what enters each layer, and behind the last
         self.streams: list[list[torch.Tensor]] = []
         self.arguments = []
@@ -90,7 +93,7 @@ class Probe:
                 set_affine(projection, weight)
 
 
-def _some(prompts: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Evenly of the prompts, of which so many have TOKENS tokens."""
-    number = max(1, min(len(prompts), TOKENS // max(prompt.numel() for prompt in prompts)))
+def _some(prompts: list[torch.Tensor], tokens: int) -> list[torch.Tensor]:
+    """Evenly of the prompts, as many as have so many tokens."""
+    number = max(1, min(len(prompts), tokens // max(prompt.numel() for prompt in prompts)))
     return [prompts[place * len(prompts) // number] for place in range(number)]

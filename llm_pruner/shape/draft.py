@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from llm_pruner.errors import PlanError
 from llm_pruner.importance.selection import scored_groups
@@ -58,6 +58,23 @@ class Shaper(Protocol):
 
     def check(self, draft: "Draft") -> None:
         """Raise a PrunerError where the method cannot do what the draft asks for."""
+
+
+@runtime_checkable
+class Drafter(Protocol):
+    """What a method has whose rule for the widths is a part of it."""
+
+    def draft(self, request: Ratio | Target | Budget, traced: "Traced") -> "Draft":
+        """Return the draft of what is asked for.
+
+        Args:
+            request: How much should go.
+            traced: The model.
+
+        Raises:
+            PlanError: A model of this configuration cannot have the shape.
+            UsageError: The method does not take such a request.
+        """
 
 
 @dataclass(frozen=True)
@@ -147,6 +164,20 @@ class Searched:
 
 
 @dataclass(frozen=True)
+class Open:
+    """The method decides, while it prunes, what each layer loses.
+
+    Attributes:
+        share: What goes of the parameters of all decoder layers, norms included.
+        outline: The widths of layers of the same number, in an order that means nothing; None where the method decides
+            that number too.
+    """
+
+    share: float
+    outline: Layers | None = None
+
+
+@dataclass(frozen=True)
 class Replayed:
     """The plan says which units stay.
 
@@ -170,27 +201,29 @@ class Draft:
     """
 
     traced: Traced
-    shape: Fixed | Adaptive | Searched | Replayed
+    shape: Fixed | Adaptive | Searched | Open | Replayed
     axes: tuple[Axis, ...] = ()
     requested: Mapping[str, float] = field(default_factory=dict)
     label: str = ""
 
     @property
     def after(self) -> Layers | None:
-        """The widths of every layer, or those that a search starts from; None where scores decide."""
+        """The widths of every layer, or those that a search starts from; None where nothing is known before."""
         match self.shape:
             case Fixed(after):
                 return after
             case Searched(start):
                 return start
+            case Open(outline=outline):
+                return outline
             case Replayed(plan):
                 return plan.after
         return None
 
     @property
     def widths(self) -> Layers:
-        """`after`, of a draft whose widths no scores decide."""
-        assert self.after is not None, "scores decide the widths of an adaptive shape"
+        """`after`, of a draft whose widths are known."""
+        assert self.after is not None, "scores, or the method, decide the widths"
         return self.after
 
     @property
@@ -229,6 +262,8 @@ def draft(request: Request, config: Any, method: Shaper) -> Draft:
             except PlanError as error:
                 raise PlanError(f"{where}: {error}") from error
             made = Draft(traced, Replayed(plan), label=where)
+        case _ if isinstance(method, Drafter):
+            made = method.draft(request, traced)
         case Target():
             made = _by_target(request, traced, method)
         case Ratio():
@@ -354,7 +389,7 @@ def _changed(made: Draft, hint: str = "ask for less width") -> Draft:
 def groups_to_score(made: Draft) -> list[Group]:
     """Return the groups whose units have to be ranked, in the units that are ranked."""
     # a plan, or the method, has chosen
-    if isinstance(made.shape, Replayed) or made.removes_layers:
+    if isinstance(made.shape, Replayed | Open) or made.removes_layers:
         return []
     if isinstance(made.shape, Adaptive):
         return adaptive_groups(made.traced.groups, made.traced.counter.before, made.axes)

@@ -62,6 +62,18 @@ class TwoSSP(BlockMethod):
         return self.cut(model, draft, kept | lost_whole(ablation, groups), ablation, journal)
 
 
+def summed_norms(x: "torch.Tensor") -> "torch.Tensor":
+    """Return Σ over prompts of ‖X_j‖₂, the norm over a prompt's tokens of what neuron j gives.
+
+    Args:
+        x: Float tensor [prompts, tokens, neurons].
+
+    Returns:
+        float64 [neurons].
+    """
+    return x.detach().float().norm(dim=1).double().sum(0)
+
+
 def mean_norms(
     model, batches: "Sequence[torch.Tensor]", mlps: Sequence[Group]
 ) -> "dict[str, torch.Tensor]":
@@ -83,8 +95,7 @@ def mean_norms(
     scores: dict[str, torch.Tensor] = {}
 
     def add(name: str, x: "torch.Tensor") -> None:
-        norms = x.float().norm(dim=1).double().sum(0)
-        scores[name] = scores.get(name, 0.0) + norms / prompts
+        scores[name] = scores.get(name, 0.0) + summed_norms(x) / prompts
 
     for layer in walk(model, batches, offload=True):
         group = by_layer[layer.index]

@@ -23,6 +23,7 @@ from statistics import mean
 import torch
 from measure import RESULTS, keep
 
+from llm_pruner import METHODS as PRUNING
 from llm_pruner import Budget, Method, Reconstruct, ScoreAndCut, prune
 from llm_pruner.calibration import data
 from llm_pruner.calibration.activations import batches_of, collect
@@ -62,7 +63,7 @@ class Row:
     @property
     def published(self) -> bool:
         """Whether the method is one of others."""
-        return isinstance(self.method(), ScoreAndCut)
+        return not isinstance(self.method(), Reconstruct)
 
 
 def scored(criterion: str, budget: dict | None = None, seeds: tuple[int, ...] = SEEDS, **options) -> Row:
@@ -73,6 +74,11 @@ def scored(criterion: str, budget: dict | None = None, seeds: tuple[int, ...] = 
 def reconstructed(budget: dict | None = None, **options) -> Row:
     """A row of ours."""
     return Row(partial(Reconstruct, **options), budget or {}, SEEDS[:1])
+
+
+def made(name: str, seed: int = 0) -> Method:
+    """The method of a name."""
+    return PRUNING.make(name, {"seed": seed})
 
 
 METHODS: dict[str, Row] = {
@@ -93,6 +99,9 @@ METHODS: dict[str, Row] = {
     "FLAP WIFV, AL-AM": scored("flap", ADAPTIVE, **BIAS),
     "FLAP WIFV, AL-AM, uniform": scored("flap", {**ADAPTIVE, "uniform": True}, **BIAS),
     "AMP, AL-AM": scored("amp", ADAPTIVE),
+    "2SSP": Row(partial(made, "2ssp")),
+    "Putri": Row(partial(made, "putri")),
+    "BlockPruner": Row(partial(made, "blockpruner")),
     # so long that a busy machine finds the same shape
     "reconstruct": reconstructed(search_minutes=30.0),
     "reconstruct, shape not searched": reconstructed(search_minutes=0.0),

@@ -406,8 +406,8 @@ def _pruned(
     method, journal = decision.method, Journal(log, stopwatch)
     if not isinstance(method, ScoreAndCut):
         pruned, outline = method.prune(model, decision.draft, prompts, journal), decision.plan
-        asked, known = decision.draft.requested, outline and decision.config.model_type
-        if not outline or (outline.table(asked), known) != (pruned.plan.table(asked), pruned.config.model_type):
+        told = pruned.plan.table(), pruned.config.model_type
+        if outline is None or (outline.table(), decision.config.model_type) != told:
             _announce(pruned.plan, pruned.config, decision, options)
             _check_disk(target, pruned.plan, options)
         return pruned

@@ -24,8 +24,9 @@ PROGRAM = "llm-pruner prune"
 
 @command_options(
     method={
-        "help": "reconstruct: search for a shape and reconstruct the model in it, from calibration text; default: "
-        "reconstruct where there is such text and no other method is named, else --importance magnitude",
+        "help": "reconstruct: search for a shape and reconstruct the model in it, from calibration text; 2ssp, putri, "
+        "blockpruner: remove what perplexity misses least; default: reconstruct where there is such text and no other "
+        "method is named, else --importance magnitude",
         "group": UNITS,
     },
     epochs={

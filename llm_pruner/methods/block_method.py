@@ -14,7 +14,7 @@ from llm_pruner.errors import PlanError, UsageError
 from llm_pruner.methods.method import Journal, Pruned
 from llm_pruner.model.axes import HEADS, KV_HEADS, MLP, Axis, Layers, Widths
 from llm_pruner.model.families import Family
-from llm_pruner.model.groups import Group, group_of, units_after
+from llm_pruner.model.groups import Group, group_of
 from llm_pruner.model.surgery import cut
 from llm_pruner.reconstruction.ablation import Ablation, first_tokens
 from llm_pruner.shape.blocks import Blocks, two_stages, without
@@ -84,7 +84,9 @@ class BlockMethod:
     def check(self, draft: Draft) -> None:
         """Raise a UsageError for a plan to replay."""
         if isinstance(draft.shape, Replayed):
-            raise UsageError(f"method {self.name} makes a plan of its own; replay one by `ScoreAndCut`, without a method")
+            raise UsageError(
+                f"method {self.name} makes a plan of its own; replay one by `ScoreAndCut`, without a method"
+            )
 
     def needs_text(self, draft: Draft) -> bool:
         """Return True: perplexity is measured on calibration prompts."""
@@ -121,13 +123,11 @@ class BlockMethod:
             yield ablation
             first, *_, last = (*ablation.perplexities, ablation.perplexities[-1])
             journal.log(
-                f"{len(ablation.gone)} parts removed in turn; perplexity on {ablation.tokens:,} calibration tokens: "
-                f"{first:.2f} before, {last:.2f} after"
+                f"removed one after the other: {len(ablation.gone)}; perplexity on {ablation.tokens:,} calibration "
+                f"tokens: {first:.2f} before, {last:.2f} after"
             )
 
-    def cut(
-        self, model, draft: Draft, kept: Mapping[str, list[int]], ablation: Ablation, journal: Journal
-    ) -> Pruned:
+    def cut(self, model, draft: Draft, kept: Mapping[str, list[int]], ablation: Ablation, journal: Journal) -> Pruned:
         """Return the model with only the units that stay.
 
         Args:
@@ -190,7 +190,9 @@ def two_stage_outline(share: float, blocks: Blocks, traced: Traced) -> Layers:
     after = tuple(bare if layer < attentions else narrow for layer in range(blocks.layers))
     if after == traced.counter.full:
         least = blocks.mlp / blocks.neurons * blocks.layers / blocks.decoder
-        raise PlanError(f"`param_ratio` {share:g} changes nothing; a neuron of every layer is {least:.3g}, ask for more")
+        raise PlanError(
+            f"`param_ratio` {share:g} changes nothing; a neuron of every layer is {least:.3g}, ask for more"
+        )
     return after
 
 
@@ -217,11 +219,7 @@ def lost_whole(ablation: Ablation, groups: Sequence[Group]) -> dict[str, list[in
         groups: The groups of the model.
     """
     axes = {HEADS: (HEADS, KV_HEADS), MLP: (MLP,)}
-    return {
-        group_of(groups, axis, part.layer).name: []
-        for part in ablation.gone
-        for axis in axes.get(part.axis, ())
-    }
+    return {group_of(groups, axis, part.layer).name: [] for part in ablation.gone for axis in axes.get(part.axis, ())}
 
 
 def _called(axis: Axis, unit: int | None) -> str:

@@ -29,8 +29,8 @@ class BlockPruner(BlockMethod):
     perplexity on 256 samples of Alpaca.
 
     Attributes:
-        alternating: Whether an attention and then an MLP go in each of ⌈s·L⌉ rounds, s the share and L the layers, as in
-            the copy that Putri's code compares itself with.
+        alternating: Whether an attention and then an MLP go in each of ⌈s·L⌉ rounds, s the share and L the layers, as
+            in the copy that Putri's code compares itself with.
     """
 
     alternating: bool = False
@@ -52,7 +52,8 @@ class BlockPruner(BlockMethod):
         least = min(blocks.attention, blocks.mlp) / blocks.decoder
         if share <= least / 2:
             raise PlanError(
-                f"`param_ratio` {share:g} changes nothing; the smallest block is {least:.3g} of the decoder, ask for more"
+                f"`param_ratio` {share:g} changes nothing; the smallest block is {least:.3g} of the decoder, ask for "
+                "more"
             )
         return None
 

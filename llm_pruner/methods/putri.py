@@ -28,12 +28,12 @@ from llm_pruner.shape.draft import Draft, Traced
 
 @dataclass(frozen=True)
 class Putri(BlockMethod):
-    """Every MLP loses neurons and is fitted again, layer by layer; then kv groups go, those of a layer's worth at a time.
+    """Every MLP loses neurons and is fitted again, layer by layer; then kv groups go, as many at once as a layer has.
 
-    A neuron's score is `neuron_scores`, on inputs that come through the pruned layers before; what stays of down_proj is
-    `refitted` to what the layer's own dense down_proj makes of the same inputs, so that errors add up from layer to
-    layer. A layer has as many kv groups G as the model says; in each of A rounds (see `two_stages`) perplexity is
-    measured without every group that is left, and the G go without which it is lowest. Putri, with its neuron score
+    A neuron's score is `neuron_scores`, on inputs that come through the pruned layers before; what stays of down_proj
+    is `refitted` to what the layer's own dense down_proj makes of the same inputs, so that errors add up from layer to
+    layer. In each of A rounds (see `two_stages`) perplexity is measured without every kv group that is left, and the G
+    go without which it is lowest, where a dense layer has G. Putri, with its neuron score
     sparsegpt_norm and its head score ppl_head. The published code calibrates on 256 windows of C4 of 2,048 tokens and
     measures perplexity on the first.
     """
@@ -48,8 +48,9 @@ class Putri(BlockMethod):
         model_type = traced.config.model_type
         if two_stages(blocks, share)[0] and family_of(model_type).derived_head_dim:
             raise PlanError(
-                f"{model_type} derives head_dim from hidden_size / num_attention_heads, so all layers have the same heads, "
-                "and putri takes kv groups of single layers; `method=2ssp` and `method=blockpruner` take whole attentions"
+                f"{model_type} derives head_dim from hidden_size / num_attention_heads, so all layers have the same "
+                "heads, and putri takes kv groups of single layers; `method=2ssp` and `method=blockpruner` take whole "
+                "attentions"
             )
         return two_stage_outline(share, blocks, traced)
 
@@ -91,9 +92,7 @@ def _heads_left(ablation: Ablation, groups: Sequence[Group], per_group: int) -> 
 
 
 @torch.no_grad()
-def prune_mlps(
-    model, batches: Sequence[torch.Tensor], mlps: Sequence[Group], neurons: int
-) -> dict[str, list[int]]:
+def prune_mlps(model, batches: Sequence[torch.Tensor], mlps: Sequence[Group], neurons: int) -> dict[str, list[int]]:
     """Choose the neurons of every layer behind the pruned ones before it, and fit down_proj to what it was.
 
     The columns of the others become zero. The bias of a down_proj stays as it is.

@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 class TwoSSP(BlockMethod):
     """Every MLP loses the neurons with the smallest activations, then whole attentions go, one after the other.
 
-    The score of neuron j is the mean over the prompts of ‖X_j‖₂, the norm over a prompt's tokens of what down_proj reads
-    in the dense model. Of the attentions, always the one goes without which perplexity is lowest. Nothing is fitted.
-    Sandri et al., 2SSP: A Two-Stage Framework for Structured Pruning of LLMs, https://arxiv.org/abs/2501.17771. The
+    The score of neuron j is the mean over the prompts of ‖X_j‖₂, the norm over a prompt's tokens of what down_proj
+    reads in the dense model. Of the attentions, always the one goes without which perplexity is lowest. Nothing is
+    fitted. Sandri et al., 2SSP: A Two-Stage Framework for Structured Pruning of LLMs, https://arxiv.org/abs/2501.17771. The
     published code measures perplexity on the first window, of 2,048 tokens.
     """
 
@@ -74,9 +74,7 @@ def summed_norms(x: "torch.Tensor") -> "torch.Tensor":
     return x.detach().float().norm(dim=1).double().sum(0)
 
 
-def mean_norms(
-    model, batches: "Sequence[torch.Tensor]", mlps: Sequence[Group]
-) -> "dict[str, torch.Tensor]":
+def mean_norms(model, batches: "Sequence[torch.Tensor]", mlps: Sequence[Group]) -> "dict[str, torch.Tensor]":
     """Return the mean over prompts of the norm of what each neuron gives down_proj.
 
     Args:

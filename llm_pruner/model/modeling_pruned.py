@@ -51,7 +51,7 @@ class NoHeads(nn.Module):
         super().__init__()
         self.layer_idx = layer_idx
 
-    def forward(self, hidden_states, *_, past_key_values=None, layer_past=None, **__):
+    def forward(self, hidden_states, *_, past_key_values=None, layer_past=None, **__):  # noqa: D102
         cache = layer_past if past_key_values is None else past_key_values
         if cache is not None:
             passed = hidden_states.new_zeros(hidden_states.shape[0], 1, hidden_states.shape[1], 1)
@@ -62,7 +62,7 @@ class NoHeads(nn.Module):
 class NoNeurons(nn.Module):
     """In place of an MLP that was removed: it adds nothing to the hidden states."""
 
-    def forward(self, hidden_states):
+    def forward(self, hidden_states):  # noqa: D102
         return torch.zeros_like(hidden_states)
 
 

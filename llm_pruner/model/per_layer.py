@@ -23,8 +23,9 @@ def per_layer_config(config: Any, layers: Sequence[Mapping[str, int]], biases: S
 
     The fields are those of the axes that may differ between layers, by the family's names; what a mapping leaves out is
     as in `config`. A layer without heads has no attention, and one without neurons no MLP: its widths in the result are
-    then `skip: [attention]` or `skip: [mlp]`, as transformers' own `per_layer_config` says it. `biases` names modules of a decoder layer, such as "mlp.down_proj", that get a
-    bias in every layer where the stock class has none. `config` is not changed.
+    then `skip: [attention]` or `skip: [mlp]`, as transformers' own `per_layer_config` says it. `biases` names modules
+    of a decoder layer, such as "mlp.down_proj", that get a bias in every layer where the stock class has none. `config`
+    is not changed.
 
     PlanError when the family is not supported or its layers cannot have these widths.
     """
@@ -64,8 +65,6 @@ def _overrides(model_type: str, before: Widths, index: int, widths: Mapping[str,
         if type(width) is not int or width < least:
             raise PlanError(f"layer {index}: {field} must be a whole number of at least {least}, not {width!r}")
     own = before.but({axes[field]: width for field, width in widths.items()})
-    if reason := uneven_heads(own):
-        raise PlanError(f"layer {index}: {reason}")
     overrides: dict[str, Any] = {
         field: width for field, width in widths.items() if width and width != before[axes[field]]
     }
@@ -75,6 +74,8 @@ def _overrides(model_type: str, before: Widths, index: int, widths: Mapping[str,
             f"layer {index}: {model_type} derives head_dim from hidden_size / num_attention_heads, "
             f"so all layers have the same heads; {others} can differ"
         )
+    if reason := uneven_heads(own):
+        raise PlanError(f"layer {index}: {reason}")
     if skip := [part for part, lacking in SKIPPED.items() if not any(own.get(axis, 1) for axis in lacking)]:
         overrides["skip"] = skip
     return overrides

@@ -1,7 +1,8 @@
 """What a model loses without one of its parts: the loss on some text with each part silent in turn.
 
-What stands before a layer is the same for all parts inside that layer. One sweep holds what enters a layer, and the rest
-of the model runs from there once for each of the layer's parts; no hidden states of other layers are kept, and no logits.
+What stands before a layer is the same for all parts inside that layer. One sweep holds what enters a layer, and the
+rest of the model runs from there once for each of the layer's parts; no hidden states of other layers are kept, and no
+logits.
 """
 
 import contextlib

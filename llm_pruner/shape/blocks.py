@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from llm_pruner.errors import PlanError
-from llm_pruner.model.axes import HEADS, KV_HEADS, LAYER, MLP, Axis, Layers, Widths
+from llm_pruner.model.axes import HEADS, KV_HEADS, LAYER, MLP, Axis, Widths
 from llm_pruner.shape.counter import ParameterCounter
 
 # of 2SSP: the larger, the more attentions go
@@ -59,8 +59,8 @@ def two_stages(blocks: Blocks, share: float) -> tuple[int, int]:
     """Return how many attentions go and how many neurons stay in every layer, by 2SSP's rule.
 
     A = round(L·s^(m/(a·α))) attentions go, α = 1.5, and the neurons of every layer share the rest of the budget: with
-    T = round(s·D), each MLP loses p = round((T − A·a)/L) parameters and keeps k = round(I·(1 − p/m)) neurons. Halves are
-    rounded to the even number. Sandri et al., 2SSP: A Two-Stage Framework for Structured Pruning of LLMs,
+    T = round(s·D), each MLP loses p = round((T − A·a)/L) parameters and keeps k = round(I·(1 − p/m)) neurons. Halves
+    are rounded to the even number. Sandri et al., 2SSP: A Two-Stage Framework for Structured Pruning of LLMs,
     https://arxiv.org/abs/2501.17771.
 
     Args:

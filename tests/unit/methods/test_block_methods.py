@@ -144,7 +144,7 @@ def test_neurons_that_are_the_same_have_no_putri_score():
 
 @pytest.mark.parametrize(("name", "case"), applicable())
 def test_the_pruned_model_is_the_dense_one_with_the_units_that_stay(name, case):
-    """What was removed gives nothing: logits are those of the dense model with zeros, but for Putri's fitted weights."""
+    """What was removed gives nothing: logits are those of the dense model with zeros and Putri's fitted weights."""
     small, plan = pruned(name, case)
     assert sum(parameter.numel() for parameter in small.parameters()) == plan.parameters_after
     assert small.config.model_type.startswith("pruned_")

@@ -38,7 +38,9 @@ def loss_without(model, *removed) -> float:
                 if PARTS.get(name) == axis:
                     hooks.on_output(
                         module,
-                        lambda out: (torch.zeros_like(out[0]), None) if isinstance(out, tuple) else torch.zeros_like(out),
+                        lambda out: (
+                            (torch.zeros_like(out[0]), None) if isinstance(out, tuple) else torch.zeros_like(out)
+                        ),
                     )
         return loss(model)
 

@@ -33,9 +33,9 @@ class Putri(BlockMethod):
     A neuron's score is `neuron_scores`, on inputs that come through the pruned layers before; what stays of down_proj
     is `refitted` to what the layer's own dense down_proj makes of the same inputs, so that errors add up from layer to
     layer. In each of A rounds (see `two_stages`) perplexity is measured without every kv group that is left, and the G
-    go without which it is lowest, where a dense layer has G. Putri, with its neuron score
-    sparsegpt_norm and its head score ppl_head. The published code calibrates on 256 windows of C4 of 2,048 tokens and
-    measures perplexity on the first.
+    go without which it is lowest, where a dense layer has G. These are the neuron score sparsegpt_norm and the head
+    score ppl_head of Putri, whose published code calibrates on 256 windows of C4 of 2,048 tokens and measures
+    perplexity on the first.
     """
 
     perplexity_tokens: int | None = 2048

@@ -30,8 +30,8 @@ class TwoSSP(BlockMethod):
 
     The score of neuron j is the mean over the prompts of ‖X_j‖₂, the norm over a prompt's tokens of what down_proj
     reads in the dense model. Of the attentions, always the one goes without which perplexity is lowest. Nothing is
-    fitted. Sandri et al., 2SSP: A Two-Stage Framework for Structured Pruning of LLMs, https://arxiv.org/abs/2501.17771. The
-    published code measures perplexity on the first window, of 2,048 tokens.
+    fitted. Sandri et al., 2SSP: A Two-Stage Framework for Structured Pruning of LLMs, https://arxiv.org/abs/2501.17771.
+    The published code measures perplexity on the first window, of 2,048 tokens.
     """
 
     perplexity_tokens: int | None = 2048

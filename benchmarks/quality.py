@@ -23,7 +23,7 @@ from statistics import mean
 import torch
 from measure import RESULTS, keep
 
-from llm_pruner import METHODS as BY_NAME
+from llm_pruner import METHODS as PRUNING
 from llm_pruner import Budget, Method, Reconstruct, ScoreAndCut, prune
 from llm_pruner.calibration.activations import batches_of, collect
 from llm_pruner.calibration.needs import MOMENTS
@@ -80,7 +80,7 @@ def reconstructed(budget: dict | None = None, **options) -> Row:
 def named(name: str) -> Row:
     """A row of a published method of its own kind. SliceGPT takes the whole budget from the hidden size, so that
     embeddings and lm_head shrink too; ShortGPT removes whole layers, so that of six a third goes at 20 and at 30 %."""
-    return Row(lambda seed=0: BY_NAME.make(name, {"seed": seed}))
+    return Row(lambda seed=0: PRUNING.make(name, {"seed": seed}))
 
 
 METHODS: dict[str, Row] = {
@@ -103,6 +103,9 @@ METHODS: dict[str, Row] = {
     "AMP, AL-AM": scored("amp", ADAPTIVE),
     "ShortGPT": named("shortgpt"),
     "SliceGPT": named("slicegpt"),
+    "2SSP": named("2ssp"),
+    "Putri": named("putri"),
+    "BlockPruner": named("blockpruner"),
     # so long that a busy machine finds the same shape
     "reconstruct": reconstructed(search_minutes=30.0),
     "reconstruct, shape not searched": reconstructed(search_minutes=0.0),

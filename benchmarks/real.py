@@ -21,11 +21,11 @@ from pathlib import Path
 
 import torch
 from measure import RESULTS, HostMemory, keep
-from quality import ADAPTIVE, BIAS, SHARED, Row, reconstructed, scored
+from quality import ADAPTIVE, BIAS, SHARED, Row, named, reconstructed, scored
 from smollm2 import fetched
 from torch.nn.functional import kl_div, nll_loss
 
-from llm_pruner import METHODS, Budget, calibration_prompts
+from llm_pruner import Budget, calibration_prompts
 from llm_pruner.calibration.windows import token_windows
 from llm_pruner.methods import Journal
 from llm_pruner.model import loading
@@ -41,12 +41,7 @@ TEXTS = ("mixture", "WikiText-2")
 TASKS, QUESTIONS = ("arc_easy", "arc_challenge", "piqa", "winogrande"), 500
 
 
-def other(name: str, **options) -> Row:
-    """A row of a published method that is a method of its own."""
-    return Row(partial(METHODS.make, name, **options))
-
-
-METHODS_OF_ROWS: dict[str, Row] = {
+METHODS: dict[str, Row] = {
     "random": scored("random"),
     "magnitude": scored("magnitude"),
     "Taylor": scored("taylor"),
@@ -54,11 +49,11 @@ METHODS_OF_ROWS: dict[str, Row] = {
     "Wanda-sp": scored("wanda_sp"),
     "FLAP UL-UM": scored("flap", **BIAS),
     "FLAP AL-AM": scored("flap", ADAPTIVE, **BIAS),
-    "ShortGPT": other("shortgpt"),
-    "BlockPruner": other("blockpruner"),
-    "2SSP": other("2ssp"),
-    "Putri": other("putri"),
-    "SliceGPT": other("slicegpt"),
+    "ShortGPT": named("shortgpt"),
+    "BlockPruner": named("blockpruner"),
+    "2SSP": named("2ssp"),
+    "Putri": named("putri"),
+    "SliceGPT": named("slicegpt"),
     "reconstruct": reconstructed(),
     "reconstruct, per layer": reconstructed(per_layer=True),
     "reconstruct, shape not searched": reconstructed(search_minutes=0.0),
@@ -146,7 +141,7 @@ def zero_shot(model) -> dict[str, str]:
 
 def one(name: str, ratio: float, text: str, checkpoint: Path | None) -> dict:
     """Prune and score: what `prune_llm.py --param_ratio` does between loading and saving."""
-    row, model = METHODS_OF_ROWS[name], dense()
+    row, model = METHODS[name], dense()
     calibrated = prompts(text)
     before = HostMemory.now()
     HostMemory.reset_peak()
@@ -200,7 +195,7 @@ def asked_questions(result: dict, finished) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="*", choices=METHODS_OF_ROWS, default=list(METHODS_OF_ROWS))
+    parser.add_argument("--only", nargs="*", choices=METHODS, default=list(METHODS))
     parser.add_argument("--ratios", nargs="*", type=float, default=RATIOS)
     parser.add_argument("--texts", nargs="*", choices=TEXTS, default=TEXTS)
     parser.add_argument("--zero_shot", action="store_true", help="ask the models that were pruned questions, too")

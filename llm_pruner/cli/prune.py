@@ -46,7 +46,7 @@ from llm_pruner.output.places import check_disk, check_outputs
 from llm_pruner.output.reports import Calibration as Calibrated
 from llm_pruner.output.reports import Layers, PruneReport, Reconstruction, Sides, Tried
 from llm_pruner.output.saving import save, warned
-from llm_pruner.shape.draft import Draft, Searched, draft, groups_to_score
+from llm_pruner.shape.draft import Draft, Open, Searched, draft, groups_to_score
 from llm_pruner.shape.plan import Plan
 
 OWN_CLASS = (
@@ -377,6 +377,8 @@ def _dry_plan(options: PruneOptions, decision: Decision, known: Known) -> Plan |
     if not isinstance(decision.method, ScoreAndCut):
         if isinstance(decision.draft.shape, Searched):
             log("note: this shape is where a search would start; without --dry_run others of this size are compared")
+        if isinstance(decision.draft.shape, Open) and decision.plan:
+            log("note: the numbers are those of the result; which layers lose what, the calibration text decides")
         return decision.plan
     to_score = decision.to_score if decision.plan is None or options.save_plan else []
     if to_score and not known.measured:
@@ -414,9 +416,10 @@ def _pruned(
     prompts = drawn.prompts if drawn else None
     if not isinstance(method, ScoreAndCut):
         pruned, outline = method.prune(model, decision.draft, prompts, journal), decision.plan
-        assert outline is not None, "only scores leave widths open"
-        if pruned.plan.after != outline.after or pruned.config.model_type != decision.config.model_type:
+        told = pruned.plan.table(), pruned.config.model_type
+        if outline is None or (outline.table(), decision.config.model_type) != told:
             _announce(pruned.plan, pruned.config, decision, options)
+            _check_disk(target, pruned.plan, options)
         return pruned
     measured = known.measured or _measured(options, decision, known, model, prompts, stopwatch)
     plan, config = _finished(options, decision, known, measured, model)

@@ -155,10 +155,8 @@ def _validate_reconstruction(options: PruneOptions) -> None:
         return
     if clash := asked_of(options, SCORING):
         raise UsageError(f"method {options.method} and {clash[0]} both choose the units; leave one of them out")
-    if options.save_plan and options.method == "reconstruct":
-        raise UsageError("save_plan lists units; a reconstruction makes new weights, which no plan holds")
     if options.save_plan:
-        raise UsageError(f"save_plan lists units, and method {options.method} chooses none; leave it out")
+        raise UsageError("save_plan lists units that scores chose; a method may make new weights, which no plan holds")
 
 
 def _validate_units(options: PruneOptions, shapes: list[str]) -> None:

@@ -25,8 +25,9 @@ PROGRAM = "llm-pruner prune"
 @command_options(
     method={
         "help": "reconstruct: search for a shape and reconstruct the model in it, from calibration text; shortgpt: "
-        "remove whole layers; slicegpt: rotate and narrow the residual stream; default: reconstruct where there is "
-        "such text and no other method is named, else --importance magnitude",
+        "remove whole layers; slicegpt: rotate and narrow the residual stream; 2ssp, putri, blockpruner: remove what "
+        "perplexity misses least; default: reconstruct where there is such text and no other method is named, else "
+        "--importance magnitude",
         "group": UNITS,
     },
     epochs={

@@ -18,6 +18,7 @@ from llm_pruner.evaluation.tasks import check_tasks
 from llm_pruner.evaluation.zero_shot import zero_shot
 from llm_pruner.model import loading
 from llm_pruner.model.families import FAMILIES, axes_of, stock_type
+from llm_pruner.model.per_layer import lacks
 from llm_pruner.model.size import size_of
 from llm_pruner.model.tokenizers import load_tokenizer
 from llm_pruner.output import places
@@ -181,7 +182,7 @@ def widths(config) -> dict[str, int | list[int]]:
     for axis in (axis for axis in axes_of(model_type) if axis.is_width and axis.prunable):
         own = axis.field_of(family) if family else axis.field
         stock = axis.read(config, family) if family else getattr(config, own, None)
-        layers = [layer.get(own, stock) for layer in overrides]
+        layers = [0 if lacks(axis, layer) else layer.get(own, stock) for layer in overrides]
         width = layers if len(set(layers)) > 1 else layers[0] if layers else stock
         if width is not None:
             found[axis.field] = width

@@ -88,13 +88,13 @@ def choose(
         if group.axis == KV_HEADS:
             heads = group_name(HEADS, group.layer)
             if is_grouped(before):
-                kept[group.name] = _highest(scores.get(group.name), group.units, count)
+                kept[group.name] = highest(scores.get(group.name), group.units, count)
                 per_group = heads_per_group(after[group.own_layer])
                 kept[heads] = _heads_in(kept[group.name], scores.get(heads), before, per_group)
             else:
-                kept[heads] = kept[group.name] = _highest(scores.get(heads), group.units, count)
+                kept[heads] = kept[group.name] = highest(scores.get(heads), group.units, count)
         else:
-            kept[group.name] = _highest(scores.get(group.name), group.units, count)
+            kept[group.name] = highest(scores.get(group.name), group.units, count)
     return kept
 
 
@@ -104,11 +104,19 @@ def _heads_in(kv_heads: list[int], scores, before: Widths, per_group: int) -> li
         scores = unit_scores(scores, before[HEADS])
     for kv in kv_heads:
         own = None if scores is None else scores[kv * size : (kv + 1) * size]
-        heads += [kv * size + head for head in _highest(own, size, per_group)]
+        heads += [kv * size + head for head in highest(own, size, per_group)]
     return heads
 
 
-def _highest(scores, units: int, count: int) -> list[int]:
+def highest(scores: "torch.Tensor | None", units: int, count: int) -> list[int]:
+    """Return the units with the highest scores, ascending; at equal scores the first ones.
+
+    Args:
+        scores: Float tensor [units · parts]; None where no unit goes.
+        units: How many units there are.
+        count: How many stay.
+    """
     if count == units:
         return list(range(units))
+    assert scores is not None, "units that go have scores"
     return unit_scores(scores, units).argsort(descending=True, stable=True)[:count].sort().values.tolist()

@@ -18,6 +18,9 @@ METHODS = Registry(
     "llm_pruner.methods",
     "method",
     {
+        "2ssp": "llm_pruner.methods.two_ssp:TwoSSP",
+        "blockpruner": "llm_pruner.methods.blockpruner:BlockPruner",
+        "putri": "llm_pruner.methods.putri:Putri",
         "reconstruct": "llm_pruner.methods.reconstruct:Reconstruct",
         "score_and_cut": "llm_pruner.methods.score_and_cut:ScoreAndCut",
         "shortgpt": "llm_pruner.methods.shortgpt:ShortGPT",

@@ -11,7 +11,7 @@ from llm_pruner.config.limits import MOST_LAYERS, MOST_WIDTH
 from llm_pruner.console import log
 from llm_pruner.errors import PlanError, PrunerError, UsageError, is_out_of_memory, shown
 from llm_pruner.files import read_json
-from llm_pruner.model.axes import AXES, HEAD_DIM, HEADS, HIDDEN, KV_HEADS, LAYER, LAYERS, MOST_HEADS
+from llm_pruner.model.axes import AXES, HEAD_DIM, HEADS, HIDDEN, KV_HEADS, LAYER, LAYERS, MOST_HEADS, SKIPPED
 from llm_pruner.model.axes.depth import PER_LAYER
 from llm_pruner.model.families import FAMILIES, Family, stock_type
 from llm_pruner.model.skeleton import meta_model
@@ -183,6 +183,7 @@ def _decoder(family: Family) -> dict[str, Rule]:
     legal = whole(1, MOST_WIDTH)
     own = {axis.field_of(family): legal for axis in family.axes if axis.prunable and axis.scope == LAYER}
     rules = {name: rule for axis in (*AXES, *family.axes) for name, rule in axis.rules.items()}
+    own["skip"] = list_of(one_of(tuple(SKIPPED)))
     return rules | DECODERS | {"per_layer_widths": list_of(fields(own, others=False))}
 
 

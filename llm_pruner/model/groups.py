@@ -4,7 +4,7 @@ Pure data. A fused qkv, a grouped-query head or a gate_up pair differ from the s
 in the positions of their members, so nothing that works on groups knows about layouts.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -114,6 +114,22 @@ def group_of(groups: Iterable[Group], axis: Axis, layer: int | None = None) -> G
 def output_projection(group: Group) -> Member:
     """Return the member whose inputs are the units of a group that has an output: o_proj's or down_proj's."""
     return next(member for member in group.members if member.reads)
+
+
+def emptied(groups: Iterable[Group], left: Callable[[Group], float]) -> tuple[str, ...]:
+    """Return how the names of the parameters begin that go with an attention or an MLP of which no unit is left.
+
+    Such a module goes whole: with its norms, and with the bias of its output projection.
+
+    Args:
+        groups: The groups.
+        left: Returns how many units of a group are left.
+
+    Returns:
+        Names of modules with a dot behind, such as `model.layers.3.self_attn.`.
+    """
+    without = [group for group in groups if group.has_output and not left(group)]
+    return tuple(output_projection(group).parameter.rsplit(".", 2)[0] + "." for group in without)
 
 
 def attention_units(heads: Group, kv_heads: Group, axis: Axis) -> Group:
@@ -226,8 +242,9 @@ def shapes_after(
         after: The widths of every layer.
 
     Returns:
-        {parameter: its shape then}.
+        {parameter: its shape then}, without those of modules that go whole.
     """
+    groups = list(groups)
     result = {name: list(shape) for name, shape in shapes.items()}
     removed = {}
     for group in groups:
@@ -235,4 +252,5 @@ def shapes_after(
         removed.update({(m.parameter, m.dim, m.start): units * m.width for m in group.members})
     for (parameter, axis, _), positions in removed.items():
         result[parameter][axis] -= positions
-    return {name: tuple(shape) for name, shape in result.items()}
+    gone = emptied(groups, lambda group: units_after(group, after))
+    return {name: tuple(shape) for name, shape in result.items() if not name.startswith(gone)}

@@ -3,7 +3,8 @@
 Load one with `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)`. Each is a model of
 transformers, unchanged but for two fields of its config.json:
 
-per_layer_widths: one mapping {config field: width} per decoder layer; an empty one is as the config says.
+per_layer_widths: one mapping {config field: width} per decoder layer; an empty one is as the config says, and
+`skip: ["attention"]` or `skip: ["mlp"]` in it is a layer without that part, whose norm stays.
 projection_biases: modules of a decoder layer, such as "mlp.down_proj", that have a bias in every layer.
 
 `PrunedLlamaConfig` and `PrunedLlamaForCausalLM` are `LlamaConfig` and `LlamaForCausalLM` with these, and so on:
@@ -13,8 +14,12 @@ the names are "Pruned" and the name of a class of transformers.
 from functools import cache
 from typing import Any
 
+import torch
 import transformers
 from torch import nn
+
+# what the classes of transformers call the parts of a layer that it may lack
+PARTS = {"attention": ("self_attn", "attention", "attn", "self_attention"), "mlp": ("mlp", "feed_forward")}
 
 
 class LayerConfig:
@@ -32,6 +37,42 @@ class LayerConfig:
         if name.startswith("__"):
             raise AttributeError(name)
         return getattr(self._config, name)
+
+
+# Its name has no "Attention" in it, by which transformers would take this file for one with attentions of its own.
+class NoHeads(nn.Module):
+    """In place of an attention that was removed: it adds nothing to the hidden states.
+
+    It writes one zero for each token to its layer of the cache, because transformers reads from a cache's first layer
+    how many tokens there have been.
+    """
+
+    def __init__(self, layer_idx):
+        super().__init__()
+        self.layer_idx = layer_idx
+
+    def forward(self, hidden_states, *_, past_key_values=None, layer_past=None, **__):  # noqa: D102
+        cache = layer_past if past_key_values is None else past_key_values
+        if cache is not None:
+            passed = hidden_states.new_zeros(hidden_states.shape[0], 1, hidden_states.shape[1], 1)
+            cache.update(passed, passed, self.layer_idx)
+        return torch.zeros_like(hidden_states), None
+
+
+class NoNeurons(nn.Module):
+    """In place of an MLP that was removed: it adds nothing to the hidden states."""
+
+    def forward(self, hidden_states):  # noqa: D102
+        return torch.zeros_like(hidden_states)
+
+
+def skip(layer, part, layer_idx):
+    """Takes the attention or the MLP out of a decoder layer, and returns its name."""
+    name = next((own for own in PARTS[part] if isinstance(getattr(layer, own, None), nn.Module)), None)
+    if name is None:
+        raise ValueError(f"{type(layer).__name__} has no {part} by a name that is known: {', '.join(PARTS[part])}")
+    setattr(layer, name, NoHeads(layer_idx) if part == "attention" else NoNeurons())
+    return name
 
 
 class PrunedConfig:
@@ -55,7 +96,10 @@ class PrunedModel:
         for index, (layer, widths) in enumerate(zip(layers, config.per_layer_widths, strict=True)):
             if widths:
                 layers[index] = type(layer)(LayerConfig(config, widths), layer_idx=index)
+            skipped = [skip(layers[index], part, index) for part in widths.get("skip", ())]
             for name in config.projection_biases:
+                if name.partition(".")[0] in skipped:
+                    continue
                 projection = layers[index].get_submodule(name)
                 if projection.bias is None:
                     projection.bias = nn.Parameter(projection.weight.new_zeros(projection.out_features))

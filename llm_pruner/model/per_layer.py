@@ -10,18 +10,22 @@ from typing import Any
 
 from llm_pruner.errors import PlanError
 from llm_pruner.model.after_import import after_import
-from llm_pruner.model.axes import ATTENTION, HEAD_DIM, LAYER, Widths, uneven_heads
+from llm_pruner.model.axes import ATTENTION, HEAD_DIM, LAYER, SKIPPED, Axis, Widths, uneven_heads
 from llm_pruner.model.families import FAMILIES, PREFIX, family_of, widths_of
 
 AUTO_CONFIG = "transformers.models.auto.configuration_auto"
+# the axes of which a layer may have none
+SKIPPABLE = frozenset(axis for lacking in SKIPPED.values() for axis in lacking)
 
 
 def per_layer_config(config: Any, layers: Sequence[Mapping[str, int]], biases: Sequence[str] = ()) -> Any:
     """Return `config` with widths of its own for each decoder layer: {config field: width}, one mapping per layer.
 
     The fields are those of the axes that may differ between layers, by the family's names; what a mapping leaves out is
-    as in `config`. `biases` names modules of a decoder layer, such as "mlp.down_proj", that get a
-    bias in every layer where the stock class has none. `config` is not changed.
+    as in `config`. A layer without heads has no attention, and one without neurons no MLP: its widths in the result are
+    then `skip: [attention]` or `skip: [mlp]`, as transformers' own `per_layer_config` says it. `biases` names modules
+    of a decoder layer, such as "mlp.down_proj", that get a bias in every layer where the stock class has none. `config`
+    is not changed.
 
     PlanError when the family is not supported or its layers cannot have these widths.
     """
@@ -50,26 +54,41 @@ def per_layer_config(config: Any, layers: Sequence[Mapping[str, int]], biases: S
     return result
 
 
-def _overrides(model_type: str, before: Widths, index: int, widths: Mapping[str, int]) -> dict[str, int]:
+def _overrides(model_type: str, before: Widths, index: int, widths: Mapping[str, int]) -> dict[str, Any]:
     """The widths of layer `index` that differ from `before`. PlanError when no layer can have them."""
     family = family_of(model_type)
     axes = {axis.field_of(family): axis for axis in before.prunable if axis.scope == LAYER}
     for field, width in widths.items():
         if field not in axes:
             raise PlanError(f"layer {index}: {field!r} cannot differ between layers, only {', '.join(axes)}")
-        if type(width) is not int or width < 1:
-            raise PlanError(f"layer {index}: {field} must be a whole number of at least 1, not {width!r}")
-    overrides = {field: width for field, width in widths.items() if width != before[axes[field]]}
+        least = 0 if axes[field] in SKIPPABLE else 1
+        if type(width) is not int or width < least:
+            raise PlanError(f"layer {index}: {field} must be a whole number of at least {least}, not {width!r}")
+    own = before.but({axes[field]: width for field, width in widths.items()})
+    overrides: dict[str, Any] = {
+        field: width for field, width in widths.items() if width and width != before[axes[field]]
+    }
     if family.derived_head_dim and any(axes[field] in ATTENTION for field in overrides):
         others = ", ".join(field for field, axis in axes.items() if axis not in ATTENTION)
         raise PlanError(
             f"layer {index}: {model_type} derives head_dim from hidden_size / num_attention_heads, "
             f"so all layers have the same heads; {others} can differ"
         )
-    own = before.but({axes[field]: width for field, width in overrides.items()})
     if reason := uneven_heads(own):
         raise PlanError(f"layer {index}: {reason}")
+    if skip := [part for part, lacking in SKIPPED.items() if not any(own.get(axis, 1) for axis in lacking)]:
+        overrides["skip"] = skip
     return overrides
+
+
+def lacks(axis: Axis, widths: Mapping[str, Any]) -> bool:
+    """Return whether a layer has nothing of an axis.
+
+    Args:
+        axis: The axis.
+        widths: The layer's entry of `per_layer_widths`.
+    """
+    return any(axis in SKIPPED.get(part, ()) for part in widths.get("skip", ()))
 
 
 @cache

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from llm_pruner.errors import PlanError
 from llm_pruner.model.axes import HIDDEN
 from llm_pruner.model.families import family_of
-from llm_pruner.model.groups import Group, Member, group_of, kept_positions, output_projection
+from llm_pruner.model.groups import Group, Member, emptied, group_of, kept_positions, output_projection
 from llm_pruner.model.skeleton import skeleton
 
 # {group name: indices of the units that stay, ascending}
@@ -53,17 +53,19 @@ def cut(
         raise PlanError(f"{offloaded[0]} is offloaded; load the model on devices that hold it (`device_map`)")
     positions = kept_positions(groups, kept, {name: tuple(p.shape) for name, p in parameters.items()})
     scales = _width_corrections(model, groups, kept)
+    gone = emptied(groups, lambda group: len(kept[group.name]))
     new = skeleton(config)
     owners = dict(new.named_modules())
     for name in tqdm(list(parameters), desc="cut", unit="tensor", delay=2, leave=False):
         old = parameters.pop(name)
-        tensor = old.data
-        for axis, index in positions.get(name, {}).items():
-            tensor = tensor.index_select(axis, index.to(tensor.device))
-        if name in scales:
-            factor, offset = scales[name]
-            tensor = ((tensor.float() + offset) * factor - offset).to(tensor.dtype)
-        place(new, name, tensor, old.requires_grad)
+        if not name.startswith(gone):
+            tensor = old.data
+            for axis, index in positions.get(name, {}).items():
+                tensor = tensor.index_select(axis, index.to(tensor.device))
+            if name in scales:
+                factor, offset = scales[name]
+                tensor = ((tensor.float() + offset) * factor - offset).to(tensor.dtype)
+            place(new, name, tensor, old.requires_grad)
         old.data = torch.empty(0, dtype=old.dtype, device=old.device)
     for name, parameter in list(new.named_parameters()):
         if parameter.device.type == "meta":
@@ -149,6 +151,11 @@ def mask(
             # nothing comes in on the channel, and the weight's zero need not be 0
             if member.role != "rmsnorm":
                 _zero(parameters[member.parameter], member, removed)
+    gone = emptied(groups, lambda group: len(kept[group.name]))
+    for name, parameter in parameters.items():
+        # the bias of an output projection too
+        if name.startswith(gone):
+            parameter.data.zero_()
     # of the channels that stay
     if biases:
         hidden = group_of(groups, HIDDEN)

@@ -34,7 +34,8 @@ def output_biases(
     rows = torch.tensor(kept[hidden.name])
     biases = {}
     for group in groups:
-        if group.has_output:
+        # an attention or an MLP that goes whole has no bias either
+        if group.has_output and kept[group.name]:
             member = output_projection(group)
             weight = parameters[member.parameter]
             weight = weight.T if member.dim == 0 else weight

@@ -40,7 +40,7 @@ class ParameterCounter:
     def decoder(self, after: Layers) -> float:
         """Return the parameters of attention and MLP, i.e. of all tensors that heads or neurons run through."""
         shapes = shapes_after(self.shapes, self.groups, after)
-        return sum(math.prod(shapes[name]) for name in prunable(self.groups))
+        return sum(math.prod(shapes[name]) for name in prunable(self.groups) if name in shapes)
 
     def cost(self, base: Widths, fewer: Mapping[Axis, int]) -> float:
         """Return the attention and MLP parameters that go when one layer has fewer units.

@@ -167,6 +167,20 @@ class Searched:
 
 
 @dataclass(frozen=True)
+class Open:
+    """The method decides, while it prunes, what each layer loses.
+
+    Attributes:
+        share: What goes of the parameters of all decoder layers, norms included.
+        outline: The widths of layers of the same number, in an order that means nothing; None where the method decides
+            that number too.
+    """
+
+    share: float
+    outline: Layers | None = None
+
+
+@dataclass(frozen=True)
 class Replayed:
     """The plan says which units stay.
 
@@ -190,27 +204,29 @@ class Draft:
     """
 
     traced: Traced
-    shape: Fixed | Adaptive | Searched | Replayed
+    shape: Fixed | Adaptive | Searched | Open | Replayed
     axes: tuple[Axis, ...] = ()
     requested: Mapping[str, float] = field(default_factory=dict)
     label: str = ""
 
     @property
     def after(self) -> Layers | None:
-        """The widths of every layer, or those that a search starts from; None where scores decide."""
+        """The widths of every layer, or those that a search starts from; None where nothing is known before."""
         match self.shape:
             case Fixed(after):
                 return after
             case Searched(start):
                 return start
+            case Open(outline=outline):
+                return outline
             case Replayed(plan):
                 return plan.after
         return None
 
     @property
     def widths(self) -> Layers:
-        """`after`, of a draft whose widths no scores decide."""
-        assert self.after is not None, "scores decide the widths of an adaptive shape"
+        """`after`, of a draft whose widths are known."""
+        assert self.after is not None, "scores, or the method, decide the widths"
         return self.after
 
     @property
@@ -394,7 +410,7 @@ def changed(made: Draft, hint: str = LESS_WIDTH) -> Draft:
 def groups_to_score(made: Draft) -> list[Group]:
     """Return the groups whose units have to be ranked, in the units that are ranked."""
     # a plan, or the method, has chosen
-    if isinstance(made.shape, Replayed) or made.removes_layers:
+    if isinstance(made.shape, Replayed | Open) or made.removes_layers:
         return []
     if isinstance(made.shape, Adaptive):
         return adaptive_groups(made.traced.groups, made.traced.counter.before, made.axes)

@@ -15,6 +15,7 @@ from llm_pruner.files import read_json, write_text
 from llm_pruner.model.axes import (
     HEADS,
     KV_HEADS,
+    LAYER,
     LAYERS,
     MODEL,
     Axis,
@@ -175,8 +176,11 @@ class Plan:
             raise UsageError(f"{where} has the unknown field {shown(min(unknown))}; create it again")
         axes = tuple(axis for axis in axes_of(data["model_type"]) if axis.is_width)
         names = tuple(axis.field for axis in axes)
-        widths = fields(dict.fromkeys(names, whole(1, MOST_WIDTH)), names, others=False)
-        check(data, SCHEMA | {"before": widths, "after": filled(widths)}, where, required=REQUIRED)
+        widths = {axis.field: whole(1, MOST_WIDTH) for axis in axes}
+        # a layer may have lost its attention or its MLP
+        left = widths | {axis.field: whole(0, MOST_WIDTH) for axis in axes if axis.prunable and axis.scope == LAYER}
+        rules = {"before": fields(widths, names, others=False), "after": filled(fields(left, names, others=False))}
+        check(data, SCHEMA | rules, where, required=REQUIRED)
         before, *after = (_widths(own, axes) for own in (data["before"], *data["after"]))
         plan = cls(**data | {"before": before, "after": tuple(after)})
         plan._check(where)
@@ -205,7 +209,7 @@ class Plan:
         count = self.after[layer or 0][axis]
         if any(low >= high for low, high in itertools.pairwise(units)) or len(units) != count:
             raise UsageError(f"{where}: kept: {name} must be {count} ascending units, not {shown(units)}")
-        if units[-1] >= self.before[axis]:
+        if units and units[-1] >= self.before[axis]:
             raise UsageError(f"{where}: kept: {name}: there is no unit {units[-1]}")
 
 
@@ -219,7 +223,7 @@ COUNT = whole(1, 2**62)
 def _kept(value: Any) -> str | None:
     if not isinstance(value, dict):
         return "the kept units of each group"
-    wrong = [units for units in value.values() if filled(whole(0, MOST_WIDTH))(units)]
+    wrong = [units for units in value.values() if list_of(whole(0, MOST_WIDTH))(units)]
     return f"the kept units of each group, not {shown(wrong[0])}" if wrong else None
 
 
@@ -263,7 +267,8 @@ def make_plan(model: Any, groups: Iterable[Group], after: Layers, biases: bool =
     parameters = dict(model.named_parameters())
     shapes = {name: tuple(p.shape) for name, p in parameters.items()}
     expected = shapes_after(shapes, groups, after)
-    wanted = {bias_of(output_projection(group).parameter) for group in groups if biases and group.has_output}
+    outputs = [group for group in groups if biases and group.has_output and units_after(group, after)]
+    wanted = {bias_of(output_projection(group).parameter) for group in outputs}
     new_config, found = _configured(config, before, after, wanted - set(shapes), expected)
     old, new = config.to_dict(), new_config.to_dict()
     size = next(iter(parameters.values())).element_size()
@@ -278,7 +283,7 @@ def make_plan(model: Any, groups: Iterable[Group], after: Layers, biases: bool =
         parameters_before=sum(count.values()),
         parameters_after=sum(count_after.values()),
         decoder_before=sum(count[name] for name in inside),
-        decoder_after=sum(count_after[name] for name in inside),
+        decoder_after=sum(count_after.get(name, 0) for name in inside),
         bytes_before=sum(number * parameters[name].element_size() for name, number in count.items()),
         bytes_after=sum(number * sizes[name] for name, number in count_after.items()),
         config={name: value for name, value in new.items() if old.get(name) != value},
@@ -294,7 +299,8 @@ def _configured(
     It is of a stock class where one holds the shape, else of one whose layers have widths of their own. PlanError when
     what it builds is not what is `expected`.
     """
-    if len(set(after)) == 1:
+    alike = len(set(after)) == 1 and all(after[0].values())
+    if alike:
         try:
             new_config = resize(config, after[0], biases=bool(new_biases))
             found = _shapes(new_config)
@@ -304,7 +310,6 @@ def _configured(
             if not new_biases:
                 raise
     # then only biases are missing
-    alike = len(set(after)) == 1
     base = after[0] if alike else before.common(after[0])
     family = family_of(config.model_type)
     overrides = [

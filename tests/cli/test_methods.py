@@ -105,7 +105,8 @@ def test_dry_run_of_a_uniform_method_needs_only_the_config(command, tmp_path):
 @pytest.mark.slow
 def test_every_yaml_runs_as_it_is(command, tmp_path):
     """Offline, with the demo's text where a data set is named."""
-    shipped = sorted((REPOSITORY / "configs").glob("[!p]*.yaml"))  # a pipeline's are not prune_llm's
+    # a pipeline's are not prune_llm's
+    shipped = [path for path in sorted((REPOSITORY / "configs").glob("*.yaml")) if "pipeline" not in path.name]
     assert shipped
     for path in shipped:
         data = ("--calibration_data", "demo", "--nsamples", 16) if "calibration_data" in path.read_text() else ()

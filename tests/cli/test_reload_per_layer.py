@@ -16,13 +16,17 @@ from tests.support import tiny, widths_per_layer
 from tests.support.reload_per_layer import TOKENS, outputs
 
 pytestmark = pytest.mark.slow
+# cases whose layers lack an attention or an MLP, too
+SKIPPING, WITHOUT = ("llama", "gemma3_text", "gpt2", "gpt_neox"), "_without"
+NAMES = (*tiny.CASES, *(f"{case}{WITHOUT}" for case in SKIPPING))
 SCRIPT = REPOSITORY / "tests" / "support" / "reload_per_layer.py"
 
 
 @pytest.fixture(scope="module")
 def models():
     torch.manual_seed(0)
-    return {case: widths_per_layer.model(case) for case in tiny.CASES}
+    without = {f"{case}{WITHOUT}": widths_per_layer.model(case, widths_per_layer.skipping) for case in SKIPPING}
+    return {case: widths_per_layer.model(case) for case in tiny.CASES} | without
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +58,7 @@ def in_bfloat16(model) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("mode", ["remote", "registered"])
-@pytest.mark.parametrize("case", tiny.CASES)
+@pytest.mark.parametrize("case", NAMES)
 def test_reload_in_a_fresh_process_gives_the_same(models, reloaded, case, mode):
     here, there = reloaded["here"][case], reloaded[mode][case]
     assert there["problems"] == {}

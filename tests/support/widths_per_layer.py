@@ -32,8 +32,15 @@ def config(case: str):
     return per_layer_config(base, layers, BIASES.get(case, BIASED))
 
 
-def model(case: str):
-    return randomised(AutoModelForCausalLM.from_config(config(case)))
+def skipping(case: str):
+    """The first layer has no attention, the second no MLP, the last neither."""
+    base = stock(case)
+    attention, mlp = {"num_attention_heads": 0, "num_key_value_heads": 0}, {MLP.field_of(family_of(base.model_type)): 0}
+    return per_layer_config(base, [attention, mlp, attention | mlp], BIASES.get(case, BIASED))
+
+
+def model(case: str, made=config):
+    return randomised(AutoModelForCausalLM.from_config(made(case)))
 
 
 @torch.no_grad()

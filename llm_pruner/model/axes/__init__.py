@@ -26,10 +26,12 @@ from llm_pruner.model.axes.residual import HIDDEN
 # of a usual decoder, in the order in which reports list them
 AXES = (HIDDEN, HEADS, KV_HEADS, MLP, HEAD_DIM, LAYERS)
 PRUNABLE = tuple(axis for axis in AXES if axis.is_width and axis.prunable)
+# what a decoder layer may lack, in transformers' words, and the axes of which it then has none
+SKIPPED: dict[str, tuple[Axis, ...]] = {"attention": ATTENTION, "mlp": (MLP,)}
 
 __all__ = [
     "ATTENTION", "AXES", "DEPTH", "HEADS", "HEAD_DIM", "HIDDEN", "KV_HEADS", "LAYER", "LAYERS", "MLP", "MODEL",
-    "MOST_HEADS", "PRUNABLE", "Axis", "Declared", "Layers", "Widths", "axis_called", "heads_per_group",
+    "MOST_HEADS", "PRUNABLE", "SKIPPED", "Axis", "Declared", "Layers", "Widths", "axis_called", "heads_per_group",
     "is_grouped", "names_of", "uneven_heads", "with_heads",
 ]  # fmt: skip
 

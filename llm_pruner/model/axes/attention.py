@@ -46,13 +46,15 @@ ATTENTION = (HEADS, KV_HEADS)
 
 
 def heads_per_group(widths: Widths) -> int:
-    """Return how many query heads each key and value head serves."""
-    return widths[HEADS] // widths[KV_HEADS]
+    """Return how many query heads each key and value head serves; 0 in a layer without attention."""
+    return widths[HEADS] // widths[KV_HEADS] if widths[KV_HEADS] else 0
 
 
 def uneven_heads(widths: Widths) -> str | None:
     """Return what is wrong with the widths where query heads do not go evenly into kv heads."""
-    if widths[HEADS] % widths[KV_HEADS] == 0:
+    if bool(widths[HEADS]) != bool(widths[KV_HEADS]):
+        return f"query heads and kv heads go together ({widths[HEADS]} heads, {widths[KV_HEADS]} kv heads)"
+    if not widths[KV_HEADS] or widths[HEADS] % widths[KV_HEADS] == 0:
         return None
     return f"every kv group needs the same number of query heads ({widths[HEADS]} heads, {widths[KV_HEADS]} kv heads)"
 

@@ -81,7 +81,7 @@ def test_flags_leave_out_what_the_yaml_says_about_another_method():
         (["--structure", "UL-UM"], "method reconstruct and structure both choose"),
         (["--mask_only"], "method reconstruct and mask_only both choose"),
         (["--scores", "s.safetensors"], "method reconstruct and scores both choose"),
-        (["--save_plan", "plan.json"], "save_plan lists units; a reconstruction makes new weights"),
+        (["--save_plan", "plan.json"], "save_plan lists units that scores chose; a method may make new weights"),
         (["--round_to", "64"], "round_to goes with width ratios"),
     ],
 )

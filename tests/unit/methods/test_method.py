@@ -6,14 +6,21 @@ import pytest
 
 from llm_pruner.errors import UsageError
 from llm_pruner.methods import METHODS, Journal, Method, Reconstruct, ScoreAndCut, settled
+from llm_pruner.methods.blockpruner import BlockPruner
+from llm_pruner.methods.putri import Putri
+from llm_pruner.methods.shortgpt import ShortGPT
+from llm_pruner.methods.slicegpt import SliceGPT
+from llm_pruner.methods.two_ssp import TwoSSP
 from llm_pruner.shape.draft import draft
 from llm_pruner.shape.request import Ratio
 from tests.support import tiny
 
 
-def test_the_registry_names_them():
-    assert {"reconstruct", "score_and_cut", "shortgpt"} <= set(METHODS)
-    assert (METHODS.get("reconstruct"), METHODS.get("score_and_cut")) == (Reconstruct, ScoreAndCut)
+def test_the_registry_names_all():
+    assert {name: METHODS.get(name) for name in METHODS} == {
+        "2ssp": TwoSSP, "blockpruner": BlockPruner, "putri": Putri, "reconstruct": Reconstruct,
+        "score_and_cut": ScoreAndCut, "shortgpt": ShortGPT, "slicegpt": SliceGPT,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "score_and_cut"])

@@ -6,8 +6,8 @@ import math
 import pytest
 
 from llm_pruner.errors import PlanError, PrunerError, UsageError
-from llm_pruner.model import loading
-from tests.support import tiny
+from llm_pruner.model import configuration, loading
+from tests.support import tiny, widths_per_layer
 
 HUGE = 10**400
 WRONG = {  # values that no field of the kind takes
@@ -200,3 +200,18 @@ HEADS = (
 def test_models_with_another_head_are_refused(tmp_path, name, any_family):
     with pytest.raises(PlanError, match=f"architectures: '{name}' has another head"):
         loading.load_config(written(tmp_path, "llama", architectures=[name]), any_family=any_family)
+
+
+@pytest.mark.parametrize(
+    ("skip", "legal"),
+    [(["norm"], "one of attention, mlp"), ("attention", "a list"), ([0], "one of attention, mlp")],
+)
+def test_parts_that_no_layer_can_lack(tmp_path, skip, legal):
+    widths_per_layer.skipping("llama").save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    raw = configuration.read(path)
+    assert raw["per_layer_widths"][0] == {"skip": ["attention"]}
+    raw["per_layer_widths"][1]["skip"] = skip
+    path.write_text(json.dumps(raw))
+    with pytest.raises(UsageError, match=f"per_layer_widths: .* a mapping whose skip is .*{legal}"):
+        configuration.read(path)

@@ -8,10 +8,11 @@ from llm_pruner.errors import PlanError
 from llm_pruner.model import per_layer
 from llm_pruner.model.axes import HEADS, KV_HEADS, MLP
 from llm_pruner.model.families import family_of, resize, widths_of
+from llm_pruner.model.layers import decoder_layers
 from llm_pruner.model.per_layer import per_layer_config
 from tests.support import tiny
 from tests.support.reload_per_layer import outputs
-from tests.support.widths_per_layer import BIASED, config, model, randomised
+from tests.support.widths_per_layer import BIASED, BIASES, config, model, randomised, skipping, stock
 
 
 @pytest.mark.slow
@@ -24,6 +25,50 @@ def test_every_way_of_running_agrees(case):
     for name in ("deepcopy", "eager"):
         torch.testing.assert_close(here[name], here["logits"], atol=1e-4, rtol=1e-4)
     assert here["heads"].tolist() == ([6, 6, 6] if case in tiny.DERIVED else [6, 3, 8])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", tiny.CASES)
+def test_every_way_of_running_agrees_without_attention_in_the_first_layer(case):
+    """From whose cache transformers reads how many tokens there have been."""
+    here = outputs(model(case, skipping))
+    for name in ("no_cache", "static", "eager_cache"):
+        assert torch.equal(here[name], here["cache"]), name
+    assert torch.equal(here["padded_cache"], here["padded_no_cache"])
+    for name in ("deepcopy", "eager"):
+        torch.testing.assert_close(here[name], here["logits"], atol=1e-4, rtol=1e-4)
+    assert len(here["heads"]) == 1
+
+
+def silent(_, __, output):
+    return (torch.zeros_like(output[0]), None) if isinstance(output, tuple) else torch.zeros_like(output)
+
+
+@pytest.mark.parametrize("case", tiny.CASES)
+def test_a_layer_without_a_part_is_one_whose_part_gives_nothing(case):
+    """It owns none of the part's parameters, and keeps the norms."""
+    small = model(case, skipping)
+    assert [own["skip"] for own in small.config.per_layer_widths] == [["attention"], ["mlp"], ["attention", "mlp"]]
+    wide = randomised(
+        AutoModelForCausalLM.from_config(per_layer_config(stock(case), [{}] * 3, BIASES.get(case, BIASED)))
+    )
+    own = small.state_dict()
+    assert wide.load_state_dict(own, strict=False).unexpected_keys == []
+    layers = [decoder_layers(built) for built in (small, wide)]
+    attention = {"gpt2": "attn", "gpt_neox": "attention"}.get(case, "self_attn")
+    for layer, parts in enumerate(((attention,), ("mlp",), (attention, "mlp"))):
+        for part in parts:
+            assert not list(layers[0][layer].get_submodule(part).parameters())
+            layers[1][layer].get_submodule(part).register_forward_hook(silent)
+        assert [name for name, _ in layers[0][layer].named_parameters() if "norm" in name or "ln_" in name]
+    assert torch.allclose(tiny.logits(small), tiny.logits(wide), atol=1e-5)
+
+
+def test_a_cache_is_told_of_tokens_by_a_layer_without_attention():
+    built = model("llama", skipping)
+    cache = built(tiny.tokens(), use_cache=True).past_key_values
+    assert [cache.get_seq_length(layer) for layer in range(3)] == [12, 12, 12]
+    assert cache.layers[0].keys.shape == (2, 1, 12, 1)
 
 
 @pytest.mark.parametrize("case", tiny.CASES)
@@ -87,7 +132,8 @@ def test_a_layer_reads_its_own_widths_and_all_else_from_the_config():
     [
         ("llama", [{}], "widths of 1 layers for a model that has 2"),
         ("llama", [{}, {"hidden_size": 40}], "layer 1: 'hidden_size' cannot differ between layers, only num_attention"),
-        ("llama", [{"intermediate_size": 0}, {}], "layer 0: intermediate_size must be a whole number of at least 1"),
+        ("llama", [{"intermediate_size": -1}, {}], "layer 0: intermediate_size must be a whole number of at least 0"),
+        ("llama", [{"num_key_value_heads": 0}, {}], r"layer 0: query heads and kv heads go together \(8 heads, 0 kv"),
         ("llama", [{"intermediate_size": 40.0}, {}], r"not 40\.0"),
         ("llama", [{"num_attention_heads": 6}, {}], r"layer 0: every kv group .* \(6 heads, 4 kv heads\)"),
         ("gpt2", [{}, {"num_attention_heads": 3}], "layer 1: gpt2 derives head_dim .* n_inner can differ"),

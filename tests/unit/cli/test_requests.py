@@ -94,7 +94,7 @@ def test_what_contradicts_a_reconstruction(arguments, message):
 def test_what_contradicts_a_method_without_units(method):
     asked = ["--model", "m", "--param_ratio", "0.3", "--method", method]
     for arguments, message in (
-        (["--save_plan", "plan.json"], f"save_plan lists units, and method {method} chooses none; leave it out"),
+        (["--save_plan", "plan.json"], "save_plan lists units that scores chose"),
         (["--importance", "magnitude"], f"method {method} and importance both choose the units"),
     ):
         with pytest.raises(UsageError, match=message):

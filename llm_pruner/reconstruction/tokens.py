@@ -31,6 +31,12 @@ class Tokens:
         """The batches that are fitted on."""
         return [batch for batch, held in zip(self.batches, self.held, strict=True) if not held]
 
+    def some(self, tokens: int) -> list[torch.Tensor]:
+        """Return batches that are fitted on, evenly of all and of about so many tokens."""
+        fitted = self.fitted
+        number = max(1, min(len(fitted), round(tokens * len(fitted) / sum(batch.numel() for batch in fitted))))
+        return [fitted[place * len(fitted) // number] for place in range(number)]
+
     @property
     def held_out(self) -> list[torch.Tensor]:
         """The batches that are held out."""

@@ -25,11 +25,20 @@ def test_the_less_text_the_more_often_it_is_gone_over(tokens, times):
     assert module.passes(Tokens([torch.zeros(1, tokens), held], [False, True])) == times
 
 
-@pytest.mark.parametrize(("asked", "times"), [(None, 8), (1, 1)])
-def test_unless_another_number_is_asked_for(asked, times, monkeypatch):
+def test_large_models_are_not_optimised_together(monkeypatch):
+    model = tiny.model("llama")
+    assert module.together(model) == 1
+    monkeypatch.setattr(module, "LARGEST", 1000)
+    assert module.together(model) == 0
+
+
+@pytest.mark.parametrize(
+    ("asked", "whole", "times"), [(None, None, 0), (None, 1, 0), (None, 0, 8), (1, None, 1), (1, 0, 1)]
+)
+def test_layers_are_optimised_alone_unless_all_are_together(asked, whole, times, monkeypatch):
     recipes, own = [], module.reconstruct
     monkeypatch.setattr(module, "reconstruct", lambda *rest, **more: recipes.append(rest[5]) or own(*rest, **more))
-    method_of(tiny.model("llama"), prune="mlp=0.3", epochs=asked)
+    method_of(tiny.model("llama"), prune="mlp=0.3", epochs=asked, global_epochs=whole)
     assert [recipe.epochs for recipe in recipes] == [times]
 
 

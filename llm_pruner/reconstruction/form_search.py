@@ -1,0 +1,225 @@
+"""From a budget to the form of a model: its widths, the layers that stay, and whether lm_head gets its own weight.
+
+one pass through the dense model ──► costs, normal equations
+│
+one width for all: candidates in the order of their costs, measured
+widths per layer: costs · measured price of each layer, FLAP's, one width ──► the best, improved by moves
+"""
+
+import contextlib
+import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from llm_pruner.calibration.activations import Inputs
+from llm_pruner.calibration.statistics import Statistics
+from llm_pruner.calibration.weights import Weights
+from llm_pruner.errors import PlanError
+from llm_pruner.importance import criterion_of, score
+from llm_pruner.model.axes import HIDDEN, MLP, Layers, Widths
+from llm_pruner.model.depth import at_full_depth, shallow_config
+from llm_pruner.model.untie import is_tied, untied
+from llm_pruner.reconstruction.allocation import changed, improved, in_nats, layers_by_costs
+from llm_pruner.reconstruction.costs import Costs, measure_layers
+from llm_pruner.reconstruction.layer import Settings
+from llm_pruner.reconstruction.planned import Form, Planned
+from llm_pruner.reconstruction.probe import FEW, Probe
+from llm_pruner.reconstruction.reconstruct import reconstruct
+from llm_pruner.reconstruction.search import Candidate, Space, candidates, cheapest_layers, depths_of, search
+from llm_pruner.reconstruction.survey import Survey, survey
+from llm_pruner.reconstruction.tokens import Tokens
+from llm_pruner.shape.allocate import adaptive_groups, allocate
+from llm_pruner.shape.budget import TOLERANCE, Goal, filled_with_neurons
+from llm_pruner.shape.draft import Draft, Searched, Traced
+
+# the search's: layers are not optimised
+QUICK = Settings(epochs=0)
+# and it fits on one of so many prompts
+PART = 4
+# so many shapes, whose KL is at most so many times the best one's, then fit on all prompts
+FINALISTS, CLOSE = 3, 1.1
+# tokens of the survey, at most: it sums the squares of all inputs, which takes as long as the model itself
+SURVEYED = 16_384
+
+
+@dataclass(frozen=True)
+class FormSearch:
+    """The search for the form of a model.
+
+    Attributes:
+        model: The dense model, in evaluation mode.
+        draft: What was asked for.
+        tokens: Calibration batches.
+        minutes: How long shapes may be compared; 0 takes the one to start from.
+        per_layer: Whether every layer may get widths of its own.
+        seed: Of everything random.
+        log: Takes a line for the user.
+        folder: Where measured shapes are kept, so that an interrupted search goes on.
+        identity: Of model and text, by which an interrupted search is recognised.
+    """
+
+    model: Any
+    draft: Draft
+    tokens: Tokens
+    minutes: float
+    per_layer: bool = False
+    seed: int = 0
+    log: Callable[[str], None] = lambda text: None
+    folder: Path | None = None
+    identity: str = ""
+
+    @property
+    def goal(self) -> Goal:
+        """What has to be met."""
+        assert isinstance(self.draft.shape, Searched), "other drafts say what the widths are"
+        return self.draft.shape.goal
+
+    def run(self) -> "Found":
+        """Return the form to reconstruct the model in, and what was measured on the way."""
+        draft = self.draft
+        if draft.removes_layers:
+            costs = measure_layers(self.model, part_of(self.tokens).fitted)
+            return Found(Form(draft.widths, cheapest_layers(costs, len(draft.widths))))
+        if not isinstance(draft.shape, Searched) or not (self.minutes or self.per_layer):
+            return Found(Form(draft.widths))
+        before = draft.traced.counter.before
+        found = survey(self.model, draft.traced.groups, self.tokens.some(SURVEYED), before)
+        probe = Probe(self.model, found, self.tokens.held_out, before) if found.regressions else None
+        own, tried = self._per_layer(found, probe) if self.per_layer else (None, {})
+        if own and (probe or not self.minutes):
+            return Found(Form(own), tried, found.inputs)
+        free = untied(self.model) if is_tied(self.model) and self.goal.whole else None
+        try:
+            listed = candidates(self._space(draft.shape, found.costs, free), found.costs)
+        except PlanError:
+            # heads alone, for one, are too few to meet a budget as closely as a search has to
+            return Found(Form(own or draft.widths), tried, found.inputs)
+        return Found(*self._best(listed, found.costs, probe, own, free), found.inputs)
+
+    def _per_layer(self, found: Survey, probe: Probe | None) -> tuple[Layers, dict[str, Any]]:
+        """(widths of its own for every layer, what was tried)."""
+        counter, axes, minutes = self.draft.traced.counter, self.draft.axes, self.minutes
+        if not probe:
+            return layers_by_costs(counter, axes, self.goal, found.costs), {}
+        before = counter.before
+        share = (self.goal.count(counter, counter.full) - self.goal.parameters) / counter.decoder(counter.full)
+        few = Probe(self.model, found, self.tokens.held_out, before, FEW)
+        prices = in_nats(found.costs, before, share, few.kl)
+        starts: dict[str, Callable[[], Layers]] = {
+            "costs": partial(layers_by_costs, counter, axes, self.goal, found.costs)
+        }
+        starts["prices"] = partial(layers_by_costs, counter, axes, self.goal, prices)
+        starts["flap"] = partial(self._as_flap, found, share)
+        starts["uniform"] = self._uniform
+        shapes = {}
+        for name, start in starts.items():
+            with contextlib.suppress(PlanError):
+                shapes[name] = start()
+        if not shapes:
+            starts["costs"]()
+        measured = {name: self._candidate(shape, prices, probe) for name, shape in shapes.items()}
+        told = ", ".join(f"{candidate.measured:.4f} ({name})" for name, candidate in measured.items())
+        best = min(measured, key=lambda name: measured[name].measured)
+        own, kl, moves = improved(shapes[best], before, axes, probe.kl, minutes, self.seed)
+        self.log(f"search: KL {told}; {kl:.4f} after {moves} moves between layers")
+        listed = [*measured.values(), *([self._candidate(own, prices, probe)] if moves else [])]
+        listed.sort(key=lambda candidate: candidate.measured)
+        return own, {"search": [candidate.told() for candidate in listed]}
+
+    def _candidate(self, layers: Layers, costs: Costs, probe: Probe) -> Candidate:
+        """Widths of its own for every layer, measured."""
+        kl = probe.kl(changed(layers, self.draft.traced.counter.before))
+        return Candidate(layers, sum(costs.of(*each) for each in enumerate(layers)), kl=kl)
+
+    def _as_flap(self, found: Survey, share: float) -> Layers:
+        """FLAP's allocation, AL-AM."""
+        counter, weights = self.draft.traced.counter, Weights(dict(self.model.named_parameters()))
+        groups = adaptive_groups(self.draft.traced.groups, counter.before, self.draft.axes)
+        scores = score(groups, criterion_of("flap"), Statistics(weights, inputs=found.inputs))
+        return allocate(counter, groups, scores, share, "AL-AM", exact=True)
+
+    def _uniform(self) -> Layers:
+        """One width for all, as many heads as there are where neurons can meet the goal alone."""
+        counter = self.draft.traced.counter
+        if MLP in self.draft.axes:
+            widths = filled_with_neurons(counter, counter.before, self.goal)
+            if self.goal.missed(counter, counter.everywhere(widths)) < TOLERANCE:
+                return counter.everywhere(widths)
+        return self.draft.widths
+
+    def _space(self, shape: Searched, costs: Costs, free) -> Space:
+        traced = self.draft.traced
+        counter, config = traced.counter, traced.config
+        depths = [cheapest_layers(costs, number) for number in depths_of(counter.num_layers) if shape.depths]
+        return Space(
+            counter, config, self.draft.axes, shape.goal,
+            {layers: Traced.of(shallow_config(config, layers), counter.before).counter for layers in depths},
+            Traced.of(free.config, counter.before).counter if free else None,
+        )  # fmt: skip
+
+    def _best(
+        self, listed: list[Candidate], costs: Costs, probe: Probe | None, own: Layers | None, free
+    ) -> tuple[Form, dict[str, Any]]:
+        """The best of the candidates; those that are rebuilt are measured on some of the text, the closest on all."""
+        number, before, some = len(costs.neurons), self.draft.traced.counter.before, part_of(self.tokens)
+
+        def form_of(candidate: Candidate) -> Form:
+            if candidate.widths == own:
+                return Form(own)
+            assert isinstance(candidate.widths, Widths), "only `own` has widths of its own for every layer"
+            depth = len(candidate.layers or range(number))
+            return Form((candidate.widths,) * depth, candidate.layers, candidate.untied)
+
+        def rebuilt(text: Tokens, candidate: Candidate) -> float:
+            planned = Planned.of(self.draft.traced, form_of(candidate))
+            dense, layers = free if candidate.untied else self.model, candidate.layers
+            groups = planned.dense.groups
+            return reconstruct(dense, groups, planned.wide, planned.config, text, QUICK, layers=layers).kl
+
+        def probed(candidate: Candidate) -> float:
+            assert probe and isinstance(candidate.widths, Widths)
+            stay = range(number) if candidate.layers is None else candidate.layers
+            return probe.kl(changed(at_full_depth((candidate.widths,) * len(stay), stay, before, number), before), stay)
+
+        # the survey knows no other stream
+        quick = probe is not None and HIDDEN not in self.draft.axes
+        key = f"{self.identity} {self.goal} {self.draft.axes} {self.per_layer}"
+        name, folder, log = hashlib.sha256(key.encode()).hexdigest()[:16], self.folder, self.log
+        cache = folder and folder / f"search-{name}.json"
+        measure = probed if quick else partial(rebuilt, some)
+        found = search(listed, measure, self.minutes, cache, key)
+        tried = {"search": [candidate.told() for candidate in found]}
+        log(f"search: {len(found)} of {len(listed)} shapes measured; KL {found[0].kl:.4f} to {found[-1].kl:.4f}")
+        close = [candidate for candidate in found[:FINALISTS] if candidate.measured <= CLOSE * found[0].measured]
+        close += [Candidate(own, sum(costs.of(*each) for each in enumerate(own)))] if own else []
+        if len(close) > 1 and not quick:
+            cache = folder and folder / f"finals-{name}.json"
+            found = search(close, partial(rebuilt, self.tokens), math.inf, cache, key)
+            tried["finals"] = [candidate.told() for candidate in found]
+            log(f"search: the best {len(found)} on all of the text; KL {found[0].kl:.4f} to {found[-1].kl:.4f}")
+        return form_of(found[0]), tried
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search found.
+
+    Attributes:
+        form: The form to reconstruct the model in.
+        tried: What was measured on the way, for the report.
+        inputs: {weight of an output projection: statistics of its input in the dense model}, as far as they are known.
+    """
+
+    form: Form
+    tried: dict[str, Any] = field(default_factory=dict)
+    inputs: dict[str, Inputs] | None = None
+
+
+def part_of(tokens: Tokens) -> Tokens:
+    """Return one of PART batches to fit on, and all that are held out: comparing wants as much text as there is."""
+    places = [place for place, held in enumerate(tokens.held) if held or place % PART == 0]
+    return Tokens([tokens.batches[place] for place in places], [tokens.held[place] for place in places])

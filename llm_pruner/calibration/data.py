@@ -312,7 +312,7 @@ def c4_documents(option: str = "calibration_data"):
 
 
 def _option(what: str) -> str:
-    return "data" if what == "training" else "calibration_data"
+    return {"training": "data", "vocabulary": "vocab_data"}.get(what, "calibration_data")
 
 
 def _document_windows(documents, nsamples: int, seq_len: int, generator, tokenizer):
@@ -444,6 +444,17 @@ def evaluation_windows(name: str, tokenizer, config, max_seq_len: int) -> "torch
     length = window_length(config, max_seq_len)
     text = load_text(name, tokenizer)
     return token_windows(text, tokenizer, length, config.vocab_size, f"the evaluation text {name}")
+
+
+def bytes_per_token(windows: "torch.Tensor", tokenizer) -> float:
+    """Return the bytes of a text, in UTF-8, for each of its tokens.
+
+    Args:
+        windows: LongTensor [n, length]: the text, one window after the other.
+        tokenizer: What they were made by.
+    """
+    text = tokenizer.decode(windows.flatten().tolist(), clean_up_tokenization_spaces=False)
+    return len(text.encode("utf-8", "replace")) / windows.numel()
 
 
 def described(name: str, windows: "torch.Tensor") -> dict:

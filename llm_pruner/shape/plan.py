@@ -17,6 +17,7 @@ from llm_pruner.model.axes import (
     KV_HEADS,
     LAYERS,
     MODEL,
+    VOCAB,
     Axis,
     Layers,
     Widths,
@@ -174,6 +175,8 @@ class Plan:
         if unknown := set(data) - set(SCHEMA):
             raise UsageError(f"{where} has the unknown field {shown(min(unknown))}; create it again")
         axes = tuple(axis for axis in axes_of(data["model_type"]) if axis.is_width)
+        if isinstance(data.get("before"), dict) and VOCAB.field in data["before"]:
+            axes = tuple(dict.fromkeys((*axes, VOCAB)))
         names = tuple(axis.field for axis in axes)
         widths = fields(dict.fromkeys(names, whole(1, MOST_WIDTH)), names, others=False)
         check(data, SCHEMA | {"before": widths, "after": filled(widths)}, where, required=REQUIRED)

@@ -22,7 +22,7 @@ from llm_pruner.model.axes import (
 )
 from llm_pruner.model.families import family_of, known_axes
 
-NO_TOKENS = "a vocabulary is pruned with its tokenizer, by `prune_checkpoint` or `prune_vocabulary`, not in a shape"
+NO_TOKENS = "a vocabulary is pruned with its tokenizer, by `prune_checkpoint`; no shape has it"
 
 
 def parse_prune(text: str, ratio: float | None) -> dict[Axis, float]:

@@ -58,7 +58,7 @@ class Merges:
         """Read the model. PlanError where tokens do not spell what they stand for."""
         for name in ("continuing_subword_prefix", "end_of_word_suffix"):
             if raw.get(name):
-                raise PlanError(f"its BPE has a {name} ({shown(raw[name])}), and only one without it can be pruned")
+                raise PlanError(f"its BPE has {name} ({shown(raw[name])}), and only one without it can be pruned")
         return cls(raw, {_pair(merge): rank for rank, merge in enumerate(raw["merges"])})
 
     @property

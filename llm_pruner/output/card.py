@@ -63,7 +63,8 @@ def _done(steps: Sequence[CheckpointReport]) -> list[str]:
         if isinstance(step, SparsifyReport):
             done.append(f"sparse {step.sparse} ({step.label})")
         elif isinstance(step, PruneReport):
-            done.append("units set to zero" if step.masked else FEWER if step.importance == COUNTS else CUT)
+            done += [FEWER] if step.vocabulary else []
+            done += [] if step.importance == COUNTS else ["units set to zero" if step.masked else CUT]
         else:
             done += ["trained"] if done else [CUT, "trained"]
     return [one for place, one in enumerate(done) if one not in done[max(0, place - 1) : place]]

@@ -4,6 +4,7 @@ import json
 from collections import Counter
 
 import pytest
+from tokenizers import Tokenizer
 from transformers import LlamaConfig
 
 from llm_pruner.errors import PlanError
@@ -12,11 +13,13 @@ from llm_pruner.vocabulary.rewriting import loaded, rewrite, whole_file
 from tests.support import vocabularies
 from tests.support.vocabularies import KINDS, LINES, OTHER, TEXT
 
+TWO_LINES = "\n".join(LINES[:2])
+
 
 class Case:
     """A tokenizer, and the same of fewer tokens."""
 
-    def __init__(self, folder, made, wanted=None, text="\n".join(LINES[:2]), **options):
+    def __init__(self, folder, made, wanted=None, text=TWO_LINES, **options):
         self.source, self.target = folder / "source", folder / "target"
         self.before = vocabularies.save(made, self.source, **options)
         (folder / "text.txt").write_text(text, encoding="utf-8")
@@ -125,9 +128,7 @@ def test_a_tokenizer_that_cuts_otherwise_is_refused(tmp_path, monkeypatch):
         case.pruned()
 
 
-def case_without_merges(case):
-    from tokenizers import Tokenizer
-
+def without_merges(case):
     raw = case.file.rewritten(case.new)
     raw["model"]["merges"] = []
     return Tokenizer.from_str(json.dumps(raw))

@@ -120,10 +120,8 @@ def test_tokens_that_were_added_behind_the_vocabulary_get_its_new_end(tmp_path):
 
 def test_a_tokenizer_that_cuts_otherwise_is_refused(tmp_path, monkeypatch):
     case = Case(tmp_path, vocabularies.byte_level())
-    monkeypatch.setattr(
-        "llm_pruner.vocabulary.rewriting.load_tokenizer",
-        lambda folder: vocabularies.save(case_without_merges(case), folder),
-    )
+    other = vocabularies.save(without_merges(case), tmp_path / "other")
+    monkeypatch.setattr("llm_pruner.vocabulary.rewriting.load_tokenizer", lambda folder: other)
     with pytest.raises(PlanError, match="cuts text whose tokens all stay into others"):
         case.pruned()
 

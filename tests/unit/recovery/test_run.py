@@ -251,9 +251,9 @@ def test_a_teacher_of_more_tokens_teaches_those_that_the_student_has(tmp_path, t
     ids = torch.tensor(AutoTokenizer.from_pretrained(student)(WORDS)["input_ids"])[None]
     kept = torch.tensor(found.teacher_tokens)
     assert torch.equal(kept[ids][0], torch.tensor(AutoTokenizer.from_pretrained(teacher)(WORDS)["input_ids"]))
-    recovered = recover(options(tmp_path, text, steps=1, learning_rate=0.0))
+    recovered = recover(options(tmp_path, text, steps=1))
     # the student has the teacher's logits at its tokens, so there is nothing to learn
-    assert recovered.history[0].loss == pytest.approx(0, abs=1e-6)
+    assert [point.loss for point in recovered.history if point.loss is not None][0] == pytest.approx(0, abs=1e-5)
     assert f"teaches the {size} of its" in capsys.readouterr().out
 
 

@@ -177,10 +177,11 @@ def without_vocabulary(options: PruneOptions) -> tuple[PruneOptions, Wanted | No
         if option == "target":
             return replace(options, target=left), Wanted(size=whole_width(name, value))
         rest = replace(options, prune=left)
-        if value:
-            ratio = check_ratio(value, f"`prune` {name}")
-            return rest, Wanted(ratio=ratio) if ratio else None
-        return rest if left else replace(rest, pruning_ratio=None), Wanted(ratio=options.pruning_ratio)
+        ratio = check_ratio(value, f"`prune` {name}") if value else options.pruning_ratio
+        if ratio == 0:
+            # a copy, unless something else shrinks
+            return rest if left or asked_of(rest, SHAPES) else replace(rest, pruning_ratio=0.0), None
+        return rest if left or value else replace(rest, pruning_ratio=None), Wanted(ratio=ratio)
     return options, None
 
 

@@ -293,6 +293,9 @@ def test_what_cannot_leave_out_a_kind_is_refused(options, message):
         ("target=vocab_size=640", Wanted(size=640), Ratio(0.0)),
         ("target=vocab_size=640,hidden_size=8", Wanted(size=640), Target("hidden_size=8")),
         ("prune=vocab=0,mlp=0.5", None, Ratio({"mlp": 0.5})),
+        ("prune=vocab=0", None, Ratio(0.0)),
+        ("prune=vocab pruning_ratio=0", None, Ratio(0.0)),
+        ("prune=vocab=0 param_ratio=0.5", None, Budget(param_ratio=0.5)),
         ("prune=mlp pruning_ratio=0.5", None, Ratio({"mlp": 0.5})),
     ],
 )

@@ -175,8 +175,9 @@ class Plan:
         if unknown := set(data) - set(SCHEMA):
             raise UsageError(f"{where} has the unknown field {shown(min(unknown))}; create it again")
         axes = tuple(axis for axis in axes_of(data["model_type"]) if axis.is_width)
-        if isinstance(data.get("before"), dict) and VOCAB.field in data["before"]:
-            axes = tuple(dict.fromkeys((*axes, VOCAB)))
+        own = {axis.field for axis in axes}
+        if isinstance(data.get("before"), dict) and VOCAB.field in data["before"] and VOCAB.field not in own:
+            axes = (*axes, VOCAB)
         names = tuple(axis.field for axis in axes)
         widths = fields(dict.fromkeys(names, whole(1, MOST_WIDTH)), names, others=False)
         check(data, SCHEMA | {"before": widths, "after": filled(widths)}, where, required=REQUIRED)

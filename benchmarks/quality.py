@@ -23,10 +23,12 @@ from statistics import mean
 import torch
 from measure import RESULTS, keep
 
+from llm_pruner import METHODS as BY_NAME
 from llm_pruner import Budget, Method, Reconstruct, ScoreAndCut, prune
-from llm_pruner.calibration import data
 from llm_pruner.calibration.activations import batches_of, collect
 from llm_pruner.calibration.needs import MOMENTS
+from llm_pruner.calibration.prompts import calibration_prompts
+from llm_pruner.calibration.windows import token_windows
 from llm_pruner.evaluation.perplexity import perplexity
 from llm_pruner.model import loading
 from llm_pruner.model.axes import MLP
@@ -62,7 +64,7 @@ class Row:
     @property
     def published(self) -> bool:
         """Whether the method is one of others."""
-        return isinstance(self.method(), ScoreAndCut)
+        return not isinstance(self.method(), Reconstruct)
 
 
 def scored(criterion: str, budget: dict | None = None, seeds: tuple[int, ...] = SEEDS, **options) -> Row:
@@ -73,6 +75,12 @@ def scored(criterion: str, budget: dict | None = None, seeds: tuple[int, ...] = 
 def reconstructed(budget: dict | None = None, **options) -> Row:
     """A row of ours."""
     return Row(partial(Reconstruct, **options), budget or {}, SEEDS[:1])
+
+
+def named(name: str) -> Row:
+    """A row of a published method of its own kind. SliceGPT takes the whole budget from the hidden size, so that
+    embeddings and lm_head shrink too; ShortGPT removes whole layers, so that of six a third goes at 20 and at 30 %."""
+    return Row(lambda seed=0: BY_NAME.make(name, {"seed": seed}))
 
 
 METHODS: dict[str, Row] = {
@@ -93,6 +101,8 @@ METHODS: dict[str, Row] = {
     "FLAP WIFV, AL-AM": scored("flap", ADAPTIVE, **BIAS),
     "FLAP WIFV, AL-AM, uniform": scored("flap", {**ADAPTIVE, "uniform": True}, **BIAS),
     "AMP, AL-AM": scored("amp", ADAPTIVE),
+    "ShortGPT": named("shortgpt"),
+    "SliceGPT": named("slicegpt"),
     # so long that a busy machine finds the same shape
     "reconstruct": reconstructed(search_minutes=30.0),
     "reconstruct, shape not searched": reconstructed(search_minutes=0.0),
@@ -104,12 +114,12 @@ METHODS: dict[str, Row] = {
 @cache
 def windows() -> torch.Tensor:
     text = (TEXT / "test.txt").read_text(encoding="utf-8")
-    return data.token_windows(text, load_tokenizer(str(MODEL)), 256)[::EVERY]
+    return token_windows(text, load_tokenizer(str(MODEL)), 256)[::EVERY]
 
 
 @cache
 def prompts(seed: int) -> list[torch.Tensor]:
-    return data.calibration_prompts(str(TEXT / "valid.txt"), NSAMPLES, LENGTH, seed, load_tokenizer(str(MODEL)))
+    return calibration_prompts(str(TEXT / "valid.txt"), NSAMPLES, LENGTH, seed, load_tokenizer(str(MODEL)))
 
 
 def one(name: str | None, ratio: float = 0.0, seed: int = 0) -> dict:

@@ -1,12 +1,14 @@
 """Methods on a real model, scored on the kind of text they were calibrated with and on another kind.
 
     python benchmarks/real.py                     # needs $LLM_PRUNER_SHARED, by default ../shared, and smollm2.py
-    python benchmarks/real.py --only "FLAP AL-AM" --ratios 0.2
+    python benchmarks/real.py --only "FLAP AL-AM" --ratios 0.2 --texts WikiText-2
+    python benchmarks/real.py --zero_shot         # tasks too, for dense and the methods of TASKED: hours
 
 SmolLM2-135M-Instruct in float32, a share of its attention and MLP parameters removed. Calibrated on 32 windows of 512
-tokens of wikitext-2/valid.txt, seed 0; scored on 51 windows of 512 tokens, evenly of wikitext-2/test.txt, and on 40 of
-prose: of the last 600 documents of english-24mb.txt.xz those that have 2,000 characters or more and are not of WikiText
-(none of its marks `@-@` and `<unk>`), in their order. Rows that are in results/real.json are not run again.
+tokens, seed 0, of wikitext-2/valid.txt, or on as many of a mixture, half of it prose. Scored on 51 windows of 512
+tokens, evenly of wikitext-2/test.txt, and on 40 of prose: of the last 600 documents of english-24mb.txt.xz those that
+have 2,000 characters or more and are not of WikiText (none of its marks `@-@` and `<unk>`), in their order. The
+mixture's prose are such documents too, all but the last 1,200. Rows that are in results/real.json are not run again.
 """
 
 import argparse
@@ -14,7 +16,8 @@ import json
 import lzma
 import math
 import time
-from functools import cache
+from functools import cache, partial
+from pathlib import Path
 
 import torch
 from measure import RESULTS, HostMemory, keep
@@ -22,16 +25,25 @@ from quality import ADAPTIVE, BIAS, SHARED, Row, reconstructed, scored
 from smollm2 import fetched
 from torch.nn.functional import kl_div, nll_loss
 
-from llm_pruner import Budget, prune
-from llm_pruner.calibration import data
+from llm_pruner import METHODS, Budget, calibration_prompts, prune
+from llm_pruner.calibration.windows import token_windows
 from llm_pruner.model import loading
 from llm_pruner.model.tokenizers import load_tokenizer
 
-RATIOS = (0.2, 0.3)
+RATIOS = (0.2, 0.3, 0.1, 0.5)
 NSAMPLES, LENGTH = 32, 512
 WINDOWS = {"WikiText-2": 51, "prose": 40}
-DOCUMENTS, LONG, MARKS = 600, 2000, ("@-@", "<unk>")
-METHODS: dict[str, Row] = {
+TEST, DEVELOPMENT, LONG, MARKS = 600, 1200, 2000, ("@-@", "<unk>")
+TEXTS = ("mixture", "WikiText-2")
+TASKS, QUESTIONS = ("arc_easy", "arc_challenge", "piqa", "winogrande"), 500
+
+
+def other(name: str, **options) -> Row:
+    """A row of a published method that is a method of its own."""
+    return Row(partial(METHODS.make, name, **options))
+
+
+METHODS_OF_ROWS: dict[str, Row] = {
     "random": scored("random"),
     "magnitude": scored("magnitude"),
     "Taylor": scored("taylor"),
@@ -39,30 +51,46 @@ METHODS: dict[str, Row] = {
     "Wanda-sp": scored("wanda_sp"),
     "FLAP UL-UM": scored("flap", **BIAS),
     "FLAP AL-AM": scored("flap", ADAPTIVE, **BIAS),
-    "reconstruct, shape not searched, no passes": reconstructed(search_minutes=0.0, epochs=0),
+    "ShortGPT": other("shortgpt"),
+    "BlockPruner": other("blockpruner"),
+    "2SSP": other("2ssp"),
+    "Putri": other("putri"),
+    "SliceGPT": other("slicegpt"),
     "reconstruct": reconstructed(),
     "reconstruct, per layer": reconstructed(per_layer=True),
+    "reconstruct, shape not searched": reconstructed(search_minutes=0.0),
+    "reconstruct, per layer, layers alone": reconstructed(per_layer=True, global_epochs=0),
 }
+# whose models are asked questions, at the first two ratios and calibrated on the mixture
+TASKED = ("FLAP AL-AM", "Putri", "2SSP", "reconstruct", "reconstruct, per layer")
+
+
+def documents() -> list[str]:
+    with lzma.open(SHARED / "data/english-24mb.txt.xz", "rt", encoding="utf-8") as file:
+        return file.read().split("\n\n")
+
+
+def prose(found: list[str]) -> str:
+    return "\n\n".join(own for own in found if len(own) >= LONG and not any(mark in own for mark in MARKS))
 
 
 @cache
 def windows(kind: str) -> torch.Tensor:
     """LongTensor [windows, LENGTH], evenly of the text."""
-    text = (SHARED / "data/wikitext-2/test.txt").read_text(encoding="utf-8") if kind == "WikiText-2" else prose()
-    found = data.token_windows(text, load_tokenizer(str(fetched())), LENGTH)
+    wikitext = (SHARED / "data/wikitext-2/test.txt").read_text(encoding="utf-8")
+    text = wikitext if kind == "WikiText-2" else prose(documents()[-TEST:])
+    found = token_windows(text, load_tokenizer(str(fetched())), LENGTH)
     return found[:: len(found) // WINDOWS[kind]][: WINDOWS[kind]]
 
 
-def prose() -> str:
-    with lzma.open(SHARED / "data/english-24mb.txt.xz", "rt", encoding="utf-8") as file:
-        documents = file.read().split("\n\n")[-DOCUMENTS:]
-    return "\n\n".join(own for own in documents if len(own) >= LONG and not any(mark in own for mark in MARKS))
-
-
 @cache
-def prompts() -> list[torch.Tensor]:
-    text = str(SHARED / "data/wikitext-2/valid.txt")
-    return data.calibration_prompts(text, NSAMPLES, LENGTH, 0, load_tokenizer(str(fetched())))
+def prompts(text: str) -> list[torch.Tensor]:
+    sources = [str(SHARED / "data/wikitext-2/valid.txt")]
+    if text == "mixture":
+        file = fetched().parent / "prose.txt"
+        file.write_text(prose(documents()[:-DEVELOPMENT]), encoding="utf-8")
+        sources.append(str(file))
+    return calibration_prompts(sources, NSAMPLES, LENGTH, 0, load_tokenizer(str(fetched())))
 
 
 def dense():
@@ -95,14 +123,35 @@ def scores(model) -> dict[str, dict[str, float]]:
     return found
 
 
-def one(name: str, ratio: float) -> dict:
+def zero_shot(model) -> dict[str, str]:
+    """{task: of each question 1 where the answer was right, else 0}, by length-normalised likelihoods where usual."""
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager, get_task_dict
+
+    files = [str(SHARED / f"data/zero-shot/local_{task}.yaml") for task in TASKS]
+    lm = HFLM(pretrained=model, tokenizer=load_tokenizer(str(fetched())), backend="causal", batch_size=16)
+    tasks = get_task_dict(files, TaskManager())
+    found = lm_eval.evaluate(lm=lm, task_dict=tasks, limit=QUESTIONS, bootstrap_iters=0, log_samples=True)
+    answers = {}
+    for name, samples in found["samples"].items():
+        metric = "acc_norm" if "acc_norm" in samples[0] else "acc"
+        rows = sorted(samples, key=lambda sample: sample["doc_id"])
+        answers[name.removeprefix("local_")] = "".join(str(int(sample[metric])) for sample in rows)
+    return answers
+
+
+def one(name: str, ratio: float, text: str, checkpoint: Path | None) -> dict:
     """Prune and score: what `prune_llm.py --param_ratio` does between loading and saving."""
-    row, model = METHODS[name], dense()
+    row, model = METHODS_OF_ROWS[name], dense()
+    calibrated = prompts(text)
     before = HostMemory.now()
     HostMemory.reset_peak()
     started = time.perf_counter()
-    model, plan = prune(model, Budget(param_ratio=ratio, **row.budget), row.method(seed=0), prompts())
+    model, plan = prune(model, Budget(param_ratio=ratio, **row.budget), row.method(seed=0), calibrated)
     seconds, peak = time.perf_counter() - started, HostMemory.peak()
+    if checkpoint:
+        model.save_pretrained(checkpoint)
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
         "removed": round(plan.removed()["decoder"], 4),
@@ -114,21 +163,51 @@ def one(name: str, ratio: float) -> dict:
     }
 
 
+def pruned(runs: dict, names: list[str], ratios: list[float], texts: list[str], finished) -> None:
+    for text in texts:
+        for ratio in ratios:
+            for name in names:
+                key = f"{name} | {ratio} | {text}"
+                if key not in runs:
+                    asked = name in TASKED and ratio in RATIOS[:2] and text == TEXTS[0]
+                    runs[key] = one(name, ratio, text, folder_of(key) if asked else None)
+                    finished()
+
+
+def folder_of(key: str) -> Path:
+    """Where the model of a row waits for its questions."""
+    return fetched().parent / "real" / key.replace(" | ", "-").replace(" ", "_")
+
+
+def asked_questions(result: dict, finished) -> None:
+    """Asks the dense model, and those of TASKED that are there."""
+    if "zero_shot" not in result["dense"]:
+        result["dense"]["zero_shot"] = zero_shot(dense())
+        finished()
+    for key, run in result["runs"].items():
+        folder = folder_of(key)
+        if "zero_shot" not in run and folder.is_dir():
+            config = loading.load_config(str(folder))
+            run["zero_shot"] = zero_shot(loading.load_model(str(folder), config, "float32", device=torch.device("cpu")))
+            finished()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="*", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--only", nargs="*", choices=METHODS_OF_ROWS, default=list(METHODS_OF_ROWS))
     parser.add_argument("--ratios", nargs="*", type=float, default=RATIOS)
+    parser.add_argument("--texts", nargs="*", choices=TEXTS, default=TEXTS)
+    parser.add_argument("--zero_shot", action="store_true", help="ask the models that were pruned questions, too")
     arguments = parser.parse_args()
     path = RESULTS / "real.json"
     result = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"runs": {}}
+    finished = partial(keep, "real", result)
     if "dense" not in result:
-        result["dense"] = scores(dense())["perplexity"]
-        keep("real", result)
-    for ratio in arguments.ratios:
-        for name in arguments.only:
-            if f"{name} | {ratio}" not in result["runs"]:
-                result["runs"][f"{name} | {ratio}"] = one(name, ratio)
-                keep("real", result)
+        result["dense"] = {"perplexity": scores(dense())["perplexity"]}
+        finished()
+    pruned(result["runs"], arguments.only, arguments.ratios, arguments.texts, finished)
+    if arguments.zero_shot:
+        asked_questions(result, finished)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from measure import RESULTS, keep
 
-from llm_pruner.calibration import data
+from llm_pruner.calibration.prompts import calibration_prompts
 from llm_pruner.model import loading
 from llm_pruner.model.tokenizers import load_tokenizer
 from llm_pruner.sparsity.sweep import markdown
@@ -121,7 +121,7 @@ def massive(source: Path, folder: Path) -> None:
     model = loading.load_model(str(source), loading.load_config(str(source)), "auto", "cpu")
     tokenizer = load_tokenizer(str(source))
     text = str(SHARED / "data" / "wikitext-2" / "valid.txt")
-    make_massive(model, torch.stack(data.calibration_prompts(text, 16, 128, 0, tokenizer)))
+    make_massive(model, torch.stack(calibration_prompts(text, 16, 128, 0, tokenizer)))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 

@@ -128,14 +128,21 @@ def _figure(value) -> str:
 def real() -> str:
     """Return a table of what benchmarks/real.py measured of a real model."""
     measured = json.loads((REPOSITORY / "benchmarks" / "results" / "real.json").read_text(encoding="utf-8"))
-    dense = measured["dense"]
-    rows = [f"| dense | | {' | '.join(f'{value:,.1f}' for value in dense.values())} | | |"]
-    for name, run in measured["runs"].items():
-        method, ratio = name.split(" | ")
-        cells = [f"{value:,.1f} ({math.log(value / dense[text]):.3f})" for text, value in run["perplexity"].items()]
+    dense = measured["dense"]["perplexity"]
+    cells = " | ".join(f"{value:,.1f}" for value in dense.values())
+    rows = [f"| dense | | | {cells} | | | |"]
+    ordered = sorted(measured["runs"].items(), key=lambda run: run[0].split(" | ")[:0:-1])
+    for name, run in ordered:
+        method, ratio, text = name.split(" | ")
+        cells = " | ".join(
+            f"{value:,.1f} ({math.log(value / dense[own]):.3f})" for own, value in run["perplexity"].items()
+        )
         kind = "stock" if run["stock"] else "per layer"
-        rows.append(f"| {method} | {float(ratio):.0%} | {' | '.join(cells)} | {run['seconds']:,.0f} | {kind} |")
-    head = [f"| method | removed | {' | '.join(dense)} | seconds | checkpoint |", "|---" * (len(dense) + 4) + "|"]
+        memory = f"{run['peak_memory_beside_the_model'] / 2**30:.2f}"
+        share = f"{float(ratio):.0%}"
+        rows.append(f"| {method} | {share} | {text} | {cells} | {run['seconds']:,.0f} | {memory} | {kind} |")
+    texts = " | ".join(dense)
+    head = [f"| method | removed | calibrated on | {texts} | seconds | GiB | checkpoint |", "|---" * 8 + "|"]
     return "\n".join([*head, *rows])
 
 

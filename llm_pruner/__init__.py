@@ -8,6 +8,7 @@ from llm_pruner.model.per_layer import register as _register_per_layer
 from llm_pruner.sparsity.register import register as _register_sparse
 
 if TYPE_CHECKING:
+    from llm_pruner.calibration.prompts import calibration_prompts
     from llm_pruner.cli.chain import prune_checkpoint
     from llm_pruner.cli.sparsify import sparsify_checkpoint
     from llm_pruner.config.evaluate import EvaluateOptions
@@ -60,6 +61,7 @@ _HOME = {
     "SparsifyOptions": "config.sparsify:SparsifyOptions",
     "Target": "shape.request:Target",
     "Widths": "model.axes:Widths",
+    "calibration_prompts": "calibration.prompts:calibration_prompts",
     "evaluate": "evaluation.run:evaluate",
     "perplexity": "evaluation.perplexity:perplexity",
     "prune": "pruning:prune",

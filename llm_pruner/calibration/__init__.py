@@ -7,8 +7,13 @@ __all__ = [
     "hooks",
     "layerwise",
     "memory",
+    "mixtures",
     "needs",
+    "prompts",
     "records",
+    "self_written",
     "statistics",
+    "texts",
     "weights",
+    "windows",
 ]

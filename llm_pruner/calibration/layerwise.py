@@ -57,8 +57,11 @@ class Layer:
         return self.module(hidden.to(self.device) if self.offload else hidden, *arguments, **options)
 
     @torch.no_grad()
-    def run(self) -> None:
+    def run(self, observe: Callable[[torch.Tensor], object] | None = None) -> None:
         """Push the stream through the layer as it is now; running it again replaces the outputs.
+
+        Args:
+            observe: Called with the output of each batch, when hooks have seen that batch and no other behind it.
 
         Raises:
             RunError: An output is not finite; the message names the layer.
@@ -70,6 +73,8 @@ class Layer:
                 name = first_not_finite(self.module, partial(self.call, batch, hidden))
                 where = f"layer {self.index}: {name}" if name else f"layer {self.index}"
                 raise not_finite(f"{where} gives NaN or Inf on the calibration data", output.dtype)
+            if observe:
+                observe(output)
             self.outputs.append(offloaded(output) if self.offload else output)
 
 

@@ -202,6 +202,12 @@ def _alpaca(record: dict, where: str) -> dict[str, str]:
     return found
 
 
+def as_chat(record: dict[str, str]) -> list[dict[str, str]]:
+    """Return a record of Alpaca's fields as the messages of a chat: a question and its answer."""
+    question = f"{record['instruction']}\n\n{record['input']}".strip()
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": record["output"]}]
+
+
 def _chat(record: dict, where: str) -> list[dict]:
     messages = record["messages"]
     if not isinstance(messages, list) or not messages:

@@ -30,11 +30,11 @@ class Calibration:
     """Calibration text.
 
     Attributes:
-        data: A data set or a file.
+        data: A data set, a file or a mixture; or several with their shares, as in `mixtures.parsed`.
         nsamples: Number of windows or prompts.
         seq_len: Tokens of each at most.
     """
 
-    data: str = "wikitext2"
+    data: str | tuple[str, ...] = "wikitext2"
     nsamples: int = 128
     seq_len: int = 128

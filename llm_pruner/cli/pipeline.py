@@ -15,6 +15,7 @@ from pathlib import Path
 
 from llm_pruner import validation
 from llm_pruner._version import __version__
+from llm_pruner.calibration.mixtures import listed, text_key
 from llm_pruner.cli.stages import DECIDED, EVALUATION, PRUNED, RECOVERED, Stage, in_order, stage_options, validate
 from llm_pruner.config.pipeline import PROGRAM, STAGES, PipelineOptions
 from llm_pruner.console import aligned, log
@@ -35,7 +36,7 @@ from llm_pruner.output import manifest, reports
 from llm_pruner.output.conditions import command as typed
 from llm_pruner.output.conditions import versions
 from llm_pruner.output.page import page
-from llm_pruner.output.places import check_apart, inputs_of
+from llm_pruner.output.places import MIXED, check_apart, inputs_of
 from llm_pruner.output.reports import CheckpointReport, EvaluateReport, PipelineReport, RecoverReport
 from llm_pruner.output.reports import Stage as Ran
 from llm_pruner.output.saving import draw
@@ -44,7 +45,7 @@ STATE = "pipeline.json"
 OUTPUT = {"prune": PRUNED, "recover": RECOVERED, "evaluate": EVALUATION}
 STATE_FIELDS = {"stages": validation.mapping, "files": validation.list_of(validation.text)}
 OWN = ("summary.json", "report.html", *(f"{stage}.{kind}" for stage in STAGES for kind in ("yaml", "log")))
-TEXTS = ("data", "calibration_data", "eval_data", "scores", "plan", "tasks")
+TEXTS = ("data", "calibration_data", "vocab_data", "eval_data", "scores", "plan", "tasks")
 FAILURES = {1: RunError, 2: UsageError, 3: PlanError, 4: VerificationError}
 
 
@@ -113,8 +114,8 @@ def _key(stage: str, values: dict, folder: Path, options: PipelineOptions, sourc
     parts = {name: value for name, value in values.items() if name not in DECIDED}
     for name in TEXTS:
         if name in parts:
-            given = parts[name] if isinstance(parts[name], list) else [parts[name]]
-            parts[name] = [text_digest(one) for one in given]
+            digest = text_key if name in MIXED else text_digest
+            parts[name] = [digest(one) for one in listed(parts[name])]
     models = {
         "prune": [],
         "recover": [PRUNED],

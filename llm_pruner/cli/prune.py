@@ -10,9 +10,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llm_pruner.calibration import data
+from llm_pruner.calibration.mixtures import SELF, Drawn, asked_texts, listed, text_key, told
 from llm_pruner.calibration.needs import WEIGHTS
+from llm_pruner.calibration.prompts import draw, written_by
 from llm_pruner.calibration.statistics import Calibration
+from llm_pruner.calibration.windows import bytes_per_token, window_length
 from llm_pruner.cli.messages import with_flags
 from llm_pruner.cli.requests import (
     OF_RECONSTRUCTION,
@@ -31,7 +33,7 @@ from llm_pruner.console import log, quiet
 from llm_pruner.errors import PlanError, PrunerError, RunError, UsageError, redact
 from llm_pruner.evaluation.scores import Measurement, compared, text_to_score, windows_of
 from llm_pruner.evaluation.tasks import check_tasks
-from llm_pruner.files import checkpoint_digest, text_digest
+from llm_pruner.files import checkpoint_digest, key_of
 from llm_pruner.importance import score_cache
 from llm_pruner.importance.selection import quantiles
 from llm_pruner.methods import METHODS, Journal, Measured, Method, Pruned, Reconstruct, ScoreAndCut, settled
@@ -72,7 +74,7 @@ class Decision:
         draft: What was asked for.
         plan: As far as it is known; None where scores decide the widths.
         config: The new configuration, with the plan.
-        prompts: LongTensors [length], where they had to be made to decide.
+        drawn: Calibration windows, where they had to be drawn to decide.
         tokens: The vocabulary that stays, of which `draft`, `plan` and `config` are; None where all of it does.
     """
 
@@ -80,7 +82,7 @@ class Decision:
     draft: Draft
     plan: Plan | None = None
     config: Any = None
-    prompts: Any = None
+    drawn: Drawn | None = None
     tokens: VocabularyCut | None = None
 
     def told(self, plan: Plan) -> Plan:
@@ -149,7 +151,7 @@ def run(options: PruneOptions, argv: Sequence[str] = ()) -> PruneReport | Plan:
 
 def _run(options: PruneOptions, argv: Sequence[str], stack: contextlib.ExitStack) -> PruneReport | Plan:
     stopwatch = Stopwatch()
-    log("options: " + ", ".join(f"{k}={v}" for k, v in options.asdict().items() if v is not None and v is not False))
+    log(f"options: {_set(options)}")
     source = loading.resolve(options.model)
     target = check_outputs(options, source)
     eval_data, tasks = _to_score(options)
@@ -162,11 +164,10 @@ def _run(options: PruneOptions, argv: Sequence[str], stack: contextlib.ExitStack
     known = _known(asked, decision, origin)
     if asked.dry_run and (plan := _dry_plan(asked, decision, known)):
         return decision.told(plan)
-
     _check_disk(target, decision.plan, asked)
     with stopwatch("data"):
         made_from = lineage.report_of(origin.fetched)
-        tokenizer, prompts = _texts(asked, decision, known, origin, bool(eval_data or tasks))
+        tokenizer, drawn = _texts(asked, decision, known, origin, bool(eval_data or tasks))
         dense, measurement = _measurements(asked, origin, tokenizer, eval_data, tasks)
     with stopwatch("load"):
         model = _loaded(asked, decision, origin.dense, loading.fetch(source, asked.revision))
@@ -175,7 +176,9 @@ def _run(options: PruneOptions, argv: Sequence[str], stack: contextlib.ExitStack
     if origin.tokens:
         model = origin.tokens.applied(model)
         finite = checkpoint.finite_logits(model) if target else None
-    pruned = _pruned(asked, decision, known, model, prompts, stopwatch, target)
+    # text that the model writes itself is of the tokens that stay
+    drawn = _completed(drawn, asked, model, origin, stopwatch)
+    pruned = _pruned(asked, decision, known, model, drawn, stopwatch, target)
     if asked.dry_run:
         return decision.told(pruned.plan)
     del model
@@ -186,7 +189,7 @@ def _run(options: PruneOptions, argv: Sequence[str], stack: contextlib.ExitStack
     }  # fmt: skip
 
     def report() -> PruneReport:
-        made = _told(asked, decision, known, pruned, prompts)
+        made = _told(asked, decision, known, pruned, drawn)
         # the options of a replayed plan are those that it was made with
         given = replace(asked, **{name: getattr(options, name) for name in ("prune", "target", "pruning_ratio")})
         return PruneReport(**conditions(given, stopwatch.seconds, argv, PROGRAM) | made | told)
@@ -224,13 +227,19 @@ def _measurements(
 
     def measurement(own, config) -> Measurement:
         windows, evaluation = windows_of(eval_data, options.model, own, config, options.max_seq_len)
-        size = data.bytes_per_token(windows, own) if origin.tokens and windows is not None else None
+        size = bytes_per_token(windows, own) if origin.tokens and windows is not None else None
         return Measurement(
             windows, evaluation, tasks, options.batch_size, seed=options.seed, bytes_per_token=size
         )  # fmt: skip
 
     pruned = measurement(tokenizer, origin.config)
     return (measurement(origin.tokenizer, origin.dense) if origin.tokens else pruned), pruned
+
+
+def _set(options: PruneOptions) -> str:
+    """The options that are set."""
+    values = {name: value for name, value in options.asdict().items() if value is not None and value is not False}
+    return ", ".join(f"{k}={' '.join(v) if isinstance(v, tuple) else v}" for k, v in values.items())
 
 
 def _to_score(options: PruneOptions) -> tuple[str | None, list[str]]:
@@ -240,13 +249,13 @@ def _to_score(options: PruneOptions) -> tuple[str | None, list[str]]:
     return text_to_score(options.eval_data, options.model), check_tasks(["usual"]) if options.eval_zero_shot else []
 
 
-def _told(options: PruneOptions, decision: Decision, known: Known, pruned: Pruned, prompts) -> dict[str, Any]:
+def _told(
+    options: PruneOptions, decision: Decision, known: Known, pruned: Pruned, drawn: Drawn | None
+) -> dict[str, Any]:
     """The fields of a report that the pruning itself tells."""
     used, calibration, scores = None, known.calibration, {}
     if calibration:
-        # A file may hold fewer records than were asked for.
-        count = len(prompts) if prompts else calibration.nsamples
-        used = Calibrated(redact(calibration.data), count, calibration.seq_len)
+        used = Calibrated.of(calibration.data, calibration.nsamples, calibration.seq_len, drawn)
     notes = dict(pruned.notes)
     if isinstance(decision.method, ScoreAndCut):
         scores = quantiles(notes.pop("scores", {}), decision.draft.traced.groups)
@@ -288,15 +297,15 @@ def _reconstruction(notes: dict[str, Any]) -> Reconstruction:
 
 
 def _texts(options: PruneOptions, decision: Decision, known: Known, origin: Origin, scored: bool):
-    """(the tokenizer or None, calibration prompts or None). scored: whether something is going to be scored."""
-    calibration, prompts = None if known.measured else known.calibration, decision.prompts
+    """(the tokenizer or None, calibration windows or None). scored: whether something is going to be scored."""
+    calibration, drawn = None if known.measured else known.calibration, decision.drawn
     folder = origin.folder or origin.fetched
-    tokenizer = load_tokenizer(folder, scored or calibration is not None and not prompts)
+    tokenizer = load_tokenizer(folder, scored or calibration is not None and not drawn)
     if not has_tokenizer(folder):
         log("note: the model has no tokenizer, so none is saved")
-    if calibration and not prompts:
-        prompts = _prompts(calibration, options, origin.config, tokenizer)
-    return tokenizer, prompts
+    if calibration and not drawn:
+        drawn = _drawn(calibration, options, origin.config, tokenizer)
+    return tokenizer, drawn
 
 
 def _loaded(options: PruneOptions, decision: Decision, config, folder: str):
@@ -336,13 +345,13 @@ def _decided(options: PruneOptions, request, origin: Origin) -> Decision:
 
 
 def _by_default(options: PruneOptions, request, method: Method, origin: Origin) -> Decision:
-    prompts, config = None, origin.config
+    drawn, config = None, origin.config
     try:
         made = draft(request, config, method)
         if not options.dry_run and not made.is_copy:
             tokenizer = load_tokenizer(origin.folder or origin.fetched)
-            prompts = _prompts(_calibration(options, method, config), options, config, tokenizer)
-        return replace(_outlined(method, made), prompts=prompts)
+            drawn = _drawn(_calibration(options, method, config), options, config, tokenizer)
+        return replace(_outlined(method, made), drawn=drawn)
     except PrunerError as error:
         if options.calibration_data and not isinstance(error, PlanError):
             raise
@@ -375,11 +384,11 @@ def _outlined(method: Method, made: Draft) -> Decision:
 
 
 def _calibration(options: PruneOptions, method: Method, config) -> Calibration:
-    """The calibration text that the options name, else the method's. UsageError for a name that is nothing."""
+    """The calibration texts that the options name, else the method's. UsageError for a name that is nothing."""
     usual = method.calibration
-    name = data.calibration_text(options.calibration_data, options.model, usual.data)
-    length = data.window_length(config, options.calibration_seq_len or usual.seq_len)
-    return Calibration(name, options.nsamples or usual.nsamples, length)
+    names = asked_texts(options.calibration_data, options.model, usual.data)
+    length = window_length(config, options.calibration_seq_len or usual.seq_len)
+    return Calibration(names, options.nsamples or usual.nsamples, length)
 
 
 def _known(options: PruneOptions, decision: Decision, origin: Origin) -> Known:
@@ -423,8 +432,9 @@ def _key(options: PruneOptions, decision: Decision, calibration: Calibration | N
     scorer = decision.scoring.scorer
     key: dict[str, object] = {"model": model, "dtype": options.dtype, "importance": scorer.name, **scorer.options}
     if calibration:
+        texts = [text_key(name) for name in listed(calibration.data)]
         key |= {
-            "calibration_data": text_digest(calibration.data),
+            "calibration_data": texts[0] if len(texts) == 1 else texts,
             "nsamples": calibration.nsamples,
             "calibration_seq_len": calibration.seq_len,
             "seed": options.seed,
@@ -472,10 +482,11 @@ def _finished(
 
 
 def _pruned(
-    options: PruneOptions, decision: Decision, known: Known, model, prompts, stopwatch, target: Path | None
+    options: PruneOptions, decision: Decision, known: Known, model, drawn: Drawn | None, stopwatch, target: Path | None
 ) -> Pruned:
     """What the method makes of the model."""
     method, journal = decision.method, Journal(log, stopwatch)
+    prompts = drawn.prompts if drawn else None
     if not isinstance(method, ScoreAndCut):
         pruned, outline = method.prune(model, decision.draft, prompts, journal), decision.plan
         assert outline is not None, "only scores leave widths open"
@@ -543,17 +554,40 @@ def _check_against(decision: Decision, model) -> None:
         )
 
 
-def _prompts(calibration: Calibration, options: PruneOptions, config, tokenizer):
+def _drawn(calibration: Calibration, options: PruneOptions, config, tokenizer) -> Drawn:
+    """Windows of all texts but the one that the model writes."""
     if tokenizer is None:
         raise RunError(
             f"{options.model} has no tokenizer, so it cannot be calibrated; magnitude and mag_sp need no text"
         )
-    prompts = data.calibration_prompts(
-        calibration.data, calibration.nsamples, calibration.seq_len, options.seed, tokenizer, config.vocab_size
-    )
-    longest, tokens, hidden = max(map(len, prompts)), sum(map(len, prompts)), widths_of(config)[HIDDEN]
-    log(f"calibration: {len(prompts)} windows of {longest} tokens at most, of {calibration.data}, seed {options.seed}")
+    drawn = draw(
+        calibration.data, calibration.nsamples, calibration.seq_len, options.seed, tokenizer, config.vocab_size,
+        replaceable=not options.calibration_data,
+    )  # fmt: skip
+    if drawn.missing:
+        log(f"note: the hub does not give {' and '.join(drawn.missing)}; the model itself writes text in their place")
+    return drawn
+
+
+def _completed(drawn: Drawn | None, options: PruneOptions, model, origin: Origin, stopwatch: Stopwatch) -> Drawn | None:
+    """The windows with those that the model writes, which the work folder keeps."""
+    if drawn is None:
+        return None
+    cache = None
+    if drawn.to_write and options.work_dir:
+        own = drawn.tokenizer
+        begun = (own.bos_token_id, own.eos_token_id, getattr(own, "chat_template", None))
+        digest = checkpoint_digest(origin.source, origin.fetched)
+        parts = {"model": digest, "dtype": str(model.dtype), "seed": options.seed}
+        parts |= {"vocabulary": origin.tokens.digest} if origin.tokens else {}
+        key = key_of(parts | {"windows": drawn.to_write, "length": drawn.seq_len, "begun": begun})
+        cache = Path(options.work_dir).expanduser() / f"{SELF}-{key[:16]}.safetensors"
+    with stopwatch("data"):
+        drawn = written_by(model, drawn, cache)
+    lengths, hidden = list(map(len, drawn.prompts)), widths_of(model.config)[HIDDEN]
+    texts, tokens = told(drawn.sources), sum(lengths)
+    log(f"calibration: {len(lengths)} windows of {max(lengths)} tokens at most, of {texts}, seed {options.seed}")
     if tokens < FEW * hidden:
         enough = FEW * hidden
         log(f"note: {tokens:,} calibration tokens are few for {hidden:,} hidden channels; use {enough:,} or more")
-    return prompts
+    return drawn

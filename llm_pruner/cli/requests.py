@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+from llm_pruner.calibration.mixtures import listed
 from llm_pruner.config.groups import check_placement
 from llm_pruner.config.options import check_values, read_yaml, typed
 from llm_pruner.config.prune import BUDGETS, FIELDS, PruneOptions
@@ -20,7 +21,7 @@ from llm_pruner.vocabulary.choice import Wanted
 SHAPES = (*BUDGETS, "target", "plan")
 STRUCTURE = ("structure", "remove_heads", "uniform")
 SCORING = ("importance", "order", "metrics", "taylor", "compensate", "mask_only", "scores", "plan", *STRUCTURE)
-OF_RECONSTRUCTION = ("per_layer", "search_minutes", "epochs", "work_dir")
+OF_RECONSTRUCTION = ("per_layer", "search_minutes", "epochs", "global_epochs", "work_dir")
 # the budgets that a search can meet
 PARAMETERS = ("param_ratio", "target_params", "target_memory")
 # what else says the same as each of them, or says nothing beside it
@@ -198,8 +199,10 @@ def _validate_reconstruction(options: PruneOptions) -> None:
         return
     if clash := asked_of(options, SCORING):
         raise UsageError(f"method {options.method} and {clash[0]} both choose the units; leave one of them out")
-    if options.save_plan:
+    if options.save_plan and options.method == "reconstruct":
         raise UsageError("save_plan lists units; a reconstruction makes new weights, which no plan holds")
+    if options.save_plan:
+        raise UsageError(f"save_plan lists units, and method {options.method} chooses none; leave it out")
 
 
 def _validate_units(options: PruneOptions, shapes: list[str]) -> None:
@@ -257,7 +260,7 @@ def replayed(options: PruneOptions, request: Request) -> PruneOptions:
         importance=plan.importance if plan.importance in CRITERIA else options.importance,
         seed=plan.seed,
         compensate=options.compensate or plan.compensate,
-        calibration_data=options.calibration_data or calibration.get("data"),
+        calibration_data=options.calibration_data or listed(calibration.get("data")) or None,
         nsamples=options.nsamples or calibration.get("nsamples"),
         calibration_seq_len=options.calibration_seq_len or calibration.get("seq_len"),
     )

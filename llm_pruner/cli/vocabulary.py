@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llm_pruner.calibration import data
 from llm_pruner.config.prune import PruneOptions
 from llm_pruner.errors import PlanError, RunError, redact
 from llm_pruner.evaluation.scores import Measurement
 from llm_pruner.model import loading
 from llm_pruner.model.tokenizers import load_tokenizer
 from llm_pruner.output.reports import Measured, Vocabulary
-from llm_pruner.vocabulary.choice import Counted, Wanted, choose, counted, tell, template_tokens
+from llm_pruner.vocabulary.choice import Counted, Wanted, choose, counted, tell, template_tokens, texts_to_count
 from llm_pruner.vocabulary.cut import VocabularyCut
 from llm_pruner.vocabulary.ids import special_tokens
 from llm_pruner.vocabulary.rewriting import loaded, rewrite, whole_file
@@ -31,7 +30,7 @@ class Origin:
         tokens: The vocabulary that stays; None where all of it does.
         folder: Where the tokenizer for that is.
         tokenizer: The tokenizer of the whole vocabulary, where some of it goes.
-        text: The text whose tokens were counted; None where a plan tells the tokens.
+        text: The texts whose tokens were counted; None where a plan tells the tokens.
     """
 
     source: str
@@ -64,7 +63,7 @@ class Origin:
         sizes = Measured(before.bytes_per_token, after.bytes_per_token)
         if self.text is None:
             return Vocabulary(None, None, sizes)
-        return Vocabulary(redact(self.text.name), self.text.covered(self.tokens.ids), sizes)
+        return Vocabulary([redact(name) for name in self.text.names], self.text.covered(self.tokens.ids), sizes)
 
 
 @contextlib.contextmanager
@@ -82,14 +81,14 @@ def with_vocabulary(options: PruneOptions, wanted: Wanted, origin: Origin, folde
     """Choose the tokens that stay, and write the tokenizer for them.
 
     Args:
-        options: For the text.
+        options: For the texts.
         wanted: How many tokens should stay, or which.
         origin: The model.
         folder: An empty folder.
 
     Raises:
         PlanError: There is no tokenizer whose vocabulary can be pruned, or too many tokens would go, or none.
-        UsageError: The text is nothing.
+        UsageError: A text is nothing.
     """
     source, rows = origin.fetched, origin.dense.vocab_size
     tokenizer = load_tokenizer(source)
@@ -101,8 +100,8 @@ def with_vocabulary(options: PruneOptions, wanted: Wanted, origin: Origin, folde
             raise PlanError(f"{file.where} has token {max(file.tokens)}, and the model knows {rows}")
         text = None
         if wanted.ids is None:
-            named = data.calibration_text(options.vocab_data or options.calibration_data, options.model)
-            text = counted(named, tokenizer)
+            names = texts_to_count(options.vocab_data, options.calibration_data, options.model)
+            text = counted(names, tokenizer)
             needed = template_tokens(tokenizer) | special_tokens(origin.dense, source)
             kept = choose(file, text.counts, needed, rows, wanted)
             tell(text, kept, rows)

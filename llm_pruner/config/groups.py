@@ -90,9 +90,10 @@ class TextOptions(BaseOptions):
 class CalibrationOptions(TextOptions):
     """The text that a method measures on."""
 
-    calibration_data: str | None = option(
-        None, CALIBRATION, "text to calibrate on: wikitext2, c4, alpaca, demo, or a file of text or JSON records; "
-        "default: the method's own", "NAME|FILE", common=True,
+    calibration_data: Any = option(
+        None, CALIBRATION, "texts to calibrate on: wikitext2, c4, alpaca, instructions, demo, self (the model writes "
+        "it), mix (wikitext2, c4 and instructions), or files of text or JSON records; several are mixed, each with a "
+        "share of the windows if wanted; default: the method's own", "NAME|FILE[=SHARE]", kind=tuple, common=True,
     )  # fmt: skip
     calibration_seq_len: Any = option(
         None, CALIBRATION, "tokens per calibration window, at most max_position_embeddings; default: the method's "

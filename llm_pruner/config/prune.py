@@ -25,8 +25,9 @@ PROGRAM = "llm-pruner prune"
 
 @command_options(
     method={
-        "help": "reconstruct: search for a shape and reconstruct the model in it, from calibration text; default: "
-        "reconstruct where there is such text and no other method is named, else --importance magnitude",
+        "help": "reconstruct: search for a shape and reconstruct the model in it, from calibration text; shortgpt: "
+        "remove whole layers; slicegpt: rotate and narrow the residual stream; default: reconstruct where there is "
+        "such text and no other method is named, else --importance magnitude",
         "group": UNITS,
     },
     epochs={
@@ -94,6 +95,11 @@ class PruneOptions(
         None, UNITS, "reconstruct: minutes for comparing shapes of the same size, on a part of the text; "
         "0 takes the proportional shape; default: 1", "M", kind=float, least=0, most=1_000_000,
     )  # fmt: skip
+    global_epochs: int | None = option(
+        None, UNITS, "reconstruct: passes over the calibration text that optimise all layers together, towards the "
+        "dense model's logits; default: 1, or 0 for more than a billion parameters", "N", kind=int, least=0,
+        most=10_000,
+    )  # fmt: skip
     importance: str | None = option(
         None, UNITS, "criterion that scores the units, instead of a reconstruction", "NAME", common=True
     )
@@ -115,8 +121,8 @@ class PruneOptions(
     )
     plan: str | None = option(None, UNITS, "saved plan to replay, instead of making one", "FILE")
     vocab_data: str | None = option(
-        None, CALIBRATION, "text whose tokens --prune vocab counts: wikitext2, c4, alpaca, demo, or a file; default: "
-        "--calibration_data, or wikitext2", "NAME|FILE",
+        None, CALIBRATION, "text whose tokens --prune vocab counts: wikitext2, c4, alpaca, instructions, demo, mix, "
+        "or a file; default: --calibration_data, or wikitext2", "NAME|FILE",
     )  # fmt: skip
     save_plan: str | None = option(None, OUTPUT, "write the plan (kept units, new config) as JSON", "FILE")
     dry_run: bool = option(False, OUTPUT, "print the plan and stop; needs only the config.json", kind=bool, common=True)

@@ -115,7 +115,8 @@ class RecoverOptions(
     data: str | None = option(
         None,
         DATA,
-        "text to learn: wikitext2, c4, alpaca, demo, or a file of text or JSON records; default: the calibration text",
+        "text to learn: wikitext2, c4, alpaca, instructions, demo, or a file of text or JSON records; default: the "
+        "calibration text, of several the one of most windows",
         "NAME|FILE",
         common=True,
     )

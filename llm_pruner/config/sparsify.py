@@ -36,7 +36,7 @@ PROGRAM = "llm-pruner sparsify"
     epochs={"default": 4, "help": "learnable: passes over the calibration text", "least": 1, "most": None,
             "group": CALIBRATION},
     calibration_data={
-        "help": "text to calibrate on if needed: wikitext2 (default), c4, alpaca, demo, a text file", "common": False
+        "help": "texts to calibrate on if needed, as of prune; default: wikitext2", "common": False
     },
     nsamples={"default": 128, "help": "number of calibration windows", "most": None, "common": False},
     calibration_seq_len={"default": 128, "help": "tokens per calibration window", "most": None},

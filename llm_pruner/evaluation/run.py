@@ -6,7 +6,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from llm_pruner.calibration import data
+from llm_pruner.calibration.texts import check_name, usual_text
+from llm_pruner.calibration.windows import bytes_per_token, evaluation_windows
 from llm_pruner.config.evaluate import PROGRAM, EvaluateOptions, validate
 from llm_pruner.console import log, quiet
 from llm_pruner.errors import RunError, redact
@@ -140,11 +141,11 @@ def _sources(options: EvaluateOptions) -> tuple[dict[str, str], str]:
 
 
 def _texts(options: EvaluateOptions) -> list[str]:
-    given = options.eval_data or (data.usual_text(*options.model, options.dense),)
+    given = options.eval_data or (usual_text(*options.model, options.dense),)
     if given == ("none",):
         return []
     for name in given:
-        data.check_name(name)
+        check_name(name)
     return list(dict.fromkeys(given))
 
 
@@ -190,9 +191,9 @@ def widths(config) -> dict[str, int | list[int]]:
 def _scored(model, tokenizer, text: str, options: EvaluateOptions, name: str) -> TextScore:
     if tokenizer is None:
         raise RunError(f"{name} has no tokenizer, so no text can be scored; use `eval_data=none`")
-    windows = data.evaluation_windows(text, tokenizer, model.config, options.max_seq_len)
+    windows = evaluation_windows(text, tokenizer, model.config, options.max_seq_len)
     value = perplexity(model, windows, options.batch_size, f"perplexity of {name}")
-    bits = bits_per_byte(value, data.bytes_per_token(windows, tokenizer))
+    bits = bits_per_byte(value, bytes_per_token(windows, tokenizer))
     return TextScore(value, len(windows), windows.shape[1], bits)
 
 

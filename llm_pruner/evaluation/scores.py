@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llm_pruner.calibration import data
+from llm_pruner.calibration.texts import check_name, usual_text
+from llm_pruner.calibration.windows import described, evaluation_windows
 from llm_pruner.console import log
 from llm_pruner.errors import RunError
 from llm_pruner.evaluation import zero_shot
@@ -89,10 +90,10 @@ def text_to_score(name: str | None, model: str) -> str | None:
     Raises:
         UsageError: There is no such data.
     """
-    name = name or data.usual_text(model)
+    name = name or usual_text(model)
     if name == "none":
         return None
-    data.check_name(name)
+    check_name(name)
     return name
 
 
@@ -120,5 +121,5 @@ def windows_of(
         return None, None
     if tokenizer is None:
         raise RunError(f"{model} has no tokenizer, so no text can be scored; use `eval_data=none`")
-    windows = data.evaluation_windows(name, tokenizer, config, length)[::stride]
-    return windows, Evaluation(**data.described(name, windows))
+    windows = evaluation_windows(name, tokenizer, config, length)[::stride]
+    return windows, Evaluation(**described(name, windows))

@@ -20,6 +20,8 @@ METHODS = Registry(
     {
         "reconstruct": "llm_pruner.methods.reconstruct:Reconstruct",
         "score_and_cut": "llm_pruner.methods.score_and_cut:ScoreAndCut",
+        "shortgpt": "llm_pruner.methods.shortgpt:ShortGPT",
+        "slicegpt": "llm_pruner.methods.slicegpt:SliceGPT",
     },
 )
 

@@ -1,29 +1,36 @@
 """Our own method: a shape is searched, the model reconstructed in it, and the result compared with the baseline."""
 
+import contextlib
 import hashlib
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from llm_pruner.calibration.activations import Inputs
 from llm_pruner.calibration.layerwise import not_finite
-from llm_pruner.calibration.statistics import Calibration
+from llm_pruner.calibration.statistics import Calibration, Statistics
 from llm_pruner.calibration.weights import Weights
 from llm_pruner.config.limits import MOST_SEED
 from llm_pruner.errors import PlanError, UsageError
+from llm_pruner.importance import criterion_of, score
 from llm_pruner.methods.method import Journal, Pruned
 from llm_pruner.methods.score_and_cut import Measured, ScoreAndCut
 from llm_pruner.model.axes import HEADS, HIDDEN, KV_HEADS, MLP, PRUNABLE, Axis, Layers, Widths, is_grouped
-from llm_pruner.model.depth import make_shallow, shallow_config
+from llm_pruner.model.depth import at_full_depth, make_shallow, shallow_config
 from llm_pruner.model.families import Family, family_of
+from llm_pruner.model.layers import layer_number
 from llm_pruner.model.surgery import empty
 from llm_pruner.model.untie import is_tied, untied
+from llm_pruner.reconstruction.allocation import changed, improved, in_nats, layers_by_costs
 from llm_pruner.reconstruction.baseline import Baseline, baseline
-from llm_pruner.reconstruction.costs import Costs, measure_costs, measure_layers
+from llm_pruner.reconstruction.costs import Costs, measure_layers
+from llm_pruner.reconstruction.end_to_end import LARGEST, Teacher, optimise_together
 from llm_pruner.reconstruction.layer import Settings
 from llm_pruner.reconstruction.planned import Form, Planned
+from llm_pruner.reconstruction.probe import Probe
 from llm_pruner.reconstruction.reconstruct import reconstruct
 from llm_pruner.reconstruction.search import (
     Candidate,
@@ -31,11 +38,12 @@ from llm_pruner.reconstruction.search import (
     candidates,
     cheapest_layers,
     depths_of,
-    layers_by_costs,
     search,
 )
+from llm_pruner.reconstruction.survey import Survey, survey
 from llm_pruner.reconstruction.tokens import Tokens, split
-from llm_pruner.shape.budget import Goal
+from llm_pruner.shape.allocate import adaptive_groups, allocate
+from llm_pruner.shape.budget import TOLERANCE, Goal, filled_with_neurons
 from llm_pruner.shape.draft import Draft, Searched, Traced
 from llm_pruner.shape.plan import Plan
 from llm_pruner.shape.request import Budget, Request
@@ -53,7 +61,8 @@ FINALISTS, CLOSE = 3, 1.1
 # tokens that the optimisation of a layer sees, in 2 to 8 passes, where nothing else is asked for
 TRAINED_ON = 131_072
 LEGAL = {
-    "search_minutes": number(0), "per_layer": truth, "epochs": maybe(whole()), "work_dir": maybe(path),
+    "search_minutes": number(0), "per_layer": truth, "epochs": maybe(whole()),
+    "global_epochs": maybe(whole()), "work_dir": maybe(path),
     "seed": whole(0, MOST_SEED),
 }  # fmt: skip
 
@@ -66,6 +75,8 @@ class Reconstruct:
         search_minutes: How long shapes may be compared for a budget of parameters; 0 takes the proportional one.
         per_layer: Whether every layer gets widths of its own, by what its units cost.
         epochs: Passes over the text in which each layer is optimised as a whole; None for 2 to 8, fewer of more text.
+        global_epochs: Passes over the text in which all layers are optimised together, towards the dense model's
+            logits; None for 1, or for 0 where the layers have more than a billion parameters.
         work_dir: A folder in which finished work is kept, so that an interrupted run goes on there.
         seed: Of everything random.
 
@@ -76,6 +87,7 @@ class Reconstruct:
     search_minutes: float = 1.0
     per_layer: bool = False
     epochs: int | None = None
+    global_epochs: int | None = None
     work_dir: str | Path | None = None
     seed: int = 0
 
@@ -83,7 +95,7 @@ class Reconstruct:
     axes: ClassVar[tuple[Axis, ...]] = PRUNABLE
     searches: ClassVar[bool] = True
     removes_layers: ClassVar[bool] = True
-    calibration: ClassVar[Calibration] = Calibration(nsamples=128, seq_len=2048)
+    calibration: ClassVar[Calibration] = Calibration("mix", nsamples=128, seq_len=2048)
 
     def __post_init__(self) -> None:
         check(vars(self), LEGAL, f"method {self.name}")
@@ -133,7 +145,8 @@ class Reconstruct:
             folder.mkdir(parents=True, exist_ok=True)
             identity = _identity(model, tokens)
         with journal.timed("search"):
-            form, tried = _Search(self, model, draft, tokens, folder, identity, journal).form()
+            found = _Search(self, model, draft, tokens, folder, identity, journal).form()
+        form = found.form
         planned = Planned.of(draft.traced, form)
         plan = replace(planned.plan, importance=self.name, seed=self.seed)
         planned = replace(planned, plan=plan)
@@ -145,11 +158,11 @@ class Reconstruct:
             own = folder and folder / key[:16]
             done = reconstruct(dense, groups, wide, planned.config, tokens, settings, own, layers)
         with journal.timed("baseline"):
-            plain = baseline(dense, groups, wide, tokens, done.dense_stream, layers)
+            plain = baseline(dense, groups, wide, tokens, done.dense_stream, layers, found.inputs)
         if not (math.isfinite(done.kl) or math.isfinite(plain.kl)):
             raise not_finite("the pruned model's logits are NaN or Inf on the calibration data", dense.dtype)
         notes = {
-            **tried, "kl": done.kl, "kl_plain": {plain.criterion: plain.kl}, "stream_errors": done.errors,
+            **found.tried, "kl": done.kl, "kl_plain": {plain.criterion: plain.kl}, "stream_errors": done.errors,
             "fits": done.fits,
         }  # fmt: skip
         if dense is not model:
@@ -162,7 +175,14 @@ class Reconstruct:
         # NaN is no better than anything
         if math.isfinite(done.kl) and not plain.kl < done.kl:
             plan = replace(plan, kept=planned.named(done.kept))
-            return Pruned(done.settle(dense), plan, planned.config, notes)
+            epochs = together(done.model) if self.global_epochs is None else self.global_epochs
+            teacher = Teacher.of(dense, done.dense_stream) if epochs else None
+            result = done.settle(dense)
+            if teacher:
+                with journal.timed("optimise"):
+                    _, notes["kl"] = optimise_together(result, teacher, tokens, epochs, self.seed)
+                journal.log(f"all layers optimised towards the dense model's logits: KL {notes['kl']:.4f}")
+            return Pruned(result, plan, planned.config, notes)
         journal.log(f"note: plain {plain.criterion} is better here and is kept")
         return self._plain(dense, draft, form, plain, notes)
 
@@ -194,27 +214,83 @@ class _Search:
     identity: str
     journal: Journal
 
-    def form(self) -> tuple[Form, dict[str, Any]]:
-        """Return the form to reconstruct the model in, and the shapes that were tried, for the report."""
-        method, draft, counter = self.method, self.draft, self.draft.traced.counter
-        some = part_of(self.tokens)
+    @property
+    def goal(self) -> Goal:
+        """What has to be met."""
+        assert isinstance(self.draft.shape, Searched), "other drafts say what the widths are"
+        return self.draft.shape.goal
+
+    def form(self) -> "_Found":
+        """Return the form to reconstruct the model in, and what was measured on the way."""
+        method, draft = self.method, self.draft
         if draft.removes_layers:
-            number = len(draft.widths)
-            return Form(draft.widths, cheapest_layers(measure_layers(self.model, some.fitted), number)), {}
+            costs = measure_layers(self.model, part_of(self.tokens).fitted)
+            return _Found(Form(draft.widths, cheapest_layers(costs, len(draft.widths))))
         if not isinstance(draft.shape, Searched) or not (method.search_minutes or method.per_layer):
-            return Form(draft.widths), {}
-        goal = draft.shape.goal
-        costs = measure_costs(self.model, draft.traced.groups, some.fitted, counter.before)
-        own = layers_by_costs(counter, draft.axes, goal, costs) if method.per_layer else None
-        if own and not method.search_minutes:
-            return Form(own), {}
-        free = untied(self.model) if is_tied(self.model) and goal.whole else None
+            return _Found(Form(draft.widths))
+        before = draft.traced.counter.before
+        found = survey(self.model, draft.traced.groups, self.tokens.fitted, before)
+        probe = Probe(self.model, found, self.tokens.held_out, before) if found.regressions else None
+        own, tried = self._per_layer(found, probe) if method.per_layer else (None, {})
+        if own and (probe or not method.search_minutes):
+            return _Found(Form(own), tried, found.inputs)
+        free = untied(self.model) if is_tied(self.model) and self.goal.whole else None
         try:
-            listed = candidates(self._space(draft.shape, costs, free), costs)
+            listed = candidates(self._space(draft.shape, found.costs, free), found.costs)
         except PlanError:
             # heads alone, for one, are too few to meet a budget as closely as a search has to
-            return Form(own or draft.widths), {}
-        return self._best(goal, listed, some, costs, own, free)
+            return _Found(Form(own or draft.widths), tried, found.inputs)
+        return _Found(*self._best(listed, found.costs, probe, own, free), found.inputs)
+
+    def _per_layer(self, found: Survey, probe: Probe | None) -> tuple[Layers, dict[str, Any]]:
+        """(widths of its own for every layer, what was tried)."""
+        counter, axes, minutes = self.draft.traced.counter, self.draft.axes, self.method.search_minutes
+        if not probe:
+            return layers_by_costs(counter, axes, self.goal, found.costs), {}
+        before = counter.before
+        share = (self.goal.count(counter, counter.full) - self.goal.parameters) / counter.decoder(counter.full)
+        prices = in_nats(found.costs, before, share, probe.kl)
+        starts: dict[str, Callable[[], Layers]] = {
+            "costs": partial(layers_by_costs, counter, axes, self.goal, found.costs)
+        }
+        starts["prices"] = partial(layers_by_costs, counter, axes, self.goal, prices)
+        starts["flap"] = partial(self._as_flap, found, share)
+        starts["uniform"] = self._uniform
+        shapes = {}
+        for name, start in starts.items():
+            with contextlib.suppress(PlanError):
+                shapes[name] = start()
+        if not shapes:
+            starts["costs"]()
+        measured = {name: self._candidate(shape, prices, probe) for name, shape in shapes.items()}
+        told = ", ".join(f"{candidate.measured:.4f} ({name})" for name, candidate in measured.items())
+        best = min(measured, key=lambda name: measured[name].measured)
+        own, kl, moves = improved(shapes[best], before, axes, probe.kl, minutes, self.method.seed)
+        self.journal.log(f"search: KL {told}; {kl:.4f} after {moves} moves between layers")
+        listed = [*measured.values(), *([self._candidate(own, prices, probe)] if moves else [])]
+        listed.sort(key=lambda candidate: candidate.measured)
+        return own, {"search": [candidate.told() for candidate in listed]}
+
+    def _candidate(self, layers: Layers, costs: Costs, probe: Probe) -> Candidate:
+        """Widths of its own for every layer, measured."""
+        kl = probe.kl(changed(layers, self.draft.traced.counter.before))
+        return Candidate(layers, sum(costs.of(*each) for each in enumerate(layers)), kl=kl)
+
+    def _as_flap(self, found: Survey, share: float) -> Layers:
+        """FLAP's allocation, AL-AM."""
+        counter, weights = self.draft.traced.counter, Weights(dict(self.model.named_parameters()))
+        groups = adaptive_groups(self.draft.traced.groups, counter.before, self.draft.axes)
+        scores = score(groups, criterion_of("flap"), Statistics(weights, inputs=found.inputs))
+        return allocate(counter, groups, scores, share, "AL-AM", exact=True)
+
+    def _uniform(self) -> Layers:
+        """One width for all, as many heads as there are where neurons can meet the goal alone."""
+        counter = self.draft.traced.counter
+        if MLP in self.draft.axes:
+            widths = filled_with_neurons(counter, counter.before, self.goal)
+            if self.goal.missed(counter, counter.everywhere(widths)) < TOLERANCE:
+                return counter.everywhere(widths)
+        return self.draft.widths
 
     def _space(self, shape: Searched, costs: Costs, free) -> Space:
         traced = self.draft.traced
@@ -227,10 +303,10 @@ class _Search:
         )  # fmt: skip
 
     def _best(
-        self, goal: Goal, listed: list[Candidate], some: Tokens, costs: Costs, own: Layers | None, free
+        self, listed: list[Candidate], costs: Costs, probe: Probe | None, own: Layers | None, free
     ) -> tuple[Form, dict[str, Any]]:
-        """The best of the candidates, measured on some of the text and the closest then on all of it."""
-        number = len(costs.neurons)
+        """The best of the candidates; those that are rebuilt are measured on some of the text, the closest on all."""
+        number, before, some = len(costs.neurons), self.draft.traced.counter.before, part_of(self.tokens)
 
         def form_of(candidate: Candidate) -> Form:
             if candidate.widths == own:
@@ -239,32 +315,61 @@ class _Search:
             depth = len(candidate.layers or range(number))
             return Form((candidate.widths,) * depth, candidate.layers, candidate.untied)
 
-        def measure(text: Tokens, candidate: Candidate) -> float:
+        def rebuilt(text: Tokens, candidate: Candidate) -> float:
             planned = Planned.of(self.draft.traced, form_of(candidate))
             dense, layers = free if candidate.untied else self.model, candidate.layers
             groups = planned.dense.groups
             return reconstruct(dense, groups, planned.wide, planned.config, text, QUICK, layers=layers).kl
 
-        key = f"{self.identity} {goal} {self.draft.axes} {self.method.per_layer}"
+        def probed(candidate: Candidate) -> float:
+            assert probe and isinstance(candidate.widths, Widths)
+            stay = range(number) if candidate.layers is None else candidate.layers
+            return probe.kl(changed(at_full_depth((candidate.widths,) * len(stay), stay, before, number), before), stay)
+
+        # the survey knows no other stream
+        quick = probe is not None and HIDDEN not in self.draft.axes
+        key = f"{self.identity} {self.goal} {self.draft.axes} {self.method.per_layer}"
         name, folder, log = hashlib.sha256(key.encode()).hexdigest()[:16], self.folder, self.journal.log
         cache = folder and folder / f"search-{name}.json"
-        found = search(listed, partial(measure, some), self.method.search_minutes, cache, key)
+        measure = probed if quick else partial(rebuilt, some)
+        found = search(listed, measure, self.method.search_minutes, cache, key)
         tried = {"search": [candidate.told() for candidate in found]}
         log(f"search: {len(found)} of {len(listed)} shapes measured; KL {found[0].kl:.4f} to {found[-1].kl:.4f}")
         close = [candidate for candidate in found[:FINALISTS] if candidate.measured <= CLOSE * found[0].measured]
         close += [Candidate(own, sum(costs.of(*each) for each in enumerate(own)))] if own else []
-        if len(close) > 1:
+        if len(close) > 1 and not quick:
             cache = folder and folder / f"finals-{name}.json"
-            found = search(close, partial(measure, self.tokens), math.inf, cache, key)
+            found = search(close, partial(rebuilt, self.tokens), math.inf, cache, key)
             tried["finals"] = [candidate.told() for candidate in found]
             log(f"search: the best {len(found)} on all of the text; KL {found[0].kl:.4f} to {found[-1].kl:.4f}")
         return form_of(found[0]), tried
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What a search found.
+
+    Attributes:
+        form: The form to reconstruct the model in.
+        tried: What was measured on the way, for the report.
+        inputs: {weight of an output projection: statistics of its input in the dense model}, as far as they are known.
+    """
+
+    form: Form
+    tried: dict[str, Any] = field(default_factory=dict)
+    inputs: dict[str, Inputs] | None = None
 
 
 def part_of(tokens: Tokens) -> Tokens:
     """Return one of PART batches to fit on, and all that are held out: comparing wants as much text as there is."""
     places = [place for place, held in enumerate(tokens.held) if held or place % PART == 0]
     return Tokens([tokens.batches[place] for place in places], [tokens.held[place] for place in places])
+
+
+def together(model) -> int:
+    """Return how many passes all layers of a pruned model are optimised in together, where nothing is asked for."""
+    sizes = (parameter.numel() for name, parameter in model.named_parameters() if layer_number(name) is not None)
+    return int(sum(sizes) <= LARGEST)
 
 
 def passes(tokens: Tokens) -> int:

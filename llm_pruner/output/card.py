@@ -42,7 +42,7 @@ def card(report: CheckpointReport) -> str:
     templates.filters["code"] = lambda text: Markup(text.replace("\n", " "))
     text = templates.get_template("card.md").render(
         metadata=Markup(data.to_yaml()), base=base, roles=roles, steps=steps, last=steps[-1], done=_done(steps),
-        warning=lineage.warning(steps[-1]),
+        warning=lineage.warning(steps[-1]), nothing_but_tokens=COUNTS,
         stock_type=stock_type, names=own if len(set(own)) == len(own) else [model.label for model in models],
         tables=[("", [*_sizes(models), *_perplexities(models)]), ("zero-shot accuracy, %", _zero_shot(models))],
     )  # fmt: skip

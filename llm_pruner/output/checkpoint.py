@@ -17,7 +17,7 @@ import tempfile
 import threading
 from pathlib import Path
 
-from llm_pruner.calibration.data import window_length
+from llm_pruner.calibration.windows import window_length
 from llm_pruner.errors import RunError, VerificationError
 from llm_pruner.files import exchange, rename_to_free, spelled, sync, sync_all
 from llm_pruner.model.checkpoint_files import tidy

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from llm_pruner.calibration.mixtures import listed, text_name
 from llm_pruner.config.prune import BUDGETS, PruneOptions
 from llm_pruner.errors import PrunerError, RunError, UsageError
 from llm_pruner.files import read_json, write_whole
@@ -13,9 +14,11 @@ from llm_pruner.output.manifest import START
 
 # the options, of all commands, that may name a file or a folder which the run reads
 READ = (
-    "config", "model", "dense", "teacher", "plan", "scores", "calibration_data", "eval_data", "data", "tasks",
-    "patterns", "recover",
+    "config", "model", "dense", "teacher", "plan", "scores", "calibration_data", "vocab_data", "eval_data", "data",
+    "tasks", "patterns", "recover",
 )  # fmt: skip
+# whose values may have a share behind their names
+MIXED = ("calibration_data",)
 # folders, by this process: what an interrupted run has to show all the same
 published: list[Path] = []
 # bytes for tokenizer, card and file system, beside the weights
@@ -32,7 +35,8 @@ def inputs_of(options, more: Mapping[str, str | Path | None]) -> dict[str, Path]
     given = {name: getattr(options, name, None) for name in READ} | dict(more)
     found = {}
     for name, value in given.items():
-        for one in value if isinstance(value, tuple | list) else [value]:
+        several = value if isinstance(value, tuple | list) else [value]
+        for one in map(text_name, listed(value)) if name in MIXED else several:
             path = Path(one).expanduser() if isinstance(one, str | Path) and str(one) else None
             if path and _exists(path):
                 found[name if name not in found else f"{name} {one}"] = path

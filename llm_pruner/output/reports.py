@@ -4,14 +4,15 @@ Numbers that are not finite are NaN here and null in JSON; what was not measured
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
 from llm_pruner import serialisation
+from llm_pruner.calibration.mixtures import Drawn, listed, parsed, shared_out
 from llm_pruner.config.limits import MOST_LAYERS
-from llm_pruner.errors import UsageError, shown
+from llm_pruner.errors import UsageError, redact, shown
 from llm_pruner.files import read_json
 from llm_pruner.model.axes import PRUNABLE
 from llm_pruner.serialisation import optional, or_empty
@@ -106,19 +107,50 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class CalibrationText:
+    """One of several texts: its share as it was asked for, and how many windows that came to."""
+
+    data: str
+    share: Annotated[float, number(0, 1)]
+    windows: Amount
+
+
+@dataclass(frozen=True)
 class Calibration:
-    """The text that a method was calibrated on: so many samples of so many tokens."""
+    """The text that a method was calibrated on: so many samples of so many tokens; `sources` where they are several."""
 
     data: str
     nsamples: Amount
     seq_len: Amount
+    sources: list[CalibrationText] | None = optional()
+
+    @property
+    def texts(self) -> str:
+        """The text, or all of several with their windows."""
+        return ", ".join(f"{own.data} ({own.windows:,})" for own in self.sources or ()) or self.data
+
+    @classmethod
+    def of(cls, data: str | Sequence[str], nsamples: int, seq_len: int, drawn: Drawn | None) -> "Calibration":
+        """Return what is told of the windows that were drawn; of one text alone where nothing had to be drawn.
+
+        Args:
+            data: What was asked for, as in `mixtures.parsed`.
+            nsamples: How many windows were asked for.
+            seq_len: Tokens of each at most.
+            drawn: The windows; a file may hold fewer records than were asked for.
+        """
+        sources = drawn.sources if drawn else parsed(data)
+        counts = drawn.counts if drawn else shared_out(nsamples, sources)
+        told = [CalibrationText(redact(own.data), own.share, count) for own, count in zip(sources, counts, strict=True)]
+        names = redact(" ".join(listed(data)))
+        return cls(names, sum(counts), seq_len, told if len(told) > 1 or told[0].data != names else None)
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The text whose tokens were counted, the share of them that stays, bytes of the evaluation text for each token."""
+    """The texts whose tokens were counted, the share of those that stays, bytes of the evaluation text by token."""
 
-    data: str | None
+    data: list[str] | None
     covered: Number | None
     bytes_per_token: Measured[Seconds] = field(default_factory=Measured)
 

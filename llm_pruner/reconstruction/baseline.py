@@ -5,13 +5,13 @@ A reconstruction must not be worse.
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
 import torch
 
-from llm_pruner.calibration.activations import collect
+from llm_pruner.calibration.activations import Inputs, collect
 from llm_pruner.calibration.hooks import Hooks
 from llm_pruner.calibration.layerwise import Layer, walk
 from llm_pruner.calibration.needs import MOMENTS
@@ -55,6 +55,7 @@ def baseline(
     tokens: Tokens,
     dense_stream: Sequence[torch.Tensor],
     layers: Sequence[int] | None = None,
+    inputs: Mapping[str, Inputs] | None = None,
 ) -> Baseline:
     """Measure the plain method.
 
@@ -65,6 +66,7 @@ def baseline(
         tokens: Calibration batches.
         dense_stream: The dense model's last hidden states, for each batch.
         layers: Those that stay, by default all.
+        inputs: {weight of an output projection: mean and variance of its input}, where they are known.
     """
     weights, before = Weights(dict(model.named_parameters())), widths_of(model.config)
     rotated = after[0][HIDDEN] != before[HIDDEN]
@@ -72,7 +74,7 @@ def baseline(
     statistics = Statistics(weights)
     try:
         if not rotated:
-            inputs = collect(model, tokens.fitted, groups, (MOMENTS,))
+            inputs = inputs or collect(model, tokens.fitted, groups, (MOMENTS,))
             plain.means = {weight: found.mean.cpu() for weight, found in inputs.items()}
             statistics = Statistics(weights, inputs=inputs)
         scores = score(scored_groups(groups, before, after), criterion_of(plain.criterion), statistics)

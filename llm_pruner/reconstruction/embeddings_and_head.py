@@ -38,7 +38,7 @@ def set_entrance(new, model, groups: Sequence[Group], basis: torch.Tensor, facto
     """
     for name in outside(groups)[0]:
         old = model.get_parameter(name)
-        place(new, name, (old.float() @ basis.to(old.device) * factor).to(old.dtype))
+        place(new, name, (old.to(basis.dtype) @ basis.to(old.device) * factor).to(old.dtype))
 
 
 @torch.no_grad()
@@ -74,11 +74,8 @@ def set_end(
     basis = None if basis is None else basis.to(theirs.weight.device)
     norm = new.get_submodule(name)
     if basis is not None:
-        place(new, f"{name}.weight", theirs.weight.data.float()[:1])
-        if getattr(theirs, "bias", None) is not None:
-            place(new, f"{name}.bias", theirs.bias.data.float()[:1])
         streams = [hidden for hidden, out in zip(dense, held, strict=True) if not out]
-        set_norm(norm, norm_scale(streams, basis, is_layer_norm(theirs)), width, offset)
+        _set_narrow_norm(new, name, theirs, norm_scale(streams, basis, is_layer_norm(theirs)), width, offset)
     elif tied or not least_squares:
         return
     else:
@@ -102,6 +99,33 @@ def set_end(
         norm.to(dtype)
 
 
+@torch.no_grad()
+def set_rotated_end(new, model, groups: Sequence[Group], basis: torch.Tensor, offset: float, scale: float) -> None:
+    """Set the final norm, and lm_head to W·diag(w)·P with the final norm's weight w: nothing is fitted.
+
+    Args:
+        new: The pruned model, whose lm_head is its own.
+        model: The dense model.
+        groups: Its groups.
+        basis: P [hidden_size, new hidden_size].
+        offset: Norms multiply by (offset + weight).
+        scale: What the new norm multiplies by.
+    """
+    name = outside(groups)[1].removesuffix(".weight")
+    theirs, width = model.get_submodule(name), basis.shape[1]
+    _set_narrow_norm(new, name, theirs, scale, width, offset)
+    _set_head(new, model, _prior(theirs, basis.to(theirs.weight.device), width, offset, intercept=False))
+    new.get_submodule(name).to(theirs.weight.dtype)
+
+
+def _set_narrow_norm(new, name: str, theirs, scale: float, width: int, offset: float) -> None:
+    """Make the final norm one of `width` channels, in float32, that multiplies each by `scale`."""
+    place(new, f"{name}.weight", theirs.weight.data.float()[:1])
+    if getattr(theirs, "bias", None) is not None:
+        place(new, f"{name}.bias", theirs.bias.data.float()[:1])
+    set_norm(new.get_submodule(name), scale, width, offset)
+
+
 def _move_bias(new, name: str, norm, theirs, by: torch.Tensor, rotated: bool) -> None:
     """Add to the bias of the final norm: of the new one where the stream is rotated, else of the dense one."""
     if rotated:
@@ -112,7 +136,7 @@ def _move_bias(new, name: str, norm, theirs, by: torch.Tensor, rotated: bool) ->
 
 def _prior(theirs, basis: torch.Tensor | None, width: int, offset: float, intercept: bool) -> torch.Tensor:
     """What stands between the norm's output and lm_head where nothing is fitted: [hidden_size, width (+ 1)]."""
-    scale = theirs.weight.float() + offset
+    scale = theirs.weight.to(torch.float32 if basis is None else basis.dtype) + offset
     prior = torch.eye(width, device=scale.device) if basis is None else scale[:, None] * basis
     if not intercept:
         return prior
@@ -124,7 +148,7 @@ def _set_head(new, model, weight: torch.Tensor) -> None:
     """Give `new` the lm_head of `model` times `weight`."""
     head = model.get_output_embeddings()
     names = {id(module): path for path, module in model.named_modules()}
-    own = head.weight.float() @ weight.to(head.weight.device)
+    own = head.weight.to(weight.dtype) @ weight.to(head.weight.device)
     place(new, f"{names[id(head)]}.weight", own.to(head.weight.dtype))
 
 

@@ -3,10 +3,12 @@
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
 
+from llm_pruner.calibration.hooks import Hooks
 from llm_pruner.calibration.layerwise import Layer, not_finite, offloaded
 from llm_pruner.model.axes import HEADS, KV_HEADS, MLP, Widths, heads_per_group
 from llm_pruner.model.groups import Group, kept_positions
@@ -14,7 +16,7 @@ from llm_pruner.model.layers import inside
 from llm_pruner.model.surgery import place
 from llm_pruner.reconstruction.block_optimisation import Block
 from llm_pruner.reconstruction.layers import Part, affine, matrix, parts_of, set_affine, watch
-from llm_pruner.reconstruction.least_squares import Moments, fit, normal_equations, token_weights
+from llm_pruner.reconstruction.least_squares import CommonInput, Moments, fit, normal_equations, token_weights
 from llm_pruner.reconstruction.rotation import rotate_layer
 from llm_pruner.reconstruction.second_order import RIDGE, keep_heads, keep_neurons
 from llm_pruner.reconstruction.tokens import Tokens
@@ -66,7 +68,7 @@ def reconstruct_layer(
     """Fill `small`, an empty layer of the widths `after`, in float32.
 
     Args:
-        work: The two streams at the layer, which has been run.
+        work: The two streams at the layer, whose dense one has been run.
         small: The layer to fill.
         groups: The model's groups.
         before: The widths of the dense layer.
@@ -149,7 +151,7 @@ class Work:
     """The two streams at one layer, and the regressions between them.
 
     Args:
-        dense: The dense layer, which has been run.
+        dense: The dense layer.
         pruned: The hidden states that enter the pruned layer, for each batch.
         tokens: The calibration batches.
         basis: P [hidden_size, new hidden_size], which turns a dense stream into a pruned one; None where both have one
@@ -159,11 +161,30 @@ class Work:
     def __init__(self, dense: Layer, pruned: list[torch.Tensor], tokens: Tokens, basis: torch.Tensor | None) -> None:
         self.dense, self.pruned, self.tokens = dense, pruned, tokens
         self.basis = None if basis is None else basis.to(dense.device)
+        # of the dense layer's MLP and attention, for each batch
+        self.mlp_inputs: list[torch.Tensor] = []
+        self.attention_outputs: list[torch.Tensor] = []
 
     @property
     def dtype(self) -> torch.dtype:
         """The dtype that the layer is kept in."""
         return next(self.dense.module.parameters()).dtype
+
+    def run_dense(self, attention: Part, mlp: Part) -> None:
+        """Run the dense layer, once for all regressions: what enters its MLP and what o_proj gives are recorded.
+
+        Args:
+            attention: The layer's attention.
+            mlp: Its MLP.
+        """
+        module = self.dense.module
+        with Hooks() as hooks:
+            for observe, name, record in (
+                (hooks.on_input, mlp.input_projections[0], self.mlp_inputs),
+                (hooks.on_output, attention.output_projection, self.attention_outputs),
+            ):
+                observe(module.get_submodule(name), partial(_record, record))
+            self.dense.run()
 
     def here(self, stream: torch.Tensor) -> torch.Tensor:
         """Return hidden states in float32, on the layer's device."""
@@ -222,6 +243,9 @@ class Work:
     def fit_input_projections(self, wide: nn.Module, part: Part) -> dict[str, str]:
         """Fit the input projections of a part towards their output in the dense layer.
 
+        They all read one input x, so that the moments of what they should give, y = W·x_dense, are those of x_dense
+        times W: no projection is run.
+
         Args:
             wide: The layer, in float32; its projections are changed.
             part: Attention or MLP.
@@ -230,22 +254,25 @@ class Work:
             {projection: kind of its fit}.
         """
         own, dense = ([m.get_submodule(n) for n in part.input_projections] for m in (wide, self.dense.module))
-        fitted, held_out = Moments(own[0].bias is not None), Moments(own[0].bias is not None)
+        intercept = own[0].bias is not None
+        fitted, held_out = (CommonInput(Moments(intercept), Moments(intercept)) for _ in range(2))
         for batch, held in enumerate(self.tokens.held):
-            _, targets, _ = watch(self.dense_run(batch), outputs=dense)
-            inputs, _, _ = watch(self.run(wide, batch), inputs=own[:1])
-            sums = held_out if held else fitted
-            sums.add(inputs[0], torch.cat(targets, -1))
+            (inputs,), _, _ = watch(self.run(wide, batch), inputs=own[:1])
+            (held_out if held else fitted).add(inputs, self._dense_input(dense[0], batch, part))
         kinds: dict[str, str] = {}
-        start = 0
-        for name, module in zip(part.input_projections, own, strict=True):
-            prior = affine(module)
-            end = start + len(prior)
-            found = fit(fitted.outputs(start, end), held_out.outputs(start, end), prior, self.dtype)
+        for name, module, theirs in zip(part.input_projections, own, dense, strict=True):
+            target = affine(theirs)
+            found = fit(fitted.towards(target), held_out.towards(target), affine(module), self.dtype)
             set_affine(module, found.weight)
             kinds[name] = found.kind
-            start = end
         return kinds
+
+    def _dense_input(self, projection: nn.Module, batch: int, part: Part) -> torch.Tensor:
+        """What a part's input projections read in the dense layer: in attention it is only a norm away."""
+        if MLP in part.groups:
+            return self.here(self.mlp_inputs[batch])
+        (inputs,), _, _ = watch(self.dense_run(batch), inputs=[projection])
+        return inputs
 
     def output_moments(self, wide: nn.Module, part: Part, last: bool, direct: bool) -> tuple[Moments, Moments]:
         """Return the (fitted, held-out) moments of the input and the target of an output projection.
@@ -264,10 +291,20 @@ class Work:
                 target = self.toward(self.dense.outputs[batch]) - (out.float() - given[0].float())
             else:
                 inputs, _, _ = watch(self.run(wide, batch), inputs=[projection])
-                _, given, _ = watch(self.dense_run(batch), outputs=[dense])
-                target = self.toward(given[0])
+                target = self.toward(self._dense_output(dense, batch, part))
                 if direct:
                     target = target + self.toward(self.dense.stream[batch]) - self.here(self.pruned[batch])
             sums = held_out if held else fitted
             sums.add(inputs[0], target, self.weights(batch))
         return fitted, held_out
+
+    def _dense_output(self, projection: nn.Module, batch: int, part: Part) -> torch.Tensor:
+        """What a part's output projection gives in the dense layer."""
+        if MLP not in part.groups:
+            return self.attention_outputs[batch]
+        _, (given,), _ = watch(self.dense_run(batch), outputs=[projection])
+        return given
+
+
+def _record(record: list[torch.Tensor], tensor: torch.Tensor) -> None:
+    record.append(offloaded(tensor.detach()))

@@ -72,13 +72,6 @@ class Moments:
         total = found.clamp_min(0.0).item()
         return total / self.weight if self.weight else math.nan
 
-    def outputs(self, start: int, stop: int) -> "Moments":
-        """Return the moments of the targets from `start` to `stop`. Those of the inputs are shared."""
-        part = Moments(self.intercept)
-        part.inputs, part.weight = self.inputs, self.weight
-        part.cross, part.targets = self.cross[start:stop], self.targets[start:stop]
-        return part
-
     def columns(self, index: torch.Tensor) -> "Moments":
         """Return the moments of some of the inputs; the column of ones stays.
 
@@ -92,6 +85,45 @@ class Moments:
         part.inputs, part.cross = self.inputs[index][:, index], self.cross[:, index]
         part.targets, part.weight = self.targets, self.weight
         return part
+
+
+@dataclass(frozen=True)
+class CommonInput:
+    """Moments of the one input x of several projections, and of what it is in the dense model.
+
+    Attributes:
+        both: Moments of x and, as its target, of the dense model's x.
+        dense: Moments of the dense model's x; their target is of no use.
+    """
+
+    both: Moments
+    dense: Moments
+
+    def add(self, x: torch.Tensor, x_dense: torch.Tensor) -> None:
+        """Add some tokens.
+
+        Args:
+            x: Float tensor [..., n].
+            x_dense: Float tensor [..., m].
+        """
+        with_ones = x_dense.reshape(-1, x_dense.shape[-1])
+        if self.both.intercept:
+            with_ones = torch.cat([with_ones, with_ones.new_ones(len(with_ones), 1)], 1)
+        self.both.add(x, with_ones)
+        self.dense.add(x_dense, with_ones[:, :1])
+
+    def towards(self, weight: torch.Tensor) -> Moments:
+        """Return the moments of x and of weight·x_dense.
+
+        Args:
+            weight: float32 [out, m], or [out, m + 1] with the bias last.
+        """
+        weight = weight.to(self.both.inputs)
+        result = Moments(self.both.intercept)
+        result.inputs, result.weight = self.both.inputs, self.both.weight
+        result.cross = weight @ self.both.cross
+        result.targets = ((weight @ self.dense.inputs) * weight).sum(1)
+        return result
 
 
 def _add_products(sums: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:

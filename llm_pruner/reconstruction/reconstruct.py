@@ -32,6 +32,7 @@ from llm_pruner.reconstruction.block_optimisation import held_error, optimise
 from llm_pruner.reconstruction.embeddings_and_head import outside, set_end, set_entrance
 from llm_pruner.reconstruction.layer import Outcome, Settings, Work, reconstruct_layer
 from llm_pruner.reconstruction.layer_files import read_layer, write_layer
+from llm_pruner.reconstruction.layers import parts_of
 from llm_pruner.reconstruction.logits import divergence, optimise_logits
 from llm_pruner.reconstruction.rotation import basis_of, is_layer_norm
 from llm_pruner.reconstruction.tokens import Tokens
@@ -101,17 +102,21 @@ def reconstruct(
         RunError: Something is not finite, or memory runs out.
     """
     stay = list(range(model.config.num_hidden_layers)) if layers is None else list(layers)
-    run = _Reconstruction(model, groups, after, tokens, settings, folder, _outer_copy(model, config), stay)
+    run = _Reconstruction(model, groups, after, tokens, settings, folder, outer_copy(model, config), stay)
     run.enter()
     for dense in walk(model, tokens.batches, "reconstruct", offload=True):
-        dense.run()
         run.layer(dense)
     run.end(dense)
     return run.done
 
 
-def _outer_copy(model, config) -> Any:
-    """The new model with what stands outside the dense one's layers, and empty layers."""
+def outer_copy(model, config) -> Any:
+    """Return a model of `config` with what stands outside the dense one's layers, and empty layers.
+
+    Args:
+        model: The dense model, with which the tensors are shared.
+        config: The configuration of the new model.
+    """
     config._attn_implementation = model.config._attn_implementation
     new = skeleton(config).eval()
     for name, parameter in model.named_parameters():
@@ -157,8 +162,9 @@ class _Reconstruction:
         set_entrance(self.new, self.model, self.groups, self.basis, self.factor)
 
     def layer(self, dense: Layer) -> None:
-        """Reconstruct a layer, or leave it out."""
+        """Run a dense layer, and reconstruct it or leave it out."""
         work = Work(dense, self.pruned or dense.stream, self.tokens, self.basis)
+        work.run_dense(*parts_of(self.groups, dense.index))
         if not self.pruned:
             work.pruned = self.pruned = [offloaded(work.toward(own).to(own.dtype)) for own in dense.stream]
         if dense.index not in self.stay:

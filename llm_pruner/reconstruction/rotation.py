@@ -127,8 +127,68 @@ def rotate_layer(wide, dense: Layer, groups: Sequence[Group], basis: torch.Tenso
     Raises:
         PlanError: A norm stands between a projection and the stream; no rotation goes through it.
     """
-    parts, basis = parts_of(groups, dense.index), basis.to(next(wide.parameters()).device)
-    projections = [name for part in parts for name in part.input_projections]
+    basis = basis.to(next(wide.parameters()).device)
+    unfolded = rotate_projections(wide, dense, groups, basis, offset)
+    modules = dict(dense.module.named_modules())
+    for name in norms_of(groups, dense.index):
+        seen = (watch(partial(dense.call, b, x), [modules[name]])[0][0] for b, x in enumerate(dense.stream))
+        scale = norm_scale(seen, basis, is_layer_norm(modules[name]))
+        set_norm(wide.get_submodule(name), scale, basis.shape[1], offset)
+        # as far as a bias of the norm can say it
+        if name in unfolded:
+            own, shift = (torch.cat(tensors) for tensors in zip(*unfolded[name], strict=True))
+            wide.get_submodule(name).bias.copy_(norm_bias(own, shift))
+
+
+@torch.no_grad()
+def rotate_projections(
+    wide, dense: Layer, groups: Sequence[Group], basis: torch.Tensor, offset: float
+) -> dict[str, list[tuple[torch.Tensor, torch.Tensor]]]:
+    """Make the projections of a copy of a dense layer read and write Pᵀh, the weights of its norms folded in.
+
+    Args:
+        wide: The copy, in the dtype and on the device of `basis`. Its norms stay as they are.
+        dense: The layer, which has been run.
+        groups: The model's groups.
+        basis: P [hidden_size, new hidden_size].
+        offset: Norms multiply by (offset + weight).
+
+    Returns:
+        {norm: [(weight [out, new hidden_size], shift [out])]} of the projections behind a norm with a bias that have no
+        bias themselves to take it: by `shift` they would be higher.
+
+    Raises:
+        PlanError: A norm stands between a projection and the stream; no rotation goes through it.
+    """
+    unfolded: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+    for projection, name in norms_before(dense, groups).items():
+        module, norm = wide.get_submodule(projection), wide.get_submodule(name)
+        if getattr(norm, "bias", None) is not None:
+            shift = matrix(module) @ norm.bias
+            if module.bias is None:
+                unfolded.setdefault(name, []).append((matrix(module) * (norm.weight + offset) @ basis, shift))
+            else:
+                module.bias += shift
+        set_matrix(module, matrix(module) * (norm.weight + offset) @ basis)
+    for part in parts_of(groups, dense.index):
+        output = wide.get_submodule(part.output_projection)
+        set_matrix(output, basis.T @ matrix(output))
+        if output.bias is not None:
+            output.bias = nn.Parameter(basis.T @ output.bias)
+    return unfolded
+
+
+def norms_before(dense: Layer, groups: Sequence[Group]) -> dict[str, str]:
+    """Return {input projection of a layer: the norm whose output it reads}, by their names in the layer.
+
+    Args:
+        dense: The layer, which has been run.
+        groups: The model's groups.
+
+    Raises:
+        PlanError: A norm stands between a projection and the stream; no rotation goes through it.
+    """
+    projections = [name for part in parts_of(groups, dense.index) for name in part.input_projections]
     norms = norms_of(groups, dense.index)
     modules = dict(dense.module.named_modules())
     given, found, _ = watch(
@@ -148,29 +208,7 @@ def rotate_layer(wide, dense: Layer, groups: Sequence[Group], basis: torch.Tenso
             f"{odd} of layer {dense.index} normalises what goes into the residual stream, and no rotation goes through "
             "that; leave hidden out of `prune`, or use `importance=magnitude`"
         )
-    unfolded: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
-    for projection, (name, *_) in feeding.items():
-        module, norm = wide.get_submodule(projection), wide.get_submodule(name)
-        if getattr(norm, "bias", None) is not None:
-            shift = matrix(module) @ norm.bias
-            if module.bias is None:
-                unfolded.setdefault(name, []).append((matrix(module) * (norm.weight + offset) @ basis, shift))
-            else:
-                module.bias += shift
-        set_matrix(module, matrix(module) * (norm.weight + offset) @ basis)
-    for part in parts:
-        output = wide.get_submodule(part.output_projection)
-        set_matrix(output, basis.T @ matrix(output))
-        if output.bias is not None:
-            output.bias = nn.Parameter(basis.T @ output.bias)
-    for name in norms:
-        seen = (watch(partial(dense.call, b, x), [modules[name]])[0][0] for b, x in enumerate(dense.stream))
-        scale = norm_scale(seen, basis, is_layer_norm(modules[name]))
-        set_norm(wide.get_submodule(name), scale, basis.shape[1], offset)
-        # as far as a bias of the norm can say it
-        if name in unfolded:
-            own, shift = (torch.cat(tensors) for tensors in zip(*unfolded[name], strict=True))
-            wide.get_submodule(name).bias.copy_(norm_bias(own, shift))
+    return {projection: own[0] for projection, own in feeding.items()}
 
 
 def norms_of(groups: Sequence[Group], layer: int) -> list[str]:

@@ -31,7 +31,7 @@ from llm_pruner.model.axes import (
 )
 from llm_pruner.model.families import family_of, holds
 from llm_pruner.reconstruction.costs import Costs
-from llm_pruner.shape.budget import TOLERANCE, Goal, filled_with_neurons
+from llm_pruner.shape.budget import Goal, filled_with_neurons
 from llm_pruner.shape.counter import ParameterCounter
 from llm_pruner.validation import each, maybe, number, text
 
@@ -131,7 +131,7 @@ def _of_variant(
     stay = range(len(costs.neurons)) if layers is None else layers
     gone = sum(cost for layer, cost in enumerate(costs.layers) if layer not in stay)
     shapes = []
-    for kv_heads, per_group in _heads(before, space.axes):
+    for kv_heads, per_group in head_counts(before, space.axes):
         shape = with_heads(before.but({HIDDEN: hidden}), kv_heads, per_group)
         filled = _filled(counter, shape, space.goal, MLP in space.axes)
         if filled and (filled != before or layers) and holds(space.config, filled):
@@ -160,8 +160,8 @@ def _hidden_sizes(before: Widths, config, shrinks: bool) -> list[int]:
     return list(range(before[HIDDEN], before[HIDDEN] // 2 - 1, -step))
 
 
-def _heads(before: Widths, axes: Sequence[Axis]):
-    """(kv heads, query heads of each) of every shape that attention may have."""
+def head_counts(before: Widths, axes: Sequence[Axis]):
+    """Yield (kv heads, query heads of each) of every shape that attention may have."""
     grouped, most = is_grouped(before), heads_per_group(before)
     fewer_groups = KV_HEADS in axes if grouped else HEADS in axes or KV_HEADS in axes
     for kv_heads in range(before[KV_HEADS], 0, -1) if fewer_groups else [before[KV_HEADS]]:
@@ -226,77 +226,3 @@ def _read(cache: Path | None, key: str) -> tuple[dict[str, float], float]:
     if found.get("key") != key:
         return {}, 0.0
     return {name: math.inf if kl is None else kl for name, kl in found["kl"].items()}, found["seconds"]
-
-
-def layers_by_costs(counter: ParameterCounter, axes: Sequence[Axis], goal: Goal, costs: Costs) -> Layers:
-    """Return widths of its own for every layer: the least total cost at the goal, one price per parameter for all.
-
-    Raises:
-        PlanError: The goal cannot be met.
-    """
-    before = counter.before
-    full = goal.count(counter, counter.full)
-    one = full - goal.count(counter, (before.but({MLP: before[MLP] - 1}), *counter.full[1:]))
-    choices = [_choices(counter, axes, goal, costs, layer, one) for layer in range(counter.num_layers)]
-    chosen, saved = _at_one_price(choices, full - goal.parameters)
-    if MLP in axes:
-        chosen = _given_back(chosen, int((saved - (full - goal.parameters)) // one), costs, before[MLP])
-    if goal.missed(counter, tuple(chosen)) > (TOLERANCE if goal.whole else 0.005):
-        names = ", ".join(axis.name for axis in axes)
-        raise PlanError(f"{names} of single layers cannot meet the budget; ask for less, or `prune` more axes")
-    return tuple(chosen)
-
-
-# what a layer's widths cost, the parameters that they save, the widths
-Choice = tuple[float, float, Widths]
-
-
-def _choices(
-    counter: ParameterCounter, axes: Sequence[Axis], goal: Goal, costs: Costs, layer: int, one: float
-) -> list[Choice]:
-    """Of a layer; one: parameters of a neuron."""
-    before = counter.before
-    full = goal.count(counter, counter.full)
-    neurons = [kept for kept, _ in costs.neurons[layer]] if MLP in axes else [before[MLP]]
-    found = []
-    for kv_heads, per_group in _heads(before, axes):
-        fewer = with_heads(before, kv_heads, per_group)
-        price = full - goal.count(counter, (fewer, *counter.full[1:]))
-        for kept in neurons:
-            widths = fewer.but({MLP: kept})
-            found.append((costs.of(layer, widths), price + one * (before[MLP] - kept), widths))
-    return found
-
-
-def _at_one_price(choices: Sequence[Sequence[Choice]], wanted: float) -> tuple[list[Widths], float]:
-    """(widths of each layer, the parameters that they save: at least as many as are `wanted`, at the least cost)."""
-
-    def at(rate: float) -> list[Choice]:
-        return [min(layer, key=lambda choice: choice[0] - rate * choice[1]) for layer in choices]
-
-    def saved(rate: float) -> float:
-        return sum(choice[1] for choice in at(rate))
-
-    low, high = 0.0, 1.0
-    while saved(high) < wanted and high < 1e12:
-        high *= 4
-    for _ in range(80):
-        rate = (low + high) / 2
-        low, high = (rate, high) if saved(rate) < wanted else (low, rate)
-    return [widths for _, _, widths in at(high)], saved(high)
-
-
-def _given_back(chosen: list[Widths], spare: int, costs: Costs, most: int) -> list[Widths]:
-    """The widths with `spare` neurons more, each where it helps most: the points of the curves are some apart."""
-    chosen = list(chosen)
-    for _ in range(spare):
-        gains = [
-            (costs.of(i, widths) - costs.of(i, widths.but({MLP: widths[MLP] + 1})), i)
-            for i, widths in enumerate(chosen)
-            if widths[MLP] < most
-        ]
-        if not gains:
-            break
-        _, place = max(gains)
-        chosen[place] = chosen[place].but({MLP: chosen[place][MLP] + 1})
-    return chosen

@@ -31,11 +31,26 @@ class Tokens:
         """The batches that are fitted on."""
         return [batch for batch, held in zip(self.batches, self.held, strict=True) if not held]
 
+    @property
+    def held_out(self) -> list[torch.Tensor]:
+        """The batches that are held out."""
+        return [batch for batch, held in zip(self.batches, self.held, strict=True) if held]
+
 
 def split(prompts: Sequence[torch.Tensor]) -> Tokens:
-    """Return batches of the prompts, every eighth of which is held out. UsageError for fewer than two."""
+    """Return batches of the prompts, one of every eight of which is held out.
+
+    Which one of the eight is another each time, so that texts that alternate are all among those that are held out.
+
+    Args:
+        prompts: LongTensors [length].
+
+    Raises:
+        UsageError: There are fewer than two.
+    """
     if len(prompts) < 2:
         raise UsageError(f"{len(prompts)} calibration window: a reconstruction needs one to fit on and one to hold out")
-    held = batches_of([prompt for place, prompt in enumerate(prompts) if place % HELD == 1], STEP)
-    fitted = batches_of([prompt for place, prompt in enumerate(prompts) if place % HELD != 1], STEP)
+    out = [place % HELD == (place // HELD + 1) % HELD for place in range(len(prompts))]
+    held = batches_of([prompt for prompt, own in zip(prompts, out, strict=True) if own], STEP)
+    fitted = batches_of([prompt for prompt, own in zip(prompts, out, strict=True) if not own], STEP)
     return Tokens([*fitted, *held], [False] * len(fitted) + [True] * len(held))

@@ -6,8 +6,9 @@ from itertools import islice
 import torch
 from torch.utils.data import Dataset
 
-from llm_pruner.calibration import data
 from llm_pruner.calibration.records import TEXT, Records
+from llm_pruner.calibration.texts import c4_documents, text_of
+from llm_pruner.calibration.windows import check_enough, check_vocabulary, unless_blank
 from llm_pruner.errors import RunError, UsageError
 
 # a label that has no loss
@@ -76,20 +77,20 @@ def training_examples(
     wanted = None if nsamples is None else nsamples * length
     where = f"training data {name}"
     if name == "c4":
-        ids = _tokens(data.c4_documents("data"), tokenizer, wanted or C4_WINDOWS * length)
+        ids = _tokens(c4_documents("data"), tokenizer, wanted or C4_WINDOWS * length)
     else:
-        found = data.texts(name, "training")
+        found = text_of(name, "training")
         if isinstance(found, Records) and found.kind != TEXT:
             return _records(found.answered(), length, tokenizer, vocab_size, nsamples, seed)
         text = found.text(tokenizer) if isinstance(found, Records) else found.whole()
-        text, where = data.unless_blank(text, where)
+        text, where = unless_blank(text, where)
         pieces = _pieces(text)
         # some of the text from all over it
         if wanted is not None:
             pieces = [pieces[i] for i in _chosen(len(pieces), None, seed, shuffled=True).tolist()]
         ids = _tokens(pieces, tokenizer, wanted)
-    data.check_enough(len(ids), length, where, "`train_seq_len`")
-    data.check_vocabulary(int(ids.max()), vocab_size)
+    check_enough(len(ids), length, where, "`train_seq_len`")
+    check_vocabulary(int(ids.max()), vocab_size)
     return windows(ids[: len(ids) // length * length].view(-1, length)[:nsamples])
 
 
@@ -142,7 +143,7 @@ def _records(found: Records, length: int, tokenizer, vocab_size: int, nsamples: 
             pairs.append((ids, ids.where(counts, torch.tensor(IGNORED))))
     if not pairs:
         raise UsageError(f"no response in {found.where} begins within {length} tokens; give a larger `train_seq_len`")
-    data.check_vocabulary(max(int(ids.max()) for ids, _ in pairs), vocab_size)
+    check_vocabulary(max(int(ids.max()) for ids, _ in pairs), vocab_size)
     return Examples(pairs)
 
 

@@ -4,7 +4,8 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from llm_pruner.calibration import data
+from llm_pruner.calibration.mixtures import SELF
+from llm_pruner.calibration.texts import CALIBRATION, check_name
 from llm_pruner.config.recover import RecoverOptions
 from llm_pruner.console import log
 from llm_pruner.errors import PrunerError, UsageError, shown
@@ -90,9 +91,9 @@ def find(options: RecoverOptions) -> Sources:
     eval_length = options.max_seq_len or (scored.max_seq_len if scored else EVALUATION_LENGTH)
     train_length = options.train_seq_len or min(eval_length, TRAINING_LENGTH)
     text = options.data or _text_of(report) or usual
-    data.check_name(text, data.CALIBRATION, "training")
+    check_name(text, CALIBRATION, "training")
     if eval_data != "none":
-        data.check_name(eval_data)
+        check_name(eval_data)
     return Sources(
         student, config, report, method, train_weights, name, teacher, teacher_config, tokens, text,
         min(train_length, longest), None if eval_data == "none" else eval_data, min(eval_length, longest),
@@ -100,13 +101,20 @@ def find(options: RecoverOptions) -> Sources:
 
 
 def _text_of(report: CheckpointReport | None) -> str | None:
-    """The text that the checkpoint was trained or calibrated on."""
+    """The text that the checkpoint was trained or calibrated on; of several the one of which most windows were.
+
+    Where nothing was calibrated, the first text whose tokens were counted.
+    """
     if isinstance(report, RecoverReport):
         return report.training.data
     used = report.calibration if isinstance(report, PruneReport | SparsifyReport) else None
-    if not used and isinstance(report, PruneReport) and report.vocabulary:
-        return report.vocabulary.data
-    return used.data if used else None
+    if used is None:
+        told = report.vocabulary if isinstance(report, PruneReport) else None
+        return told.data[0] if told and told.data else None
+    if not used.sources:
+        return None if used.data == SELF else used.data
+    texts = [own for own in used.sources if own.data != SELF]
+    return max(texts, key=lambda own: own.windows).data if texts else None
 
 
 def _tokens_of_teacher(

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from llm_pruner.errors import PlanError
 from llm_pruner.importance.selection import scored_groups
@@ -26,6 +26,9 @@ from llm_pruner.shape.widths import parse_target, ratio_of_one_step, widths_by_r
 
 if TYPE_CHECKING:
     import torch
+
+
+LESS_WIDTH = "ask for less width"
 
 
 class Shaper(Protocol):
@@ -58,6 +61,23 @@ class Shaper(Protocol):
 
     def check(self, draft: "Draft") -> None:
         """Raise a PrunerError where the method cannot do what the draft asks for."""
+
+
+@runtime_checkable
+class Drafter(Protocol):
+    """A method that reads requests itself: its shape does not follow from ratios of axes alone."""
+
+    def draft(self, request: Ratio | Target | Budget, traced: "Traced") -> "Draft":
+        """Return the draft of a request.
+
+        Args:
+            request: How much should go.
+            traced: The model.
+
+        Raises:
+            PlanError: A model of this configuration cannot have the shape.
+            UsageError: The method cannot do what is asked for.
+        """
 
 
 @dataclass(frozen=True)
@@ -229,8 +249,10 @@ def draft(request: Request, config: Any, method: Shaper) -> Draft:
             except PlanError as error:
                 raise PlanError(f"{where}: {error}") from error
             made = Draft(traced, Replayed(plan), label=where)
+        case _ if isinstance(method, Drafter):
+            made = method.draft(request, traced)
         case Target():
-            made = _by_target(request, traced, method)
+            made = by_target(request, traced, method)
         case Ratio():
             made = _by_ratio(request, traced, method)
         case Budget():
@@ -240,7 +262,18 @@ def draft(request: Request, config: Any, method: Shaper) -> Draft:
     return made
 
 
-def _by_target(request: Target, traced: Traced, method: Shaper) -> Draft:
+def by_target(request: Target, traced: Traced, method: Shaper) -> Draft:
+    """Return the draft of explicit widths, or of a number of layers.
+
+    Args:
+        request: The widths.
+        traced: The model.
+        method: How it will be pruned.
+
+    Raises:
+        PlanError: The model cannot have them, or the method removes no layers.
+        UsageError: A name or a width is none.
+    """
     target = parse_target(request.text, traced.config)
     counter, number, label = traced.counter, target.pop(LAYERS, None), f"`target` {request.text}"
     after = counter.everywhere(widths_by_target(counter.before, target))
@@ -253,7 +286,7 @@ def _by_target(request: Target, traced: Traced, method: Shaper) -> Draft:
                 f"leave {LAYERS.field} out of `target`"
             )
         return Draft(traced, Fixed(after[:number]), label=label)
-    return _changed(Draft(traced, Fixed(after), label=label))
+    return changed(Draft(traced, Fixed(after), label=label), "ask for fewer layers" if number else LESS_WIDTH)
 
 
 def _by_ratio(request: Ratio, traced: Traced, method: Shaper) -> Draft:
@@ -265,7 +298,7 @@ def _by_ratio(request: Ratio, traced: Traced, method: Shaper) -> Draft:
     if not any(ratios.values()):
         return made
     step = ratio_of_one_step(before, ratios, request.round_to)
-    return _changed(made, f"the smallest ratio that takes a whole step is {step:g}")
+    return changed(made, f"the smallest ratio that takes a whole step is {step:g}")
 
 
 def _by_budget(request: Budget, traced: Traced, method: Shaper) -> Draft:
@@ -278,7 +311,7 @@ def _by_budget(request: Budget, traced: Traced, method: Shaper) -> Draft:
             "use `param_ratio=R` `prune=mlp`, or a width ratio for hidden and heads"
         )
     left = request.parameters_left(traced.element_size)
-    share = _share_of(request, counter, left)
+    share = share_of(request, counter, left)
     requested = {"decoder": share}
     if left is not None:
         requested = {"parameters": 1 - left / counter.total(counter.full)}
@@ -300,14 +333,20 @@ def _by_budget(request: Budget, traced: Traced, method: Shaper) -> Draft:
     shape: Fixed | Searched = Fixed(after)
     if method.searches and request.iteration is None:
         shape = Searched(after, goal, depths=method.removes_layers and request.axes is None)
-    return _changed(replace(made, shape=shape), _least(counter))
+    return changed(replace(made, shape=shape), _least(counter))
 
 
-def _share_of(request: Budget, counter: ParameterCounter, left: int | None) -> float:
+def share_of(request: Budget, counter: ParameterCounter, left: int | None) -> float:
     """Return the share of the attention and MLP parameters that goes.
 
-    It is more than 1 where `left`, of the whole model, is less than the rest of it. PlanError for a goal that is not
-    less than the model.
+    Args:
+        request: The budget.
+        counter: Of the model.
+        left: The parameters of the whole model that the budget leaves; None where it is a share. The result is more
+            than 1 where they are fewer than the model has outside attention and MLP.
+
+    Raises:
+        PlanError: The goal is not less than the model.
     """
     decoder = counter.decoder(counter.full)
     if left is not None:
@@ -345,7 +384,8 @@ def _least(counter: ParameterCounter) -> str:
     return f"a neuron of one layer is {share:.3g} of the attention and MLP parameters, ask for several in every layer"
 
 
-def _changed(made: Draft, hint: str = "ask for less width") -> Draft:
+def changed(made: Draft, hint: str = LESS_WIDTH) -> Draft:
+    """Return the draft. PlanError, with a hint at what to ask for, where nothing would change."""
     if made.is_copy:
         raise PlanError(f"{made.label} changes nothing; {hint}")
     return made
@@ -384,4 +424,4 @@ def decided(made: Draft, scores: "Mapping[str, torch.Tensor]", biases: bool = Fa
         layers = uniform(counter, layers, lambda widths: holds(config, widths, own))
     if shape.goal is not None:
         shape.goal.check(counter, layers, made.axes)
-    return _changed(replace(made, shape=Fixed(layers)), _least(counter)).widths
+    return changed(replace(made, shape=Fixed(layers)), _least(counter)).widths

@@ -37,7 +37,7 @@ from llm_pruner.model.groups import (
 )
 from llm_pruner.model.per_layer import per_layer_config
 from llm_pruner.model.skeleton import meta_model
-from llm_pruner.validation import Rule, check, fields, filled, list_of, mapping, maybe, one_of, text, whole
+from llm_pruner.validation import Rule, check, either, fields, filled, list_of, mapping, maybe, one_of, text, whole
 
 # of a plan's file
 SCHEMA_VERSION = 3
@@ -236,7 +236,9 @@ SCHEMA: dict[str, Rule] = {
     "config": mapping,
     "importance": text,
     "seed": whole(0, MOST_SEED),
-    "calibration": maybe(fields({"data": text, "nsamples": maybe(COUNT), "seq_len": maybe(COUNT)})),
+    "calibration": maybe(
+        fields({"data": either(text, filled(text)), "nsamples": maybe(COUNT), "seq_len": maybe(COUNT)})
+    ),
     "order": one_of(ORDERS),
     "compensate": one_of(COMPENSATE),
     "layers": maybe(list_of(whole(0, MOST_LAYERS))),

@@ -9,8 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from llm_pruner.calibration import data
 from llm_pruner.calibration.hooks import Hooks
+from llm_pruner.calibration.mixtures import Drawn, asked_texts
+from llm_pruner.calibration.prompts import draw, written_by
+from llm_pruner.calibration.windows import window_length
 from llm_pruner.config import recipe as names
 from llm_pruner.config.sparsify import PROGRAM, SparsifyOptions
 from llm_pruner.console import log, quiet
@@ -56,8 +58,8 @@ class _Inputs:
     tasks: list[str]
     windows: Any
     evaluation: Evaluation | None
-    calibration: Calibration | None
-    prompts: Any
+    texts: str | tuple[str, ...] | None
+    drawn: Drawn | None
 
 
 def run_one(options: SparsifyOptions, argv: Sequence[str] = (), known: Scores | None = None) -> SparsifyReport:
@@ -92,12 +94,14 @@ def run_one(options: SparsifyOptions, argv: Sequence[str] = (), known: Scores | 
         options.limit, options.seed,
     )  # fmt: skip
     before = known or measurement.of(model, tokenizer, "before", stopwatch)
-    told = _shape(model) | {"evaluation": evaluation, "calibration": read.calibration}
+    drawn = read.drawn and written_by(model, read.drawn)
+    prompts = drawn.prompts if drawn else None
+    told = _shape(model) | {"evaluation": evaluation, "calibration": _told(read.texts, options, drawn)}
     with stopwatch("sparsify"):
-        learned = sparsify(model, recipe, read.prompts, Learning(epochs=options.epochs, seed=options.seed))
+        learned = sparsify(model, recipe, prompts, Learning(epochs=options.epochs, seed=options.seed))
         if where.target and recipe.sparse == names.ACTIVATIONS:
             _as_loaded(model)
-    told["kept"] = measured_share(model, recipe, windows if windows is not None else read.prompts)
+    told["kept"] = measured_share(model, recipe, windows if windows is not None else prompts)
     scores = compared(before, measurement.of(model, tokenizer, "after", stopwatch))
     told |= scores | lineage.told(read.origin, redact(name), evaluation) | {"learned": learned}
 
@@ -119,7 +123,7 @@ def _inputs(options: SparsifyOptions, source: str, stopwatch: Stopwatch) -> _Inp
     """All that a run reads but the weights. PrunerError where something is missing or cannot be made sparse."""
     recipe, name = options.recipe, options.model[0]
     eval_data = text_to_score(options.eval_data, name)
-    calibration = _calibration(options)
+    texts = asked_texts(options.calibration_data, name, "wikitext2") if recipe.needs_text else None
     tasks = check_tasks(options.tasks) if options.tasks else []
     config = loading.load_config(source, options.revision, any_family=True)
     loading.check_dense(name, getattr(config, "quantization_config", None), "start from the dense model")
@@ -129,12 +133,12 @@ def _inputs(options: SparsifyOptions, source: str, stopwatch: Stopwatch) -> _Inp
     with stopwatch("data"):
         folder = loading.fetch(source, options.revision, weights=False)
         origin = lineage.report_of(folder)
-        tokenizer = load_tokenizer(folder, needed=bool(eval_data or calibration or tasks))
-        if tokenizer is None and (eval_data or calibration or tasks):
+        tokenizer = load_tokenizer(folder, needed=bool(eval_data or texts or tasks))
+        if tokenizer is None and (eval_data or texts or tasks):
             raise RunError(f"{name} has no tokenizer, so no text can be read: neither to score nor to calibrate")
         windows, evaluation = windows_of(eval_data, name, tokenizer, config, options.max_seq_len, options.eval_stride)
-        prompts = _prompts(calibration, options, tokenizer, config)
-    return _Inputs(config, origin, tokenizer, tasks, windows, evaluation, calibration, prompts)
+        drawn = _drawn(texts, options, tokenizer, config)
+    return _Inputs(config, origin, tokenizer, tasks, windows, evaluation, texts, drawn)
 
 
 def _places(options: SparsifyOptions) -> _Places:
@@ -202,23 +206,18 @@ def measured_share(model, recipe, tokens) -> float | None:
     return counts[0] / counts[1]
 
 
-def _calibration(options: SparsifyOptions) -> Calibration | None:
-    """The calibration text; None where the recipe needs none."""
-    if not options.recipe.needs_text:
-        return None
-    name = data.calibration_text(options.calibration_data, options.model[0])
-    return Calibration(redact(name), options.nsamples, options.calibration_seq_len)
-
-
-def _prompts(calibration: Calibration | None, options: SparsifyOptions, tokenizer, config):
-    if calibration is None:
+def _drawn(texts: str | tuple[str, ...] | None, options: SparsifyOptions, tokenizer, config) -> Drawn | None:
+    """The calibration windows, but for those that the model writes; None where the recipe needs none."""
+    if texts is None:
         return None
     config = config.get_text_config()
-    length = data.window_length(config, options.calibration_seq_len)
-    return data.calibration_prompts(
-        options.calibration_data or calibration.data, options.nsamples, length, options.seed, tokenizer,
-        config.vocab_size,
-    )  # fmt: skip
+    length = window_length(config, options.calibration_seq_len)
+    return draw(texts, options.nsamples, length, options.seed, tokenizer, config.vocab_size)
+
+
+def _told(texts: str | tuple[str, ...] | None, options: SparsifyOptions, drawn: Drawn | None) -> Calibration | None:
+    """What the report tells of the calibration text."""
+    return Calibration.of(texts, options.nsamples, options.calibration_seq_len, drawn) if texts else None
 
 
 def _saved(

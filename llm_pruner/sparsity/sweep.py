@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from llm_pruner._version import __version__
+from llm_pruner.calibration.mixtures import listed, text_key
 from llm_pruner.config.options import fields_of, read_yaml, typed
 from llm_pruner.config.sparsify import PROGRAM, SparsifyOptions, parts, validate
 from llm_pruner.console import aligned, log
@@ -190,8 +191,8 @@ def _key(options: SparsifyOptions, model: str) -> str:
     inputs = {name: value for name, value in options.asdict().items() if name not in OWN}
     for name in TEXTS:
         given = inputs[name]
-        files = [given] if isinstance(given, str) else given or ()
-        inputs[name] = [text_digest(one) for one in files]
+        digest = text_key if name in places.MIXED else text_digest
+        inputs[name] = [digest(one) for one in listed(given)]
     inputs |= {"model": model, "version": __version__}
     return key_of(inputs)
 

@@ -2,16 +2,16 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from llm_pruner.calibration import data
-from llm_pruner.calibration.data import LARGE
+from llm_pruner.calibration.mixtures import MIXTURES, SELF, parsed
 from llm_pruner.calibration.records import Records
+from llm_pruner.calibration.texts import CALIBRATION, LARGE, c4_documents, check_name, text_of, usual_text
 from llm_pruner.console import log
-from llm_pruner.errors import PlanError, UsageError
+from llm_pruner.errors import PlanError, UsageError, redact
 from llm_pruner.model.axes import VOCAB
 from llm_pruner.vocabulary.tokenizer_file import TokenizerFile
 
@@ -59,50 +59,80 @@ def rounded_up(number: int, rows: int) -> int:
 
 @dataclass(frozen=True)
 class Counted:
-    """A text of which the tokens were counted.
+    """Texts of which the tokens were counted.
 
     Attributes:
-        name: What it is called.
-        counts: {token: how often it is in the text}.
-        sample: A part of it.
+        names: What they are called.
+        counts: {token: how often it is in them}.
+        sample: A part of them.
     """
 
-    name: str
+    names: tuple[str, ...]
     counts: Mapping[int, int]
     sample: str = ""
 
     def covered(self, kept: Iterable[int]) -> float:
-        """Return which share of the text's tokens stays. kept: ids of the tokens that stay."""
+        """Return which share of the texts' tokens stays. kept: ids of the tokens that stay."""
         stays = set(kept)
         return sum(count for number, count in self.counts.items() if number in stays) / sum(self.counts.values())
 
 
-def counted(name: str, tokenizer: Any) -> Counted:
-    """Count the tokens of a text, of which all is read; of c4, DOCUMENTS documents.
+def texts_to_count(vocab_data: str | None, calibration_data: str | Sequence[str] | None, model: str) -> tuple[str, ...]:
+    """Return the texts whose tokens are counted: all members of a mixture, but not the one that the model writes.
+
+    That is written with the tokens that stay. Shares are of windows, and play no part here.
 
     Args:
-        name: A data set or a file.
+        vocab_data: A data set, a file, or a named mixture; None for the calibration texts.
+        calibration_data: As in `mixtures.parsed`; None for the usual text.
+        model: The name of the model.
+
+    Raises:
+        UsageError: There is no such data set or file, or only text that the model writes.
+    """
+    if vocab_data:
+        named, what = tuple(MIXTURES.get(vocab_data, (vocab_data,))), "vocabulary"
+    else:
+        named = tuple(source.data for source in parsed(calibration_data or usual_text(model)))
+        what = "calibration"
+    names = tuple(name for name in named if name != SELF)
+    if not names:
+        raise UsageError(
+            f"the model writes the text called {SELF} with the tokens that stay, so it cannot tell which these are; "
+            "give another text, `vocab_data=FILE`"
+        )
+    for name in names:
+        check_name(name, (*CALIBRATION, *MIXTURES), what)
+    return names
+
+
+def counted(names: Sequence[str], tokenizer: Any) -> Counted:
+    """Count the tokens of texts, of which all is read; of c4, DOCUMENTS documents.
+
+    Args:
+        names: Data sets or files.
         tokenizer: The model's.
 
     Raises:
-        UsageError: There is no such data set or file, or no token in it.
-        RunError: The hub does not give the data set.
+        UsageError: There is no such data set or file, or no token in all of them.
+        RunError: The hub does not give a data set.
     """
     counts, sample = Counter[int](), ""
-    for text in _texts(name, tokenizer):
-        if not text.isspace():
-            counts.update(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-        sample = sample or text[:SAMPLE]
+    for name in names:
+        for text in _texts(name, tokenizer):
+            if not text.isspace():
+                counts.update(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+            sample = sample or text[:SAMPLE]
     if not counts:
-        raise UsageError(f"vocabulary data {name} holds no token; give another text, `vocab_data=FILE`")
-    return Counted(name, counts, sample)
+        raise UsageError(f"vocabulary data {' '.join(names)} holds no token; give another text, `vocab_data=FILE`")
+    return Counted(tuple(names), counts, sample)
 
 
 def _texts(name: str, tokenizer: Any) -> Iterator[str]:
     if name == "c4":
-        yield from islice(data.c4_documents("vocab_data"), DOCUMENTS)
+        yield from islice(c4_documents("vocab_data"), DOCUMENTS)
         return
-    found = data.texts(name, "vocabulary")
+    found = text_of(name, "vocabulary")
     if isinstance(found, Records):
         yield found.text(tokenizer)
     elif found.is_large:
@@ -181,11 +211,12 @@ def tell(text: Counted, kept: list[int], rows: int) -> None:
     """Log what was chosen.
 
     Args:
-        text: The text.
+        text: The texts.
         kept: Ids of the tokens that stay.
         rows: How many there were.
     """
+    names, total = redact(", ".join(text.names)), sum(text.counts.values())
     log(
-        f"vocabulary: {text.name} uses {len(text.counts):,} of {rows:,} tokens, {sum(text.counts.values()):,} times; "
+        f"vocabulary: {len(text.counts):,} of {rows:,} tokens are used, {total:,} times, by {names}; "
         f"{len(kept):,} tokens stay, {text.covered(kept):.2%} of the text"
     )

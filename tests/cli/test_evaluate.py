@@ -26,7 +26,7 @@ def texts(tmp_path) -> tuple[str, str]:
 
 
 def test_models_side_by_side(tmp_path, texts, capsys):
-    from llm_pruner.calibration.data import token_windows
+    from llm_pruner.calibration.windows import token_windows
     from llm_pruner.evaluation.perplexity import perplexity
 
     one, two = save_tiny(tmp_path / "one"), save_tiny(tmp_path / "two", "gpt2", 1)

@@ -171,3 +171,48 @@ def test_importing_the_package_is_enough_to_load_one(python, command):
     )
     loaded = python("-c", script)
     assert loaded.stdout.split() == ["PrunedLlamaForCausalLM", "llm_pruner.model.modeling_pruned"], loaded.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "widths", "layers", "note"),
+    [
+        (("shortgpt", "--param_ratio", 0.5), {"hidden_size": 192}, 2, "influence"),
+        (("shortgpt", "--target", "num_hidden_layers=3"), {"hidden_size": 192}, 3, "influence"),
+        (("slicegpt", "--prune", "hidden=0.3"), {"hidden_size": 128}, 4, "energy"),
+        (("slicegpt", "--target_params", "1.2M"), {"hidden_size": 129}, 4, "energy"),
+    ],
+)
+def test_layers_and_directions_make_stock_checkpoints(command, tmp_path, arguments, widths, layers, note):
+    """Which a fresh process reloads before they are published."""
+    text = ("--calibration_data", "demo", "--nsamples", 16, "--calibration_seq_len", 64)
+    done = command("--model", "demo", "--method", *arguments, *text, *UNSCORED, "--save_model", "out")
+    assert done.returncode == 0, done.stderr
+    report, config = (json.loads((tmp_path / "out" / name).read_text()) for name in ("report.json", "config.json"))
+    assert (report["importance"], report["layers"]["after"]) == (arguments[0], layers)
+    assert report["widths"]["before"] | widths == report["widths"]["after"]
+    assert config["num_hidden_layers"] == layers
+    assert {name: config[name] for name in widths} == widths
+    assert note in report["notes"]
+    weights = load_file(tmp_path / "out" / "model.safetensors")
+    assert sum(tensor.numel() for tensor in weights.values()) == report["parameters"]["after"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (
+            ("shortgpt", "--pruning_ratio", 0.3),
+            2,
+            "removes whole layers: give --param_ratio=R, or --target num_hidden_",
+        ),
+        (("shortgpt", "--param_ratio", 0.9), 3, "leaves none of 4 layers; the highest legal ratio is 0.75"),
+        (
+            ("slicegpt", "--prune", "mlp=0.3"),
+            2,
+            "shrinks the hidden size alone: give --prune hidden=R, --target hidden_",
+        ),
+    ],
+)
+def test_what_layers_and_directions_cannot_do(command, arguments, code, message):
+    assert message in one_line(command("--model", "demo", "--method", *arguments, *UNSCORED, "--no_save"), code)

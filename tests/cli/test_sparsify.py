@@ -44,7 +44,8 @@ def options(**values) -> sparsify.SparsifyOptions:
 @functools.cache
 def perplexity(folder: Path, dtype: str = "float32") -> float:
     """As the command measures it, with the parts."""
-    from llm_pruner.calibration.data import load_text, token_windows
+    from llm_pruner.calibration.texts import load_text
+    from llm_pruner.calibration.windows import token_windows
     from llm_pruner.evaluation.perplexity import perplexity as measured
 
     config = loading.load_config(str(folder), any_family=True)
@@ -94,6 +95,12 @@ def test_every_row_runs_on_a_trained_model(path):
     assert made.kept == pytest.approx(expected, abs=0.06 if recipe.select == "threshold" else 0.006)
     assert bool(made.calibration) == recipe.needs_text
     assert made.label == recipe.label
+
+
+def test_activations_are_calibrated_on_several_texts_one_of_them_the_models_own():
+    made = sparsify_checkpoint(options(n=8, m=16, scaling=True, calibration_data=("demo", "self=0.25")))
+    assert [(own.data, own.windows) for own in made.calibration.sources] == [("demo", 3), ("self", 1)]
+    assert made.kept == pytest.approx(0.5, abs=0.006)
 
 
 @pytest.mark.slow

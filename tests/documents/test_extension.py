@@ -64,14 +64,15 @@ def test_an_option_that_the_criterion_does_not_have(extended):
 def test_a_method(extended, tmp_path):
     text = "--calibration_data", "demo", "--nsamples", 4, "--calibration_seq_len", 32
     done = extended(
-        "prune", "--model", "demo", "--method", "block_influence", "--target", "num_hidden_layers=2", "--eval_data",
+        "prune", "--model", "demo", "--method", "angular_distance", "--target", "num_hidden_layers=2", "--eval_data",
         "none", "--save_model", "pruned", *text,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     report = report_of(tmp_path)
-    influence = report["notes"]["influence"]
-    assert len(influence) == 4
-    assert report["layers"]["kept"] == sorted(sorted(range(4), key=lambda layer: -influence[layer])[:2])
+    distance = report["notes"]["distance"]
+    assert len(distance) == 3, "of four layers two neighbours can go in three ways"
+    first = min(range(3), key=distance.__getitem__)
+    assert report["layers"]["kept"] == [layer for layer in range(4) if layer not in (first, first + 1)]
     kept, dense = load_file(tmp_path / "pruned" / "model.safetensors"), load_file(f"{DEMO}/model.safetensors")
     for new, old in enumerate(report["layers"]["kept"]):
         name = "model.layers.{}.mlp.down_proj.weight"
@@ -104,8 +105,8 @@ def test_a_family(extended, tmp_path):
 
 
 def test_a_method_that_is_not_there(command):
-    done = command(*PRUNE[:4], "--method", "block_influence", "--no_save")
-    assert "unknown method 'block_influence'" in one_line(done, 2)
+    done = command(*PRUNE[:4], "--method", "angular_distance", "--no_save")
+    assert "unknown method 'angular_distance'" in one_line(done, 2)
 
 
 def test_what_is_installed_later_is_found(monkeypatch, tmp_path):

@@ -1,10 +1,12 @@
 """The same results on a GPU as on the CPU. Run by `make test-gpu` where there is one."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from llm_pruner.calibration.self_written import self_written
 from llm_pruner.config.recipe import Recipe
 from llm_pruner.evaluation import speed
 from llm_pruner.evaluation.perplexity import perplexity
@@ -141,3 +143,12 @@ def test_two_of_four_weights_in_semi_structured_tensors():
     assert semi_structured(model) == 14
     found = tiny.logits(model, tiny.tokens(4, 32).cuda())
     assert ((found - expected).norm() / expected.norm()).item() < 0.02
+
+
+@pytest.mark.parametrize("case", ["llama", "gemma3_text", "gpt2"])
+def test_a_model_writes_the_same_text(case):
+    tokenizer = SimpleNamespace(bos_token_id=0, eos_token_id=None, chat_template=None)
+    model = tiny.model(case)
+    expected = self_written(model, tokenizer, 3, 16, seed=0)
+    found = self_written(copy.deepcopy(model).cuda(), tokenizer, 3, 16, seed=0)
+    assert torch.equal(torch.stack(found), torch.stack(expected))

@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from llm_pruner.calibration import data
+from llm_pruner.calibration.prompts import calibration_prompts
 
 
 @pytest.mark.shared
@@ -20,7 +20,7 @@ def test_calibration_windows_are_pieces_of_the_text(shared, tmp_path):
     count = 2 * len(ids) // length
 
     def windows(seed: int) -> torch.Tensor:
-        return torch.stack(data.calibration_prompts(str(path), count, length, seed, tokenizer))
+        return torch.stack(calibration_prompts(str(path), count, length, seed, tokenizer))
 
     places = []
     for window in windows(0).numpy():

@@ -31,7 +31,8 @@ def prune(shared, text, tmp_path, **options) -> dict:
 
 def test_dense_perplexity_is_what_the_losses_of_transformers_give(shared):
     """Of every tenth of the 1501 windows; of all of them benchmarks/magnitude.py prints it."""
-    from llm_pruner.calibration.data import load_text, token_windows
+    from llm_pruner.calibration.texts import load_text
+    from llm_pruner.calibration.windows import token_windows
     from llm_pruner.evaluation.perplexity import perplexity
     from llm_pruner.model import loading
     from llm_pruner.model.tokenizers import load_tokenizer

@@ -24,7 +24,7 @@ def texts(shared, tmp_path):
 def test_the_most_frequent_tokens_are_nearly_all_of_a_text(shared, texts):
     model = shared / "models" / "llama-6m"
     file, tokenizer = TokenizerFile.read(model), load_tokenizer(model)
-    text = counted(texts[0], tokenizer)
+    text = counted([texts[0]], tokenizer)
     kept = choose(file, text.counts, (), 4096, Wanted(ratio=0.3))
     assert len(kept) == 2880
     assert 0.97 < text.covered(kept) < 1

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llm_pruner import prune_checkpoint
-from llm_pruner.calibration.data import calibration_prompts
+from llm_pruner.calibration.prompts import calibration_prompts
 from llm_pruner.config.prune import PruneOptions
 
 LAYERS, HIDDEN, HEADS, KV_HEADS, HEAD_DIM, NEURONS = 6, 256, 8, 4, 32, 704

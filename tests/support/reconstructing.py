@@ -6,8 +6,11 @@ from llm_pruner.config.prune import PruneOptions
 from llm_pruner.methods import Journal, Pruned
 from llm_pruner.model.axes import Widths
 from llm_pruner.model.families import family_of, widths_of
+from llm_pruner.model.layers import decoder_layers
 from llm_pruner.model.trace import trace_groups
+from llm_pruner.reconstruction.embeddings_and_head import outside
 from llm_pruner.reconstruction.layer import Settings
+from llm_pruner.reconstruction.layers import affine, parts_of, set_affine
 from llm_pruner.reconstruction.reconstruct import Reconstructed, reconstruct
 from llm_pruner.reconstruction.tokens import Tokens
 from llm_pruner.shape.draft import draft
@@ -76,3 +79,22 @@ def method_of(model, said: list[str] | None = None, **options) -> Pruned:
     _, request, method = asked(options)
     log = (said if said is not None else []).append
     return method.prune(model, draft(request, model.config, method), prompts(), Journal(log))
+
+
+def subspace(width: int, size: int, centred: bool) -> torch.Tensor:
+    """A projection [width, width] on `size` random directions, of centred streams if asked for."""
+    directions = torch.randn(width, size, dtype=torch.double)
+    basis = torch.linalg.qr(directions - directions.mean(0) if centred else directions).Q
+    return (basis @ basis.T).float()
+
+
+@torch.no_grad()
+def confine(model, projection: torch.Tensor) -> None:
+    """Everything that writes to the residual stream writes into the subspace."""
+    groups = trace_groups(model)
+    for name in outside(groups)[0]:
+        model.get_parameter(name).copy_(model.get_parameter(name) @ projection)
+    for layer, module in enumerate(decoder_layers(model)):
+        for part in parts_of(groups, layer):
+            writer = module.get_submodule(part.output_projection)
+            set_affine(writer, projection @ affine(writer))

@@ -1,7 +1,8 @@
-"""A method: `--method block_influence --target num_hidden_layers=N`."""
+"""A method: `--method angular_distance --target num_hidden_layers=N`."""
 
 from dataclasses import dataclass, replace
 
+import torch
 import torch.nn.functional as F
 
 from llm_pruner.calibration.layerwise import walk
@@ -13,15 +14,15 @@ from llm_pruner.reconstruction.planned import Form, Planned
 
 
 @dataclass(frozen=True)
-class BlockInfluence:
-    """Remove the layers that turn the residual stream the least, 1 - mean cos(input, output) of each.
+class AngularDistance:
+    """Remove the run of n layers that turns the last token of a prompt the least: arccos(cos(x_l, x_l+n)) / pi.
 
-    Men et al., ShortGPT: Layers in Large Language Models are More Redundant Than You Expect, arxiv.org/abs/2403.03853.
+    Gromov et al., The Unreasonable Ineffectiveness of the Deeper Layers, arxiv.org/abs/2403.17887.
     """
 
     seed: int = 0
 
-    name = "block_influence"
+    name = "angular_distance"
     axes = ()
     searches = False
     removes_layers = True
@@ -32,7 +33,9 @@ class BlockInfluence:
 
     def check(self, draft):
         if not draft.removes_layers or draft.widths[0] != draft.traced.counter.before:
-            raise UsageError("block_influence removes whole layers: give `target` num_hidden_layers=N and nothing else")
+            raise UsageError(
+                "angular_distance removes whole layers: give `target` num_hidden_layers=N and nothing else"
+            )
 
     def needs_text(self, draft):
         return True
@@ -43,16 +46,20 @@ class BlockInfluence:
 
     def prune(self, model, draft, prompts=None, journal=None):
         if not prompts:
-            raise UsageError("block_influence needs calibration prompts")
-        influence = []
+            raise UsageError("angular_distance needs calibration prompts")
+        stream = []
         for layer in walk(model, [prompt[None] for prompt in prompts]):
             layer.run()
-            turned = [F.cosine_similarity(x.float(), y.float(), -1).mean() for x, y in zip(layer.stream, layer.outputs)]
-            influence.append(1 - sum(map(float, turned)) / len(turned))
-        ranked = sorted(range(len(influence)), key=lambda layer: -influence[layer])
-        planned = self._planned(draft, sorted(ranked[: len(draft.widths)]))
-        make_shallow(model, planned.form.layers)
-        return Pruned(model, planned.plan, planned.config, {"influence": influence})
+            for hidden in (layer.stream, layer.outputs) if layer.index == 0 else (layer.outputs,):
+                stream.append(torch.cat([prompt[:, -1].float() for prompt in hidden]))
+        number = len(stream) - 1 - len(draft.widths)
+        turned = [F.cosine_similarity(x, y).clamp(-1, 1) for x, y in zip(stream, stream[number:])]
+        distance = [(cosine.arccos() / torch.pi).mean().item() for cosine in turned]
+        first = distance.index(min(distance))
+        layers = [layer for layer in range(len(stream) - 1) if not first <= layer < first + number]
+        planned = self._planned(draft, layers)
+        make_shallow(model, layers)
+        return Pruned(model, planned.plan, planned.config, {"distance": distance})
 
     def _planned(self, draft, layers):
         planned = Planned.of(draft.traced, Form(draft.widths, tuple(layers)))

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from llm_pruner.calibration import data
+from llm_pruner.calibration.prompts import calibration_prompts
 
 
 class Letters:
@@ -24,7 +24,7 @@ def alphabet(tmp_path):
 
 
 def offsets(path: str, seed: int, count: int = 200, length: int = 8) -> list[int]:
-    prompts = data.calibration_prompts(path, count, length, seed, Letters())
+    prompts = calibration_prompts(path, count, length, seed, Letters())
     assert len(prompts) == count
     for prompt in prompts:
         assert prompt.dtype == torch.long
@@ -55,7 +55,7 @@ def test_wikitext2_is_calibrated_on_the_train_split_joined_by_spaces(monkeypatch
         return {"text": ["ab", "", "cd"]}
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    (prompt,) = data.calibration_prompts("wikitext2", 1, 6, 0, Letters())
+    (prompt,) = calibration_prompts("wikitext2", 1, 6, 0, Letters())
     assert bytes(prompt.tolist()) == b"ab  cd"
     assert asked == [(("Salesforce/wikitext", "wikitext-2-raw-v1"), {"split": "train"})]
 
@@ -69,7 +69,7 @@ def test_alpaca_prompts(tmp_path):
     wanted.add("Instruction: Go\nInput: \nResponse:")
 
     def texts(count, length=100, seed=0):
-        return ["".join(map(chr, p)) for p in data.calibration_prompts(str(path), count, length, seed, Letters())]
+        return ["".join(map(chr, p)) for p in calibration_prompts(str(path), count, length, seed, Letters())]
 
     assert len(texts(10)) == 10
     assert set(texts(10)) == wanted

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from llm_pruner.calibration import data
+from llm_pruner.calibration import prompts, texts, windows
 from llm_pruner.errors import UsageError
 from llm_pruner.model.tokenizers import load_tokenizer
 from llm_pruner.recovery.examples import IGNORED, training_examples
@@ -61,13 +61,13 @@ def write(folder, name: str, content: str | bytes) -> str:
 )
 def test_records_stand_for_text(tmp_path, name, content, text):
     path = write(tmp_path, name, content)
-    assert data.load_text(path) == text
-    found = data.texts(path)
+    assert texts.load_text(path) == text
+    found = texts.text_of(path)
     assert found.text() == text
 
 
 def test_an_alpaca_record_is_scored_as_the_filled_template(tmp_path):
-    found = data.load_text(write(tmp_path, "a.jsonl", lines(ALPACA, {**ALPACA, "input": "warm", "output": 7})))
+    found = texts.load_text(write(tmp_path, "a.jsonl", lines(ALPACA, {**ALPACA, "input": "warm", "output": 7})))
     first, second = found.split("\n\nBelow is")
     assert first.endswith("### Instruction:\nName a colour.\n\n### Response:\nBlue.")
     assert second.endswith("### Input:\nwarm\n\n### Response:\n7")
@@ -83,7 +83,7 @@ def test_an_alpaca_record_is_scored_as_the_filled_template(tmp_path):
     ],
 )
 def test_values_that_are_no_text(tmp_path, values, expected):
-    (record,) = data.texts(write(tmp_path, "a.json", json.dumps([ALPACA | values]))).of
+    (record,) = texts.text_of(write(tmp_path, "a.json", json.dumps([ALPACA | values]))).of
     assert tuple(record.values()) == expected
 
 
@@ -91,7 +91,7 @@ def test_values_that_are_no_text(tmp_path, values, expected):
     "content", ["{\\rtf1 is no JSON}", "[1] A note.\n[2] Another.", "{{ braces }}\n{}", "7\n8\n", "[]("]
 )
 def test_prose_that_only_looks_like_records_is_prose(tmp_path, content):
-    assert data.load_text(write(tmp_path, "a.txt", content)) == content
+    assert texts.load_text(write(tmp_path, "a.txt", content)) == content
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_prose_that_only_looks_like_records_is_prose(tmp_path, content):
         ("a.txt", "Ünder".encode("latin-1"), "not a UTF-8 text file: byte 0 is 0xdc"),
         ("a.txt", "text".encode("utf-16"), "looks like UTF-16"),
         ("a.txt", "text".encode("utf-16-le"), "byte 1 is 0"),
-        ("a.txt", b"\x1f\x8b\x08\x00abc", "looks like gzip"),
+        ("a.txt", b"\x1f\x8b\x08\x00abc", "as a compressed one it is damaged"),
         ("a.txt", "version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
     ],
 )
@@ -132,8 +132,8 @@ def test_what_cannot_be_read_is_refused(tmp_path, tokenizer, name, content, mess
     path = write(tmp_path, name, content)
     with pytest.raises(UsageError, match=message) as caught:
         {
-            "calibration": lambda: data.calibration_prompts(path, 2, 4, 0, tokenizer),
-            "evaluation": lambda: data.load_text(path, tokenizer),
+            "calibration": lambda: prompts.calibration_prompts(path, 2, 4, 0, tokenizer),
+            "evaluation": lambda: texts.load_text(path, tokenizer),
             "training": lambda: training_examples(path, 4, tokenizer, 10_000),
         }[use]()
     assert len(str(caught.value)) < 500 + len(path)
@@ -152,8 +152,8 @@ def test_texts_of_nothing_say_how_much_there_is(tmp_path, tokenizer, content, me
     path = write(tmp_path, "a.txt", content)
     config = type("Config", (), {"vocab_size": 10_000, "get_text_config": lambda self: self})()
     for ask in (
-        lambda: data.calibration_prompts(path, 2, 4, 0, tokenizer),
-        lambda: data.evaluation_windows(path, tokenizer, config, 4),
+        lambda: prompts.calibration_prompts(path, 2, 4, 0, tokenizer),
+        lambda: windows.evaluation_windows(path, tokenizer, config, 4),
         lambda: training_examples(path, 4, tokenizer, 10_000),
     ):
         with pytest.raises(UsageError, match=rf"a\.txt {'.*' * content.isspace()}{message}.*one window needs 4"):
@@ -164,9 +164,9 @@ def test_texts_of_nothing_say_how_much_there_is(tmp_path, tokenizer, content, me
     ("name", "message"), [("/dev/zero", "no regular file"), (".", "is a folder"), ("~nobody/x", "neither")]
 )
 def test_what_is_no_regular_file_is_refused(name, message):
-    for known in (data.DATASETS, data.CALIBRATION):
+    for known in (texts.DATASETS, texts.CALIBRATION):
         with pytest.raises(UsageError, match=message):
-            data.check_name(name, known)
+            texts.check_name(name, known)
 
 
 def learned(example, tokenizer) -> str:
@@ -192,7 +192,7 @@ def test_only_the_assistants_turns_of_a_chat_count(tmp_path, tokenizer, chatty):
     whole = chatty.apply_chat_template(chat["messages"], tokenize=False)
     assert chatty.decode(example["input_ids"]) == whole
     assert learned(example, chatty) == "Blue.</assistant>\nRed.</assistant>\n"
-    assert data.load_text(path, chatty).startswith(whole + "\n\n<system>")
+    assert texts.load_text(path, chatty).startswith(whole + "\n\n<system>")
 
 
 def test_a_chat_that_the_template_refuses_is_named(tmp_path, chatty):
@@ -200,14 +200,14 @@ def test_a_chat_that_the_template_refuses_is_named(tmp_path, chatty):
     for template, reason in (("{{ raise_exception('no such role') }}", "no such role"), ("{% for %}", "Expected")):
         chatty.chat_template = template
         with pytest.raises(UsageError, match=f"record 1 does not go with the chat template of the tokenizer: {reason}"):
-            data.load_text(path, chatty)
+            texts.load_text(path, chatty)
 
 
 def test_a_large_text_is_only_read_around_the_windows(tmp_path, monkeypatch, tokenizer):
     """… and gives the same windows for the same seed, whether it is a file or what records stand for."""
     text = "".join(f"Line {i} of the harbour – with {i % 7} röpes.\n" for i in range(20_000))
     paths = [write(tmp_path, "a.txt", text), write(tmp_path, "a.jsonl", lines({"text": text}))]
-    monkeypatch.setattr(data, "LARGE", len(text) // 2)
+    monkeypatch.setattr(texts, "LARGE", len(text) // 2)
     read = 0
 
     def counting(piece, **options):
@@ -217,29 +217,29 @@ def test_a_large_text_is_only_read_around_the_windows(tmp_path, monkeypatch, tok
 
     for path in paths:
         read = 0
-        prompts = data.calibration_prompts(path, 6, 32, 3, counting)
+        found = prompts.calibration_prompts(path, 6, 32, 3, counting)
         assert read < len(text) / 50
-        assert [len(prompt) for prompt in prompts] == [32] * 6
-        assert all(tokenizer.decode(prompt) in text for prompt in prompts)
-        assert len({prompt[0].item() for prompt in prompts} | {tuple(prompt.tolist()) for prompt in prompts}) > 6
-        again = data.calibration_prompts(path, 6, 32, 3, counting)
-        assert all(torch.equal(one, other) for one, other in zip(prompts, again))
+        assert [len(prompt) for prompt in found] == [32] * 6
+        assert all(tokenizer.decode(prompt) in text for prompt in found)
+        assert len({prompt[0].item() for prompt in found} | {tuple(prompt.tolist()) for prompt in found}) > 6
+        again = prompts.calibration_prompts(path, 6, 32, 3, counting)
+        assert all(torch.equal(one, other) for one, other in zip(found, again))
 
 
 def test_a_large_file_of_nothing_much_is_refused(tmp_path, monkeypatch, tokenizer):
-    monkeypatch.setattr(data, "LARGE", 1000)
+    monkeypatch.setattr(texts, "LARGE", 1000)
     path = write(tmp_path, "a.txt", " " * 5000)
     with pytest.raises(UsageError, match="only blanks in 5,000 bytes"):
-        data.calibration_prompts(path, 2, 8, 0, tokenizer)
+        prompts.calibration_prompts(path, 2, 8, 0, tokenizer)
     path = write(tmp_path, "a.txt", b"a" * 3000 + b"\xff" * 3000)
     with pytest.raises(UsageError, match=r"not a UTF-8 text file: byte \d,\d+ is 0xff"):
-        data.calibration_prompts(path, 9, 8, 0, tokenizer)
+        prompts.calibration_prompts(path, 9, 8, 0, tokenizer)
 
 
 def test_more_windows_than_memory_are_refused_before_anything_is_drawn(tmp_path, tokenizer):
     path = write(tmp_path, "a.txt", "words and words " * 50)
     with pytest.raises(UsageError, match="nsamples 1,000,000,000 × calibration_seq_len 8"):
-        data.calibration_prompts(path, 10**9, 8, 0, tokenizer)
+        prompts.calibration_prompts(path, 10**9, 8, 0, tokenizer)
 
 
 def test_running_out_of_memory_over_windows_names_what_was_asked_for(tmp_path, tokenizer, monkeypatch):
@@ -248,4 +248,4 @@ def test_running_out_of_memory_over_windows_names_what_was_asked_for(tmp_path, t
 
     monkeypatch.setattr(torch, "randint", full)
     with pytest.raises(UsageError, match="nsamples 3 × calibration_seq_len 8 tokens of .* do not fit into the memory"):
-        data.calibration_prompts(write(tmp_path, "a.txt", "words and words " * 50), 3, 8, 0, tokenizer)
+        prompts.calibration_prompts(write(tmp_path, "a.txt", "words and words " * 50), 3, 8, 0, tokenizer)

@@ -80,6 +80,23 @@ def test_a_text_with_other_content_is_another_input(tmp_path, ran):
     assert "prune" not in ran
 
 
+def test_the_content_of_a_text_with_a_share_is_an_input_and_so_is_the_share(tmp_path, ran):
+    text = tmp_path / "text.txt"
+
+    def stages(content: str, data: list[str]) -> list[str]:
+        text.write_text(content)
+        ran.clear()
+        pipeline.run(asked(tmp_path, prune={"importance": "amp", "calibration_data": data}))
+        return [*ran]
+
+    one, other = ["demo", f"{text}=0.25"], ["demo", f"{text}=0.5"]
+    assert stages("one", one) == ["prune", "recover", "evaluate"]
+    assert stages("one", one) == []
+    assert "prune" in stages("two", one)
+    assert "prune" in stages("two", other)
+    assert stages("two", other) == []
+
+
 def test_a_stage_that_fails_is_not_done(tmp_path, ran, monkeypatch):
     plain = pipeline._run_stage
 

@@ -106,6 +106,19 @@ def test_what_contradicts_a_reconstruction(arguments, message):
         parse(["--model", "m", "--param_ratio", "0.3", "--method", "reconstruct", *arguments])
 
 
+@pytest.mark.parametrize("method", ["shortgpt", "slicegpt"])
+def test_what_contradicts_a_method_without_units(method):
+    asked = ["--model", "m", "--param_ratio", "0.3", "--method", method]
+    for arguments, message in (
+        (["--save_plan", "plan.json"], f"save_plan lists units, and method {method} chooses none; leave it out"),
+        (["--importance", "magnitude"], f"method {method} and importance both choose the units"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            parse([*asked, *arguments])
+    with pytest.raises(UsageError, match=f"method {method} has no option 'epochs'; leave it out"):
+        method_of(parse([*asked, "--epochs", "2"]), reconstruct=True)
+
+
 def test_a_plan_says_the_method():
     with pytest.raises(UsageError, match="plan and method exclude each other"):
         parse(["--model", "m", "--plan", "plan.json", "--method", "reconstruct"])
@@ -123,6 +136,7 @@ def test_a_plan_says_the_method():
         (["--search_minutes", "nan", "--param_ratio", "0.3"], "search_minutes: nan must be"),
         (["--epochs", "-1", "--param_ratio", "0.3"], "epochs: -1 must be a whole number of at least 0"),
         (["--epochs", "0.5", "--param_ratio", "0.3"], "epochs: '0.5' is str, it must be a whole number"),
+        (["--global_epochs", "-1", "--param_ratio", "0.3"], "global_epochs: -1 must be a whole number of at least 0"),
         (["--target_memory", "8 apples"], "target_memory: '8 apples' is not a size; write 8GB, 1.5GiB or 500MB"),
         (["--target_memory", "0"], "target_memory: '0' is not a size"),
         (["--target_memory", "8GB", "--param_ratio", "0.3"], "param_ratio and target_memory both set the shape"),
@@ -135,7 +149,8 @@ def test_options_of_a_reconstruction_that_cannot_be_meant(method, arguments, mes
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("per_layer", True), ("search_minutes", 0.0), ("epochs", 0), ("work_dir", "w")]
+    ("name", "value"),
+    [("per_layer", True), ("search_minutes", 0.0), ("epochs", 0), ("global_epochs", 0), ("work_dir", "w")],
 )
 def test_options_of_a_reconstruction_beside_another(name, value):
     with pytest.raises(UsageError, match=f"`{name}` belongs to `method=reconstruct`"):
@@ -153,9 +168,21 @@ def test_a_method_on_the_command_line_replaces_that_of_the_yaml(tmp_path):
         model="m", importance="amp", param_ratio=0.3, config=best
     )
     flap = REPOSITORY / "configs" / "flap.yaml"
-    text = {"calibration_data": "wikitext2", "nsamples": 1024, "calibration_seq_len": 128}
+    text = {"calibration_data": ("wikitext2",), "nsamples": 1024, "calibration_seq_len": 128}
     expected = PruneOptions(model="m", method="reconstruct", pruning_ratio=0.2, config=str(flap), **text)
     assert parse([*model, str(flap), "--method", "reconstruct"]) == expected
+
+
+def test_several_calibration_texts_are_words_of_a_flag_and_a_list_of_the_yaml(tmp_path):
+    expected = ("wikitext2", "self=0.25")
+    flags = ["--model", "m", "--param_ratio", "0.3"]
+    assert parse([*flags, "--calibration_data", *expected]).calibration_data == expected
+    assert parse([*flags, "--calibration_data", "wikitext2"]).calibration_data == ("wikitext2",)
+    for text, found in (("[wikitext2, self=0.25]", expected), ("c4", ("c4",))):
+        path = write(tmp_path, f"calibration_data: {text}\n")
+        assert parse([*flags, "--config", path]).calibration_data == found
+    with pytest.raises(UsageError, match="line 1: calibration_data: .* must be names"):
+        parse([*flags, "--config", write(tmp_path, "calibration_data: [wikitext2, 3]\n")])
 
 
 @pytest.mark.parametrize(

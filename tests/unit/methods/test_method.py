@@ -11,8 +11,14 @@ from llm_pruner.shape.request import Ratio
 from tests.support import tiny
 
 
-def test_the_registry_names_both():
-    assert {name: METHODS.get(name) for name in METHODS} == {"reconstruct": Reconstruct, "score_and_cut": ScoreAndCut}
+def test_the_registry_names_them():
+    assert {"reconstruct", "score_and_cut", "shortgpt"} <= set(METHODS)
+    assert (METHODS.get("reconstruct"), METHODS.get("score_and_cut")) == (Reconstruct, ScoreAndCut)
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "score_and_cut"])
+def test_a_method_goes_by_the_name_that_it_reports(name):
+    assert METHODS.get(name).name == name
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -50,6 +56,9 @@ def test_of_a_copy_nothing_is_reconstructed_or_compensated():
     assert settled(reconstruct, is_copy=True) == ScoreAndCut(seed=4)
 
 
+OWN = ["search", "reconstruct", "baseline", "optimise"]
+
+
 @pytest.mark.parametrize("method", [ScoreAndCut("wanda_sp", compensate="bias"), Reconstruct(epochs=0)])
 def test_phases_go_to_the_journal_and_without_one_nowhere(method):
     import contextlib
@@ -66,6 +75,6 @@ def test_phases_go_to_the_journal_and_without_one_nowhere(method):
     model = tiny.model("llama")
     made = draft(Ratio({"mlp": 0.5}), model.config, method)
     told = method.prune(model, made, prompts, Journal(lines.append, timed))
-    assert phases == (["score", "cut"] if isinstance(method, ScoreAndCut) else ["search", "reconstruct", "baseline"])
+    assert phases == (["score", "cut"] if isinstance(method, ScoreAndCut) else OWN)
     assert bool(lines) == isinstance(method, Reconstruct)
     assert method.prune(tiny.model("llama"), made, prompts).plan == told.plan

@@ -37,7 +37,7 @@ def test_of_a_pruning():
 
 FEWER_TOKENS = {
     "bits_per_byte": {"before": 1.0, "after": 1.25},
-    "vocabulary": {"data": "own.txt", "covered": 0.991, "bytes_per_token": {"before": 4.0, "after": 3.9}},
+    "vocabulary": {"data": ["own.txt"], "covered": 0.991, "bytes_per_token": {"before": 4.0, "after": 3.9}},
     "widths": {"before": {"vocab_size": 5000}, "after": {"vocab_size": 3008}},
 }
 
@@ -52,9 +52,21 @@ def test_of_fewer_tokens():
 
 
 def test_of_nothing_but_fewer_tokens():
-    text = card(pruned(**FEWER_TOKENS, importance="token counts"))
-    assert "with tokens removed from its vocabulary. An ordinary" in text or "removed from its vocabulary. Its" in text
+    stock = {"model_type": {"before": "llama", "after": "llama"}}
+    text = card(pruned(**FEWER_TOKENS, **stock, importance="token counts", calibration=None))
+    opening = (
+        "[models/dense-1b](models/dense-1b) with tokens removed from its vocabulary. An ordinary `llama` checkpoint: "
+    )
+    assert opening in text
     assert "heads" not in text.split("|")[0]
+    # no unit was chosen, and no seed played a part
+    assert "Units chosen" not in text
+    assert "token counts" not in text
+    assert "seed" not in text
+    several = FEWER_TOKENS["vocabulary"] | {"data": ["own.txt", "c4"]}
+    assert "the most frequent ones of own.txt and c4: 99.1 % of them." in card(
+        pruned(**FEWER_TOKENS | {"vocabulary": several})
+    )
 
 
 def test_of_a_recovery():
@@ -97,6 +109,9 @@ def test_of_a_sparse_model():
     assert "# dense-1b, sparse" in lines
     assert "Made sparse: weight 2:4, 50.0 % kept (seed 7), on 128 samples of c4." in lines
     assert any("sparse weights (weight 2:4). An ordinary `llama` checkpoint" in line for line in lines)
+    sources = [{"data": "c4", "share": 0.75, "windows": 96}, {"data": "self", "share": 0.25, "windows": 32}]
+    mixed = {"data": "c4 self=0.25", "nsamples": 128, "seq_len": 64, "sources": sources}
+    assert "on 128 samples of c4 (96), self (32).\n" in card(sparse(calibration=mixed))
     activations = card(sparse(sparsity={"sparse": "activations"}, calibration={}, kept=None))
     assert "without that import transformers warns and loads the dense model" in activations
     assert "Made sparse: weight 2:4 (seed 7).\n" in activations

@@ -11,13 +11,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llm_pruner import serialisation
+from llm_pruner.calibration.mixtures import Drawn, Source
 from llm_pruner.errors import UsageError
 from llm_pruner.importance.selection import quantiles
 from llm_pruner.model.axes import HEADS, HIDDEN, MLP
 from llm_pruner.output import charts, lineage, reports, saving
 from llm_pruner.output.card import card
 from llm_pruner.output.page import page
-from llm_pruner.output.reports import Evaluation, Measured, Point, Reconstruction, Sides
+from llm_pruner.output.reports import Calibration, CalibrationText, Evaluation, Measured, Point, Reconstruction, Sides
 from llm_pruner.shape.draft import draft, groups_to_score
 from tests.support import tiny
 from tests.support.in_memory import asked
@@ -201,3 +203,22 @@ def test_a_checkpoint_that_is_useless_says_so(report, warning):
     assert warning is None or re.search(warning, told)
     assert ("too much to be useful" in card(report)) == bool(warning)
     assert ("too much to be useful" in page([report])) == bool(warning)
+
+
+def test_what_is_told_of_calibration_texts():
+    alone = Calibration.of("c4", 128, 64, None)
+    assert (alone.data, alone.nsamples, alone.sources, alone.texts) == ("c4", 128, None, "c4")
+    several = Calibration.of(("c4", "self=0.25"), 8, 64, None)
+    assert several.sources == [CalibrationText("c4", 0.75, 6), CalibrationText("self", 0.25, 2)]
+    assert (several.data, several.texts) == ("c4 self=0.25", "c4 (6), self (2)")
+    told = pruned(calibration=serialisation.plain(several))
+    assert reports.from_dict(told.to_dict(), "report.json").calibration == several
+
+
+def test_what_was_drawn_is_told_where_it_is_other_than_what_was_asked_for():
+    """A file held fewer records than were asked for, and the model wrote in place of a text."""
+    sources = (Source("records.jsonl", 0.5), Source("self", 0.5))
+    drawn = Drawn(sources, ([1, 2], None), 4, 64, 0, None, missing=("c4",))
+    found = Calibration.of(("records.jsonl", "c4"), 8, 64, drawn)
+    assert found.sources == [CalibrationText("records.jsonl", 0.5, 2), CalibrationText("self", 0.5, 4)]
+    assert (found.data, found.nsamples) == ("records.jsonl c4", 6)

@@ -10,8 +10,10 @@ from llm_pruner.errors import PlanError
 from llm_pruner.model.axes import HEAD_DIM, HEADS, HIDDEN, KV_HEADS, MLP, heads_per_group
 from llm_pruner.model.families import widths_of
 from llm_pruner.model.trace import trace_groups
-from llm_pruner.reconstruction.costs import RIDGE, Costs, measure_costs, measure_layers
-from llm_pruner.reconstruction.search import layers_by_costs
+from llm_pruner.reconstruction.allocation import layers_by_costs
+from llm_pruner.reconstruction.costs import Costs, measure_layers
+from llm_pruner.reconstruction.second_order import RIDGE
+from llm_pruner.reconstruction.survey import survey
 from tests.support import tiny, toys
 from tests.support.budgets import budget_of, counted, made_up, missed, total
 
@@ -33,7 +35,7 @@ def measured():
     """(model, batches, costs) of 33 neurons a layer, so that every one is a point of the curve."""
     torch.manual_seed(0)
     model, batches = tiny.model("llama_multi_head", intermediate_size=33), list(tiny.tokens(12, 16).split(6))
-    return model, batches, measure_costs(model, trace_groups(model), batches, widths_of(model.config))
+    return model, batches, survey(model, trace_groups(model), batches, widths_of(model.config)).costs
 
 
 @torch.no_grad()
@@ -99,7 +101,7 @@ def test_every_family_and_group_has_costs(case):
                 if member.reads:
                     gone = member.positions(torch.arange(group.units // 2))
                     parameters[member.parameter].data.index_fill_(member.dim, gone, 0.0)
-    costs = measure_costs(model, groups, [tiny.tokens(8, 16)], before)
+    costs = survey(model, groups, [tiny.tokens(8, 16)], before).costs
     shapes = set(itertools.product(range(1, before[KV_HEADS] + 1), range(1, heads_per_group(before) + 1)))
     half = next(cost for kept, cost in costs.neurons[1] if kept <= before[MLP] // 2 + 4)
     for layer in (0, 1):
@@ -186,5 +188,5 @@ def test_a_budget_that_no_layers_meet(axes, share):
 @pytest.mark.parametrize("case", ["llama", "gpt2"])
 def test_the_cost_of_whole_layers_needs_no_surgery(case):
     model, batches = tiny.model(case), [tiny.tokens(4, 12)]
-    costs = measure_costs(model, trace_groups(model), batches, widths_of(model.config))
+    costs = survey(model, trace_groups(model), batches, widths_of(model.config)).costs
     assert measure_layers(model, batches).layers == costs.layers

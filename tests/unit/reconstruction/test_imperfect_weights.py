@@ -329,7 +329,7 @@ def test_a_reconstruction_is_not_lost_with_what_it_is_compared_with(monkeypatch)
 
 
 @pytest.mark.parametrize(
-    "place", ["llm_pruner.reconstruction.reconstruct.optimise", "llm_pruner.reconstruction.costs.normal_equations"]
+    "place", ["llm_pruner.reconstruction.reconstruct.optimise", "llm_pruner.reconstruction.survey.normal_equations"]
 )
 def test_memory_that_ends_in_the_best_method(place, monkeypatch):
     def no_memory(*_, **__):

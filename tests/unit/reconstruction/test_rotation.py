@@ -12,10 +12,19 @@ from llm_pruner.model.families import family_of, widths_of
 from llm_pruner.model.layers import decoder_layers
 from llm_pruner.model.trace import trace_groups
 from llm_pruner.reconstruction.embeddings_and_head import outside
-from llm_pruner.reconstruction.layers import affine, parts_of, set_affine
+from llm_pruner.reconstruction.layers import affine, set_affine
 from llm_pruner.reconstruction.rotation import basis_of, norm_scale, norms_of, rotate_layer
 from tests.support import tiny
-from tests.support.reconstructing import FITTED, PLAIN, calibration, divergence, planned, reconstructed
+from tests.support.reconstructing import (
+    FITTED,
+    PLAIN,
+    calibration,
+    confine,
+    divergence,
+    planned,
+    reconstructed,
+    subspace,
+)
 
 WIDE, NARROW = 48, 24
 TINY_EPS = {"rms_norm_eps": 1e-12, "layer_norm_eps": 1e-12, "layer_norm_epsilon": 1e-12}
@@ -29,25 +38,6 @@ def built(case: str, **changes):
     )
 
 
-def subspace(size: int, centred: bool) -> torch.Tensor:
-    """A projection [WIDE, WIDE] on `size` random directions, of centred streams if asked for."""
-    directions = torch.randn(WIDE, size, dtype=torch.double)
-    basis = torch.linalg.qr(directions - directions.mean(0) if centred else directions).Q
-    return (basis @ basis.T).float()
-
-
-@torch.no_grad()
-def confine(model, projection: torch.Tensor) -> None:
-    """Everything that writes to the residual stream writes into the subspace."""
-    groups = trace_groups(model)
-    for name in outside(groups)[0]:
-        model.get_parameter(name).copy_(model.get_parameter(name) @ projection)
-    for layer, module in enumerate(decoder_layers(model)):
-        for part in parts_of(groups, layer):
-            writer = module.get_submodule(part.output_projection)
-            set_affine(writer, projection @ affine(writer))
-
-
 def narrower(model, fewer=()):
     return widths_of(model.config).but({HIDDEN: NARROW, **dict(fewer)})
 
@@ -57,7 +47,7 @@ def narrower(model, fewer=()):
 def test_nothing_is_lost_in_a_subspace(case):
     """Any 24 directions, not 24 channels; the lm_head of its own."""
     model = built(case, tie_word_embeddings=False)
-    confine(model, subspace(NARROW, centred=False))
+    confine(model, subspace(WIDE, NARROW, centred=False))
     new = reconstructed(model, narrower(model), PLAIN).model
     assert new.config.hidden_size == NARROW
     torch.testing.assert_close(tiny.logits(new), tiny.logits(model), atol=2e-5, rtol=1e-4)
@@ -67,7 +57,7 @@ def test_nothing_is_lost_in_a_subspace(case):
 def test_nothing_is_lost_where_embeddings_are_the_lm_head(case):
     """As long as the final norm, whose weight a rotation cannot reach, is the same for every channel."""
     model = built(case)
-    confine(model, subspace(NARROW, centred=False))
+    confine(model, subspace(WIDE, NARROW, centred=False))
     model.model.norm.weight.data.fill_(1.3)
     new = reconstructed(model, narrower(model), PLAIN).model
     assert new.get_output_embeddings().weight is new.get_input_embeddings().weight
@@ -84,7 +74,7 @@ def layer_norm_model(case: str, **changes):
         weight = affine(writer)
         weight[:, [*range(8), *range(16, 24), *range(40, 48)]] = 0.0  # heads 0, 2 and 5
         set_affine(writer, weight)
-    projection = subspace(NARROW - 1, centred=True)
+    projection = subspace(WIDE, NARROW - 1, centred=True)
     confine(model, projection)
     norms = [model.get_submodule(outside(trace_groups(model))[1].removesuffix(".weight"))]
     norms += [] if changes.get("attention_bias", True) else [layer.input_layernorm for layer in layers]
@@ -106,7 +96,7 @@ def test_a_rotated_layer_gives_the_rotated_stream(case):
     """Fᵣ(Pᵀh) = PᵀF(h), at every layer."""
     model = layer_norm_model(case) if case in tiny.DERIVED else built(case)
     if case not in tiny.DERIVED:
-        confine(model, subspace(NARROW, centred=False))
+        confine(model, subspace(WIDE, NARROW, centred=False))
     groups, batches = trace_groups(model), [tiny.tokens(4, 16)]
     basis = basis_of(model, batches, NARROW, case in tiny.DERIVED)
     for layer in walk(model, batches):

@@ -12,7 +12,7 @@ from llm_pruner.shape.budget import (
     widths_by_parameters,
     widths_by_structure,
 )
-from llm_pruner.shape.draft import _share_of
+from llm_pruner.shape.draft import share_of
 from llm_pruner.shape.request import Budget
 from tests.support.toys import counter_of, heads_and_neurons, hundred, toy, widths
 
@@ -174,7 +174,7 @@ def test_param_ratio_is_met(request, which, ratio):
     """Within 1 %, by the formula for a layer's parameters; and nearer than one neuron in every layer."""
     counter = request.getfixturevalue(which)
     layers, before = counter.num_layers, counter.before
-    assert _share_of(Budget(param_ratio=ratio), counter, None) == ratio
+    assert share_of(Budget(param_ratio=ratio), counter, None) == ratio
 
     def parameters(w: Widths) -> int:
         return layers * 4096 * (128 * 2 * (w[HEADS] + w[KV_HEADS]) + 3 * w[MLP])
@@ -205,11 +205,11 @@ def test_parameters_left(budget, element_size, goal):
 def test_share_that_reaches_a_goal(llama_2_7b):
     """(6,738,415,616 - goal) / 6,476,005,376 of attention and MLP; the embeddings and norms hold 262,410,240."""
     budget = Budget(memory="10GB")
-    assert _share_of(budget, llama_2_7b, budget.parameters_left(2)) == pytest.approx(0.2684395, abs=1e-7)
-    assert _share_of(budget, llama_2_7b, 262_410_240) == 1
-    assert _share_of(budget, llama_2_7b, 100_000_000) > 1
+    assert share_of(budget, llama_2_7b, budget.parameters_left(2)) == pytest.approx(0.2684395, abs=1e-7)
+    assert share_of(budget, llama_2_7b, 262_410_240) == 1
+    assert share_of(budget, llama_2_7b, 100_000_000) > 1
     with pytest.raises(PlanError, match="`memory` 10GB: the model has 6,738,415,616 parameters; ask for fewer"):
-        _share_of(budget, llama_2_7b, 6_738_415_616)
+        share_of(budget, llama_2_7b, 6_738_415_616)
 
 
 def test_ul_mm_never_takes_more_than_its_share(llama_2_7b):

@@ -83,16 +83,16 @@ def test_a_text_of_nothing_is_refused(tmp_path):
     tokenizer = vocabularies.save(vocabularies.byte_level(), tmp_path)
     (tmp_path / "blank.txt").write_text(" \n\n")
     with pytest.raises(UsageError, match="holds no token"):
-        counted(str(tmp_path / "blank.txt"), tokenizer)
+        counted([str(tmp_path / "blank.txt")], tokenizer)
 
 
 def test_a_large_text_is_read_in_pieces(tmp_path, monkeypatch):
     tokenizer = vocabularies.save(vocabularies.byte_level(), tmp_path)
     path = tmp_path / "text.txt"
     path.write_text(vocabularies.TEXT * 40, encoding="utf-8")
-    whole = counted(str(path), tokenizer)
-    for module in ("calibration.data", "vocabulary.choice"):
+    whole = counted([str(path)], tokenizer)
+    for module in ("calibration.texts", "vocabulary.choice"):
         monkeypatch.setattr(f"llm_pruner.{module}.LARGE", 1000)
-    pieces = counted(str(path), tokenizer)
+    pieces = counted([str(path)], tokenizer)
     assert sum(pieces.counts.values()) == pytest.approx(sum(whole.counts.values()), rel=0.02)
     assert set(whole.counts) - set(pieces.counts) == set()

@@ -23,7 +23,7 @@ class Case:
         self.source, self.target = folder / "source", folder / "target"
         self.before = vocabularies.save(made, self.source, **options)
         (folder / "text.txt").write_text(text, encoding="utf-8")
-        self.text = counted(str(folder / "text.txt"), self.before)
+        self.text = counted([str(folder / "text.txt")], self.before)
         self.file = whole_file(self.source, self.before, folder / "whole")
         self.rows = len(self.before)
         self.kept = choose(self.file, self.text.counts, (), self.rows, wanted or Wanted())

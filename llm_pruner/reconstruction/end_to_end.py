@@ -1,0 +1,192 @@
+"""All layers optimised together towards the dense model's logits, without a label and without the dense model.
+
+Layer by layer, every direction of the residual stream counts alike, and each layer is fitted before those behind it are
+there. A pass or two over the text in which the whole pruned model sees where its logits differ take what that leaves.
+The dense model's logits are made again from its last hidden states, which the walk through the layers kept.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from llm_pruner.calibration.layerwise import enter
+from llm_pruner.console import progress
+from llm_pruner.errors import computing
+from llm_pruner.model.layers import decoder_layers, layer_number
+from llm_pruner.model.skeleton import skeleton
+from llm_pruner.model.surgery import place
+from llm_pruner.reconstruction.logits import kl, logits_of
+from llm_pruner.reconstruction.tokens import Tokens
+
+# of a tensor's root mean square, per step, at first
+RATE = 1e-3
+# of all steps, in which the rate rises
+WARM_UP = 0.1
+# tokens of a step
+STEP = 512
+# whose logits are held at once
+LOGITS = 2**23
+# parameters of all layers: more are not optimised together unless that is asked for, since Adam wants 16 bytes of each
+LARGEST = 2**30
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """The end of the dense model and its last hidden states: all that its logits are made of.
+
+    Attributes:
+        model: A model without layers.
+        stream: The dense model's last hidden states, [prompts, tokens, hidden_size] for each batch.
+    """
+
+    model: Any
+    stream: Sequence[torch.Tensor]
+
+    @classmethod
+    def of(cls, dense, stream: Sequence[torch.Tensor]) -> "Teacher":
+        """Make one of the dense model, which may be emptied afterwards.
+
+        Args:
+            dense: The dense model.
+            stream: Its last hidden states, for each batch.
+        """
+        model = skeleton(dense.config).eval()
+        for name, parameter in dense.named_parameters():
+            if layer_number(name) is None:
+                place(model, name, parameter.data, requires_grad=False)
+        for name, buffer in dense.named_buffers():
+            if layer_number(name) is None:
+                model.get_buffer(name).data = buffer.data
+        model.tie_weights()
+        return cls(model, stream)
+
+
+def optimise_together(model, teacher: Teacher, tokens: Tokens, epochs: int, seed: int = 0) -> tuple[float, float]:
+    """Bring KL(dense ‖ pruned) down by Adam on all layers at once.
+
+    Embeddings and lm_head stay as they are. Where the held-out text does not gain, so do the layers.
+
+    Args:
+        model: The pruned model, in evaluation mode; its layers are changed in place, in their dtype.
+        teacher: What is left of the dense model.
+        tokens: The calibration batches.
+        epochs: Passes over the fitted batches.
+        seed: Of their order.
+
+    Returns:
+        The KL on the held-out batches before and after, in nats per token.
+
+    Raises:
+        RunError: Memory runs out.
+    """
+    with computing("the optimisation of all layers"):
+        student = _Student(model, teacher, tokens)
+        before = student.held_kl()
+        own = {name: parameter.data.to("cpu", copy=True) for name, parameter in student.parameters.items()}
+        dtypes = {name: parameter.dtype for name, parameter in student.parameters.items()}
+        for parameter in student.parameters.values():
+            parameter.data = parameter.data.float()
+        _descend(student, epochs, seed)
+        for name, parameter in student.parameters.items():
+            parameter.data = parameter.data.to(dtypes[name])
+        after = student.held_kl()
+        if not after < before:
+            after = before
+            for name, parameter in student.parameters.items():
+                parameter.data.copy_(own[name])
+    return before, after
+
+
+def _descend(student: "_Student", epochs: int, seed: int) -> None:
+    """Each parameter takes its step as soon as its gradient is there, so that no two gradients are held."""
+    parts = student.parts()
+    steps = epochs * len(parts)
+    adams: dict[torch.Tensor, torch.optim.Adam] = {}
+    hooks = []
+
+    def step(parameter: torch.Tensor) -> None:
+        adams[parameter].step()
+        parameter.grad = None
+
+    for parameter in student.parameters.values():
+        parameter.requires_grad_()
+        size = parameter.data.square().mean().sqrt().item()
+        adams[parameter] = torch.optim.Adam([parameter], lr=RATE * size, betas=(0.9, 0.98), eps=1e-12)
+        hooks.append(parameter.register_post_accumulate_grad_hook(step))
+    rates = {parameter: adam.param_groups[0]["lr"] for parameter, adam in adams.items()}
+    generator = torch.Generator().manual_seed(seed)
+    order = [each for _ in range(epochs) for each in torch.randperm(len(parts), generator=generator).tolist()]
+    for number, each in enumerate(progress(order, desc="optimise", unit="step")):
+        rising = min(1.0, (number + 1) / max(1.0, WARM_UP * steps))
+        factor = rising * (1.02 + 0.98 * math.cos(math.pi * number / steps)) / 2
+        for parameter, adam in adams.items():
+            adam.param_groups[0]["lr"] = rates[parameter] * factor
+        with torch.enable_grad():
+            student.backward(*parts[each])
+    for hook in hooks:
+        hook.remove()
+    for parameter in student.parameters.values():
+        parameter.requires_grad_(False)
+
+
+class _Student:
+    """The pruned model, run layer by layer in float32 behind its embeddings."""
+
+    def __init__(self, model, teacher: Teacher, tokens: Tokens) -> None:
+        self.model, self.teacher, self.tokens = model, teacher, tokens
+        self.layers: Sequence[nn.Module] = list(decoder_layers(model))
+        self.parameters = {
+            name: parameter for name, parameter in model.named_parameters() if layer_number(name) is not None
+        }
+
+    def parts(self) -> list[tuple[int, slice]]:
+        """Return the steps of a pass: (batch, rows), each of about STEP tokens and at least one row."""
+        found = []
+        for batch, (ids, held) in enumerate(zip(self.tokens.batches, self.tokens.held, strict=True)):
+            rows = max(1, STEP // ids.shape[1])
+            found += [] if held else [(batch, slice(at, at + rows)) for at in range(0, len(ids), rows)]
+        return found
+
+    def run(self, ids: torch.Tensor) -> torch.Tensor:
+        """Return the output of the last layer, [prompts, tokens, hidden_size]."""
+        hidden, arguments = enter(self.model, ids)
+        dtype = next(self.layers[0].parameters()).dtype
+        hidden = hidden.to(dtype)
+        for layer, (rest, options) in zip(self.layers, arguments, strict=True):
+            hidden = layer(hidden.to(next(layer.parameters()).device), *rest, **options)
+        return hidden
+
+    def backward(self, batch: int, rows: slice) -> None:
+        """Add the gradients of the mean KL of some rows."""
+        ids = self.tokens.batches[batch][rows]
+        found = self.run(ids)
+        ahead = found.detach().requires_grad_()
+        for error in self._errors(ids, self.teacher.stream[batch][rows], ahead):
+            (error / ids.numel()).backward()
+        found.backward(ahead.grad)
+
+    @torch.no_grad()
+    def held_kl(self) -> float:
+        """Return the KL on the held-out batches, in nats per token."""
+        total, count = 0.0, 0
+        for batch, held in enumerate(self.tokens.held):
+            for row in range(len(self.tokens.batches[batch])) if held else ():
+                ids = self.tokens.batches[batch][row : row + 1]
+                stream = self.teacher.stream[batch][row : row + 1]
+                total += sum(error.item() for error in self._errors(ids, stream, self.run(ids)))
+                count += ids.numel()
+        return total / count
+
+    def _errors(self, ids: torch.Tensor, stream: torch.Tensor, found: torch.Tensor):
+        """The summed KL of a few tokens at a time: their logits are more than all that comes before them."""
+        head = self.model.get_output_embeddings().weight
+        width = max(1, LOGITS // (len(ids) * head.shape[0]))
+        for own in zip(*(tensor.split(width, dim=1) for tensor in (ids, stream, found)), strict=True):
+            part, wanted, given = own
+            with torch.no_grad():
+                target = logits_of(self.teacher.model, part, wanted)
+            yield kl(target, logits_of(self.model, part, given.to(head.dtype))).sum()

@@ -1,0 +1,70 @@
+"""All layers optimised together: towards the dense model's logits, never behind the start on held-out text."""
+
+import copy
+
+import pytest
+import torch
+
+from llm_pruner.reconstruction import end_to_end
+from llm_pruner.reconstruction.end_to_end import Teacher, optimise_together
+from llm_pruner.reconstruction.reconstruct import reconstruct
+from tests.support import tiny
+from tests.support.reconstructing import PLAIN, calibration, divergence, fitted_and_held, planned
+
+CASES = ["llama", "llama_tied", "qwen2", "gemma3_text", "phi3", "gpt2", "gpt_neox"]
+
+
+def pruned(case: str, dtype=torch.float32):
+    """(dense model, pruned model, of which nothing was fitted, teacher, tokens)."""
+    dense, tokens = tiny.model(case).to(dtype), calibration(batches=2)
+    groups, plan, config = planned(dense, {"mlp": 0.4})
+    done = reconstruct(dense, groups, plan.after, config, tokens, PLAIN)
+    teacher = Teacher.of(dense, done.dense_stream)
+    return copy.deepcopy(dense), done.settle(dense), teacher, tokens
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_divergence_falls_and_is_that_of_the_model(case):
+    dense, model, teacher, tokens = pruned(case)
+    _, held = fitted_and_held(tokens)
+    start = divergence(dense, model, held)
+    before, after = optimise_together(model, teacher, tokens, epochs=20)
+    assert before == pytest.approx(start, rel=1e-3)
+    assert after == pytest.approx(divergence(dense, model, held), rel=1e-3)
+    assert after < 0.97 * before
+
+
+def test_only_layers_change_and_nothing_asks_for_gradients():
+    _, model, teacher, tokens = pruned("llama")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    optimise_together(model, teacher, tokens, epochs=3)
+    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed == {name for name in before if ".layers." in name}
+    assert all(parameter.grad is None and not parameter.requires_grad for parameter in model.model.layers.parameters())
+
+
+def test_steps_that_harm_are_taken_back(monkeypatch):
+    """A rate at which everything breaks leaves the model as it was, bit by bit."""
+    _, model, teacher, tokens = pruned("llama")
+    own = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    monkeypatch.setattr(end_to_end, "RATE", 10.0)
+    before, after = optimise_together(model, teacher, tokens, epochs=1)
+    assert before == after
+    assert all(torch.equal(tensor, own[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_model_keeps_its_dtype():
+    _, model, teacher, tokens = pruned("llama", torch.bfloat16)
+    before, after = optimise_together(model, teacher, tokens, epochs=20)
+    assert after < before
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+
+
+def test_same_seed_same_bytes():
+    def run(seed: int):
+        _, model, teacher, tokens = pruned("llama")
+        optimise_together(model, teacher, tokens, epochs=2, seed=seed)
+        return model.model.layers[0].mlp.up_proj.weight
+
+    assert torch.equal(run(0), run(0))
+    assert not torch.equal(run(0), run(1))

@@ -3,7 +3,7 @@
 import pytest
 
 from llm_pruner.errors import PlanError, UsageError
-from llm_pruner.vocabulary.choice import Wanted, choose, counted, rounded_up, template_tokens
+from llm_pruner.vocabulary.choice import Wanted, choose, counted, rounded_up, template_tokens, texts_to_count
 from llm_pruner.vocabulary.pieces import Merges
 from llm_pruner.vocabulary.tokenizer_file import TokenizerFile
 from tests.support import vocabularies
@@ -77,6 +77,43 @@ def test_tokens_of_the_chat_template_are_known(tmp_path):
     assert template_tokens(tokenizer) == set()
     tokenizer.chat_template = None
     assert template_tokens(tokenizer) == set()
+
+
+def test_the_texts_are_those_of_the_vocabulary_or_else_of_the_calibration_or_else_the_usual_one(tmp_path):
+    own = str(tmp_path / "own.txt")
+    (tmp_path / "own.txt").write_text("a")
+    mixture = ("c4=0.5", f"{own}=0.25", "self")
+    assert texts_to_count("alpaca", mixture, "model") == ("alpaca",)
+    assert texts_to_count("mix", None, "model") == ("wikitext2", "c4", "instructions")
+    assert texts_to_count(None, mixture, "model") == ("c4", own)
+    assert texts_to_count(None, ("mix", "self=0.25"), "model") == ("wikitext2", "c4", "instructions")
+    assert texts_to_count(None, None, "model") == ("wikitext2",)
+    assert texts_to_count(None, None, "demo") == ("demo",)
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (("self", None), "the model writes the text called self with the tokens that stay.*`vocab_data=FILE`"),
+        ((None, ("self",)), "the model writes the text called self with the tokens that stay.*`vocab_data=FILE`"),
+        (("wikitext", None), "vocabulary data 'wikitext' is neither a file nor a data set; did you mean 'wikitext2'"),
+        ((None, ("none.txt", "demo")), "calibration data 'none.txt' is neither"),
+    ],
+)
+def test_texts_that_tell_no_tokens(texts, message):
+    with pytest.raises(UsageError, match=message):
+        texts_to_count(*texts, "model")
+
+
+def test_tokens_of_all_texts_are_counted(tmp_path):
+    tokenizer = vocabularies.save(vocabularies.byte_level(), tmp_path)
+    paths = [str(tmp_path / name) for name in ("a.txt", "b.txt")]
+    for path, text in zip(paths, ("the river", "the wheel"), strict=True):
+        (tmp_path / path).write_text(text)
+    both, first, second = (counted(names, tokenizer) for names in (paths, paths[:1], paths[1:]))
+    assert both.names == tuple(paths)
+    assert both.counts == first.counts + second.counts
+    assert first.counts != second.counts
 
 
 def test_a_text_of_nothing_is_refused(tmp_path):

@@ -184,7 +184,7 @@ def c4_documents(option: str = "calibration_data"):
 
 
 def _option(what: str) -> str:
-    return "data" if what == "training" else "calibration_data"
+    return {"training": "data", "vocabulary": "vocab_data"}.get(what, "calibration_data")
 
 
 def path_of(name: str) -> Path:

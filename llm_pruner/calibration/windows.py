@@ -196,6 +196,17 @@ def evaluation_windows(name: str, tokenizer, config, max_seq_len: int) -> "torch
     return token_windows(text, tokenizer, length, config.vocab_size, f"the evaluation text {name}")
 
 
+def bytes_per_token(windows: "torch.Tensor", tokenizer) -> float:
+    """Return the bytes of a text, in UTF-8, for each of its tokens.
+
+    Args:
+        windows: LongTensor [n, length]: the text, one window after the other.
+        tokenizer: What they were made by.
+    """
+    text = tokenizer.decode(windows.flatten().tolist(), clean_up_tokenization_spaces=False)
+    return len(text.encode("utf-8", "replace")) / windows.numel()
+
+
 def described(name: str, windows: "torch.Tensor") -> dict:
     """Return what a report says of the evaluation text: name, windows, and of a file the digest of its content.
 

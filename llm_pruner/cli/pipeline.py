@@ -45,7 +45,7 @@ STATE = "pipeline.json"
 OUTPUT = {"prune": PRUNED, "recover": RECOVERED, "evaluate": EVALUATION}
 STATE_FIELDS = {"stages": validation.mapping, "files": validation.list_of(validation.text)}
 OWN = ("summary.json", "report.html", *(f"{stage}.{kind}" for stage in STAGES for kind in ("yaml", "log")))
-TEXTS = ("data", "calibration_data", "eval_data", "scores", "plan", "tasks")
+TEXTS = ("data", "calibration_data", "vocab_data", "eval_data", "scores", "plan", "tasks")
 FAILURES = {1: RunError, 2: UsageError, 3: PlanError, 4: VerificationError}
 
 

@@ -4,6 +4,7 @@ options → request, method → draft of config.json          --dry_run stops he
 → texts → model → perplexity → method.prune → perplexity → staged, verified, published → report
 """
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from llm_pruner.calibration.mixtures import SELF, Drawn, asked_texts, listed, te
 from llm_pruner.calibration.needs import WEIGHTS
 from llm_pruner.calibration.prompts import draw, written_by
 from llm_pruner.calibration.statistics import Calibration
-from llm_pruner.calibration.windows import window_length
+from llm_pruner.calibration.windows import bytes_per_token, window_length
 from llm_pruner.cli.messages import with_flags
 from llm_pruner.cli.requests import (
     OF_RECONSTRUCTION,
@@ -24,7 +25,9 @@ from llm_pruner.cli.requests import (
     request_of,
     validate,
     wants_reconstruction,
+    without_vocabulary,
 )
+from llm_pruner.cli.vocabulary import Origin, scratch, with_vocabulary
 from llm_pruner.config.prune import PROGRAM, PruneOptions
 from llm_pruner.console import log, quiet
 from llm_pruner.errors import PlanError, PrunerError, RunError, UsageError, redact
@@ -35,7 +38,7 @@ from llm_pruner.importance import score_cache
 from llm_pruner.importance.selection import quantiles
 from llm_pruner.methods import METHODS, Journal, Measured, Method, Pruned, Reconstruct, ScoreAndCut, settled
 from llm_pruner.model import loading
-from llm_pruner.model.axes import HIDDEN, MLP
+from llm_pruner.model.axes import HIDDEN, MLP, VOCAB
 from llm_pruner.model.families import widths_of
 from llm_pruner.model.size import Size, size_of
 from llm_pruner.model.tokenizers import has_tokenizer, load_tokenizer
@@ -48,6 +51,9 @@ from llm_pruner.output.reports import Layers, PruneReport, Reconstruction, Sides
 from llm_pruner.output.saving import save, warned
 from llm_pruner.shape.draft import Draft, Open, Searched, draft, groups_to_score
 from llm_pruner.shape.plan import Plan
+from llm_pruner.shape.request import Replay, Request
+from llm_pruner.vocabulary.choice import Wanted
+from llm_pruner.vocabulary.cut import VocabularyCut, tokens_of, without_tokens
 
 OWN_CLASS = (
     "note: saved as {}, whose modelling file comes with it: load it with trust_remote_code=True, "
@@ -69,6 +75,7 @@ class Decision:
         plan: As far as it is known; None where scores decide the widths.
         config: The new configuration, with the plan.
         drawn: Calibration windows, where they had to be drawn to decide.
+        tokens: The vocabulary that stays, of which `draft`, `plan` and `config` are; None where all of it does.
     """
 
     method: Method
@@ -76,6 +83,25 @@ class Decision:
     plan: Plan | None = None
     config: Any = None
     drawn: Drawn | None = None
+    tokens: VocabularyCut | None = None
+
+    def told(self, plan: Plan) -> Plan:
+        """Return the plan of the whole model."""
+        return self.tokens.told(plan) if self.tokens else plan
+
+    def requested(self, plan: Plan) -> dict[str, float]:
+        """Return the shares that were asked for, those of the whole model with the tokens that go before the rest.
+
+        Args:
+            plan: Of the whole model.
+        """
+        asked = dict(self.draft.requested)
+        if self.tokens:
+            if "parameters" in asked:
+                left = (1 - asked["parameters"]) * (plan.parameters_before - self.tokens.removed[0])
+                asked["parameters"] = 1 - left / plan.parameters_before
+            asked[VOCAB.field] = self.tokens.share
+        return asked
 
     @property
     def scoring(self) -> ScoreAndCut:
@@ -118,6 +144,12 @@ def run(options: PruneOptions, argv: Sequence[str] = ()) -> PruneReport | Plan:
         PrunerError: Whatever fails, with its exit code.
     """
     validate(options)
+    # what is written on the way is needed until the checkpoint is saved
+    with contextlib.ExitStack() as stack:
+        return _run(options, argv, stack)
+
+
+def _run(options: PruneOptions, argv: Sequence[str], stack: contextlib.ExitStack) -> PruneReport | Plan:
     stopwatch = Stopwatch()
     log(f"options: {_set(options)}")
     source = loading.resolve(options.model)
@@ -125,45 +157,83 @@ def run(options: PruneOptions, argv: Sequence[str] = ()) -> PruneReport | Plan:
     eval_data, tasks = _to_score(options)
     exporters = exporters_called(options.export)
     with stopwatch("plan"):
-        request = request_of(options)
-        asked = replayed(options, request)
-        config = _config(asked, source)
-        decision = _decided(asked, request, config, source)
+        asked, request, origin = _origin(options, source, stack)
+        decision = replace(_decided(asked, request, origin), tokens=origin.tokens)
     if decision.plan:
         _announce(decision.plan, decision.config, decision, asked)
-    known = _known(asked, decision, config, source)
+    known = _known(asked, decision, origin)
     if asked.dry_run and (plan := _dry_plan(asked, decision, known)):
-        return plan
+        return decision.told(plan)
     _check_disk(target, decision.plan, asked)
     with stopwatch("data"):
-        folder = loading.fetch(source, asked.revision, weights=False)
-        origin = lineage.report_of(folder)
-        tokenizer, drawn = _texts(asked, decision, known, config, folder, bool(eval_data or tasks))
-        windows, evaluation = windows_of(eval_data, asked.model, tokenizer, config, asked.max_seq_len)
+        made_from = lineage.report_of(origin.fetched)
+        tokenizer, drawn = _texts(asked, decision, known, origin, bool(eval_data or tasks))
+        dense, measurement = _measurements(asked, origin, tokenizer, eval_data, tasks)
     with stopwatch("load"):
-        folder = loading.fetch(source, asked.revision)
-        model = _loaded(asked, decision, config, folder)
+        model = _loaded(asked, decision, origin.dense, loading.fetch(source, asked.revision))
         finite = checkpoint.finite_logits(model) if target else None
-    drawn = _completed(drawn, asked, model, source, folder, stopwatch)
-    measurement = Measurement(windows, evaluation, tasks, asked.batch_size, seed=asked.seed)
-    before = measurement.of(model, tokenizer, "before", stopwatch)
+    before = dense.of(model, origin.tokenizer or tokenizer, "before", stopwatch)
+    if origin.tokens:
+        model = origin.tokens.applied(model)
+        finite = checkpoint.finite_logits(model) if target else None
+    # text that the model writes itself is of the tokens that stay
+    drawn = _completed(drawn, asked, model, origin, stopwatch)
     pruned = _pruned(asked, decision, known, model, drawn, stopwatch, target)
     if asked.dry_run:
-        return pruned.plan
+        return decision.told(pruned.plan)
     del model
-    scored = compared(before, measurement.of(pruned.model, tokenizer, "after", stopwatch))
-    told = scored | lineage.told(origin, redact(asked.model), evaluation) | {"evaluation": evaluation}
+    evaluation = measurement.evaluation
+    told = compared(before, measurement.of(pruned.model, tokenizer, "after", stopwatch)) | {
+        "evaluation": evaluation, "vocabulary": origin.told(dense, measurement),
+        **lineage.told(made_from, redact(asked.model), evaluation),
+    }  # fmt: skip
 
     def report() -> PruneReport:
         made = _told(asked, decision, known, pruned, drawn)
-        return PruneReport(**conditions(asked, stopwatch.seconds, argv, PROGRAM) | made | told)
+        # the options of a replayed plan are those that it was made with
+        given = replace(asked, **{name: getattr(options, name) for name in ("prune", "target", "pruning_ratio")})
+        return PruneReport(**conditions(given, stopwatch.seconds, argv, PROGRAM) | made | told)
 
     if target is None:
         return warned(report())
     return save(
-        pruned.model, tokenizer, target, folder, report, finite=finite, overwrite=asked.overwrite, stopwatch=stopwatch,
-        export=exporters,
+        pruned.model, tokenizer, target, origin.folder or origin.fetched, report, finite=finite,
+        overwrite=asked.overwrite, stopwatch=stopwatch, export=exporters,
     )  # fmt: skip
+
+
+def _origin(options: PruneOptions, source: str, stack: contextlib.ExitStack) -> tuple[PruneOptions, Request, Origin]:
+    """(the options without the vocabulary, how much goes beside it, the model with the tokens that stay)."""
+    bare, wanted = without_vocabulary(options)
+    request = request_of(bare)
+    asked = replayed(bare, request)
+    origin = Origin(source, asked.revision, _config(asked, source))
+    if isinstance(request, Replay) and (ids := tokens_of(request.plan)) is not None:
+        if request.plan.before[VOCAB] != origin.dense.vocab_size:
+            raise PlanError(
+                f"{request.where}: the plan is for {VOCAB.field}={request.plan.before[VOCAB]}, this model has "
+                f"{origin.dense.vocab_size}"
+            )
+        wanted, request = Wanted(ids=ids), replace(request, plan=without_tokens(request.plan))
+    if wanted:
+        origin = with_vocabulary(asked, wanted, origin, stack.enter_context(scratch()))
+    return asked, request, origin
+
+
+def _measurements(
+    options: PruneOptions, origin: Origin, tokenizer, eval_data: str | None, tasks: list[str]
+) -> tuple[Measurement, Measurement]:
+    """How the dense model is measured, and how the pruned one is: alike, but with its own tokens."""
+
+    def measurement(own, config) -> Measurement:
+        windows, evaluation = windows_of(eval_data, options.model, own, config, options.max_seq_len)
+        size = bytes_per_token(windows, own) if origin.tokens and windows is not None else None
+        return Measurement(
+            windows, evaluation, tasks, options.batch_size, seed=options.seed, bytes_per_token=size
+        )  # fmt: skip
+
+    pruned = measurement(tokenizer, origin.config)
+    return (measurement(origin.tokenizer, origin.dense) if origin.tokens else pruned), pruned
 
 
 def _set(options: PruneOptions) -> str:
@@ -191,7 +261,7 @@ def _told(
         scores = quantiles(notes.pop("scores", {}), decision.draft.traced.groups)
     reconstruction = _reconstruction(notes) if isinstance(decision.method, Reconstruct) else None
     return {
-        **_planned(options, pruned.plan, pruned.config.model_type, size_of(pruned.model)),
+        **_planned(options, decision.told(pruned.plan), pruned.config.model_type, size_of(pruned.model)),
         "calibration": used,
         "scores": scores,
         "reconstruction": reconstruction,
@@ -226,21 +296,22 @@ def _reconstruction(notes: dict[str, Any]) -> Reconstruction:
     return Reconstruction(**notes | tried)
 
 
-def _texts(options: PruneOptions, decision: Decision, known: Known, config, folder: str, scored: bool):
+def _texts(options: PruneOptions, decision: Decision, known: Known, origin: Origin, scored: bool):
     """(the tokenizer or None, calibration windows or None). scored: whether something is going to be scored."""
     calibration, drawn = None if known.measured else known.calibration, decision.drawn
+    folder = origin.folder or origin.fetched
     tokenizer = load_tokenizer(folder, scored or calibration is not None and not drawn)
     if not has_tokenizer(folder):
         log("note: the model has no tokenizer, so none is saved")
     if calibration and not drawn:
-        drawn = _drawn(calibration, options, config, tokenizer)
+        drawn = _drawn(calibration, options, origin.config, tokenizer)
     return tokenizer, drawn
 
 
 def _loaded(options: PruneOptions, decision: Decision, config, folder: str):
     device = None if options.device_map else loading.pick_device(options.device)
     model = loading.load_model(folder, config, options.dtype, device, options.device_map)
-    _check_against(decision.draft, model)
+    _check_against(decision, model)
     return model
 
 
@@ -255,7 +326,7 @@ def _config(options: PruneOptions, source: str):
     return config
 
 
-def _decided(options: PruneOptions, request, config, source: str) -> Decision:
+def _decided(options: PruneOptions, request, origin: Origin) -> Decision:
     """Return the method and the draft.
 
     Where no method is named it is a reconstruction, if there is calibration text for it and it can give the shape; else
@@ -264,19 +335,21 @@ def _decided(options: PruneOptions, request, config, source: str) -> Decision:
     wanted = wants_reconstruction(options)
     method = method_of(options, reconstruct=wanted is not False)
     if wanted is None:
-        return _by_default(options, request, method, config, source)
-    if not wanted and not options.method and not (options.importance or options.plan or options.iteration):
-        named = asked_of(options, (*SCORING, "save_plan"))[0]
-        log(f"note: pruning by magnitude: {named} does not go with a reconstruction")
-    return _outlined(method, draft(request, config, method))
+        return _by_default(options, request, method, origin)
+    made = draft(request, origin.config, method)
+    named = options.method or options.importance or options.plan or options.iteration
+    if not wanted and not named and not made.is_copy:
+        against = asked_of(options, (*SCORING, "save_plan"))[0]
+        log(f"note: pruning by magnitude: {against} does not go with a reconstruction")
+    return _outlined(method, made)
 
 
-def _by_default(options: PruneOptions, request, method: Method, config, source: str) -> Decision:
-    drawn = None
+def _by_default(options: PruneOptions, request, method: Method, origin: Origin) -> Decision:
+    drawn, config = None, origin.config
     try:
         made = draft(request, config, method)
         if not options.dry_run and not made.is_copy:
-            tokenizer = load_tokenizer(loading.fetch(source, options.revision, weights=False))
+            tokenizer = load_tokenizer(origin.folder or origin.fetched)
             drawn = _drawn(_calibration(options, method, config), options, config, tokenizer)
         return replace(_outlined(method, made), drawn=drawn)
     except PrunerError as error:
@@ -318,9 +391,9 @@ def _calibration(options: PruneOptions, method: Method, config) -> Calibration:
     return Calibration(names, options.nsamples or usual.nsamples, length)
 
 
-def _known(options: PruneOptions, decision: Decision, config, source: str) -> Known:
+def _known(options: PruneOptions, decision: Decision, origin: Origin) -> Known:
     """UsageError when the calibration data is nothing, or --scores has scores of something else."""
-    method = decision.method
+    method, config = decision.method, origin.config
     if not isinstance(method, ScoreAndCut):
         return Known(_calibration(options, method, config))
     scored = bool(decision.to_score)
@@ -332,16 +405,16 @@ def _known(options: PruneOptions, decision: Decision, config, source: str) -> Kn
         log(f"note: importance {method.scorer.name} measures no activations, so there is nothing to calibrate")
     known = Known(calibration)
     if options.scores and scored:
-        known = _with_scores(Path(options.scores).expanduser(), options, decision, known, source)
+        known = _with_scores(Path(options.scores).expanduser(), options, decision, known, origin)
     if options.dry_run and scored and not known.measured and not method.scorer.needs:
         bare = method.without_compensation()
         known = replace(known, measured=bare.measure(None, decision.draft, decision.to_score))
     return known
 
 
-def _with_scores(path: Path, options: PruneOptions, decision: Decision, known: Known, source: str) -> Known:
+def _with_scores(path: Path, options: PruneOptions, decision: Decision, known: Known, origin: Origin) -> Known:
     method = decision.scoring
-    model = checkpoint_digest(source, loading.fetch(source, options.revision, weights=False))
+    model = checkpoint_digest(origin.source, origin.fetched)
     key = _key(options, decision, known.calibration, model)
     if not path.exists():
         return replace(known, key=key)
@@ -366,6 +439,8 @@ def _key(options: PruneOptions, decision: Decision, calibration: Calibration | N
             "calibration_seq_len": calibration.seq_len,
             "seed": options.seed,
         }
+    if decision.tokens:
+        key["vocabulary"] = decision.tokens.digest
     # its scores are of this shape only
     if scorer.sequential:
         key |= {"criterion": decision.scoring.order, "widths": [layer.by_field() for layer in decision.draft.widths]}
@@ -403,7 +478,7 @@ def _finished(
         told = asdict(known.calibration) if known.calibration else None
         plan = replace(method.with_units(plan, made, measured), calibration=told)
     if options.save_plan:
-        plan.save(Path(options.save_plan).expanduser())
+        decision.told(plan).save(Path(options.save_plan).expanduser())
         log(f"plan saved to {options.save_plan}")
     return plan, config
 
@@ -452,7 +527,8 @@ def _check_disk(target: Path | None, plan: Plan | None, options: PruneOptions) -
 
 def _announce(plan: Plan, new_config, decision: Decision, options: PruneOptions) -> None:
     """The table, and what is worth knowing about the new configuration."""
-    log(plan.table(decision.draft.requested))
+    told = decision.told(plan)
+    log(told.table(decision.requested(told)))
     if options.mask_only:
         log("note: masked only: every shape stays, the table shows the widths after a cut")
     elif "per_layer_widths" in plan.config:
@@ -466,12 +542,13 @@ def _announce(plan: Plan, new_config, decision: Decision, options: PruneOptions)
                 log(f"hint: {axis.field}={width} is not a multiple of 64: slow on GPUs; a ratio takes --round_to 64")
 
 
-def _check_against(made: Draft, model) -> None:
+def _check_against(decision: Decision, model) -> None:
     """RunError when the model has other parameters than its config says.
 
     transformers unties an lm_head that a checkpoint stores beside the embeddings it is declared to share.
     """
-    expected = made.traced.counter.total(made.traced.counter.full)
+    counter = decision.draft.traced.counter
+    expected = counter.total(counter.full) + (decision.tokens.removed[0] if decision.tokens else 0)
     parameters = size_of(model).parameters
     if parameters != expected:
         raise RunError(
@@ -495,9 +572,7 @@ def _drawn(calibration: Calibration, options: PruneOptions, config, tokenizer) -
     return drawn
 
 
-def _completed(
-    drawn: Drawn | None, options: PruneOptions, model, source: str, folder: str, stopwatch: Stopwatch
-) -> Drawn | None:
+def _completed(drawn: Drawn | None, options: PruneOptions, model, origin: Origin, stopwatch: Stopwatch) -> Drawn | None:
     """The windows with those that the model writes, which the work folder keeps."""
     if drawn is None:
         return None
@@ -505,7 +580,9 @@ def _completed(
     if drawn.to_write and options.work_dir:
         own = drawn.tokenizer
         begun = (own.bos_token_id, own.eos_token_id, getattr(own, "chat_template", None))
-        parts = {"model": checkpoint_digest(source, folder), "dtype": str(model.dtype), "seed": options.seed}
+        digest = checkpoint_digest(origin.source, origin.fetched)
+        parts = {"model": digest, "dtype": str(model.dtype), "seed": options.seed}
+        parts |= {"vocabulary": origin.tokens.digest} if origin.tokens else {}
         key = key_of(parts | {"windows": drawn.to_write, "length": drawn.seq_len, "begun": begun})
         cache = Path(options.work_dir).expanduser() / f"{SELF}-{key[:16]}.safetensors"
     with stopwatch("data"):

@@ -11,10 +11,11 @@ from llm_pruner.config.quantities import check_ratio, parse_bytes, parse_paramet
 from llm_pruner.errors import UsageError
 from llm_pruner.importance import CRITERIA, criterion_of
 from llm_pruner.importance.criterion import Criterion
-from llm_pruner.model.axes import HIDDEN
+from llm_pruner.model.axes import HIDDEN, VOCAB
 from llm_pruner.shape.plan import Plan
 from llm_pruner.shape.request import Budget, Ratio, Replay, Request, Target, check_scored
-from llm_pruner.shape.widths import parse_prune
+from llm_pruner.shape.widths import parse_prune, whole_width
+from llm_pruner.vocabulary.choice import Wanted
 
 # the ways to say how much, of which a run has one
 SHAPES = (*BUDGETS, "target", "plan")
@@ -105,19 +106,24 @@ def validate(options: PruneOptions) -> None:
         raise UsageError(
             f"recover trains the saved checkpoint; leave out {'no_save' if options.no_save else 'dry_run'}"
         )
+    if options.mask_only and without_vocabulary(options)[1]:
+        raise UsageError(f"mask_only keeps every shape, and `prune={VOCAB.name}` removes rows; leave one of them out")
     check_placement(options)
 
 
 def validate_pruning(options: PruneOptions) -> None:
     """Raise a UsageError as `validate`, as far as it is about shape and units."""
     check_values(options)
+    options, wanted = without_vocabulary(options)
+    if options.vocab_data and not wanted:
+        raise UsageError(f"vocab_data is the text whose tokens `prune={VOCAB.name}` counts; give that too")
     for name in ("pruning_ratio", "param_ratio"):
         if getattr(options, name) is not None:
             check_ratio(getattr(options, name), name)
     shapes = [name for name in SHAPES if getattr(options, name) is not None]
     if len(shapes) > 1:
         raise UsageError(f"{' and '.join(shapes)} both set the shape; give one of them")
-    if not shapes and "=" not in (options.prune or ""):
+    if not shapes and not wanted and "=" not in (options.prune or ""):
         raise UsageError(
             "how much? give `pruning_ratio=R` with 0 <= R < 1, `param_ratio=R`, `target_params=N`, "
             "`target_memory=SIZE`, `iteration=N`, `target=NAME=WIDTH` or `plan=FILE`"
@@ -139,7 +145,45 @@ def validate_pruning(options: PruneOptions) -> None:
 
 
 def _own_ratios(prune: str | None) -> bool:
-    return prune is not None and all("=" in part for part in prune.split(","))
+    others = _parts(prune, but=VOCAB.name)
+    return bool(others) and all("=" in part for part in others)
+
+
+def _parts(text: str | None, but: str = "") -> list[str]:
+    """The parts of a list, without that of one name."""
+    parts = [part.strip() for part in (text or "").split(",")]
+    return [part for part in parts if part and part.partition("=")[0].strip() != but]
+
+
+def without_vocabulary(options: PruneOptions) -> tuple[PruneOptions, Wanted | None]:
+    """Return the options without what they say about the vocabulary, and that; None where no token should go.
+
+    A ratio of widths is one for the vocabulary too, where `prune` names that without a ratio of its own.
+
+    Args:
+        options: The options. What a plan says about the vocabulary is not among them.
+
+    Raises:
+        UsageError: The vocabulary is named twice, or by what is no ratio or number.
+    """
+    for option, name in (("prune", VOCAB.name), ("target", VOCAB.field)):
+        text = getattr(options, option)
+        others, own = _parts(text, but=name), [part for part in _parts(text) if part not in _parts(text, but=name)]
+        if not own:
+            continue
+        if len(own) > 1:
+            raise UsageError(f"`{option}` names {name!r} twice")
+        value = own[0].partition("=")[2].strip()
+        left = ",".join(others) or None
+        if option == "target":
+            return replace(options, target=left), Wanted(size=whole_width(name, value))
+        rest = replace(options, prune=left)
+        ratio = check_ratio(value, f"`prune` {name}") if value else options.pruning_ratio
+        if ratio == 0:
+            # a copy, unless something else shrinks
+            return rest if left or asked_of(rest, SHAPES) else replace(rest, pruning_ratio=0.0), None
+        return rest if left or value else replace(rest, pruning_ratio=None), Wanted(ratio=ratio)
+    return options, None
 
 
 def _validate_reconstruction(options: PruneOptions) -> None:
@@ -179,7 +223,7 @@ def criterion_named(options: PruneOptions) -> Criterion:
 
 
 def request_of(options: PruneOptions) -> Request:
-    """Return how much should go. UsageError where the options contradict each other."""
+    """Return how much should go, of options without a vocabulary. UsageError where they contradict each other."""
     if options.plan:
         return Replay(Plan.load(options.plan), f"`plan` {options.plan}")
     if options.target:
@@ -188,8 +232,8 @@ def request_of(options: PruneOptions) -> Request:
     if not options.structure and not others:
         if options.prune:
             return Ratio(parse_prune(options.prune, options.pruning_ratio), options.round_to)
-        assert options.pruning_ratio is not None, "validate() asks for a size"
-        return Ratio(options.pruning_ratio, options.round_to)
+        # without a ratio, nothing but tokens goes
+        return Ratio(options.pruning_ratio or 0.0, options.round_to)
     return Budget(
         param_ratio=options.param_ratio,
         params=options.target_params,

@@ -1,6 +1,7 @@
 """The options of `prune`. Imports nothing heavy."""
 
 from llm_pruner.config.groups import (
+    CALIBRATION,
     EVALUATION,
     OUTPUT,
     SHAPE,
@@ -80,7 +81,8 @@ class PruneOptions(
     prune: str | None = option(
         None, SHAPE, "axes that shrink: hidden, heads, kv_heads and mlp, each with a ratio of its own if wanted; "
         "default: heads,mlp, with --pruning_ratio also hidden where the importance scores it; a search also tries "
-        "kv_heads, whole layers and, for a size of the whole model, hidden",
+        "kv_heads, whole layers and, for a size of the whole model, hidden; vocab beside them, or alone, removes "
+        "tokens, without a ratio all that the text does not use",
         "AXIS[=R],…",
     )  # fmt: skip
     target: str | None = option(None, SHAPE, "widths by their names in the config, instead of a ratio", "NAME=WIDTH,…")
@@ -119,6 +121,10 @@ class PruneOptions(
         None, UNITS, "file of scores: written where it does not exist yet, else read instead of scoring", "FILE"
     )
     plan: str | None = option(None, UNITS, "saved plan to replay, instead of making one", "FILE")
+    vocab_data: str | None = option(
+        None, CALIBRATION, "text whose tokens --prune vocab counts: wikitext2, c4, alpaca, instructions, demo, mix, "
+        "or a file; default: --calibration_data, or wikitext2", "NAME|FILE",
+    )  # fmt: skip
     save_plan: str | None = option(None, OUTPUT, "write the plan (kept units, new config) as JSON", "FILE")
     dry_run: bool = option(False, OUTPUT, "print the plan and stop; needs only the config.json", kind=bool, common=True)
     no_save: bool = option(False, OUTPUT, "prune and score, without saving", kind=bool)

@@ -52,6 +52,18 @@ def perplexity(model, windows: torch.Tensor, batch_size: int | None = None, labe
     return math.exp(mean) if mean < 700 else math.inf
 
 
+def bits_per_byte(perplexity: float, bytes_per_token: float) -> float:
+    """Return the bits that the model needs for each byte of the text: log₂(perplexity) / bytes per token.
+
+    Unlike perplexity it compares models whose tokenizers cut the text into other tokens.
+
+    Args:
+        perplexity: By token.
+        bytes_per_token: Bytes of the text, in UTF-8, for each of its tokens.
+    """
+    return math.log2(perplexity) / bytes_per_token
+
+
 @dataclass
 class _Losses:
     """The summed losses of windows, which are kept where memory runs out."""

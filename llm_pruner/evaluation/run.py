@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from llm_pruner.calibration.texts import check_name, usual_text
-from llm_pruner.calibration.windows import evaluation_windows
+from llm_pruner.calibration.windows import bytes_per_token, evaluation_windows
 from llm_pruner.config.evaluate import PROGRAM, EvaluateOptions, validate
 from llm_pruner.console import log, quiet
 from llm_pruner.errors import RunError, redact
 from llm_pruner.evaluation import speed
-from llm_pruner.evaluation.perplexity import perplexity
+from llm_pruner.evaluation.perplexity import bits_per_byte, perplexity
 from llm_pruner.evaluation.tables import tables
 from llm_pruner.evaluation.tasks import check_tasks
 from llm_pruner.evaluation.zero_shot import zero_shot
@@ -194,7 +194,8 @@ def _scored(model, tokenizer, text: str, options: EvaluateOptions, name: str) ->
         raise RunError(f"{name} has no tokenizer, so no text can be scored; use `eval_data=none`")
     windows = evaluation_windows(text, tokenizer, model.config, options.max_seq_len)
     value = perplexity(model, windows, options.batch_size, f"perplexity of {name}")
-    return TextScore(value, len(windows), windows.shape[1])
+    bits = bits_per_byte(value, bytes_per_token(windows, tokenizer))
+    return TextScore(value, len(windows), windows.shape[1], bits)
 
 
 def _conditions(options: EvaluateOptions, device) -> dict:

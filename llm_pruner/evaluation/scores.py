@@ -9,7 +9,7 @@ from llm_pruner.calibration.windows import described, evaluation_windows
 from llm_pruner.console import log
 from llm_pruner.errors import RunError
 from llm_pruner.evaluation import zero_shot
-from llm_pruner.evaluation.perplexity import perplexity
+from llm_pruner.evaluation.perplexity import bits_per_byte, perplexity
 from llm_pruner.output.conditions import Stopwatch
 from llm_pruner.output.reports import Evaluation, Measured
 
@@ -20,14 +20,15 @@ class Scores:
 
     perplexity: float | None = None
     zero_shot: dict[str, dict[str, Any]] | None = None
+    bits_per_byte: float | None = None
 
 
 @dataclass(frozen=True)
 class Measurement:
     """What is measured of each model, and how.
 
-    `windows` is a LongTensor [number, tokens] of the text that `evaluation` tells of, None for no perplexity; the other
-    fields are options of `zero_shot`.
+    `windows` is a LongTensor [number, tokens] of the text that `evaluation` tells of, None for no perplexity;
+    `bytes_per_token` is there where bits per byte are told, too; the other fields are options of `zero_shot`.
     """
 
     windows: Any = None
@@ -38,6 +39,7 @@ class Measurement:
     apply_chat_template: bool = False
     limit: int | None = None
     seed: int = 0
+    bytes_per_token: float | None = None
 
     def of(self, model: Any, tokenizer: Any, side: str, stopwatch: Stopwatch) -> Scores:
         """Score a model.
@@ -48,28 +50,33 @@ class Measurement:
             side: "before" or "after", for the console and the stopwatch.
             stopwatch: Of the run.
         """
-        value = answers = None
+        value = answers = bits = None
         if self.windows is not None:
             with stopwatch(f"evaluate {side}"):
                 value = perplexity(model, self.windows, self.batch_size, f"perplexity {side}")
-            log(f"perplexity {side}: {value:.2f}")
+            bits = bits_per_byte(value, self.bytes_per_token) if self.bytes_per_token else None
+            log(
+                f"perplexity {side}: {value:.2f}"
+                + (f" per token, {bits:.4f} bits per byte" if bits is not None else "")
+            )
         if self.tasks:
             with stopwatch(f"zero-shot {side}"):
                 answers = zero_shot.zero_shot(
                     model, tokenizer, self.tasks, num_fewshot=self.num_fewshot, batch_size=self.batch_size,
                     apply_chat_template=self.apply_chat_template, limit=self.limit, seed=self.seed,
                 )  # fmt: skip
-        return Scores(value, answers)
+        return Scores(value, answers, bits)
 
 
 def compared(before: Scores, after: Scores) -> dict[str, Measured]:
-    """Return the fields `perplexity` and `zero_shot` of a report, and show the zero-shot table where there is one."""
+    """Return the scores of a report: `perplexity`, `bits_per_byte` and `zero_shot`, of which a table is shown."""
     answers = {"before": before.zero_shot, "after": after.zero_shot}
     if any(answers.values()):
         log(zero_shot.table({side: own for side, own in answers.items() if own}))
     return {
         "perplexity": Measured(before.perplexity, after.perplexity),
         "zero_shot": Measured(before.zero_shot, after.zero_shot),
+        "bits_per_byte": Measured(before.bits_per_byte, after.bits_per_byte),
     }
 
 

@@ -18,6 +18,10 @@ def tables(evaluation: EvaluateReport) -> str:
         rows.append([key, *(f"{getattr(model, key):,}" for model in models)])
     for text in models[0].perplexity:
         rows.append([f"perplexity, {text}", *(_number(model.perplexity[text].value) for model in models)])
+        scores = [model.perplexity[text] for model in models]
+        if len({(score.windows, score.max_seq_len) for score in scores}) > 1:
+            # other tokens, so that perplexities by token say nothing
+            rows.append([f"bits per byte, {text}", *(_bits(score.bits_per_byte) for score in scores)])
     measured = [model.speed for model in models if model.speed]
     if measured:
         for mode in measured[0].modes:
@@ -36,6 +40,10 @@ def tables(evaluation: EvaluateReport) -> str:
 
 def _number(value: float) -> str:
     return f"{value:,.2f}" if math.isfinite(value) else NOT_FINITE
+
+
+def _bits(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
 
 
 def _median(values: Sequence[float] | None, unit: float = 1) -> str:

@@ -204,9 +204,9 @@ def _width_corrections(model: Any, groups: list[Group], kept: Kept) -> dict[str,
     embeddings are multiplied by √hidden_size, they grow alike; when they are also the lm_head, that
     has the effect of the final norm's correction, and the norm stays.
     """
-    hidden = group_of(groups, HIDDEN)
-    width = len(kept[hidden.name])
-    if width == hidden.units:
+    hidden = next((group for group in groups if group.axis == HIDDEN), None)
+    width = len(kept[hidden.name]) if hidden else None
+    if hidden is None or width is None or width == hidden.units:
         return {}
     family = family_of(model.config.model_type)
     factor, members = math.sqrt(hidden.units / width), hidden.members

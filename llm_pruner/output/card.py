@@ -12,8 +12,11 @@ from llm_pruner.output import lineage, tasks, wording
 from llm_pruner.output.models import PRUNED, Model, models_of, steps_of
 from llm_pruner.output.page import environment
 from llm_pruner.output.reports import CheckpointReport, PruneReport, RecoverReport, SparsifyReport
+from llm_pruner.vocabulary.cut import COUNTS
 
 CUT = "whole channels, heads and neurons removed"
+# and nothing else
+FEWER = "tokens removed from its vocabulary"
 
 
 def card(report: CheckpointReport) -> str:
@@ -39,7 +42,7 @@ def card(report: CheckpointReport) -> str:
     templates.filters["code"] = lambda text: Markup(text.replace("\n", " "))
     text = templates.get_template("card.md").render(
         metadata=Markup(data.to_yaml()), base=base, roles=roles, steps=steps, last=steps[-1], done=_done(steps),
-        warning=lineage.warning(steps[-1]),
+        warning=lineage.warning(steps[-1]), nothing_but_tokens=COUNTS,
         stock_type=stock_type, names=own if len(set(own)) == len(own) else [model.label for model in models],
         tables=[("", [*_sizes(models), *_perplexities(models)]), ("zero-shot accuracy, %", _zero_shot(models))],
     )  # fmt: skip
@@ -60,7 +63,8 @@ def _done(steps: Sequence[CheckpointReport]) -> list[str]:
         if isinstance(step, SparsifyReport):
             done.append(f"sparse {step.sparse} ({step.label})")
         elif isinstance(step, PruneReport):
-            done.append("units set to zero" if step.masked else CUT)
+            done += [FEWER] if step.vocabulary else []
+            done += [] if step.importance == COUNTS else ["units set to zero" if step.masked else CUT]
         else:
             done += ["trained"] if done else [CUT, "trained"]
     return [one for place, one in enumerate(done) if one not in done[max(0, place - 1) : place]]
@@ -85,7 +89,14 @@ def _perplexities(models: Sequence[Model]) -> list[list[str]]:
         label = f"perplexity ({text[0]}, {text[1]} windows of {text[2]} tokens)"
         values = [wording.known(model.perplexity.get(text), _two_digits) for model in models]
         rows.append([label, *values])
+    for name in dict.fromkeys(name for model in models for name in model.bits_per_byte):
+        values = [wording.known(model.bits_per_byte.get(name), _four_digits) for model in models]
+        rows.append([f"bits per byte ({name})", *values])
     return rows
+
+
+def _four_digits(value: float) -> str:
+    return f"{value:.4f}" if wording.finite(value) else wording.NOT_FINITE
 
 
 def _two_digits(value: float) -> str:

@@ -95,7 +95,24 @@ def dense_perplexity(report: CheckpointReport | None, evaluation: Evaluation | N
         return None
     if isinstance(first, RecoverReport) or first.base_model not in (None, first.model):
         return first.dense_perplexity
-    return first.perplexity.before
+    return perplexity_before(first)
+
+
+def perplexity_before(report: CheckpointReport) -> float | None:
+    """Return the perplexity before a run, by token of the model after it, so that the two can be compared.
+
+    Where tokens went, that is the dense model's loss on the text, in bits per byte, for as many tokens as the text has
+    afterwards: perplexity after ^ (bits before / bits after).
+
+    Args:
+        report: Of the run.
+    """
+    after, bits = report.perplexity.after, report.bits_per_byte
+    if not bits.before or not bits.after:
+        return report.perplexity.before
+    if after is None or not math.isfinite(after) or not math.isfinite(bits.before):
+        return None
+    return after ** (bits.before / bits.after)
 
 
 def warning(report: CheckpointReport) -> str | None:

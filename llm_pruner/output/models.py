@@ -29,8 +29,8 @@ Text = tuple[str, int, int]
 class Model:
     """A model with what is known of it.
 
-    `paths` are where it may be, perplexities go by the text, and a width is a number or one for each layer. Speed and
-    ratios to the dense model are the evaluation's.
+    `paths` are where it may be, perplexities go by the text and bits per byte by its name, and a width is a number or
+    one for each layer. Speed and ratios to the dense model are the evaluation's.
     """
 
     label: str
@@ -40,6 +40,7 @@ class Model:
     parameters: int | None = None
     bytes: int | None = None
     perplexity: dict[Text, float] = field(default_factory=dict)
+    bits_per_byte: dict[str, float] = field(default_factory=dict)
     zero_shot: dict[str, dict[str, Any]] = field(default_factory=dict)
     widths: dict[str, int | list[int]] = field(default_factory=dict)
     layers: int | None = None
@@ -87,6 +88,15 @@ def models_of(steps: Sequence[CheckpointReport], evaluation: EvaluateReport | No
             models.append(found)
         _add_evaluation(found, own, evaluation)
     return models
+
+
+def of_other_tokens(models: Iterable[Model]) -> list[str]:
+    """Return the texts that models cut into other tokens, so that their perplexities by token do not compare."""
+    found: dict[str, set[Text]] = {}
+    for model in models:
+        for text in model.perplexity:
+            found.setdefault(text[0], set()).add(text)
+    return [name for name, texts in found.items() if len(texts) > 1]
 
 
 def dense_of(models: Iterable[Model]) -> Model | None:
@@ -144,9 +154,12 @@ def _add_sizes(model: Model, step: CheckpointReport, side: str) -> None:
 
 
 def _add_scores(model: Model, step: CheckpointReport, side: str, text: Text | None) -> None:
-    value = getattr(step.perplexity, side)
+    value = lineage.perplexity_before(step) if side == "before" else step.perplexity.after
     if text and value is not None:
         model.perplexity.setdefault(text, value)
+    bits = getattr(step.bits_per_byte, side)
+    if text and bits is not None:
+        model.bits_per_byte.setdefault(text[0], bits)
     for task, scores in (getattr(step.zero_shot, side) or {}).items():
         model.zero_shot.setdefault(task, scores)
 
@@ -179,6 +192,9 @@ def _perplexities(own: EvaluatedModel) -> dict[Text, float]:
 def _add_evaluation(model: Model, own: EvaluatedModel, evaluation: EvaluateReport) -> None:
     model.parameters, model.bytes = own.parameters, own.bytes
     model.perplexity = _perplexities(own) | model.perplexity
+    model.bits_per_byte |= {
+        name: told.bits_per_byte for name, told in own.perplexity.items() if told.bits_per_byte is not None
+    }
     model.zero_shot |= own.zero_shot
     if own.widths and not model.widths:
         model.widths, model.layers = own.widths, own.layers

@@ -16,7 +16,7 @@ from llm_pruner.model.axes import HIDDEN, LAYER, Axis
 from llm_pruner.model.families import known_axes
 from llm_pruner.output import charts, lineage, tasks, wording
 from llm_pruner.output.manifest import START
-from llm_pruner.output.models import EVALUATED, Model, Text, dense_of, models_of, name_of, steps_of
+from llm_pruner.output.models import EVALUATED, Model, Text, dense_of, models_of, name_of, of_other_tokens, steps_of
 from llm_pruner.output.reports import (
     CheckpointReport,
     EvaluateReport,
@@ -84,7 +84,8 @@ def page(reports: Sequence[CheckpointReport], evaluation: EvaluateReport | None 
         css=Markup((TEMPLATES / "page.css").read_text(encoding="utf-8")),
         warning=lineage.warning(steps[-1]) if steps else None,
         steps=steps, evaluation=evaluation, models=models, dense=dense_of(models), made=_made(models, steps),
-        texts=texts, quality=[figure for text in texts for figure in _quality(models, text)],
+        texts=texts, weighed=_weighed(steps, models),
+        quality=[figure for text in texts for figure in _quality(models, text)],
         changes=[(change, _columns(change)) for change in changes if change.before or change.same],
         reconstructions=[
             (found, _search(found), _shapes(found), [axis.title for axis in _axes(found)])
@@ -95,6 +96,12 @@ def page(reports: Sequence[CheckpointReport], evaluation: EvaluateReport | None 
         tested=[model for model in models if model.zero_shot], accuracies=_accuracies(models),
         timed=[model for model in models if model.speed], speeds=_speeds(models), median=median, SPEEDS=SPEEDS,
     )  # fmt: skip
+
+
+def _weighed(steps: Sequence[CheckpointReport], models: Sequence[Model]) -> list[str]:
+    """The texts that bits per byte are shown of: those that models cut into other tokens."""
+    told = [step.evaluation.data for step in steps if step.evaluation and step.bits_per_byte.after is not None]
+    return list(dict.fromkeys((*told, *of_other_tokens(models))))
 
 
 def _made(models: Sequence[Model], steps: Sequence[CheckpointReport]) -> Model | None:

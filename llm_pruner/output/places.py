@@ -14,8 +14,8 @@ from llm_pruner.output.manifest import START
 
 # the options, of all commands, that may name a file or a folder which the run reads
 READ = (
-    "config", "model", "dense", "teacher", "plan", "scores", "calibration_data", "eval_data", "data", "tasks",
-    "patterns", "recover",
+    "config", "model", "dense", "teacher", "plan", "scores", "calibration_data", "vocab_data", "eval_data", "data",
+    "tasks", "patterns", "recover",
 )  # fmt: skip
 # whose values may have a share behind their names
 MIXED = ("calibration_data",)

@@ -147,6 +147,15 @@ class Calibration:
 
 
 @dataclass(frozen=True)
+class Vocabulary:
+    """The texts whose tokens were counted, the share of those that stays, bytes of the evaluation text by token."""
+
+    data: list[str] | None
+    covered: Number | None
+    bytes_per_token: Measured[Seconds] = field(default_factory=Measured)
+
+
+@dataclass(frozen=True)
 class Layers:
     """How many layers there were and are, and which of those before were kept; None for all."""
 
@@ -254,6 +263,7 @@ class CheckpointReport(Conditions):
     parameters: Sides[Count]
     bytes: Sides[Count]
     perplexity: Measured[Loss] = field(default_factory=Measured)
+    bits_per_byte: Measured[Loss] = field(default_factory=Measured, metadata={"absent": True})
     evaluation: Evaluation | None = or_empty()
     zero_shot: Measured[dict[str, Task]] = field(default_factory=Measured, metadata={"absent": True})
     files: dict[str, str] = field(default_factory=dict, metadata={"absent": True})
@@ -266,7 +276,11 @@ class CheckpointReport(Conditions):
 
 @dataclass(frozen=True, kw_only=True)
 class PruneReport(CheckpointReport):
-    """A pruning. `notes`: of a method of another package; `recovered`: the recovery of the same command."""
+    """A pruning. `notes`: of a method of another package; `recovered`: the recovery of the same command.
+
+    `vocabulary` is there where tokens went. Then `perplexity.before` is of the dense model's tokens, `perplexity.after`
+    and `evaluation` of those that stay; `bits_per_byte` compares the two.
+    """
 
     step: ClassVar[str] = "prune"
     role: ClassVar[str] = "pruned"
@@ -284,6 +298,7 @@ class PruneReport(CheckpointReport):
         default_factory=dict, metadata={"absent": True}
     )
     reconstruction: Reconstruction | None = optional()
+    vocabulary: Vocabulary | None = optional()
     notes: dict[str, Any] = field(default_factory=dict, metadata={"absent": True})
     recovered: "RecoverReport | None" = optional()
 
@@ -364,11 +379,12 @@ class SweepReport(Report):
 
 @dataclass(frozen=True)
 class TextScore:
-    """Perplexity on a text of so many windows of so many tokens."""
+    """Perplexity on a text of so many windows of so many tokens, and bits per byte, which no tokenizer changes."""
 
     value: Loss
     windows: Count
     max_seq_len: Count
+    bits_per_byte: Loss | None = optional()
 
 
 @dataclass(frozen=True)

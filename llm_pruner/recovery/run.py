@@ -35,6 +35,7 @@ from llm_pruner.recovery.settled import Settled, settle
 from llm_pruner.recovery.sources import Sources
 from llm_pruner.recovery.train import train
 from llm_pruner.recovery.unfinished import clear, go_on, key_of, outputs
+from llm_pruner.vocabulary.cut import VocabularyCut
 
 # tokens that perplexity over time is measured on
 SCORED = 4_096
@@ -158,6 +159,8 @@ def _teacher(found: Sources, settled: Settled, stopwatch):
         dtype = "float32" if settled.precision == "no" else "auto"
         folder = loading.fetch(found.teacher)
         teacher = loading.load_model(folder, found.teacher_config, dtype, settled.torch_device)
+        if found.teacher_tokens:
+            teacher = VocabularyCut(found.teacher_config, tuple(found.teacher_tokens)).applied(teacher)
     return teacher.requires_grad_(False)
 
 

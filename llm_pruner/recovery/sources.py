@@ -15,6 +15,7 @@ from llm_pruner.model.checkpoint_files import weight_files
 from llm_pruner.model.tokenizers import load_tokenizer
 from llm_pruner.output import lineage
 from llm_pruner.output.reports import CheckpointReport, PruneReport, RecoverReport, SparsifyReport
+from llm_pruner.vocabulary.cut import matching_tokens
 
 # tokens per window where nothing else says
 TRAINING_LENGTH, EVALUATION_LENGTH = 512, 4096
@@ -33,6 +34,7 @@ class Sources:
         teacher_name: As it was given, or as report.json names it.
         teacher: Its folder.
         teacher_config: The teacher's.
+        teacher_tokens: The teacher's ids of the student's tokens, where that has fewer; None where they are the same.
         data: The text, or records, to train on.
         train_length: Tokens of a window of training.
         eval_data: The text to score on; None for none.
@@ -47,6 +49,7 @@ class Sources:
     teacher_name: str | None
     teacher: str | None
     teacher_config: Any
+    teacher_tokens: list[int] | None
     data: str
     train_length: int
     eval_data: str | None
@@ -71,17 +74,15 @@ def find(options: RecoverOptions) -> Sources:
     folder = loading.fetch(student, options.revision, weights=False)
     report = lineage.report_of(folder)
     method, name, train_weights = _method_of(options, report)
-    teacher = teacher_config = None
+    teacher = teacher_config = tokens = None
     if name:
         teacher = loading.resolve(name)
         teacher_config = loading.load_config(teacher, any_family=True)
-        if teacher_config.vocab_size != config.vocab_size:
-            raise UsageError(
-                f"teacher {name} knows {teacher_config.vocab_size} tokens, {options.model} "
-                f"{config.vocab_size}; distillation compares logits, so give the model that was pruned"
-            )
         teacher_folder = loading.fetch(teacher, weights=False)
-        _check_teacher(options, name, student, folder, teacher, teacher_folder)
+        if teacher_config.vocab_size != config.vocab_size:
+            tokens = _tokens_of_teacher(options, name, folder, teacher_folder, (config, teacher_config))
+        else:
+            _check_teacher(options, name, student, folder, teacher, teacher_folder)
         _announce(name, report, lineage.report_of(teacher_folder))
     longest = getattr(config, "max_position_embeddings", None) or EVALUATION_LENGTH
     scored = report.evaluation if report else None
@@ -94,22 +95,48 @@ def find(options: RecoverOptions) -> Sources:
     if eval_data != "none":
         check_name(eval_data)
     return Sources(
-        student, config, report, method, train_weights, name, teacher, teacher_config, text,
+        student, config, report, method, train_weights, name, teacher, teacher_config, tokens, text,
         min(train_length, longest), None if eval_data == "none" else eval_data, min(eval_length, longest),
     )  # fmt: skip
 
 
 def _text_of(report: CheckpointReport | None) -> str | None:
-    """The text that the checkpoint was trained or calibrated on; of several the one of which most windows were."""
+    """The text that the checkpoint was trained or calibrated on; of several the one of which most windows were.
+
+    Where nothing was calibrated, the first text whose tokens were counted.
+    """
     if isinstance(report, RecoverReport):
         return report.training.data
     used = report.calibration if isinstance(report, PruneReport | SparsifyReport) else None
     if used is None:
-        return None
+        told = report.vocabulary if isinstance(report, PruneReport) else None
+        return told.data[0] if told and told.data else None
     if not used.sources:
         return None if used.data == SELF else used.data
     texts = [own for own in used.sources if own.data != SELF]
     return max(texts, key=lambda own: own.windows).data if texts else None
+
+
+def _tokens_of_teacher(
+    options: RecoverOptions, name: str, folder: str, teacher_folder: str, configs: tuple[Any, Any]
+) -> list[int]:
+    """The teacher's ids of the student's tokens, where its vocabulary is that of the student and more.
+
+    UsageError where it is not: distillation compares logits of the same tokens.
+    """
+    config, teachers = configs
+    try:
+        own, other = (load_tokenizer(one) for one in (folder, teacher_folder))
+        found = matching_tokens(own, other) if own and other and teachers.vocab_size > config.vocab_size else None
+    except PrunerError:
+        found = None
+    if found is None or len(found) != config.vocab_size or max(found) >= teachers.vocab_size:
+        raise UsageError(
+            f"teacher {name} knows {teachers.vocab_size} tokens, {options.model} {config.vocab_size}, and not all of "
+            "these are among those; distillation compares logits, so give the model that was pruned"
+        )
+    log(f"note: {name} teaches the {len(found):,} of its {teachers.vocab_size:,} tokens that {options.model} has")
+    return found
 
 
 def _check_teacher(

@@ -18,6 +18,7 @@ from llm_pruner.model.axes import (
     LAYER,
     LAYERS,
     MODEL,
+    VOCAB,
     Axis,
     Layers,
     Widths,
@@ -175,6 +176,9 @@ class Plan:
         if unknown := set(data) - set(SCHEMA):
             raise UsageError(f"{where} has the unknown field {shown(min(unknown))}; create it again")
         axes = tuple(axis for axis in axes_of(data["model_type"]) if axis.is_width)
+        own = {axis.field for axis in axes}
+        if isinstance(data.get("before"), dict) and VOCAB.field in data["before"] and VOCAB.field not in own:
+            axes = (*axes, VOCAB)
         names = tuple(axis.field for axis in axes)
         widths = {axis.field: whole(1, MOST_WIDTH) for axis in axes}
         # a layer may have lost its attention or its MLP

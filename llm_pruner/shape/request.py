@@ -7,9 +7,10 @@ from typing import Protocol
 from llm_pruner.config.limits import STRUCTURES
 from llm_pruner.config.quantities import check_ratio, parse_bytes, parse_parameters
 from llm_pruner.errors import UsageError
-from llm_pruner.model.axes import HIDDEN, KV_HEADS, Axis, axis_called
+from llm_pruner.model.axes import HIDDEN, KV_HEADS, VOCAB, Axis, axis_called
 from llm_pruner.model.families import known_axes
 from llm_pruner.shape.plan import Plan
+from llm_pruner.shape.widths import NO_TOKENS
 from llm_pruner.validation import check, maybe, one_of, truth, whole
 
 # of a budget, beside its sizes
@@ -197,6 +198,8 @@ Request = Ratio | Target | Budget | Replay
 
 def axis_of(name: Axis | str) -> Axis:
     """Return the prunable axis of a name. UsageError, with a suggestion, when there is none."""
+    if str(name) == VOCAB.name:
+        raise UsageError(NO_TOKENS)
     return axis_called(str(name), known=known_axes())
 
 

@@ -12,6 +12,7 @@ from llm_pruner.model.axes import (
     HEADS,
     HIDDEN,
     KV_HEADS,
+    VOCAB,
     Axis,
     Widths,
     axis_called,
@@ -20,6 +21,8 @@ from llm_pruner.model.axes import (
     with_heads,
 )
 from llm_pruner.model.families import family_of, known_axes
+
+NO_TOKENS = "a vocabulary is pruned with its tokenizer, by `prune_checkpoint`; no shape has it"
 
 
 def parse_prune(text: str, ratio: float | None) -> dict[Axis, float]:
@@ -36,6 +39,8 @@ def parse_prune(text: str, ratio: float | None) -> dict[Axis, float]:
     ratios: dict[Axis, float] = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
         name, _, own = part.partition("=")
+        if name == VOCAB.name:
+            raise UsageError(NO_TOKENS)
         axis = axis_called(name, "`prune`", known)
         if axis in ratios:
             raise UsageError(f"`prune` names {name!r} twice")
@@ -67,19 +72,27 @@ def parse_target(text: str, config: Any) -> dict[Axis, int]:
     target: dict[Axis, int] = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
         name, _, value = part.partition("=")
+        if name == VOCAB.field and name not in names:
+            raise UsageError(NO_TOKENS)
         if name not in names:
             raise UsageError(f"`target` {name!r}: {did_you_mean(name, names)}")
-        if not value.isascii() or not value.isdigit() or len(value) > 18 or int(value) < 1:
-            raise UsageError(f"`target` {name}: {shown(value)} is not a width; give a whole number of at least 1")
+        number = whole_width(name, value)
         if names[name] in target:
             raise UsageError(f"`target` sets {name} twice")
-        target[names[name]] = int(value)
+        target[names[name]] = number
     if HEAD_DIM in target:
         raise PlanError(f"{HEAD_DIM} never changes: RoPE's frequencies depend on it; set {HEADS.field} instead")
     if not target:
         fields = ", ".join(axis.field for axis in family.axes if axis.is_width and axis.prunable)
         raise UsageError(f"`target` {text!r} sets nothing; give NAME=WIDTH of {fields}")
     return target
+
+
+def whole_width(name: str, value: str) -> int:
+    """Return the width that a text sets. UsageError, with the name, where it is none."""
+    if not value.isascii() or not value.isdigit() or len(value) > 18 or int(value) < 1:
+        raise UsageError(f"`target` {name}: {shown(value)} is not a width; give a whole number of at least 1")
+    return int(value)
 
 
 def widths_by_ratio(before: Widths, ratios: Mapping[Axis, float], derived_head_dim: bool, round_to: int = 1) -> Widths:

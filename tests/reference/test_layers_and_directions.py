@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from llm_pruner import Budget, Ratio, ScoreAndCut, prune
-from llm_pruner.calibration import data
+from llm_pruner.calibration.prompts import calibration_prompts
+from llm_pruner.calibration.windows import token_windows
 from llm_pruner.evaluation.perplexity import perplexity
 from llm_pruner.methods.shortgpt import ShortGPT
 from llm_pruner.methods.slicegpt import SliceGPT
@@ -28,10 +29,9 @@ class Trained:
         self.model = loading.load_model(
             folder, loading.load_config(folder), dtype="float32", device=torch.device("cpu")
         )
-        self.prompts = data.calibration_prompts(str(text / "valid.txt"), 32, 128, 0, tokenizer)
-        self.windows = data.token_windows((text / "test.txt").read_text(encoding="utf-8")[:60_000], tokenizer, 256)[
-            ::10
-        ]
+        self.prompts = calibration_prompts(str(text / "valid.txt"), 32, 128, 0, tokenizer)
+        scored = (text / "test.txt").read_text(encoding="utf-8")[:60_000]
+        self.windows = token_windows(scored, tokenizer, 256)[::10]
         self.dense = perplexity(self.model, self.windows)
 
     def loss(self, how_much, method) -> float:

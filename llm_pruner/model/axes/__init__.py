@@ -22,6 +22,7 @@ from llm_pruner.model.axes.axis import DEPTH, LAYER, MODEL, Axis, Declared, Laye
 from llm_pruner.model.axes.depth import LAYERS
 from llm_pruner.model.axes.mlp import MLP
 from llm_pruner.model.axes.residual import HIDDEN
+from llm_pruner.model.axes.vocabulary import VOCAB
 
 # of a usual decoder, in the order in which reports list them
 AXES = (HIDDEN, HEADS, KV_HEADS, MLP, HEAD_DIM, LAYERS)
@@ -31,7 +32,8 @@ SKIPPED: dict[str, tuple[Axis, ...]] = {"attention": ATTENTION, "mlp": (MLP,)}
 
 __all__ = [
     "ATTENTION", "AXES", "DEPTH", "HEADS", "HEAD_DIM", "HIDDEN", "KV_HEADS", "LAYER", "LAYERS", "MLP", "MODEL",
-    "MOST_HEADS", "PRUNABLE", "SKIPPED", "Axis", "Declared", "Layers", "Widths", "axis_called", "heads_per_group",
+    "MOST_HEADS", "PRUNABLE", "SKIPPED", "VOCAB", "Axis", "Declared", "Layers", "Widths", "axis_called",
+    "heads_per_group",
     "is_grouped", "names_of", "uneven_heads", "with_heads",
 ]  # fmt: skip
 

@@ -123,7 +123,7 @@ def test_prose_that_only_looks_like_records_is_prose(tmp_path, content):
         ("a.txt", "Ünder".encode("latin-1"), "not a UTF-8 text file: byte 0 is 0xdc"),
         ("a.txt", "text".encode("utf-16"), "looks like UTF-16"),
         ("a.txt", "text".encode("utf-16-le"), "byte 1 is 0"),
-        ("a.txt", b"\x1f\x8b\x08\x00abc", "looks like gzip"),
+        ("a.txt", b"\x1f\x8b\x08\x00abc", "as a compressed one it is damaged"),
         ("a.txt", "version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
     ],
 )

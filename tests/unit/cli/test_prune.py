@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 
 from llm_pruner import prune_checkpoint
 from llm_pruner.calibration import prompts
@@ -116,6 +117,31 @@ def test_a_mixture_that_was_named_needs_all_of_its_texts(tmp_path, hub):
     )
     with pytest.raises(HubError, match="c4 could not be loaded"):
         prune_checkpoint(options)
+
+
+def test_the_model_of_the_tokens_that_stay_writes_text_with_their_tokenizer(tmp_path, monkeypatch, text):
+    seen = []
+    write = prompts.self_written
+
+    def written(model, tokenizer, *others):
+        windows = write(model, tokenizer, *others)
+        seen.append((model.config.vocab_size, len(tokenizer), int(torch.stack(windows).max())))
+        return windows
+
+    monkeypatch.setattr(prompts, "self_written", written)
+    asked = SMALL | {"calibration_data": (text, "self"), "epochs": 0, "search_minutes": 0.0}
+    asked |= {"method": "reconstruct", "work_dir": str(tmp_path / "work")}
+    for ratio in ("0.3", "0.4"):
+        report = prune_checkpoint(PruneOptions(model="demo", prune=f"vocab={ratio},mlp", **asked))
+        assert [(own.data, own.windows) for own in report.calibration.sources] == [(text, 4), ("self", 4)]
+        # the text that the model writes is not counted
+        assert report.vocabulary.data == [text]
+    (of_448, of_384) = seen
+    assert of_448[:2] == (448, 448)
+    assert of_384[:2] == (384, 384)
+    assert of_384[2] < 384
+    # the work folder keeps the text of either vocabulary
+    assert len(list((tmp_path / "work").glob("self-*.safetensors"))) == 2
 
 
 def test_the_report_reads_back(text):

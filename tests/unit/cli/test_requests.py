@@ -4,13 +4,23 @@ import pytest
 
 from llm_pruner.cli.main import parse
 from llm_pruner.cli.prune import method_of
-from llm_pruner.cli.requests import criterion_named, resolve, validate, validate_pruning, wants_reconstruction
+from llm_pruner.cli.requests import (
+    criterion_named,
+    request_of,
+    resolve,
+    validate,
+    validate_pruning,
+    wants_reconstruction,
+    without_vocabulary,
+)
 from llm_pruner.config.prune import PruneOptions
 from llm_pruner.errors import UsageError
 from llm_pruner.importance.criteria.flap import Flap
 from llm_pruner.importance.criteria.random import Random
 from llm_pruner.importance.criteria.taylor import Taylor
 from llm_pruner.model.loading import pick_device
+from llm_pruner.shape.request import Budget, Ratio, Target
+from llm_pruner.vocabulary.choice import Wanted
 from tests import REPOSITORY
 from tests.support.options import write
 
@@ -54,6 +64,12 @@ def test_a_shape_on_the_command_line_replaces_that_of_the_yaml(tmp_path):
         (["--model", "m", "--pruning_ratio", "0.5", "--no_save", "--save_model", "x"], "contradict"),
         (["--model", "m", "--pruning_ratio", "0.5", "--device", "cpu", "--device_map", "auto"], "one of them"),
         (["--model", "m", "--pruning_ratio"], "expected one argument"),
+        (["--model", "m", "--prune", "vocab,vocab=0.5"], "names 'vocab' twice"),
+        (["--model", "m", "--prune", "vocab=1"], "1.0 is not a ratio|'1' is not a ratio|1 is not a ratio"),
+        (["--model", "m", "--target", "vocab_size=0"], "vocab_size: '0' is not a width"),
+        (["--model", "m", "--pruning_ratio", "0.5", "--vocab_data", "t.txt"], "vocab_data is the text whose tokens"),
+        (["--model", "m", "--prune", "vocab", "--mask_only"], "mask_only keeps every shape"),
+        (["--model", "m", "--prune", "vocab,mlp"], "mlp has no ratio"),
     ],
 )
 def test_flags_that_cannot_be_meant(arguments, message):
@@ -288,3 +304,36 @@ def test_a_criterion_cannot_be_told_twice():
 def test_what_cannot_leave_out_a_kind_is_refused(options, message):
     with pytest.raises(UsageError, match=message):
         validate(PruneOptions(model="m", importance="mag_sp", **options))
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted", "rest"),
+    [
+        ("prune=vocab", Wanted(), Ratio(0.0)),
+        ("prune=vocab=0.3", Wanted(ratio=0.3), Ratio(0.0)),
+        ("prune=vocab pruning_ratio=0.5", Wanted(ratio=0.5), Ratio(0.0)),
+        ("prune=vocab,mlp pruning_ratio=0.5", Wanted(ratio=0.5), Ratio({"mlp": 0.5})),
+        ("prune=vocab=0.3 pruning_ratio=0.5", Wanted(ratio=0.3), Ratio(0.5)),
+        ("prune=mlp=0.2,vocab=0.3", Wanted(ratio=0.3), Ratio({"mlp": 0.2})),
+        ("prune=vocab param_ratio=0.2", Wanted(), Budget(param_ratio=0.2)),
+        ("prune=vocab,mlp target_params=1M", Wanted(), Budget(params="1M", axes=("mlp",))),
+        ("target=vocab_size=640", Wanted(size=640), Ratio(0.0)),
+        ("target=vocab_size=640,hidden_size=8", Wanted(size=640), Target("hidden_size=8")),
+        ("prune=vocab=0,mlp=0.5", None, Ratio({"mlp": 0.5})),
+        ("prune=vocab=0", None, Ratio(0.0)),
+        ("prune=vocab pruning_ratio=0", None, Ratio(0.0)),
+        ("prune=vocab=0 param_ratio=0.5", None, Budget(param_ratio=0.5)),
+        ("prune=mlp pruning_ratio=0.5", None, Ratio({"mlp": 0.5})),
+    ],
+)
+def test_the_vocabulary_is_told_apart_from_the_rest(given, wanted, rest):
+    flags = [f"--{one}".split("=", 1) for one in given.split()]
+    options, found = without_vocabulary(parse(["--model", "m", *(part for flag in flags for part in flag)]))
+    assert found == wanted
+    assert request_of(options) == rest
+
+
+def test_a_ratio_of_the_vocabulary_leaves_the_budget_of_the_yaml(tmp_path):
+    path = write(tmp_path, "model: a\nparam_ratio: 0.25\n")
+    assert parse(["--config", path, "--prune", "vocab=0.5"]).param_ratio == 0.25
+    assert parse(["--config", path, "--prune", "vocab=0.5,mlp=0.5"]).param_ratio is None

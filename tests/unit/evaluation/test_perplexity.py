@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from llm_pruner.errors import RunError, UsageError
 from llm_pruner.evaluation import perplexity as module
 from llm_pruner.evaluation.head import PREFIX, body_of
-from llm_pruner.evaluation.perplexity import Scorer, perplexity
+from llm_pruner.evaluation.perplexity import Scorer, bits_per_byte, perplexity
 from tests.support import tiny
 
 # model_type → the scales of its logits
@@ -190,3 +190,8 @@ def test_the_model_is_as_it_was():
     own = model.model.forward = model.model.forward
     perplexity(model, windows)
     assert model.model.forward is own
+
+
+def test_bits_per_byte_do_not_depend_on_the_tokens():
+    """A text of 12 bytes at 6 bits: in 3 tokens of 2 bits each, or in 6 tokens of 1 bit each."""
+    assert bits_per_byte(4.0, 4.0) == bits_per_byte(2.0, 2.0) == 0.5

@@ -15,3 +15,16 @@ def test_tables():
     printed = tables(evaluated(models=[model], ratios={"m": ratio}))
     for part in ("1,234", "not finite", "2.0", "1.50 (1.00 – 2.00)", "500.0"):
         assert part in printed
+
+
+def test_bits_per_byte_are_there_where_models_have_other_tokens():
+    def printed(windows: int) -> str:
+        models = [
+            {"name": name, "parameters": 1, "bytes": 1, "perplexity": {"t": {"value": 2.0, "max_seq_len": 8, **own}}}
+            for name, own in (("a", {"windows": 5, "bits_per_byte": 0.51}), ("b", {"windows": windows}))
+        ]
+        return tables(evaluated(models=models, ratios={}))
+
+    assert "bits per byte" not in printed(5)
+    (row,) = [line.split() for line in printed(6).splitlines() if line.startswith("bits per byte")]
+    assert row == ["bits", "per", "byte,", "t", "0.5100", "-"]

@@ -35,6 +35,40 @@ def test_of_a_pruning():
     assert "An ordinary `llama` checkpoint" in card(pruned(model_type={"before": "llama", "after": "llama"}))
 
 
+FEWER_TOKENS = {
+    "bits_per_byte": {"before": 1.0, "after": 1.25},
+    "vocabulary": {"data": ["own.txt"], "covered": 0.991, "bytes_per_token": {"before": 4.0, "after": 3.9}},
+    "widths": {"before": {"vocab_size": 5000}, "after": {"vocab_size": 3008}},
+}
+
+
+def test_of_fewer_tokens():
+    lines = card(pruned(**FEWER_TOKENS)).splitlines()
+    # 60 ^ (1 / 1.25): what the dense model's bits are by token of the new vocabulary
+    assert "| perplexity (words.txt, 1501 windows of 128 tokens) | 26.46 | 60.00 |" in lines
+    assert "| bits per byte (words.txt) | 1.0000 | 1.2500 |" in lines
+    assert any("5,000 tokens became 3,008, the most frequent ones of own.txt: 99.1 % of it." in line for line in lines)
+    assert not any("bits per byte" in line for line in card(pruned()).splitlines())
+
+
+def test_of_nothing_but_fewer_tokens():
+    stock = {"model_type": {"before": "llama", "after": "llama"}}
+    text = card(pruned(**FEWER_TOKENS, **stock, importance="token counts", calibration=None))
+    opening = (
+        "[models/dense-1b](models/dense-1b) with tokens removed from its vocabulary. An ordinary `llama` checkpoint: "
+    )
+    assert opening in text
+    assert "heads" not in text.split("|")[0]
+    # no unit was chosen, and no seed played a part
+    assert "Units chosen" not in text
+    assert "token counts" not in text
+    assert "seed" not in text
+    several = FEWER_TOKENS["vocabulary"] | {"data": ["own.txt", "c4"]}
+    assert "the most frequent ones of own.txt and c4: 99.1 % of them." in card(
+        pruned(**FEWER_TOKENS | {"vocabulary": several})
+    )
+
+
 def test_of_a_recovery():
     lines = card(recovered()).splitlines()
     for line in (

@@ -26,6 +26,16 @@ from tests.support.reports import SIX, TRAINING, WORDS, as_json, pruned, quantil
 
 pytestmark = pytest.mark.usefixtures("no_fresh_process")
 
+
+def test_the_perplexity_before_tokens_went_is_by_token_of_those_that_stay():
+    report = pruned(bits_per_byte={"before": 1.0, "after": 1.25})
+    assert lineage.perplexity_before(report) == pytest.approx(60 ** (1 / 1.25))
+    assert lineage.dense_perplexity(report, report.evaluation) == lineage.perplexity_before(report)
+    assert lineage.perplexity_before(pruned()) == 20
+    unknown = pruned(bits_per_byte={"before": 1.0, "after": 1.25}, perplexity={"before": 20.0, "after": None})
+    assert lineage.perplexity_before(unknown) is None
+
+
 TEXT = "The wind was cold and the gulls were loud. Rain fell on the roofs all morning. " * 30
 
 

@@ -241,6 +241,22 @@ def test_hidden_states_are_a_target_too(tmp_path, text):
     assert losses[-1] < losses[0]
 
 
+def test_a_teacher_of_more_tokens_teaches_those_that_the_student_has(tmp_path, text, capsys):
+    teacher, student = save_tiny(tmp_path / "teacher", seed=1), str(tmp_path / "student")
+    how = PruneOptions(model=teacher, prune="vocab", vocab_data=text, save_model=student, eval_data="none")
+    report = llm_pruner.prune_checkpoint(how)
+    found = sources.find(options(tmp_path, text))
+    size = report.widths.after["vocab_size"]
+    assert len(found.teacher_tokens) == size < report.widths.before["vocab_size"]
+    ids = torch.tensor(AutoTokenizer.from_pretrained(student)(WORDS)["input_ids"])[None]
+    kept = torch.tensor(found.teacher_tokens)
+    assert torch.equal(kept[ids][0], torch.tensor(AutoTokenizer.from_pretrained(teacher)(WORDS)["input_ids"]))
+    recovered = recover(options(tmp_path, text, steps=1))
+    # the student has the teacher's logits at its tokens, so there is nothing to learn
+    assert [point.loss for point in recovered.history if point.loss is not None][0] == pytest.approx(0, abs=1e-5)
+    assert f"teaches the {size} of its" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [

@@ -19,7 +19,7 @@ from llm_pruner.reconstruction.logits import kl, logits_of
 from llm_pruner.reconstruction.survey import Survey
 
 # that a shape is measured on at most; and a single layer, of which only the order of magnitude is wanted
-TOKENS, FEW = 2048, 1024
+TOKENS, FEW = 2048, 512
 
 
 class Probe:

@@ -32,8 +32,8 @@ PROGRAM = "llm-pruner prune"
         "group": UNITS,
     },
     epochs={
-        "help": "reconstruct: passes over the calibration text that optimise each layer as a whole; default: 0 with "
-        "--global_epochs, else 2 to 8, fewer for more text",
+        "help": "reconstruct: passes over the calibration text that optimise each layer as a whole; default: 2 to 8, "
+        "fewer for more text, and 0 beside --global_epochs for more than 16 million parameters",
         "group": UNITS,
     },
     save_model={"help": "folder for the checkpoint; default: pruned/<model>-r<ratio>"},

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 # tokens that the optimisation of a layer sees, in 2 to 8 passes, where nothing else is asked for
 TRAINED_ON = 131_072
+# parameters of all layers, up to which each layer is optimised on its own as well: it pays, and takes seconds
+SMALL = 2**24
 LEGAL = {
     "search_minutes": number(0), "per_layer": truth, "epochs": maybe(whole()),
     "global_epochs": maybe(whole()), "work_dir": maybe(path),
@@ -51,8 +53,8 @@ class Reconstruct:
     Attributes:
         search_minutes: How long shapes may be compared for a budget of parameters; 0 takes the proportional one.
         per_layer: Whether every layer gets widths of its own, by what its units cost.
-        epochs: Passes over the text in which each layer is optimised as a whole; None for none where all layers are
-            optimised together, else for 2 to 8, fewer of more text.
+        epochs: Passes over the text in which each layer is optimised as a whole; None for 2 to 8, fewer of more text,
+            and for none where all layers are optimised together and have more than 16 million parameters.
         global_epochs: Passes over the text in which all layers are optimised together, towards the dense model's
             logits; None for 1, or for 0 where the layers have more than a billion parameters.
         work_dir: A folder in which finished work is kept, so that an interrupted run goes on there.
@@ -132,8 +134,9 @@ class Reconstruct:
         planned = replace(planned, plan=plan)
         groups, wide, layers = planned.dense.groups, planned.wide, form.layers
         dense: Any = untied(model) if form.untied else model
-        whole = together(model) if self.global_epochs is None else self.global_epochs
-        alone = (0 if whole else passes(tokens)) if self.epochs is None else self.epochs
+        size = parameters_of_layers(model)
+        whole = int(size <= LARGEST) if self.global_epochs is None else self.global_epochs
+        alone = (0 if whole and size > SMALL else passes(tokens)) if self.epochs is None else self.epochs
         settings = Settings(epochs=alone, seed=self.seed)
         with journal.timed("reconstruct"):
             key = hashlib.sha256(repr((identity, form, asdict(settings))).encode()).hexdigest()
@@ -187,10 +190,9 @@ class Reconstruct:
         return replace(pruned, notes=notes)
 
 
-def together(model) -> int:
-    """Return how many passes all layers of a model are optimised in together, where nothing is asked for."""
-    sizes = (parameter.numel() for name, parameter in model.named_parameters() if layer_number(name) is not None)
-    return int(sum(sizes) <= LARGEST)
+def parameters_of_layers(model) -> int:
+    """Return the number of parameters of all decoder layers."""
+    return sum(parameter.numel() for name, parameter in model.named_parameters() if layer_number(name) is not None)
 
 
 def passes(tokens: Tokens) -> int:

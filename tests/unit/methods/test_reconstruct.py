@@ -25,21 +25,26 @@ def test_the_less_text_the_more_often_it_is_gone_over(tokens, times):
     assert module.passes(Tokens([torch.zeros(1, tokens), held], [False, True])) == times
 
 
-def test_large_models_are_not_optimised_together(monkeypatch):
-    model = tiny.model("llama")
-    assert module.together(model) == 1
-    monkeypatch.setattr(module, "LARGEST", 1000)
-    assert module.together(model) == 0
-
-
 @pytest.mark.parametrize(
-    ("asked", "whole", "times"), [(None, None, 0), (None, 1, 0), (None, 0, 8), (1, None, 1), (1, 0, 1)]
+    ("asked", "whole", "small", "times"),
+    [(None, None, True, 8), (None, None, False, 0), (None, 1, False, 0), (None, 0, False, 8), (1, None, False, 1)],
 )
-def test_layers_are_optimised_alone_unless_all_are_together(asked, whole, times, monkeypatch):
+def test_layers_of_larger_models_are_optimised_alone_only_without_all_together(asked, whole, small, times, monkeypatch):
     recipes, own = [], module.reconstruct
     monkeypatch.setattr(module, "reconstruct", lambda *rest, **more: recipes.append(rest[5]) or own(*rest, **more))
+    monkeypatch.setattr(module, "SMALL", 2**24 if small else 1000)
     method_of(tiny.model("llama"), prune="mlp=0.3", epochs=asked, global_epochs=whole)
     assert [recipe.epochs for recipe in recipes] == [times]
+
+
+@pytest.mark.parametrize(("most", "phases"), [(2**30, ["optimise"]), (1000, [])])
+def test_very_large_models_are_not_optimised_together(most, phases, monkeypatch):
+    ran = []
+    own = module.optimise_together
+    monkeypatch.setattr(module, "LARGEST", most)
+    monkeypatch.setattr(module, "optimise_together", lambda *rest: ran.append("optimise") or own(*rest))
+    method_of(tiny.model("llama"), prune="mlp=0.3")
+    assert ran == phases
 
 
 @pytest.mark.parametrize("ratios", [{"heads": 0.5, "mlp": 0.3}, {"hidden": 1 / 3}])

@@ -61,11 +61,12 @@ def test_steps_that_harm_are_taken_back(monkeypatch):
     assert all(torch.equal(tensor, own[name]) for name, tensor in model.state_dict().items())
 
 
-def test_a_model_keeps_its_dtype():
-    _, model, teacher, tokens = pruned("llama", torch.bfloat16)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_model_keeps_its_dtype(dtype):
+    _, model, teacher, tokens = pruned("llama", dtype)
     before, after = optimise_together(model, teacher, tokens, epochs=20)
     assert after.kl < before.kl
-    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert {parameter.dtype for parameter in model.parameters()} == {dtype}
 
 
 def test_same_seed_same_bytes():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from llm_pruner.reconstruction import end_to_end
-from llm_pruner.reconstruction.end_to_end import Teacher, optimise_together
+from llm_pruner.reconstruction.end_to_end import Held, Teacher, optimise_together
 from llm_pruner.reconstruction.reconstruct import reconstruct
 from tests.support import tiny
 from tests.support.reconstructing import PLAIN, calibration, divergence, fitted_and_held, planned
@@ -77,3 +77,13 @@ def test_same_seed_same_bytes():
 
     assert torch.equal(run(0), run(0))
     assert not torch.equal(run(0), run(1))
+
+
+@pytest.mark.parametrize(
+    ("kl", "loss", "better"),
+    [(0.9, 9.0, True), (1.05, 2.9, True), (1.05, 3.0, False), (1.2, 2.0, False), (1.0, 3.0, False)],
+)
+def test_a_loss_that_falls_as_kl_soars_is_no_gain(kl, loss, better):
+    """A broken model that bets on nothing has a lower loss on random text."""
+    assert Held(kl, loss).better_than(Held(1.0, 3.0)) == better
+    assert not Held(float("nan"), float("nan")).better_than(Held(1.0, 3.0))

@@ -103,18 +103,17 @@ def find(options: RecoverOptions) -> Sources:
 def _text_of(report: CheckpointReport | None) -> str | None:
     """The text that the checkpoint was trained or calibrated on; of several the one of which most windows were.
 
-    Where nothing was calibrated, the first text whose tokens were counted.
+    Where it was calibrated on no text but the model's own, the first one whose tokens were counted.
     """
     if isinstance(report, RecoverReport):
         return report.training.data
     used = report.calibration if isinstance(report, PruneReport | SparsifyReport) else None
-    if used is None:
-        told = report.vocabulary if isinstance(report, PruneReport) else None
-        return told.data[0] if told and told.data else None
-    if not used.sources:
-        return None if used.data == SELF else used.data
-    texts = [own for own in used.sources if own.data != SELF]
-    return max(texts, key=lambda own: own.windows).data if texts else None
+    if used and not used.sources and used.data != SELF:
+        return used.data
+    if texts := [own for own in (used.sources if used else None) or () if own.data != SELF]:
+        return max(texts, key=lambda own: own.windows).data
+    counted = report.vocabulary if isinstance(report, PruneReport) else None
+    return counted.data[0] if counted and counted.data else None
 
 
 def _tokens_of_teacher(

@@ -9,11 +9,11 @@ from tests.support.checkpoints import save_tiny
 from tests.support.reports import as_json, pruned
 
 
-def text_after(folder, calibration: dict) -> str:
+def text_after(folder, calibration: dict | None, **changes) -> str:
     """The text to learn after a calibration on this one."""
     import json
 
-    report = json.dumps(as_json(pruned, calibration=calibration, base_model=None))
+    report = json.dumps(as_json(pruned, calibration=calibration, base_model=None, **changes))
     write_files({folder / "report.json": lambda path: path.write_text(report)})
     return find(RecoverOptions(model=str(folder), method="lora", eval_data="none")).data
 
@@ -38,3 +38,13 @@ def test_of_one_calibration_text_it_is_that_one(tmp_path):
     save_tiny(tmp_path)
     assert text_after(tmp_path, {"data": "alpaca", "nsamples": 8, "seq_len": 8}) == "alpaca"
     assert text_after(tmp_path, {"data": "self", "nsamples": 8, "seq_len": 8}) == "wikitext2"
+
+
+def test_without_a_calibration_text_it_is_the_first_whose_tokens_were_counted(tmp_path):
+    save_tiny(tmp_path)
+    vocabulary = {"data": ["c4", "alpaca"], "covered": 0.9, "bytes_per_token": {}}
+    assert text_after(tmp_path, None, vocabulary=vocabulary) == "c4"
+    assert text_after(tmp_path, {"data": "self", "nsamples": 8, "seq_len": 8}, vocabulary=vocabulary) == "c4"
+    assert text_after(tmp_path, {"data": "alpaca", "nsamples": 8, "seq_len": 8}, vocabulary=vocabulary) == "alpaca"
+    # a plan told the tokens
+    assert text_after(tmp_path, None, vocabulary=vocabulary | {"data": None, "covered": None}) == "wikitext2"

@@ -234,9 +234,9 @@ def filled(found: Sources, settled: Settled, examples: Examples, load: Callable[
             check_disk(folder / KEY, cache.size(missing), "the teacher cache")
     own = [shard for shard in missing if shard % state.num_processes == state.process_index]
     if missing:
-        log(f"teacher cache {folder}: {len(missing)} of {len(cache.shards)} shards are written, {_gb(cache, missing)}")
+        log(f"teacher cache {folder}: writing {len(missing)} of {len(cache.shards)} shards, {_mb(cache, missing)}")
     else:
-        log(f"teacher cache {folder}: complete, {_gb(cache, range(len(cache.shards)))}; the teacher is not loaded")
+        log(f"teacher cache {folder}: complete, {_mb(cache, range(len(cache.shards)))}; the teacher is not loaded")
     if own:
         _fill(cache, own, load(), examples, settled)
     state.wait_for_everyone()
@@ -245,8 +245,8 @@ def filled(found: Sources, settled: Settled, examples: Examples, load: Callable[
     return cache
 
 
-def _gb(cache: TeacherCache, shards: Iterable[int]) -> str:
-    return f"{cache.size(shards) / 1e9:.2f} GB"
+def _mb(cache: TeacherCache, shards: Iterable[int]) -> str:
+    return f"{cache.size(shards) / 1e6:,.1f} MB"
 
 
 def _fill(cache: TeacherCache, shards: Sequence[int], teacher, examples: Examples, settled: Settled) -> None:

@@ -100,7 +100,7 @@ def test_all_tokens_give_the_training_that_the_teacher_gives(models, tmp_path, t
 @pytest.mark.slow
 def test_a_complete_cache_needs_no_teacher(models, tmp_path, monkeypatch, capsys):
     first = recover(options(models, tmp_path))
-    assert "shards are written" in capsys.readouterr().out
+    assert "writing 1 of 1 shards" in capsys.readouterr().out
     plain = loading.load_model
 
     def refusing(folder, *more):
@@ -176,7 +176,7 @@ def test_a_shard_that_is_cut_short_is_written_again(models, tmp_path, small_shar
         case.fill()
         out = capsys.readouterr().out
         assert f"note: {cache.path(1)} is damaged, and is written again" in out
-        assert f"1 of {len(cache.shards)} shards are written" in out
+        assert f"writing 1 of {len(cache.shards)} shards" in out
         assert case.loaded == 1
         assert cache.path(1).read_bytes() == before
 

@@ -56,6 +56,7 @@ benchmarks: .venv/.installed
 	$(BIN)/python benchmarks/train_models.py
 	$(BIN)/python benchmarks/reconstruction.py
 	$(BIN)/python benchmarks/recover.py
+	$(BIN)/python benchmarks/teacher_cache.py
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/sparse.py
 	$(BIN)/python benchmarks/sparse_decode.py

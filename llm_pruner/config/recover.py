@@ -23,6 +23,7 @@ from llm_pruner.config.options import check_values, command_options, option, res
 from llm_pruner.errors import UsageError
 
 PROGRAM = "llm-pruner recover"
+TOP_K = 256
 
 
 @command_options(
@@ -67,6 +68,14 @@ class RecoverOptions(
         "distil: the dense model to learn from; default: the one that the checkpoint's report.json names",
         common=True,
     )
+    teacher_cache: str | None = option(
+        None, MODEL, "distil: folder that keeps the teacher's likeliest next tokens of every training window, so that "
+        "it runs once for several epochs, students and runs", "DIR",
+    )  # fmt: skip
+    teacher_top_k: int = option(
+        TOP_K, MODEL, "teacher_cache: tokens that are kept of each distribution; all others count as one", "K",
+        kind=int, least=1,
+    )  # fmt: skip
     mixed_precision: str = option(
         "auto",
         MODEL,
@@ -188,9 +197,14 @@ def validate(options: RecoverOptions) -> None:
             raise UsageError("`teacher` belongs to `method=distil`; leave it out, or what names lora")
         if options.train_weights == "full":
             raise UsageError("`method=lora` trains adapters; `train_weights=full` goes with `method=distil`")
-        for name, plain in (("temperature", 1.0), ("ce_weight", 0.0), ("hidden_weight", 0.0)):
+        plainly = {"temperature": 1.0, "ce_weight": 0.0, "hidden_weight": 0.0, "teacher_cache": None}
+        for name, plain in plainly.items():
             if getattr(options, name) != plain:
                 raise UsageError(f"`{name}` belongs to `method=distil`; leave it out")
+    if options.teacher_top_k != TOP_K and not options.teacher_cache:
+        raise UsageError("`teacher_top_k` belongs to `teacher_cache`; give that, too")
+    if options.hidden_weight and options.teacher_cache:
+        raise UsageError("`hidden_weight` needs the teacher, and `teacher_cache` has no hidden states; leave out one")
     if options.epochs is not None and options.steps is not None:
         raise UsageError("`epochs` and `steps` both set the length of training; give one of them (and `max_minutes`)")
     for name in ("max_minutes", "learning_rate", "lora_alpha"):

@@ -15,7 +15,7 @@ from llm_pruner.output.manifest import START
 # the options, of all commands, that may name a file or a folder which the run reads
 READ = (
     "config", "model", "dense", "teacher", "plan", "scores", "calibration_data", "vocab_data", "eval_data", "data",
-    "tasks", "patterns", "recover",
+    "tasks", "patterns", "recover", "teacher_cache",
 )  # fmt: skip
 # whose values may have a share behind their names
 MIXED = ("calibration_data",)
@@ -108,12 +108,12 @@ def check_file(flag: str, path: Path, inputs: Mapping[str, Path]) -> None:
     check_apart(flag, path, inputs)
 
 
-def check_disk(target: Path, size: int) -> None:
-    """Raise a RunError when the disk that `target` is on has no room for `size` more bytes."""
+def check_disk(target: Path, size: int, what: str = "the checkpoint") -> None:
+    """Raise a RunError when the disk that `target` is on has no room for `size` more bytes, those of `what`."""
     existing = _existing(target.resolve().parent)
     free, needed = shutil.disk_usage(existing).free, size + MARGIN
     if free < needed:
-        raise RunError(f"{existing} has {free / 1e9:.2f} GB free, the checkpoint needs {needed / 1e9:.2f} GB")
+        raise RunError(f"{existing} has {free / 1e9:.2f} GB free, {what} needs {needed / 1e9:.2f} GB")
 
 
 def check_outputs(options: PruneOptions, source: str) -> Path | None:
@@ -146,14 +146,14 @@ def check_outputs(options: PruneOptions, source: str) -> Path | None:
     return target
 
 
-def check_work_folder(folder: Path, inputs: Mapping[str, Path]) -> None:
-    """Raise a UsageError when unfinished work cannot be kept in `folder`."""
-    parent = _existing(_resolved("work_dir", folder))
+def check_work_folder(folder: Path, inputs: Mapping[str, Path], flag: str = "work_dir") -> None:
+    """Raise a UsageError when unfinished work, or what `flag` names, cannot be kept in `folder`."""
+    parent = _existing(_resolved(flag, folder))
     if os.path.lexists(folder) and not folder.is_dir():
-        raise UsageError(f"`work_dir` {folder} is a file; name a folder")
+        raise UsageError(f"`{flag}` {folder} is a file; name a folder")
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise UsageError(f"`work_dir` {folder} cannot be written: {parent} is not a folder with write permission")
-    check_apart("work_dir", folder, inputs)
+        raise UsageError(f"`{flag}` {folder} cannot be written: {parent} is not a folder with write permission")
+    check_apart(flag, folder, inputs)
 
 
 def report_file(options, inputs: Mapping[str, Path], page: bool = False) -> Path:

@@ -33,7 +33,7 @@ class Examples(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         ids, labels = self.pairs[index]
-        return {"input_ids": ids, "labels": labels}
+        return {"input_ids": ids, "labels": labels, "index": torch.tensor(index)}
 
     @property
     def tokens(self) -> int:
@@ -148,13 +148,17 @@ def _records(found: Records, length: int, tokenizer, vocab_size: int, nsamples: 
 
 
 def collate(examples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Return a batch: LongTensors [batch, longest], padded on the right, where neither attention nor loss sees it."""
+    """Return a batch: LongTensors [batch, longest], padded on the right, where neither attention nor loss sees it.
+
+    Beside them `index`, LongTensor [batch]: which examples these are.
+    """
     longest = max(len(example["input_ids"]) for example in examples)
     shape = (len(examples), longest)
     batch = {
         "input_ids": torch.zeros(shape, dtype=torch.long),
         "attention_mask": torch.zeros(shape, dtype=torch.long),
         "labels": torch.full(shape, IGNORED),
+        "index": torch.stack([example["index"] for example in examples]),
     }
     for row, example in enumerate(examples):
         length = len(example["input_ids"])

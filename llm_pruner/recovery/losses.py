@@ -2,6 +2,7 @@
 
 - text: cross-entropy of the next token.
 - logits: T²·KL(teacher ‖ student) of both distributions at temperature T (Hinton et al., arxiv.org/abs/1503.02531).
+  Against a cached teacher it is that of its likeliest tokens, see `likeliest`.
 - hidden states: ‖h − h_t·P‖² / ‖h_t·P‖² over the streams behind each of the student's layers. P is the identity where
   both streams are equally wide; else it is fitted once by least squares, from the teacher's to the pruned model's.
 """
@@ -15,10 +16,13 @@ import torch.nn.functional as F
 
 from llm_pruner.config.recover import RecoverOptions
 from llm_pruner.errors import UsageError
+from llm_pruner.recovery.likeliest import Likeliest, likeliest_loss
 from llm_pruner.registry import Registry
 
 # of the mean diagonal
 RIDGE = 1e-3
+# which need no more of a teacher than its cache has
+CACHED = ("logits", "text")
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class Batch:
         logits: The student's, [n, vocab_size].
         targets: The tokens that follow, [n].
         predicted: Which positions of [windows, length - 1] these are.
-        wanted: The teacher's logits, [n, vocab_size].
+        wanted: The teacher's logits, [n, vocab_size]; of a cached teacher its likeliest tokens.
         streams: The student's hidden states behind each layer, [windows, length, width]; empty unless asked for.
         wanted_streams: The teacher's that they should be.
         maps: From the teacher's width to the student's, see `fit_maps`.
@@ -39,7 +43,7 @@ class Batch:
     logits: torch.Tensor
     targets: torch.Tensor
     predicted: torch.Tensor
-    wanted: torch.Tensor
+    wanted: torch.Tensor | Likeliest
     streams: Sequence[torch.Tensor]
     wanted_streams: Sequence[torch.Tensor]
     maps: Sequence[torch.Tensor | None]
@@ -65,6 +69,8 @@ def of_text(batch: Batch) -> torch.Tensor:
 
 def of_logits(batch: Batch) -> torch.Tensor:
     """Return the divergence from the teacher's logits at the options' temperature."""
+    if isinstance(batch.wanted, Likeliest):
+        return likeliest_loss(batch.logits, batch.wanted, batch.options.temperature)
     return logits_loss(batch.logits, batch.wanted, batch.options.temperature)
 
 
@@ -77,7 +83,8 @@ def weights_of(options: RecoverOptions) -> dict[str, float]:
     """Return {name of a loss: its weight} of a distillation.
 
     Raises:
-        UsageError: `losses` names none that is known, or a weight is no positive number.
+        UsageError: `losses` names none that is known, a weight is no positive number, or a cached teacher lacks what
+            a loss needs.
     """
     weights = {"logits": 1.0, "text": options.ce_weight, "hidden": options.hidden_weight}
     for part in filter(None, (part.strip() for part in (options.losses or "").split(","))):
@@ -89,7 +96,14 @@ def weights_of(options: RecoverOptions) -> dict[str, float]:
             weights[name] = -1.0
         if not 0 <= weights[name] < float("inf"):
             raise UsageError(f"losses: {part!r} has no weight; write {name}=0.5")
-    return {name: weight for name, weight in weights.items() if weight}
+    weights = {name: weight for name, weight in weights.items() if weight}
+    lacking = [name for name in weights if name not in CACHED]
+    if options.teacher_cache and lacking:
+        raise UsageError(
+            f"the loss {lacking[0]!r} needs the teacher, and `teacher_cache` has no more than its likeliest tokens; "
+            "leave out one of the two"
+        )
+    return weights
 
 
 def text_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """Recovery, in a straight line.
 
-pruned checkpoint → teacher, texts → perplexity → training (kept in work_dir, goes on there) → merged → perplexity
-→ staged, verified, published → report
+pruned checkpoint → teacher, texts → the teacher's cache, if any → perplexity → training (kept in work_dir, goes on
+there) → merged → perplexity → staged, verified, published → report
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from accelerate.utils import DistributedType
 
 from llm_pruner.config.recover import PROGRAM, RecoverOptions, validate
 from llm_pruner.console import is_main, log, quiet
-from llm_pruner.errors import RunError
+from llm_pruner.errors import RunError, UsageError
 from llm_pruner.evaluation.scores import Measurement, Scores, compared, windows_of
 from llm_pruner.model import loading
 from llm_pruner.model.size import size_of
@@ -28,11 +28,12 @@ from llm_pruner.output.reports import RecoverReport
 from llm_pruner.output.saving import save
 from llm_pruner.recovery import sources
 from llm_pruner.recovery.adapters import check_installed, merged, with_adapters
-from llm_pruner.recovery.examples import training_examples, windows
+from llm_pruner.recovery.examples import Examples, training_examples, windows
 from llm_pruner.recovery.losses import weights_of
 from llm_pruner.recovery.outcome import outcome
 from llm_pruner.recovery.settled import Settled, settle
 from llm_pruner.recovery.sources import Sources
+from llm_pruner.recovery.teacher_cache import TeacherCache, filled
 from llm_pruner.recovery.train import train
 from llm_pruner.recovery.unfinished import clear, go_on, key_of, outputs
 from llm_pruner.vocabulary.cut import VocabularyCut
@@ -72,13 +73,15 @@ def recover(options: RecoverOptions, argv: Sequence[str] = (), program: str = PR
         scored, evaluation = windows_of(found.eval_data, options.model, tokenizer, found.config, found.eval_length)
         measurement = Measurement(scored, evaluation)
     log(f"training data: {len(examples)} windows or records, {examples.tokens:,} tokens of {settled.data}")
+    # before the student, so that no two models are in memory
+    cache = _cached(found, settled, examples, stopwatch)
     with stopwatch("load"):
         student_folder = loading.fetch(found.student, options.revision)
         student = loading.load_model(student_folder, found.config, "auto", settled.torch_device)
     stored, finite = student.dtype, checkpoint.finite_logits(student)
     check_disk(target, size_of(student).bytes)
     before = measurement.of(student, tokenizer, "before", stopwatch) if is_main() else Scores()
-    trained = _trained(found, settled, student, student_folder, examples, scored, folder, stopwatch)
+    trained = _trained(found, settled, cache, student, student_folder, examples, scored, folder, stopwatch)
     del student
     if not is_main():
         return None
@@ -108,9 +111,11 @@ def _announce(made: RecoverReport) -> None:
 
 
 def _check_method(options: RecoverOptions, found: Sources) -> None:
-    """UsageError for losses that are not there, RunError without PEFT where adapters are to learn."""
+    """UsageError for losses or a teacher that are not there, RunError without PEFT where adapters are to learn."""
     if found.method == "distil":
         weights_of(options)
+    elif options.teacher_cache:
+        raise UsageError("`teacher_cache` needs a dense model to learn from; give `teacher`")
     if found.train_weights == "lora":
         check_installed()
 
@@ -125,9 +130,11 @@ class _Trained:
 
 
 def _trained(
-    found: Sources, settled: Settled, student, student_folder: str, examples, scored, folder: Path, stopwatch: Stopwatch
-) -> _Trained:
-    teacher = _teacher(found, settled, stopwatch)
+    found: Sources, settled: Settled, cache: TeacherCache | None, student, student_folder: str, examples, scored,
+    folder: Path, stopwatch: Stopwatch,
+) -> _Trained:  # fmt: skip
+    with stopwatch("load"):
+        teacher = cache or _teacher(found, settled)
     if settled.train_weights == "full" or settled.precision == "no":
         _cast(student, torch.float32)
     model = with_adapters(student, settled.asked) if settled.train_weights == "lora" else student
@@ -151,16 +158,23 @@ def _trained(
     return _Trained(result, training, schedule.history)
 
 
-def _teacher(found: Sources, settled: Settled, stopwatch):
+def _cached(found: Sources, settled: Settled, examples: Examples, stopwatch: Stopwatch) -> TeacherCache | None:
+    """The teacher's complete cache, where one is asked for."""
+    if not settled.asked.teacher_cache:
+        return None
+    with stopwatch("teacher cache"):
+        return filled(found, settled, examples, lambda: _teacher(found, settled))
+
+
+def _teacher(found: Sources, settled: Settled):
     """The dense model, frozen, in the checkpoint's dtype on a GPU and in float32 on a CPU; None without one."""
     if not found.teacher:
         return None
-    with stopwatch("load"):
-        dtype = "float32" if settled.precision == "no" else "auto"
-        folder = loading.fetch(found.teacher)
-        teacher = loading.load_model(folder, found.teacher_config, dtype, settled.torch_device)
-        if found.teacher_tokens:
-            teacher = VocabularyCut(found.teacher_config, tuple(found.teacher_tokens)).applied(teacher)
+    dtype = "float32" if settled.precision == "no" else "auto"
+    folder = loading.fetch(found.teacher)
+    teacher = loading.load_model(folder, found.teacher_config, dtype, settled.torch_device)
+    if found.teacher_tokens:
+        teacher = VocabularyCut(found.teacher_config, tuple(found.teacher_tokens)).applied(teacher)
     return teacher.requires_grad_(False)
 
 

@@ -9,7 +9,7 @@ from llm_pruner.calibration.texts import CALIBRATION, check_name
 from llm_pruner.config.recover import RecoverOptions
 from llm_pruner.console import log
 from llm_pruner.errors import PrunerError, UsageError, shown
-from llm_pruner.files import fingerprint
+from llm_pruner.files import checkpoint_digest, fingerprint
 from llm_pruner.model import loading
 from llm_pruner.model.checkpoint_files import weight_files
 from llm_pruner.model.tokenizers import load_tokenizer
@@ -62,6 +62,15 @@ class Sources:
         most = self.teacher_config.num_hidden_layers if self.teacher_config else count
         kept = lineage.layers_of(self.report, count)
         return kept if kept and max(kept) < most != count else list(range(count))
+
+    def teacher_digest(self, weights: bool = True) -> str:
+        """Return what tells the teacher from others.
+
+        Args:
+            weights: Whether those of a hub model are fetched too.
+        """
+        assert self.teacher, "there is one"
+        return checkpoint_digest(self.teacher, loading.fetch(self.teacher, weights=weights))
 
 
 def find(options: RecoverOptions) -> Sources:

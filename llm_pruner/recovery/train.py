@@ -15,6 +15,7 @@ from llm_pruner.recovery.examples import IGNORED, Examples, collate
 from llm_pruner.recovery.losses import LOSSES, Batch, fit_maps, matched, text_loss, weights_of
 from llm_pruner.recovery.schedule import Schedule, shared
 from llm_pruner.recovery.settled import Settled
+from llm_pruner.recovery.teacher_cache import TeacherCache
 from llm_pruner.recovery.unfinished import last_kept
 
 # transformers renamed it between the versions that are supported
@@ -28,7 +29,7 @@ FITTED = 8
 
 
 class Recovery(Trainer):
-    """A Trainer whose loss is the text's, or the distance to a teacher's logits and hidden states."""
+    """A Trainer whose loss is the text's, or the distance to a teacher's logits and hidden states, run or cached."""
 
     lr_scheduler: Any
     maps: list[torch.Tensor | None] | None
@@ -59,13 +60,13 @@ class Recovery(Trainer):
         """
         labels = inputs["labels"][:, 1:]
         counted = labels != IGNORED
-        read = {name: value for name, value in inputs.items() if name != "labels"}
+        read = {name: value for name, value in inputs.items() if name not in ("labels", "index")}
         taught = self.teacher is not None and model.training
         near = taught and "hidden" in self.weights
         outputs = model(**read, use_cache=False, output_hidden_states=near)
         logits = outputs.logits[:, :-1][counted]
         if taught:
-            loss = self._taught(read, counted, logits, outputs, labels, near)
+            loss = self._taught(read, inputs["index"], counted, logits, outputs, labels, near)
         else:
             loss = text_loss(logits, labels[counted])
         if num_items_in_batch is None:
@@ -75,13 +76,18 @@ class Recovery(Trainer):
             loss = loss.sum() / num_items_in_batch * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
 
-    def _taught(self, read, counted, logits, outputs, labels, near: bool) -> torch.Tensor:
-        with torch.no_grad(), self.accelerator.autocast():
-            wanted = self.teacher(**read, use_cache=False, output_hidden_states=near)
-        own, theirs = (outputs.hidden_states[1:], matched(wanted.hidden_states, self.layers)) if near else ((), ())
-        batch = Batch(
-            logits, labels[counted], counted, wanted.logits[:, :-1][counted], own, theirs, self.maps or (), self.options
-        )
+    def _taught(self, read, index, counted, logits, outputs, labels, near: bool) -> torch.Tensor:
+        own: Any = ()
+        theirs: Any = ()
+        if isinstance(self.teacher, TeacherCache):
+            wanted: Any = self.teacher.of(index.tolist(), logits.device)
+        else:
+            with torch.no_grad(), self.accelerator.autocast():
+                told = self.teacher(**read, use_cache=False, output_hidden_states=near)
+            wanted = told.logits[:, :-1][counted]
+            if near:
+                own, theirs = outputs.hidden_states[1:], matched(told.hidden_states, self.layers)
+        batch = Batch(logits, labels[counted], counted, wanted, own, theirs, self.maps or (), self.options)
         return sum(weight * LOSSES.get(name)(batch) for name, weight in self.weights.items())
 
 
@@ -130,7 +136,8 @@ def train(
 
     Args:
         model: The student, with its adapters where those learn.
-        teacher: A frozen model, whose logits and hidden states are the target; None where the text's are.
+        teacher: A frozen model, whose logits and hidden states are the target, or a cache of its logits; None where
+            the text is the target.
         examples: What is trained on.
         scored: Windows whose perplexity is noted over time, or None.
         layers: The teacher's layer that each of the student's was.
@@ -158,7 +165,7 @@ def train(
     for theirs in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(theirs)
     schedule.share = shared(trainer.accelerator)
-    if teacher is not None:
+    if isinstance(teacher, torch.nn.Module):
         teacher.to(trainer.accelerator.device)
         if "hidden" in trainer.weights:
             count = min(FITTED * settled.train_batch_size, len(examples))

@@ -16,12 +16,12 @@ from llm_pruner.config.recover import RecoverOptions
 from llm_pruner.console import is_main, log
 from llm_pruner.errors import UsageError
 from llm_pruner.files import checkpoint_digest, read_state, set_aside, text_digest, write_state
-from llm_pruner.model import loading
 from llm_pruner.output import manifest
 from llm_pruner.output.places import check_folder, check_work_folder, inputs_of
 from llm_pruner.output.reports import Amount, Point, Seconds
 from llm_pruner.recovery.settled import Settled
 from llm_pruner.recovery.sources import Sources
+from llm_pruner.recovery.teacher_cache import check_place
 
 KEY, MARK = "recovery.json", "schedule.json"
 STATE = {"key": validation.text, "resumed_at": validation.list_of(validation.whole())}
@@ -65,6 +65,13 @@ def outputs(options: RecoverOptions, found: Sources) -> tuple[Path, Path]:
     inputs = inputs_of(
         options, {"model": source, "teacher": found.teacher, "data": found.data, "eval_data": found.eval_data}
     )
+    if options.teacher_cache:
+        cache = Path(options.teacher_cache).expanduser()
+        check_work_folder(
+            cache, {name: own for name, own in inputs.items() if name != "teacher_cache"}, "teacher_cache"
+        )
+        check_place(cache)
+        inputs["teacher_cache"] = cache
     check_folder(target, inputs, options.overwrite)
     folder = Path(options.work_dir).expanduser() if options.work_dir else target.with_name(target.name + ".unfinished")
     check_work_folder(folder, inputs | {"the output folder": target})
@@ -83,8 +90,10 @@ def key_of(found: Sources, settled: Settled, folder: str) -> str:
     """
     parts = {name: value for name, value in settled.asdict().items() if name not in ELSEWHERE}
     parts["student"] = checkpoint_digest(found.student, folder)
+    # wherever it is
+    parts["teacher_cache"] = bool(settled.asked.teacher_cache)
     if found.teacher:
-        parts["teacher"] = checkpoint_digest(found.teacher, loading.fetch(found.teacher))
+        parts["teacher"] = found.teacher_digest(weights=not settled.asked.teacher_cache)
     for name in ("data", "eval_data"):
         parts[name] = text_digest(parts[name])
     return files.key_of(parts)

@@ -65,14 +65,22 @@ def recover(folder, start, name, *more, run=subprocess.run):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("weights", ["full", "lora"])
+@pytest.mark.parametrize("weights", ["full", "lora", "cached"])
 def test_two_processes_and_shards_give_what_one_gives(folder, forks, weights):
-    more = ("--train_weights", weights, "--lora_dropout", "0")
+    """Against a cached teacher, too, whose cache the two processes fill themselves."""
+    more = ("--train_weights", "lora" if weights == "lora" else "full", "--lora_dropout", "0")
+    if weights == "cached":
+        more = (*more, "--teacher_cache", "cache", "--teacher_top_k", "16")
     one = recover(folder, [sys.executable], f"one-{weights}", "--train_batch_size", "4", *more, run=forks.run)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
     if weights == "lora":
         launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "fsdp.yaml"]
+    if weights == "cached":
+        (folder / "cache").rename(folder / "cache-of-one")
     two = recover(folder, launcher, f"two-{weights}", "--train_batch_size", "2", *more)
+    if weights == "cached":
+        (shard,) = (folder / "cache-of-one").glob("shard-*")
+        assert (folder / "cache" / shard.name).stat().st_size == shard.stat().st_size
     start = load_file(folder / "student" / "model.safetensors")
     name = "model.layers.1.mlp.down_proj.weight"
     moved = (one[name] - start[name]).abs().max()

@@ -343,6 +343,20 @@ def test_recovery_is_what_was_measured():
         assert f"| {name} | {told} | {run['training']['tokens']:,} |" in page
 
 
+def test_the_cached_teacher_is_what_was_measured():
+    """The loss rises towards the divergence with k, and 256 tokens have nine tenths of it."""
+    cache, page = result("teacher_cache"), PAGES["docs/guides/recovery.md"]
+    assert f"KL, {cache['kl']:.3f} over all tokens" in page
+    losses = [own["kl"] for own in cache["k"].values()]
+    assert losses == sorted(losses)
+    assert 0.9 * cache["kl"] < cache["k"]["256"]["kl"] < cache["kl"]
+    for k, own in cache["k"].items():
+        error, rest = own["mean_absolute_error_of_kl"], own["mean_mass_of_the_rest"]
+        assert f"| {k} | {own['bytes_per_token']:,.0f} | {rest:.0%} | {own['kl']:.3f} | {error:.3f} |" in page
+    seconds = f"({cache['seconds_forward']:.1f} s for these {cache['windows']} windows of {cache['length']} tokens"
+    assert f"{seconds}, with the cache of k = 256 {cache['k']['256']['seconds_to_fill']:.1f} s)" in page
+
+
 def test_speed_and_memory_are_what_was_measured():
     tracing, score_cut, calibration = result("tracing"), result("score_cut_cpu"), result("calibration_cpu")
     speed, best = result("speed_cpu")["ratio"]["eager"], result("reconstruction")["runs"]

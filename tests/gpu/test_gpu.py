@@ -94,6 +94,12 @@ def test_recovery_in_bfloat16(tmp_path):
         made = recover(RecoverOptions(model=half, method=method, steps=60, save_model=f"{half}-{method}"))
         assert made.training.precision == "bf16"
         assert made.perplexity.after < 0.7 * made.perplexity.before
+    cached = RecoverOptions(
+        model=half, method="distil", steps=60, save_model=f"{half}-cached", nsamples=64,
+        teacher_cache=str(tmp_path / "cache"),
+    )  # fmt: skip
+    made = recover(cached)
+    assert made.perplexity.after < 0.7 * made.perplexity.before
 
 
 @torch.inference_mode()

@@ -16,7 +16,7 @@ QUICK = {"calibration_data": "demo", "nsamples": 16, "calibration_seq_len": 64, 
 
 def run(folder, **asked) -> PruneReport:
     report = llm_pruner.prune_checkpoint(
-        llm_pruner.PruneOptions(model="demo", dtype="float32", save_model=str(folder), **QUICK, **asked)
+        llm_pruner.PruneOptions(model="demo", dtype="float32", save_model=str(folder), **QUICK | asked)
     )
     assert json.loads((folder / "report.json").read_text()) == json.loads(json.dumps(report.to_dict()))
     return report
@@ -24,7 +24,7 @@ def run(folder, **asked) -> PruneReport:
 
 @pytest.mark.slow
 def test_layers_that_went_are_in_the_report(tmp_path):
-    report = run(tmp_path / "out", target="num_hidden_layers=3,intermediate_size=400")
+    report = run(tmp_path / "out", target="num_hidden_layers=3,intermediate_size=400", nsamples=48, epochs=2)
     assert (report.layers.before, report.layers.after) == (4, 3)
     assert len(report.layers.kept) == 3
     assert "| layers | 4 | 3 |" in (tmp_path / "out" / "README.md").read_text()

@@ -25,7 +25,7 @@ from llm_pruner.reconstruction.end_to_end import LARGEST, Teacher, optimise_toge
 from llm_pruner.reconstruction.form_search import FormSearch
 from llm_pruner.reconstruction.layer import Settings
 from llm_pruner.reconstruction.planned import Form, Planned
-from llm_pruner.reconstruction.reconstruct import reconstruct
+from llm_pruner.reconstruction.reconstruct import Reconstructed, reconstruct
 from llm_pruner.reconstruction.tokens import Tokens, split
 from llm_pruner.shape.draft import Draft
 from llm_pruner.shape.plan import Plan
@@ -134,10 +134,7 @@ class Reconstruct:
         planned = replace(planned, plan=plan)
         groups, wide, layers = planned.dense.groups, planned.wide, form.layers
         dense: Any = untied(model) if form.untied else model
-        size = parameters_of_layers(model)
-        whole = int(size <= LARGEST) if self.global_epochs is None else self.global_epochs
-        alone = (0 if whole and size > SMALL else passes(tokens)) if self.epochs is None else self.epochs
-        settings = Settings(epochs=alone, seed=self.seed)
+        settings, whole = self._passes(model, tokens)
         with journal.timed("reconstruct"):
             key = hashlib.sha256(repr((identity, form, asdict(settings))).encode()).hexdigest()
             own = folder and folder / key[:16]
@@ -160,19 +157,33 @@ class Reconstruct:
         # NaN is no better than anything
         if math.isfinite(done.kl) and not plain.kl < done.kl:
             plan = replace(plan, kept=planned.named(done.kept))
-            teacher = Teacher.of(dense, done.dense_stream) if whole else None
-            result = done.settle(dense)
-            if teacher:
-                with journal.timed("optimise"):
-                    before, after = optimise_together(result, teacher, tokens, whole, self.seed)
-                notes["kl"] = after.kl
-                journal.log(
-                    f"all layers optimised together: KL {before.kl:.4f} to {after.kl:.4f}, loss {before.loss:.4f} to "
-                    f"{after.loss:.4f}"
-                )
+            result, notes["kl"] = self._optimised(done, dense, tokens, whole, journal)
             return Pruned(result, plan, planned.config, notes)
         journal.log(f"note: plain {plain.criterion} is better here and is kept")
         return self._plain(dense, draft, form, plain, notes)
+
+    def _passes(self, model, tokens: Tokens) -> tuple[Settings, int]:
+        """(how layers are reconstructed, passes in which all of them are optimised together)."""
+        size = parameters_of_layers(model)
+        whole = int(size <= LARGEST) if self.global_epochs is None else self.global_epochs
+        alone = (0 if whole and size > SMALL else passes(tokens)) if self.epochs is None else self.epochs
+        return Settings(epochs=alone, seed=self.seed), whole
+
+    def _optimised(
+        self, done: Reconstructed, dense, tokens: Tokens, epochs: int, journal: Journal
+    ) -> tuple[Any, float]:
+        """(the reconstructed model, its layers optimised together; its KL). The dense model gives up its tensors."""
+        if not epochs:
+            return done.settle(dense), done.kl
+        teacher = Teacher.of(dense, done.dense_stream)
+        result = done.settle(dense)
+        with journal.timed("optimise"):
+            before, after = optimise_together(result, teacher, tokens, epochs, self.seed)
+        journal.log(
+            f"all layers optimised together: KL {before.kl:.4f} to {after.kl:.4f}, loss {before.loss:.4f} to "
+            f"{after.loss:.4f}"
+        )
+        return result, after.kl
 
     def _plain(self, dense, draft: Draft, form: Form, plain: Baseline, notes: dict[str, Any]) -> Pruned:
         """The model cut as the baseline says."""

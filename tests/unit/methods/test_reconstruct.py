@@ -12,6 +12,7 @@ from llm_pruner.errors import RunError
 from llm_pruner.methods import reconstruct as module
 from llm_pruner.model.axes import HEADS, KV_HEADS, MLP
 from llm_pruner.model.families import widths_of
+from llm_pruner.reconstruction.probe import Probe
 from llm_pruner.reconstruction.tokens import Tokens, split
 from tests.support import tiny
 from tests.support.reconstructing import divergence, fitted_and_held, method_of, prompts, ratios_of
@@ -97,7 +98,8 @@ def test_layers_have_widths_of_their_own(minutes):
         for name in ("self_attn.o_proj", "mlp.down_proj"):
             model.model.layers[1].get_submodule(name).weight *= 0.05  # the second layer gives little
     result = method_of(model, param_ratio=0.4, per_layer=True, search_minutes=minutes)
-    assert ("finals" in result.notes) == bool(minutes), "compared with widths that are the same in all"
+    tried = [own["widths"] for own in result.notes["search"]]
+    assert any(all(layer == own[0] for layer in own) for own in tried), "compared with widths that are the same in all"
     sizes = [widths[KV_HEADS] * widths[MLP] for widths in result.plan.after]
     assert sizes[1] < min(sizes[0], sizes[2])
     assert abs(result.plan.decoder_after / result.plan.decoder_before - 0.6) < 0.005
@@ -107,18 +109,17 @@ def test_layers_have_widths_of_their_own(minutes):
 
 @pytest.mark.slow
 def test_layers_are_alike_where_that_is_better(monkeypatch):
-    own = module.reconstruct
+    own = Probe.kl
 
-    def spoiled(model, groups, after, *rest, **more):
-        done = own(model, groups, after, *rest, **more)
-        return done if len(set(after)) == 1 else replace(done, kl=9.0)
+    def spoiled(self, changed, stay=None):
+        alike = len(changed) == len(self.layers) and len(set(changed.values())) == 1
+        return own(self, changed, stay) if alike else 9.0
 
-    monkeypatch.setattr(module, "reconstruct", spoiled)
+    monkeypatch.setattr(Probe, "kl", spoiled)
     model = tiny.model("llama", **FINE)
     model.model.layers[0].mlp.down_proj.weight.data *= 0.05
     result = method_of(model, param_ratio=0.4, per_layer=True, search_minutes=0.01)
-    assert result.notes["finals"][-1]["kl"] == 9
-    assert isinstance(result.notes["finals"][-1]["widths"], list)
+    assert result.notes["search"][-1]["kl"] == 9
     assert len(set(result.plan.after)) == 1
     assert result.model.config.model_type == "llama"
 
@@ -158,7 +159,7 @@ def test_the_same_run_again_goes_on_where_the_first_ended(tmp_path, monkeypatch)
     assert all(torch.equal(tensor, wanted[name]) for name, tensor in again.model.state_dict().items())
 
     method_of(tiny.model("llama", seed=1, **FINE), **options)
-    assert len(measured) > 2, "another model, which has to be measured"
+    assert len(list((tmp_path / "work").glob("search-*.json"))) == 2, "another model, which has to be measured"
 
 
 @pytest.mark.parametrize("worse", [False, True])

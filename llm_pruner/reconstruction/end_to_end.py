@@ -5,8 +5,9 @@ there. A pass or two over the text in which the whole pruned model sees where it
 The dense model's logits are made again from its last hidden states, which the walk through the layers kept.
 """
 
+import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,7 +114,8 @@ def optimise_together(model, teacher: Teacher, tokens: Tokens, epochs: int, seed
         dtypes = {name: parameter.dtype for name, parameter in student.parameters.items()}
         for parameter in student.parameters.values():
             parameter.data = parameter.data.float()
-        _descend(student, epochs, seed)
+        with _only(model, student.parameters.values()):
+            _descend(student, epochs, seed)
         for name, parameter in student.parameters.items():
             parameter.data = parameter.data.to(dtypes[name])
         after = student.held_out()
@@ -136,7 +138,6 @@ def _descend(student: "_Student", epochs: int, seed: int) -> None:
         parameter.grad = None
 
     for parameter in student.parameters.values():
-        parameter.requires_grad_()
         size = parameter.data.square().mean().sqrt().item()
         adams[parameter] = torch.optim.Adam([parameter], lr=RATE * size, betas=(0.9, 0.98), eps=1e-12)
         hooks.append(parameter.register_post_accumulate_grad_hook(step))
@@ -152,8 +153,20 @@ def _descend(student: "_Student", epochs: int, seed: int) -> None:
             student.backward(*parts[each])
     for hook in hooks:
         hook.remove()
-    for parameter in student.parameters.values():
-        parameter.requires_grad_(False)
+
+
+@contextlib.contextmanager
+def _only(model, parameters: Iterable[torch.Tensor]) -> Iterator[None]:
+    """These parameters of a model, and no others, require gradients as long as the context lasts."""
+    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    model.requires_grad_(False)
+    for parameter in parameters:
+        parameter.requires_grad_()
+    try:
+        yield
+    finally:
+        for parameter, required in before:
+            parameter.requires_grad_(required)
 
 
 class _Student:

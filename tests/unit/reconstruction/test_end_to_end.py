@@ -42,13 +42,19 @@ def test_the_divergence_falls_and_is_that_of_the_model(case):
     assert after.kl < 0.97 * before.kl
 
 
-def test_only_layers_change_and_nothing_asks_for_gradients():
-    _, model, teacher, tokens = pruned("llama")
+@pytest.mark.parametrize("case", ["llama", "llama_tied"])
+def test_only_layers_change_and_no_gradient_is_left(case):
+    """Whether a parameter learns is as it was: whoever trains the model afterwards finds nothing frozen."""
+    _, model, teacher, tokens = pruned(case)
+    model.model.layers[1].mlp.up_proj.weight.requires_grad_(False)
+    flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     optimise_together(model, teacher, tokens, epochs=3)
     changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
     assert changed == {name for name in before if ".layers." in name}
-    assert all(parameter.grad is None and not parameter.requires_grad for parameter in model.model.layers.parameters())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert flags == {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    assert len(set(flags.values())) == 2
 
 
 def test_steps_that_harm_are_taken_back(monkeypatch):

@@ -49,6 +49,7 @@ def in_nats(costs: Costs, before: Widths, share: float, kl: Callable[[Mapping[in
 
 def improved(
     layers: Layers,
+    best: float,
     before: Widths,
     axes: Sequence[Axis],
     kl: Callable[[Mapping[int, Widths]], float],
@@ -59,6 +60,7 @@ def improved(
 
     Args:
         layers: The widths to start from.
+        best: Their KL.
         before: The widths of the dense model's layers.
         axes: Those that may shrink.
         kl: Measures KL(dense ‖ pruned) of {layer: widths}.
@@ -69,7 +71,7 @@ def improved(
         The widths, their KL, and how many were measured.
     """
     draw, started, tried = random.Random(seed), time.monotonic(), 0
-    best, step, failed = kl(changed(layers, before)), FAR, 0
+    step, failed = FAR, 0
     while time.monotonic() - started < 60 * minutes and step >= NEAR and len(layers) > 1:
         moved = _moved(layers, before, axes, step, draw)
         tried += moved is not None

@@ -19,6 +19,7 @@ from llm_pruner.calibration.activations import Inputs
 from llm_pruner.calibration.statistics import Statistics
 from llm_pruner.calibration.weights import Weights
 from llm_pruner.errors import PlanError
+from llm_pruner.files import read_state, write_state
 from llm_pruner.importance import criterion_of, score
 from llm_pruner.model.axes import HIDDEN, MLP, Layers, Widths
 from llm_pruner.model.depth import at_full_depth, shallow_config
@@ -35,6 +36,7 @@ from llm_pruner.reconstruction.tokens import Tokens
 from llm_pruner.shape.allocate import adaptive_groups, allocate
 from llm_pruner.shape.budget import TOLERANCE, Goal, filled_with_neurons
 from llm_pruner.shape.draft import Draft, Searched, Traced
+from llm_pruner.validation import fields, filled, list_of, number, text, whole
 
 # the search's: layers are not optimised
 QUICK = Settings(epochs=0)
@@ -44,6 +46,8 @@ PART = 4
 FINALISTS, CLOSE = 3, 1.1
 # tokens of the survey, at most: it sums the squares of all inputs, which takes as long as the model itself
 SURVEYED = 16_384
+TRIED = {"layers": list_of(list_of(whole(0))), "cost": number(), "kl": number(0)}
+LAYERS_STATE = {"key": text, "tried": filled(fields(TRIED, tuple(TRIED)))}
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,16 @@ class FormSearch:
         assert isinstance(self.draft.shape, Searched), "other drafts say what the widths are"
         return self.draft.shape.goal
 
+    @property
+    def _key(self) -> str:
+        """What the search is about."""
+        return f"{self.identity} {self.goal} {self.draft.axes} {self.per_layer}"
+
+    def _file(self, name: str) -> Path | None:
+        """Where what was measured is kept."""
+        digest = hashlib.sha256(self._key.encode()).hexdigest()[:16]
+        return self.folder and self.folder / f"{name}-{digest}.json"
+
     def run(self) -> "Found":
         """Return the form to reconstruct the model in, and what was measured on the way."""
         draft = self.draft
@@ -102,38 +116,54 @@ class FormSearch:
 
     def _per_layer(self, found: Survey, probe: Probe | None) -> tuple[Layers, dict[str, Any]]:
         """(widths of its own for every layer, what was tried)."""
-        counter, axes, minutes = self.draft.traced.counter, self.draft.axes, self.minutes
+        counter, axes = self.draft.traced.counter, self.draft.axes
         if not probe:
             return layers_by_costs(counter, axes, self.goal, found.costs), {}
+        cache, before = self._file("layers"), counter.before
+        # moves end by the clock: finished layers would not fit the widths of another search
+        known = read_state(cache, LAYERS_STATE) if cache else {}
+        if known.get("key") == self._key:
+            listed = [
+                Candidate(tuple(before.but(dict(zip(before, own))) for own in one["layers"]), one["cost"], kl=one["kl"])
+                for one in known["tried"]
+            ]
+        else:
+            listed = self._allocated(found, probe)
+            if cache and all(math.isfinite(each.measured) for each in listed):
+                tried = [
+                    {"layers": _numbers(each.widths), "cost": each.expected, "kl": each.measured} for each in listed
+                ]
+                write_state(cache, {"key": self._key, "tried": tried})
+        own = listed[0].widths
+        assert not isinstance(own, Widths), "the widths of every layer were measured"
+        return own, {"search": [candidate.told() for candidate in listed]}
+
+    def _allocated(self, found: Survey, probe: Probe) -> list[Candidate]:
+        """Widths of their own for every layer, measured, the best first."""
+        counter, axes = self.draft.traced.counter, self.draft.axes
         before = counter.before
         share = (self.goal.count(counter, counter.full) - self.goal.parameters) / counter.decoder(counter.full)
         few = Probe(self.model, found, self.tokens.held_out, before, FEW)
         prices = in_nats(found.costs, before, share, few.kl)
         starts: dict[str, Callable[[], Layers]] = {
-            "costs": partial(layers_by_costs, counter, axes, self.goal, found.costs)
+            "costs": partial(layers_by_costs, counter, axes, self.goal, found.costs),
+            "prices": partial(layers_by_costs, counter, axes, self.goal, prices),
+            "flap": partial(self._as_flap, found, share),
+            "uniform": self._uniform,
         }
-        starts["prices"] = partial(layers_by_costs, counter, axes, self.goal, prices)
-        starts["flap"] = partial(self._as_flap, found, share)
-        starts["uniform"] = self._uniform
-        shapes = {}
+        measured: dict[str, Candidate] = {}
         for name, start in starts.items():
             with contextlib.suppress(PlanError):
-                shapes[name] = start()
-        if not shapes:
+                shape = start()
+                measured[name] = _candidate(shape, prices, probe.kl(changed(shape, before)))
+        if not measured:
             starts["costs"]()
-        measured = {name: self._candidate(shape, prices, probe) for name, shape in shapes.items()}
+        listed = sorted(measured.values(), key=lambda candidate: candidate.measured)
+        assert isinstance(listed[0].widths, tuple)
+        own, kl, moves = improved(listed[0].widths, listed[0].measured, before, axes, probe.kl, self.minutes, self.seed)
         told = ", ".join(f"{candidate.measured:.4f} ({name})" for name, candidate in measured.items())
-        best = min(measured, key=lambda name: measured[name].measured)
-        own, kl, moves = improved(shapes[best], before, axes, probe.kl, minutes, self.seed)
         self.log(f"search: KL {told}; {kl:.4f} after {moves} moves between layers")
-        listed = [*measured.values(), *([self._candidate(own, prices, probe)] if moves else [])]
-        listed.sort(key=lambda candidate: candidate.measured)
-        return own, {"search": [candidate.told() for candidate in listed]}
-
-    def _candidate(self, layers: Layers, costs: Costs, probe: Probe) -> Candidate:
-        """Widths of its own for every layer, measured."""
-        kl = probe.kl(changed(layers, self.draft.traced.counter.before))
-        return Candidate(layers, sum(costs.of(*each) for each in enumerate(layers)), kl=kl)
+        return [_candidate(own, prices, kl), *listed] if own != listed[0].widths else listed
 
     def _as_flap(self, found: Survey, share: float) -> Layers:
         """FLAP's allocation, AL-AM."""
@@ -165,43 +195,51 @@ class FormSearch:
         self, listed: list[Candidate], costs: Costs, probe: Probe | None, own: Layers | None, free
     ) -> tuple[Form, dict[str, Any]]:
         """The best of the candidates; those that are rebuilt are measured on some of the text, the closest on all."""
-        number, before, some = len(costs.neurons), self.draft.traced.counter.before, part_of(self.tokens)
+        depth, before, some = len(costs.neurons), self.draft.traced.counter.before, part_of(self.tokens)
 
         def form_of(candidate: Candidate) -> Form:
             if candidate.widths == own:
                 return Form(own)
             assert isinstance(candidate.widths, Widths), "only `own` has widths of its own for every layer"
-            depth = len(candidate.layers or range(number))
-            return Form((candidate.widths,) * depth, candidate.layers, candidate.untied)
+            stay = candidate.layers or range(depth)
+            return Form((candidate.widths,) * len(stay), candidate.layers, candidate.untied)
 
-        def rebuilt(text: Tokens, candidate: Candidate) -> float:
+        def rebuilt(tokens: Tokens, candidate: Candidate) -> float:
             planned = Planned.of(self.draft.traced, form_of(candidate))
             dense, layers = free if candidate.untied else self.model, candidate.layers
             groups = planned.dense.groups
-            return reconstruct(dense, groups, planned.wide, planned.config, text, QUICK, layers=layers).kl
+            return reconstruct(dense, groups, planned.wide, planned.config, tokens, QUICK, layers=layers).kl
 
         def probed(candidate: Candidate) -> float:
             assert probe and isinstance(candidate.widths, Widths)
-            stay = range(number) if candidate.layers is None else candidate.layers
-            return probe.kl(changed(at_full_depth((candidate.widths,) * len(stay), stay, before, number), before), stay)
+            stay = range(depth) if candidate.layers is None else candidate.layers
+            return probe.kl(changed(at_full_depth((candidate.widths,) * len(stay), stay, before, depth), before), stay)
 
         # the survey knows no other stream
         quick = probe is not None and HIDDEN not in self.draft.axes
-        key = f"{self.identity} {self.goal} {self.draft.axes} {self.per_layer}"
-        name, folder, log = hashlib.sha256(key.encode()).hexdigest()[:16], self.folder, self.log
-        cache = folder and folder / f"search-{name}.json"
+        key, log = self._key, self.log
         measure = probed if quick else partial(rebuilt, some)
-        found = search(listed, measure, self.minutes, cache, key)
+        found = search(listed, measure, self.minutes, self._file("search"), key)
         tried = {"search": [candidate.told() for candidate in found]}
         log(f"search: {len(found)} of {len(listed)} shapes measured; KL {found[0].kl:.4f} to {found[-1].kl:.4f}")
         close = [candidate for candidate in found[:FINALISTS] if candidate.measured <= CLOSE * found[0].measured]
         close += [Candidate(own, sum(costs.of(*each) for each in enumerate(own)))] if own else []
         if len(close) > 1 and not quick:
-            cache = folder and folder / f"finals-{name}.json"
-            found = search(close, partial(rebuilt, self.tokens), math.inf, cache, key)
+            found = search(close, partial(rebuilt, self.tokens), math.inf, self._file("finals"), key)
             tried["finals"] = [candidate.told() for candidate in found]
             log(f"search: the best {len(found)} on all of the text; KL {found[0].kl:.4f} to {found[-1].kl:.4f}")
         return form_of(found[0]), tried
+
+
+def _numbers(layers: Widths | Layers) -> list[list[int]]:
+    """The widths of every layer, in the order of their axes."""
+    assert not isinstance(layers, Widths), "the widths of every layer were measured"
+    return [list(own.values()) for own in layers]
+
+
+def _candidate(layers: Layers, costs: Costs, kl: float) -> Candidate:
+    """Widths of its own for every layer, measured."""
+    return Candidate(layers, sum(costs.of(*each) for each in enumerate(layers)), kl=kl)
 
 
 @dataclass(frozen=True)

@@ -162,6 +162,18 @@ def test_the_same_run_again_goes_on_where_the_first_ended(tmp_path, monkeypatch)
     assert len(list((tmp_path / "work").glob("search-*.json"))) == 2, "another model, which has to be measured"
 
 
+def test_widths_per_layer_that_were_found_are_not_searched_again(tmp_path, monkeypatch):
+    """The search ends by the clock, and finished layers fit no other widths."""
+    options = {"param_ratio": 0.4, "per_layer": True, "search_minutes": 0.01, "work_dir": str(tmp_path / "work")}
+    first = method_of(tiny.model("llama", **FINE), **options)
+    monkeypatch.setattr(Probe, "kl", lambda *_, **__: pytest.fail("measured again"))
+    again = method_of(tiny.model("llama", **FINE), **options)
+    assert again.plan.after == first.plan.after
+    assert again.notes["search"] == first.notes["search"]
+    wanted = first.model.state_dict()
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in again.model.state_dict().items())
+
+
 @pytest.mark.parametrize("worse", [False, True])
 def test_a_target_of_layers(worse, monkeypatch):
     """The layer that changes the stream least goes, also when the plain method is better."""

@@ -57,7 +57,7 @@ def test_moves_bring_kl_down_and_keep_the_budget(counter):
         before.but({MLP: before[MLP] // 2, HEADS: before[HEADS] // 2, KV_HEADS: before[KV_HEADS] // 2})
     )
     size = counter.decoder(start)
-    layers, best, tried = improved(start, before, AXES, kl, minutes=0.02, seed=0)
+    layers, best, tried = improved(start, kl(changed(start, before)), before, AXES, kl, minutes=0.02, seed=0)
     assert best == kl(changed(layers, before)) < 0.8 * kl(changed(start, before))
     assert counter.decoder(layers) == size
     assert tried > 8
@@ -68,12 +68,12 @@ def test_moves_bring_kl_down_and_keep_the_budget(counter):
 def test_no_time_and_one_layer_change_nothing(counter):
     before, kl = counter.before, loss(counter.before)
     start = counter.everywhere(before.but({MLP: before[MLP] // 2}))
-    assert improved(start, before, AXES, kl, minutes=0)[0] == start
-    assert improved(start[:1], before, AXES, kl, minutes=1)[0] == start[:1]
+    assert improved(start, 1.0, before, AXES, kl, minutes=0)[0] == start
+    assert improved(start[:1], 1.0, before, AXES, kl, minutes=1)[0] == start[:1]
 
 
 def test_only_the_axes_that_may_shrink_move(counter):
     before, kl = counter.before, loss(counter.before)
     start = counter.everywhere(before.but({MLP: before[MLP] // 2}))
-    layers, _, _ = improved(start, before, (MLP,), kl, minutes=0.01)
+    layers, _, _ = improved(start, kl(changed(start, before)), before, (MLP,), kl, minutes=0.01)
     assert {own[KV_HEADS] for own in layers} == {before[KV_HEADS]}

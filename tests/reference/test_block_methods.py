@@ -5,8 +5,8 @@ import contextlib
 import pytest
 import torch
 
-from llm_pruner import METHODS, Budget, perplexity, prune
-from llm_pruner.calibration import data
+from llm_pruner import METHODS, Budget, calibration_prompts, perplexity, prune
+from llm_pruner.calibration.windows import token_windows
 from llm_pruner.model import loading
 from llm_pruner.model.axes import HEADS, MLP
 from llm_pruner.model.tokenizers import load_tokenizer
@@ -26,8 +26,8 @@ def texts(shared):
     """(folder of the model, calibration prompts, windows of the test text)."""
     folder, text = str(shared / "models" / "llama-6m"), shared / "data" / "wikitext-2"
     tokenizer = load_tokenizer(folder)
-    prompts = data.calibration_prompts(str(text / "valid.txt"), 128, 128, 0, tokenizer)
-    return folder, prompts, data.token_windows((text / "test.txt").read_text(encoding="utf-8"), tokenizer, 256)[::3]
+    prompts = calibration_prompts(str(text / "valid.txt"), 128, 128, 0, tokenizer)
+    return folder, prompts, token_windows((text / "test.txt").read_text(encoding="utf-8"), tokenizer, 256)[::3]
 
 
 def model_of(folder: str):

@@ -11,6 +11,7 @@ from llm_pruner.methods import reconstruct as module
 from llm_pruner.model.axes import HEADS, HIDDEN, KV_HEADS, MLP
 from llm_pruner.model.untie import is_tied, untied
 from llm_pruner.output.checkpoint import write
+from llm_pruner.reconstruction import form_search
 from llm_pruner.reconstruction.tokens import split
 from tests.support import tiny
 from tests.support.budgets import budget_of, candidates, counted, made_up, missed
@@ -53,9 +54,9 @@ def test_the_head_counts():
 
 @pytest.fixture
 def only_untied(monkeypatch):
-    own = module.candidates
+    own = form_search.candidates
     monkeypatch.setattr(
-        module, "candidates", lambda *arguments: [found for found in own(*arguments) if found.untied]
+        form_search, "candidates", lambda *arguments: [found for found in own(*arguments) if found.untied]
     )  # fmt: skip
 
 
@@ -94,9 +95,10 @@ def test_a_model_that_is_untied(case, better, only_untied, monkeypatch, tmp_path
 def test_it_is_tried_where_a_budget_pays_for_it(case, budget, tried, monkeypatch):
     """A share of attention and MLP says nothing of the embeddings, and without a tie there is none to undo."""
     asked = []
-    monkeypatch.setattr(module, "candidates", lambda *a, own=module.candidates: asked.append(a[0].untied) or own(*a))
+    own = form_search.candidates
+    monkeypatch.setattr(form_search, "candidates", lambda space, *a: asked.append(space.untied) or own(space, *a))
     model = tiny.model(case, intermediate_size=320)
     if "target_params" in budget:
         budget = {"target_params": str(round(0.8 * sum(parameter.numel() for parameter in model.parameters())))}
     method_of(model, search_minutes=1e-9, **budget)
-    assert [own is not None for own in asked] == [tried]
+    assert [free is not None for free in asked] == [tried]

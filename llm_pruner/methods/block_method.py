@@ -7,57 +7,43 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from llm_pruner.calibration.activations import batches_of
 from llm_pruner.calibration.memory import tokens_for
-from llm_pruner.calibration.statistics import Calibration
-from llm_pruner.calibration.weights import Weights
-from llm_pruner.config.limits import MOST_SEED, MOST_TOKENS
+from llm_pruner.config.limits import MOST_TOKENS
 from llm_pruner.errors import PlanError, UsageError
+from llm_pruner.methods import drafting
+from llm_pruner.methods.drafting import DraftingMethod
 from llm_pruner.methods.method import Journal, Pruned
-from llm_pruner.model.axes import HEADS, KV_HEADS, MLP, Axis, Layers, Widths
-from llm_pruner.model.families import Family
+from llm_pruner.model.axes import HEADS, KV_HEADS, MLP, Axis, Layers
 from llm_pruner.model.groups import Group, group_of
 from llm_pruner.model.surgery import cut
 from llm_pruner.reconstruction.ablation import Ablation, first_tokens
 from llm_pruner.shape.blocks import Blocks, two_stages, without
-from llm_pruner.shape.draft import Draft, Fixed, Open, Replayed, Traced
+from llm_pruner.shape.draft import Draft, Fixed, Open, Traced
 from llm_pruner.shape.plan import Plan, make_plan
 from llm_pruner.shape.request import Budget, Request
-from llm_pruner.validation import Rule, check, maybe, whole
+from llm_pruner.validation import Rule, maybe, whole
 
 if TYPE_CHECKING:
     import torch
 
-LEGAL: dict[str, Rule] = {"perplexity_tokens": maybe(whole(2, MOST_TOKENS)), "seed": whole(0, MOST_SEED)}
+LEGAL: dict[str, Rule] = {**drafting.LEGAL, "perplexity_tokens": maybe(whole(2, MOST_TOKENS))}
 
 
 @dataclass(frozen=True)
-class BlockMethod:
+class BlockMethod(DraftingMethod):
     """A method with a budget of its own, which measures perplexity on the first calibration prompts.
 
     Attributes:
         perplexity_tokens: The first prompts that have so many tokens together are what perplexity is measured on; None
             for all.
-        seed: Of the draw of the text; nothing else is random.
 
     Raises:
         UsageError: A value is out of range, or of another type.
     """
 
     perplexity_tokens: int | None = None
-    seed: int = 0
 
-    name: ClassVar[str]
     axes: ClassVar[tuple[Axis, ...]] = (HEADS, KV_HEADS, MLP)
-    searches: ClassVar[bool] = False
-    removes_layers: ClassVar[bool] = False
-    calibration: ClassVar[Calibration]
     legal: ClassVar[Mapping[str, Rule]] = LEGAL
-
-    def __post_init__(self) -> None:
-        check(vars(self), self.legal, f"method {self.name}")
-
-    def usual_axes(self, request: Request, before: Widths, family: Family) -> tuple[Axis, ...]:
-        """Return heads, kv groups and neurons, of which the method takes what its rule says."""
-        return self.axes
 
     def draft(self, request: Request, traced: Traced) -> Draft:
         """Return the draft of a share of the decoder's parameters; see `Drafter`."""
@@ -81,17 +67,6 @@ class BlockMethod:
         """
         raise NotImplementedError
 
-    def check(self, draft: Draft) -> None:
-        """Raise a UsageError for a plan to replay."""
-        if isinstance(draft.shape, Replayed):
-            raise UsageError(
-                f"method {self.name} makes a plan of its own; replay one by `ScoreAndCut`, without a method"
-            )
-
-    def needs_text(self, draft: Draft) -> bool:
-        """Return True: perplexity is measured on calibration prompts."""
-        return True
-
     def outline(self, draft: Draft) -> tuple[Plan, Any]:
         """Return the plan as far as its numbers are known; see `Method.outline`."""
         return self.planned(draft, draft.widths)
@@ -100,19 +75,6 @@ class BlockMethod:
         """Return the plan of some widths, without its kept units, and the new configuration."""
         plan, config = make_plan(draft.traced.model, draft.traced.groups, after)
         return replace(plan, importance=self.name, seed=self.seed), config
-
-    def checked(self, model, prompts: "Sequence[torch.Tensor] | None") -> "list[torch.Tensor]":
-        """Return the prompts.
-
-        Raises:
-            UsageError: There are none of at least two tokens.
-            RunError: The model's weights are not finite.
-        """
-        prompts = [prompt for prompt in prompts or () if len(prompt) > 1]
-        if not prompts:
-            raise UsageError(f"method {self.name} needs calibration prompts of at least two tokens")
-        Weights(dict(model.named_parameters())).check_all_finite()
-        return prompts
 
     @contextlib.contextmanager
     def ablation(self, model, prompts: "Sequence[torch.Tensor]", journal: Journal) -> "Iterator[Ablation]":

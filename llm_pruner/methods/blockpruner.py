@@ -61,7 +61,7 @@ class BlockPruner(BlockMethod):
         self, model, draft: Draft, prompts: "Sequence[torch.Tensor] | None" = None, journal: Journal | None = None
     ) -> Pruned:
         """Remove one block after the other and cut; see `Method.prune`."""
-        journal, prompts, groups = journal or Journal(), self.checked(model, prompts), draft.traced.groups
+        journal, prompts, groups = journal or Journal(), self.checked(model, prompts, least=2), draft.traced.groups
         assert isinstance(draft.shape, Open), "the draft is the method's own"
         blocks, share = Blocks.of(draft.traced.counter, draft.traced.config.model_type), draft.shape.share
         with self.ablation(model, prompts, journal) as ablation:

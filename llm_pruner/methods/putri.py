@@ -58,7 +58,7 @@ class Putri(BlockMethod):
         self, model, draft: Draft, prompts: Sequence[torch.Tensor] | None = None, journal: Journal | None = None
     ) -> Pruned:
         """Prune and fit the MLPs, remove kv groups and cut; see `Method.prune`."""
-        journal, prompts, groups = journal or Journal(), self.checked(model, prompts), draft.traced.groups
+        journal, prompts, groups = journal or Journal(), self.checked(model, prompts, least=2), draft.traced.groups
         before = draft.traced.counter.before
         if (tokens := sum(map(len, prompts))) < before[MLP]:
             raise UsageError(

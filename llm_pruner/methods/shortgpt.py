@@ -15,49 +15,28 @@ import torch
 from llm_pruner.calibration.activations import with_batches
 from llm_pruner.calibration.layerwise import walk
 from llm_pruner.calibration.statistics import Calibration
-from llm_pruner.calibration.weights import Weights
-from llm_pruner.config.limits import MOST_SEED
 from llm_pruner.errors import PlanError, UsageError
+from llm_pruner.methods.drafting import DraftingMethod
 from llm_pruner.methods.method import Journal, Pruned
-from llm_pruner.model.axes import LAYERS, Axis, Widths
+from llm_pruner.model.axes import LAYERS, Axis
 from llm_pruner.model.depth import make_shallow
-from llm_pruner.model.families import Family
 from llm_pruner.reconstruction.planned import Form, Planned
-from llm_pruner.shape.draft import Draft, Fixed, Replayed, Traced, by_target
+from llm_pruner.shape.draft import Draft, Fixed, Traced, by_target
 from llm_pruner.shape.plan import Plan
 from llm_pruner.shape.request import Budget, Request, Target
-from llm_pruner.validation import check, whole
 
-LEGAL = {"seed": whole(0, MOST_SEED)}
 # decimals of a number of layers: what lies behind them is rounding, which must not cost a layer
 DECIMALS = 9
 
 
 @dataclass(frozen=True)
-class ShortGPT:
-    """The layers with the lowest block influence are removed.
-
-    Attributes:
-        seed: Written to the plan. Nothing is random here.
-
-    Raises:
-        UsageError: The seed is out of range, or of another type.
-    """
-
-    seed: int = 0
+class ShortGPT(DraftingMethod):
+    """The layers with the lowest block influence are removed."""
 
     name: ClassVar[str] = "shortgpt"
     axes: ClassVar[tuple[Axis, ...]] = (LAYERS,)
-    searches: ClassVar[bool] = False
     removes_layers: ClassVar[bool] = True
     calibration: ClassVar[Calibration] = Calibration("c4", nsamples=256, seq_len=2048)
-
-    def __post_init__(self) -> None:
-        check(vars(self), LEGAL, f"method {self.name}")
-
-    def usual_axes(self, request: Request, before: Widths, family: Family) -> tuple[Axis, ...]:
-        """Return the layers: nothing else goes."""
-        return self.axes
 
     def draft(self, request: Request, traced: Traced) -> Draft:
         """Return the draft of a share or a number of layers; see `Drafter.draft`."""
@@ -77,18 +56,13 @@ class ShortGPT:
 
     def check(self, draft: Draft) -> None:
         """Raise a UsageError for a plan to replay, and a PlanError where a layer computes by its number."""
-        if isinstance(draft.shape, Replayed):
-            raise UsageError(f"method {self.name} replays no plan; leave one of them out")
+        super().check(draft)
         # GPT-2's, which divides attention scores by the number of the layer, counted from 1
         if draft.removes_layers and getattr(draft.traced.config, "scale_attn_by_inverse_layer_idx", False):
             raise PlanError(
                 "scale_attn_by_inverse_layer_idx: what a layer computes depends on its number here, which changes "
                 "when layers go; use a method that removes none"
             )
-
-    def needs_text(self, draft: Draft) -> bool:
-        """Return True: the influence is measured on calibration prompts."""
-        return True
 
     def outline(self, draft: Draft) -> tuple[Plan, Any]:
         """Return the plan, as if the first layers stayed; see `Method.outline`."""
@@ -99,10 +73,7 @@ class ShortGPT:
         self, model, draft: Draft, prompts: Sequence[torch.Tensor] | None = None, journal: Journal | None = None
     ) -> Pruned:
         """Measure every layer's influence and remove the lowest; see `Method.prune`."""
-        if not prompts:
-            raise UsageError(f"method {self.name} needs calibration prompts")
-        journal = journal or Journal()
-        Weights(dict(model.named_parameters())).check_all_finite()
+        journal, prompts = journal or Journal(), self.checked(model, prompts)
         with journal.timed("score"):
             influence = with_batches(model, prompts, lambda batches: block_influence(model, batches))
         layers = most_influential(influence, len(draft.widths))

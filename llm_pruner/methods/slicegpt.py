@@ -28,13 +28,12 @@ from llm_pruner.calibration.activations import with_batches
 from llm_pruner.calibration.hooks import Hooks
 from llm_pruner.calibration.layerwise import Layer, cause_of_nan, walk
 from llm_pruner.calibration.statistics import Calibration
-from llm_pruner.calibration.weights import Weights
-from llm_pruner.config.limits import MOST_SEED
 from llm_pruner.errors import PlanError, UsageError, computing
+from llm_pruner.methods.drafting import DraftingMethod
 from llm_pruner.methods.method import Journal, Pruned
-from llm_pruner.model.axes import HIDDEN, Axis, Widths
+from llm_pruner.model.axes import HIDDEN, Axis
 from llm_pruner.model.configuration import NORMS
-from llm_pruner.model.families import Family, family_of, holds
+from llm_pruner.model.families import family_of, holds
 from llm_pruner.model.groups import Group, group_of
 from llm_pruner.model.layers import decoder_layers
 from llm_pruner.model.surgery import empty, finish, place
@@ -45,12 +44,10 @@ from llm_pruner.reconstruction.planned import Form, Planned
 from llm_pruner.reconstruction.reconstruct import outer_copy
 from llm_pruner.reconstruction.rotation import norms_of, rotate_projections, set_norm
 from llm_pruner.shape.budget import Goal, widths_by_parameters
-from llm_pruner.shape.draft import Draft, Fixed, Replayed, Traced, by_target, changed, share_of
+from llm_pruner.shape.draft import Draft, Fixed, Traced, by_target, changed, share_of
 from llm_pruner.shape.plan import Plan
 from llm_pruner.shape.request import Budget, Ratio, Request, Target
-from llm_pruner.validation import check, whole
 
-LEGAL = {"seed": whole(0, MOST_SEED)}
 # a ratio leaves a multiple of so many channels
 STEP = 8
 # of a number of channels: rounding, which must not cost a step
@@ -58,30 +55,12 @@ ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
-class SliceGPT:
-    """The residual stream keeps the directions of the most energy.
-
-    Attributes:
-        seed: Written to the plan. Nothing is random here.
-
-    Raises:
-        UsageError: The seed is out of range, or of another type.
-    """
-
-    seed: int = 0
+class SliceGPT(DraftingMethod):
+    """The residual stream keeps the directions of the most energy."""
 
     name: ClassVar[str] = "slicegpt"
     axes: ClassVar[tuple[Axis, ...]] = (HIDDEN,)
-    searches: ClassVar[bool] = False
-    removes_layers: ClassVar[bool] = False
     calibration: ClassVar[Calibration] = Calibration(nsamples=128, seq_len=2048)
-
-    def __post_init__(self) -> None:
-        check(vars(self), LEGAL, f"method {self.name}")
-
-    def usual_axes(self, request: Request, before: Widths, family: Family) -> tuple[Axis, ...]:
-        """Return the hidden channels: nothing else goes."""
-        return self.axes
 
     def draft(self, request: Request, traced: Traced) -> Draft:
         """Return the draft of a ratio, a width or a budget that the hidden size alone can meet; see `Drafter.draft`."""
@@ -128,15 +107,6 @@ class SliceGPT:
         widths = widths_by_parameters(own, self.axes, goal, partial(holds, traced.config))
         return changed(replace(made, shape=Fixed(counter.everywhere(widths))), "ask for a channel less at least")
 
-    def check(self, draft: Draft) -> None:
-        """Raise a UsageError for a plan to replay."""
-        if isinstance(draft.shape, Replayed):
-            raise UsageError(f"method {self.name} replays no plan; leave one of them out")
-
-    def needs_text(self, draft: Draft) -> bool:
-        """Return True: the directions are those of calibration prompts."""
-        return True
-
     def outline(self, draft: Draft) -> tuple[Plan, Any]:
         """Return the plan and the configuration; see `Method.outline`."""
         planned = self._planned(draft)
@@ -146,10 +116,7 @@ class SliceGPT:
         self, model, draft: Draft, prompts: Sequence[torch.Tensor] | None = None, journal: Journal | None = None
     ) -> Pruned:
         """Measure the stream, rotate and cut; see `Method.prune`."""
-        if not prompts:
-            raise UsageError(f"method {self.name} needs calibration prompts")
-        journal = journal or Journal()
-        Weights(dict(model.named_parameters())).check_all_finite()
+        journal, prompts = journal or Journal(), self.checked(model, prompts)
         planned = self._planned(draft)
         dense: Any = untied(model) if planned.form.untied else model
         groups = planned.dense.groups

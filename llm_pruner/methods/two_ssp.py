@@ -47,7 +47,7 @@ class TwoSSP(BlockMethod):
         self, model, draft: Draft, prompts: "Sequence[torch.Tensor] | None" = None, journal: Journal | None = None
     ) -> Pruned:
         """Score neurons, remove attentions and cut; see `Method.prune`."""
-        journal, prompts, groups = journal or Journal(), self.checked(model, prompts), draft.traced.groups
+        journal, prompts, groups = journal or Journal(), self.checked(model, prompts, least=2), draft.traced.groups
         attentions, neurons = stages_of(draft)
         mlps = [group for group in groups if group.axis == MLP]
         with journal.timed("score"):

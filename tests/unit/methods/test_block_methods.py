@@ -375,7 +375,7 @@ def test_a_share_of_nothing_is_a_copy():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_prompts_are_needed(name):
-    with pytest.raises(UsageError, match="needs calibration prompts of at least two tokens"):
+    with pytest.raises(UsageError, match="needs calibration prompts of at least 2 tokens"):
         prune(model_of("llama"), Budget(param_ratio=0.3), METHODS.make(name), [torch.tensor([1])])
 
 

@@ -131,7 +131,7 @@ def test_other_requests_are_refused_in_one_line(request_):
 
 def test_a_plan_is_not_replayed():
     plan = prune(model(), Ratio({"mlp": 0.5})).plan
-    with pytest.raises(UsageError, match="method shortgpt replays no plan"):
+    with pytest.raises(UsageError, match="method shortgpt makes a plan of its own"):
         prune(model(), Replay(plan), ShortGPT(), prompts())
 
 

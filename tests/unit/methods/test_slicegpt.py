@@ -260,7 +260,7 @@ def test_sizes_that_cannot_be_met(request_, message):
 
 def test_a_plan_is_not_replayed():
     plan = prune(tiny.model("llama"), Ratio({"hidden": 0.5})).plan
-    with pytest.raises(UsageError, match="method slicegpt replays no plan"):
+    with pytest.raises(UsageError, match="method slicegpt makes a plan of its own"):
         prune(tiny.model("llama"), Replay(plan), SliceGPT(), prompts())
 
 

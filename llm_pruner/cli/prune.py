@@ -10,36 +10,30 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llm_pruner.calibration.mixtures import SELF, Drawn, asked_texts, listed, text_key, told
+from llm_pruner.calibration.mixtures import Drawn, listed, text_key
 from llm_pruner.calibration.needs import WEIGHTS
-from llm_pruner.calibration.prompts import draw, written_by
 from llm_pruner.calibration.statistics import Calibration
-from llm_pruner.calibration.windows import bytes_per_token, window_length
-from llm_pruner.cli.messages import with_flags
+from llm_pruner.calibration.windows import bytes_per_token
+from llm_pruner.cli.calibrating import calibration_of, completed, windows_drawn
+from llm_pruner.cli.deciding import Decision, decided
 from llm_pruner.cli.requests import (
-    OF_RECONSTRUCTION,
-    SCORING,
-    asked_of,
-    criterion_named,
     replayed,
     request_of,
     validate,
-    wants_reconstruction,
     without_vocabulary,
 )
 from llm_pruner.cli.vocabulary import Origin, scratch, with_vocabulary
 from llm_pruner.config.prune import PROGRAM, PruneOptions
 from llm_pruner.console import log, quiet
-from llm_pruner.errors import PlanError, PrunerError, RunError, UsageError, redact
+from llm_pruner.errors import PlanError, RunError, UsageError, redact
 from llm_pruner.evaluation.scores import Measurement, compared, text_to_score, windows_of
 from llm_pruner.evaluation.tasks import check_tasks
-from llm_pruner.files import checkpoint_digest, key_of
+from llm_pruner.files import checkpoint_digest
 from llm_pruner.importance import score_cache
 from llm_pruner.importance.selection import quantiles
-from llm_pruner.methods import METHODS, Journal, Measured, Method, Pruned, Reconstruct, ScoreAndCut, settled
+from llm_pruner.methods import Journal, Measured, Pruned, Reconstruct, ScoreAndCut
 from llm_pruner.model import loading
 from llm_pruner.model.axes import HIDDEN, MLP, VOCAB
-from llm_pruner.model.families import widths_of
 from llm_pruner.model.size import Size, size_of
 from llm_pruner.model.tokenizers import has_tokenizer, load_tokenizer
 from llm_pruner.output import checkpoint, lineage
@@ -49,11 +43,11 @@ from llm_pruner.output.places import check_disk, check_outputs
 from llm_pruner.output.reports import Calibration as Calibrated
 from llm_pruner.output.reports import Layers, PruneReport, Reconstruction, Sides, Tried
 from llm_pruner.output.saving import save, warned
-from llm_pruner.shape.draft import Draft, Open, Searched, draft, groups_to_score
+from llm_pruner.shape.draft import Open, Searched
 from llm_pruner.shape.plan import Plan
 from llm_pruner.shape.request import Replay, Request
 from llm_pruner.vocabulary.choice import Wanted
-from llm_pruner.vocabulary.cut import VocabularyCut, tokens_of, without_tokens
+from llm_pruner.vocabulary.cut import tokens_of, without_tokens
 
 OWN_CLASS = (
     "note: saved as {}, whose modelling file comes with it: load it with trust_remote_code=True, "
@@ -61,58 +55,6 @@ OWN_CLASS = (
 )
 # parameters from which a width off the hardware's multiples is worth a hint
 BIG = 10**9
-# calibration tokens for each hidden channel, below which a run says that they are few
-FEW = 10
-
-
-@dataclass(frozen=True)
-class Decision:
-    """What will be done to the model.
-
-    Attributes:
-        method: How.
-        draft: What was asked for.
-        plan: As far as it is known; None where scores decide the widths.
-        config: The new configuration, with the plan.
-        drawn: Calibration windows, where they had to be drawn to decide.
-        tokens: The vocabulary that stays, of which `draft`, `plan` and `config` are; None where all of it does.
-    """
-
-    method: Method
-    draft: Draft
-    plan: Plan | None = None
-    config: Any = None
-    drawn: Drawn | None = None
-    tokens: VocabularyCut | None = None
-
-    def told(self, plan: Plan) -> Plan:
-        """Return the plan of the whole model."""
-        return self.tokens.told(plan) if self.tokens else plan
-
-    def requested(self, plan: Plan) -> dict[str, float]:
-        """Return the shares that were asked for, those of the whole model with the tokens that go before the rest.
-
-        Args:
-            plan: Of the whole model.
-        """
-        asked = dict(self.draft.requested)
-        if self.tokens:
-            if "parameters" in asked:
-                left = (1 - asked["parameters"]) * (plan.parameters_before - self.tokens.removed[0])
-                asked["parameters"] = 1 - left / plan.parameters_before
-            asked[VOCAB.field] = self.tokens.share
-        return asked
-
-    @property
-    def scoring(self) -> ScoreAndCut:
-        """The method, of a decision to score units."""
-        assert isinstance(self.method, ScoreAndCut), "only this method has scores"
-        return self.method
-
-    @property
-    def to_score(self) -> list:
-        """The groups whose units have to be ranked."""
-        return groups_to_score(self.draft) if isinstance(self.method, ScoreAndCut) else []
 
 
 @dataclass(frozen=True)
@@ -158,7 +100,7 @@ def _run(options: PruneOptions, argv: Sequence[str], stack: contextlib.ExitStack
     exporters = exporters_called(options.export)
     with stopwatch("plan"):
         asked, request, origin = _origin(options, source, stack)
-        decision = replace(_decided(asked, request, origin), tokens=origin.tokens)
+        decision = replace(decided(asked, request, origin), tokens=origin.tokens)
     if decision.plan:
         _announce(decision.plan, decision.config, decision, asked)
     known = _known(asked, decision, origin)
@@ -177,7 +119,7 @@ def _run(options: PruneOptions, argv: Sequence[str], stack: contextlib.ExitStack
         model = origin.tokens.applied(model)
         finite = checkpoint.finite_logits(model) if target else None
     # text that the model writes itself is of the tokens that stay
-    drawn = _completed(drawn, asked, model, origin, stopwatch)
+    drawn = completed(drawn, asked, model, origin, stopwatch)
     pruned = _pruned(asked, decision, known, model, drawn, stopwatch, target)
     if asked.dry_run:
         return decision.told(pruned.plan)
@@ -304,7 +246,7 @@ def _texts(options: PruneOptions, decision: Decision, known: Known, origin: Orig
     if not has_tokenizer(folder):
         log("note: the model has no tokenizer, so none is saved")
     if calibration and not drawn:
-        drawn = _drawn(calibration, options, origin.config, tokenizer)
+        drawn = windows_drawn(calibration, options, origin.config, tokenizer)
     return tokenizer, drawn
 
 
@@ -326,81 +268,16 @@ def _config(options: PruneOptions, source: str):
     return config
 
 
-def _decided(options: PruneOptions, request, origin: Origin) -> Decision:
-    """Return the method and the draft.
-
-    Where no method is named it is a reconstruction, if there is calibration text for it and it can give the shape; else
-    magnitude.
-    """
-    wanted = wants_reconstruction(options)
-    method = method_of(options, reconstruct=wanted is not False)
-    if wanted is None:
-        return _by_default(options, request, method, origin)
-    made = draft(request, origin.config, method)
-    named = options.method or options.importance or options.plan or options.iteration
-    if not wanted and not named and not made.is_copy:
-        against = asked_of(options, (*SCORING, "save_plan"))[0]
-        log(f"note: pruning by magnitude: {against} does not go with a reconstruction")
-    return _outlined(method, made)
-
-
-def _by_default(options: PruneOptions, request, method: Method, origin: Origin) -> Decision:
-    drawn, config = None, origin.config
-    try:
-        made = draft(request, config, method)
-        if not options.dry_run and not made.is_copy:
-            tokenizer = load_tokenizer(origin.folder or origin.fetched)
-            drawn = _drawn(_calibration(options, method, config), options, config, tokenizer)
-        return replace(_outlined(method, made), drawn=drawn)
-    except PrunerError as error:
-        if options.calibration_data and not isinstance(error, PlanError):
-            raise
-        plain = ScoreAndCut("magnitude", seed=options.seed)
-        try:
-            made = draft(request, config, plain)
-        except PlanError:
-            # which takes fewer axes, and so comes less near to a size
-            if options.target_params or options.target_memory:
-                raise error from None
-            raise
-        reason = with_flags(str(error), PruneOptions)
-        log(f"note: pruning by magnitude, because no reconstruction can be made here: {reason}")
-        return _outlined(plain, made)
-
-
-def method_of(options: PruneOptions, reconstruct: bool) -> Method:
-    """Return the method that the options name. reconstruct: what is taken where they name none."""
-    if options.method or reconstruct:
-        own = {name: getattr(options, name) for name in asked_of(options, OF_RECONSTRUCTION)}
-        return METHODS.make(options.method or Reconstruct.name, own, {"seed": options.seed})
-    return ScoreAndCut(
-        criterion_named(options), options.order, options.compensate or "none", options.mask_only, options.seed
-    )
-
-
-def _outlined(method: Method, made: Draft) -> Decision:
-    method = settled(method, made.is_copy)
-    return Decision(method, made, *(method.outline(made) if made.after else (None, None)))
-
-
-def _calibration(options: PruneOptions, method: Method, config) -> Calibration:
-    """The calibration texts that the options name, else the method's. UsageError for a name that is nothing."""
-    usual = method.calibration
-    names = asked_texts(options.calibration_data, options.model, usual.data)
-    length = window_length(config, options.calibration_seq_len or usual.seq_len)
-    return Calibration(names, options.nsamples or usual.nsamples, length)
-
-
 def _known(options: PruneOptions, decision: Decision, origin: Origin) -> Known:
     """UsageError when the calibration data is nothing, or --scores has scores of something else."""
     method, config = decision.method, origin.config
     if not isinstance(method, ScoreAndCut):
-        return Known(_calibration(options, method, config))
+        return Known(calibration_of(options, method, config))
     scored = bool(decision.to_score)
     if options.dry_run and decision.plan is not None and not options.save_plan:
         # nothing has to be ranked to show the widths
         scored = False
-    calibration = _calibration(options, method, config) if method.needs(scored) - {WEIGHTS} else None
+    calibration = calibration_of(options, method, config) if method.needs(scored) - {WEIGHTS} else None
     if scored and not calibration and (options.calibration_data or options.nsamples or options.calibration_seq_len):
         log(f"note: importance {method.scorer.name} measures no activations, so there is nothing to calibrate")
     known = Known(calibration)
@@ -555,42 +432,3 @@ def _check_against(decision: Decision, model) -> None:
             f"the checkpoint has {parameters:,} parameters, its config.json says {expected:,}; "
             "if it holds an lm_head of its own, set tie_word_embeddings to false there"
         )
-
-
-def _drawn(calibration: Calibration, options: PruneOptions, config, tokenizer) -> Drawn:
-    """Windows of all texts but the one that the model writes."""
-    if tokenizer is None:
-        raise RunError(
-            f"{options.model} has no tokenizer, so it cannot be calibrated; magnitude and mag_sp need no text"
-        )
-    drawn = draw(
-        calibration.data, calibration.nsamples, calibration.seq_len, options.seed, tokenizer, config.vocab_size,
-        replaceable=not options.calibration_data,
-    )  # fmt: skip
-    if drawn.missing:
-        log(f"note: the hub does not give {' and '.join(drawn.missing)}; the model itself writes text in their place")
-    return drawn
-
-
-def _completed(drawn: Drawn | None, options: PruneOptions, model, origin: Origin, stopwatch: Stopwatch) -> Drawn | None:
-    """The windows with those that the model writes, which the work folder keeps."""
-    if drawn is None:
-        return None
-    cache = None
-    if drawn.to_write and options.work_dir:
-        own = drawn.tokenizer
-        begun = (own.bos_token_id, own.eos_token_id, getattr(own, "chat_template", None))
-        digest = checkpoint_digest(origin.source, origin.fetched)
-        parts = {"model": digest, "dtype": str(model.dtype), "seed": options.seed}
-        parts |= {"vocabulary": origin.tokens.digest} if origin.tokens else {}
-        key = key_of(parts | {"windows": drawn.to_write, "length": drawn.seq_len, "begun": begun})
-        cache = Path(options.work_dir).expanduser() / f"{SELF}-{key[:16]}.safetensors"
-    with stopwatch("data"):
-        drawn = written_by(model, drawn, cache)
-    lengths, hidden = list(map(len, drawn.prompts)), widths_of(model.config)[HIDDEN]
-    texts, tokens = told(drawn.sources), sum(lengths)
-    log(f"calibration: {len(lengths)} windows of {max(lengths)} tokens at most, of {texts}, seed {options.seed}")
-    if tokens < FEW * hidden:
-        enough = FEW * hidden
-        log(f"note: {tokens:,} calibration tokens are few for {hidden:,} hidden channels; use {enough:,} or more")
-    return drawn

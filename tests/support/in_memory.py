@@ -1,7 +1,7 @@
 """What a run does between loading and saving, by options, on a model in memory."""
 
 from llm_pruner import prune
-from llm_pruner.cli.prune import method_of
+from llm_pruner.cli.deciding import method_of
 from llm_pruner.cli.requests import replayed, request_of, validate_pruning, wants_reconstruction
 from llm_pruner.config.prune import PruneOptions
 

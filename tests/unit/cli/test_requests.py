@@ -3,7 +3,7 @@
 import pytest
 
 from llm_pruner.cli.main import parse
-from llm_pruner.cli.prune import method_of
+from llm_pruner.cli.deciding import method_of
 from llm_pruner.cli.requests import (
     criterion_named,
     request_of,

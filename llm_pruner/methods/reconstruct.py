@@ -21,7 +21,7 @@ from llm_pruner.model.layers import layer_number
 from llm_pruner.model.surgery import empty
 from llm_pruner.model.untie import untied
 from llm_pruner.reconstruction.baseline import Baseline, baseline
-from llm_pruner.reconstruction.end_to_end import LARGEST, Teacher, optimise_together
+from llm_pruner.reconstruction.end_to_end import LARGEST, Teacher, last_stream, optimise_together
 from llm_pruner.reconstruction.form_search import FormSearch
 from llm_pruner.reconstruction.layer import Settings
 from llm_pruner.reconstruction.planned import Form, Planned
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 TRAINED_ON = 131_072
 # parameters of all layers, up to which each layer is optimised on its own as well: it pays, and takes seconds
 SMALL = 2**24
+# tokens for each hidden channel, that layers are fitted on at least
+ENOUGH = 10
 LEGAL = {
     "search_minutes": number(0), "per_layer": truth, "epochs": maybe(whole()),
     "global_epochs": maybe(whole()), "work_dir": maybe(path),
@@ -135,12 +137,13 @@ class Reconstruct:
         groups, wide, layers = planned.dense.groups, planned.wide, form.layers
         dense: Any = untied(model) if form.untied else model
         settings, whole = self._passes(model, tokens)
+        fitted, fresh = halves(tokens, settings, whole, draft.traced.counter.before[HIDDEN])
         with journal.timed("reconstruct"):
-            key = hashlib.sha256(repr((identity, form, asdict(settings))).encode()).hexdigest()
+            key = hashlib.sha256(repr((identity, form, asdict(settings), len(fitted.batches))).encode()).hexdigest()
             own = folder and folder / key[:16]
-            done = reconstruct(dense, groups, wide, planned.config, tokens, settings, own, layers)
+            done = reconstruct(dense, groups, wide, planned.config, fitted, settings, own, layers)
         with journal.timed("baseline"):
-            plain = baseline(dense, groups, wide, tokens, done.dense_stream, layers, found.inputs)
+            plain = baseline(dense, groups, wide, fitted, done.dense_stream, layers, found.inputs)
         if not (math.isfinite(done.kl) or math.isfinite(plain.kl)):
             raise not_finite("the pruned model's logits are NaN or Inf on the calibration data", dense.dtype)
         notes = {
@@ -157,7 +160,7 @@ class Reconstruct:
         # NaN is no better than anything
         if math.isfinite(done.kl) and not plain.kl < done.kl:
             plan = replace(plan, kept=planned.named(done.kept))
-            result, notes["kl"] = self._optimised(done, dense, tokens, whole, journal)
+            result, notes["kl"] = self._optimised(done, dense, fitted, fresh, whole, journal)
             return Pruned(result, plan, planned.config, notes)
         journal.log(f"note: plain {plain.criterion} is better here and is kept")
         return self._plain(dense, draft, form, plain, notes)
@@ -170,15 +173,19 @@ class Reconstruct:
         return Settings(epochs=alone, seed=self.seed), whole
 
     def _optimised(
-        self, done: Reconstructed, dense, tokens: Tokens, epochs: int, journal: Journal
+        self, done: Reconstructed, dense, fitted: Tokens, fresh: Tokens, epochs: int, journal: Journal
     ) -> tuple[Any, float]:
-        """(the reconstructed model, its layers optimised together; its KL). The dense model gives up its tensors."""
+        """(the reconstructed model, its layers optimised together on `fresh`; its KL). The dense one is emptied."""
         if not epochs:
             return done.settle(dense), done.kl
-        teacher = Teacher.of(dense, done.dense_stream)
-        result = done.settle(dense)
         with journal.timed("optimise"):
-            before, after = optimise_together(result, teacher, tokens, epochs, self.seed)
+            stream = done.dense_stream
+            if fresh is not fitted:
+                held = [own for own, out in zip(stream, fitted.held, strict=True) if out]
+                stream = [*last_stream(dense, fresh.fitted), *held]
+            teacher = Teacher.of(dense, stream)
+            result = done.settle(dense)
+            before, after = optimise_together(result, teacher, fresh, epochs, self.seed)
         journal.log(
             f"all layers optimised together: KL {before.kl:.4f} to {after.kl:.4f}, loss {before.loss:.4f} to "
             f"{after.loss:.4f}"
@@ -204,6 +211,23 @@ class Reconstruct:
 def parameters_of_layers(model) -> int:
     """Return the number of parameters of all decoder layers."""
     return sum(parameter.numel() for name, parameter in model.named_parameters() if layer_number(name) is not None)
+
+
+def halves(tokens: Tokens, settings: Settings, whole: int, hidden: int) -> tuple[Tokens, Tokens]:
+    """Return (the batches that layers are fitted on, those on which they are optimised together).
+
+    Least squares use up what a text tells: the same text tells little more of a model that was fitted on it. So each
+    half has one use, where there is enough of it. Where layers are optimised on their own all of it has both.
+
+    Args:
+        tokens: All batches.
+        settings: How layers are reconstructed.
+        whole: Passes in which all of them are optimised together.
+        hidden: hidden_size of the dense model.
+    """
+    one, other = tokens.halves()
+    enough = all(sum(batch.numel() for batch in half.fitted) >= ENOUGH * hidden for half in (one, other))
+    return (one, other) if whole and not settings.epochs and enough else (tokens, tokens)
 
 
 def passes(tokens: Tokens) -> int:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from llm_pruner.calibration.layerwise import enter
+from llm_pruner.calibration.layerwise import enter, walk
 from llm_pruner.console import progress
 from llm_pruner.errors import computing
 from llm_pruner.model.layers import decoder_layers, layer_number
@@ -67,6 +67,22 @@ class Teacher:
                 model.get_buffer(name).data = buffer.data
         model.tie_weights()
         return cls(model, stream)
+
+
+@torch.no_grad()
+def last_stream(dense, batches: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Return a dense model's last hidden states, [prompts, tokens, hidden_size] for each batch.
+
+    Args:
+        dense: In evaluation mode.
+        batches: LongTensors [prompts, tokens].
+
+    Raises:
+        RunError: They are not finite.
+    """
+    for layer in walk(dense, batches, "teacher", offload=True):
+        layer.run()
+    return layer.outputs
 
 
 @dataclass(frozen=True)

@@ -259,5 +259,4 @@ class Found:
 
 def part_of(tokens: Tokens) -> Tokens:
     """Return one of PART batches to fit on, and all that are held out: comparing wants as much text as there is."""
-    places = [place for place, held in enumerate(tokens.held) if held or place % PART == 0]
-    return Tokens([tokens.batches[place] for place in places], [tokens.held[place] for place in places])
+    return tokens.at([place for place, held in enumerate(tokens.held) if held or place % PART == 0])

@@ -1,5 +1,6 @@
 """Calibration text as a reconstruction uses it: batches, some of which are held out."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,8 +11,9 @@ from llm_pruner.errors import UsageError
 
 # tokens of a batch
 STEP = 1024
-# one prompt of so many is held out
-HELD = 8
+# one prompt of so many is held out: of each run of them, in turn, the one at this place. So two to six texts that
+# alternate are all held out about alike.
+HELD, PLACES = 8, (0, 3, 6, 1)
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,25 @@ class Tokens:
         number = max(1, min(len(fitted), round(tokens * len(fitted) / sum(batch.numel() for batch in fitted))))
         return [fitted[place * len(fitted) // number] for place in range(number)]
 
+    def halves(self) -> tuple["Tokens", "Tokens"]:
+        """Return two of these, each with half of the batches that are fitted on and with all that are held out.
+
+        The halves take turns as the parity of the bits of a batch's number does, so that texts that alternate are in
+        both.
+        """
+        turns = itertools.count()
+        half = [None if held else next(turns).bit_count() % 2 for held in self.held]
+        one, other = ([place for place, own in enumerate(half) if own in (None, wanted)] for wanted in (0, 1))
+        return self.at(one), self.at(other)
+
+    def at(self, places: Sequence[int]) -> "Tokens":
+        """Return the batches of some numbers.
+
+        Args:
+            places: Their numbers.
+        """
+        return Tokens([self.batches[place] for place in places], [self.held[place] for place in places])
+
     @property
     def held_out(self) -> list[torch.Tensor]:
         """The batches that are held out."""
@@ -56,7 +77,7 @@ def split(prompts: Sequence[torch.Tensor]) -> Tokens:
     """
     if len(prompts) < 2:
         raise UsageError(f"{len(prompts)} calibration window: a reconstruction needs one to fit on and one to hold out")
-    out = [place % HELD == (place // HELD + 1) % HELD for place in range(len(prompts))]
+    out = [place % HELD == PLACES[place // HELD % len(PLACES)] for place in range(len(prompts))]
     held = batches_of([prompt for prompt, own in zip(prompts, out, strict=True) if own], STEP)
     fitted = batches_of([prompt for prompt, own in zip(prompts, out, strict=True) if not own], STEP)
     return Tokens([*fitted, *held], [False] * len(fitted) + [True] * len(held))

@@ -2,8 +2,8 @@
 
 import pytest
 
-from llm_pruner.cli.main import parse
 from llm_pruner.cli.deciding import method_of
+from llm_pruner.cli.main import parse
 from llm_pruner.cli.requests import (
     criterion_named,
     request_of,

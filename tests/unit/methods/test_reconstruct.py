@@ -12,6 +12,7 @@ from llm_pruner.errors import RunError
 from llm_pruner.methods import reconstruct as module
 from llm_pruner.model.axes import HEADS, KV_HEADS, MLP
 from llm_pruner.model.families import widths_of
+from llm_pruner.reconstruction.logits import logits_of
 from llm_pruner.reconstruction.probe import Probe
 from llm_pruner.reconstruction.tokens import Tokens, split
 from tests.support import tiny
@@ -46,6 +47,38 @@ def test_very_large_models_are_not_optimised_together(most, phases, monkeypatch)
     monkeypatch.setattr(module, "optimise_together", lambda *rest: ran.append("optimise") or own(*rest))
     method_of(tiny.model("llama"), prune="mlp=0.3")
     assert ran == phases
+
+
+@pytest.mark.parametrize(
+    ("options", "enough", "apart"),
+    [({}, True, True), ({}, False, False), ({"epochs": 1}, True, False), ({"global_epochs": 0}, True, False)],
+)
+def test_each_half_of_the_text_has_one_use(options, enough, apart, monkeypatch):
+    """Layers are fitted on one and optimised together on the other, whose logits come from the dense model too."""
+    monkeypatch.setattr("llm_pruner.reconstruction.tokens.STEP", 48)
+    monkeypatch.setattr(module, "ENOUGH", 1 if enough else 1000)
+    dense, seen, own = tiny.model("llama"), {}, module.reconstruct
+    monkeypatch.setattr(module, "reconstruct", lambda *a, **more: seen.update(fitted=a[4]) or own(*a, **more))
+    together = module.optimise_together
+
+    def optimised(model, teacher, tokens, *rest):
+        seen.update(fresh=tokens, errors=[
+            (logits_of(teacher.model, ids, stream) - dense(ids).logits).abs().max().item()
+            for ids, stream in zip(tokens.batches, teacher.stream, strict=True)
+        ])  # fmt: skip
+        return together(model, teacher, tokens, *rest)
+
+    monkeypatch.setattr(module, "optimise_together", optimised)
+    method_of(copy.deepcopy(dense), prune="mlp=0.3", **options)
+    fitted = {tuple(batch.flatten().tolist()) for batch in seen["fitted"].fitted}
+    whole = {tuple(batch.flatten().tolist()) for batch in split(prompts()).fitted}
+    if options.get("global_epochs") == 0:
+        assert fitted == whole
+        return
+    fresh = {tuple(batch.flatten().tolist()) for batch in seen["fresh"].fitted}
+    assert fitted | fresh == whole
+    assert fitted & fresh == (set() if apart else whole)
+    assert max(seen["errors"]) < 1e-5
 
 
 @pytest.mark.parametrize("ratios", [{"heads": 0.5, "mlp": 0.3}, {"hidden": 1 / 3}])

@@ -128,7 +128,7 @@ def test_prompts_are_split():
     rows = {held: [] for held in (True, False)}
     for batch, held in zip(tokens.batches, tokens.held, strict=True):
         rows[held] += batch[:, 0].tolist()
-    assert (rows[True], len(rows[False]), HELD) == ([1, 10], 16, 8)
+    assert (rows[True], len(rows[False]), HELD) == ([0, 11], 16, 8)
     with pytest.raises(
         UsageError, match="1 calibration window: a reconstruction needs one to fit on and one to hold out"
     ):

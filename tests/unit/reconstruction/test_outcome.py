@@ -122,7 +122,7 @@ def test_settling_takes_the_place_of_the_dense_model():
 
 
 def test_prompts_are_split():
-    """One of every eight is held out, the second, the third and so on, with prompts of two lengths."""
+    """One of every eight is held out, another one each time, with prompts of two lengths."""
     prompts = [torch.full((length,), place) for place, length in enumerate([5] * 12 + [7] * 6)]
     tokens = split(prompts)
     rows = {held: [] for held in (True, False)}

@@ -4,7 +4,7 @@
     python benchmarks/real.py --only "FLAP AL-AM" --ratios 0.2 --texts WikiText-2
     python benchmarks/real.py --zero_shot         # tasks too, for dense and the methods of TASKED: hours
 
-SmolLM2-135M-Instruct in float32, a share of its attention and MLP parameters removed. Calibrated on 64 windows of 512
+SmolLM2-135M-Instruct in float32, a share of its attention and MLP parameters removed. Calibrated on 128 windows of 512
 tokens, seed 0, of wikitext-2/valid.txt, or on as many of a mixture, half of it prose. Scored on 51 windows of 512
 tokens, evenly of wikitext-2/test.txt, and on 40 of prose: of the last 600 documents of english-24mb.txt.xz those that
 have 2,000 characters or more and are not of WikiText (none of its marks `@-@` and `<unk>`), in their order. The
@@ -34,7 +34,7 @@ from llm_pruner.output.conditions import Stopwatch
 from llm_pruner.shape.draft import draft
 
 RATIOS = (0.2, 0.3, 0.1, 0.5)
-NSAMPLES, LENGTH = 64, 512
+NSAMPLES, LENGTH = 128, 512
 WINDOWS = {"WikiText-2": 51, "prose": 40}
 TEST, DEVELOPMENT, LONG, MARKS = 600, 1200, 2000, ("@-@", "<unk>")
 TEXTS = ("mixture", "WikiText-2")

@@ -137,7 +137,7 @@ class Reconstruct:
         groups, wide, layers = planned.dense.groups, planned.wide, form.layers
         dense: Any = untied(model) if form.untied else model
         settings, whole = self._passes(model, tokens)
-        fitted, fresh = halves(tokens, settings, whole, draft.traced.counter.before[HIDDEN])
+        fitted, fresh = divided(tokens, settings, whole, draft.traced.counter.before[HIDDEN])
         with journal.timed("reconstruct"):
             key = hashlib.sha256(repr((identity, form, asdict(settings), len(fitted.batches))).encode()).hexdigest()
             own = folder and folder / key[:16]
@@ -173,19 +173,16 @@ class Reconstruct:
         return Settings(epochs=alone, seed=self.seed), whole
 
     def _optimised(
-        self, done: Reconstructed, dense, fitted: Tokens, fresh: Tokens, epochs: int, journal: Journal
+        self, done: Reconstructed, dense, fitted: Tokens, fresh: list["torch.Tensor"], epochs: int, journal: Journal
     ) -> tuple[Any, float]:
-        """(the reconstructed model, its layers optimised together on `fresh`; its KL). The dense one is emptied."""
+        """(the reconstructed model, its layers optimised together; its KL). The dense model gives up its tensors."""
         if not epochs:
             return done.settle(dense), done.kl
         with journal.timed("optimise"):
-            stream = done.dense_stream
-            if fresh is not fitted:
-                held = [own for own, out in zip(stream, fitted.held, strict=True) if out]
-                stream = [*last_stream(dense, fresh.fitted), *held]
+            stream = [*done.dense_stream, *(last_stream(dense, fresh) if fresh else ())]
             teacher = Teacher.of(dense, stream)
             result = done.settle(dense)
-            before, after = optimise_together(result, teacher, fresh, epochs, self.seed)
+            before, after = optimise_together(result, teacher, fitted.and_fitted(fresh), epochs, self.seed)
         journal.log(
             f"all layers optimised together: KL {before.kl:.4f} to {after.kl:.4f}, loss {before.loss:.4f} to "
             f"{after.loss:.4f}"
@@ -213,11 +210,12 @@ def parameters_of_layers(model) -> int:
     return sum(parameter.numel() for name, parameter in model.named_parameters() if layer_number(name) is not None)
 
 
-def halves(tokens: Tokens, settings: Settings, whole: int, hidden: int) -> tuple[Tokens, Tokens]:
-    """Return (the batches that layers are fitted on, those on which they are optimised together).
+def divided(tokens: Tokens, settings: Settings, whole: int, hidden: int) -> tuple[Tokens, list["torch.Tensor"]]:
+    """Return (the batches that layers are fitted on, those that only the optimisation of all layers sees).
 
-    Least squares use up what a text tells: the same text tells little more of a model that was fitted on it. So each
-    half has one use, where there is enough of it. Where layers are optimised on their own all of it has both.
+    Least squares use up what a text tells: a model that was fitted on it learns little more from the same text. So half
+    of it is kept for the optimisation, where that is enough to fit on. Where layers are optimised on their own or
+    nothing follows, they get all of it.
 
     Args:
         tokens: All batches.
@@ -225,9 +223,9 @@ def halves(tokens: Tokens, settings: Settings, whole: int, hidden: int) -> tuple
         whole: Passes in which all of them are optimised together.
         hidden: hidden_size of the dense model.
     """
-    one, other = tokens.halves()
-    enough = all(sum(batch.numel() for batch in half.fitted) >= ENOUGH * hidden for half in (one, other))
-    return (one, other) if whole and not settings.epochs and enough else (tokens, tokens)
+    one, other = tokens.half()
+    enough = sum(batch.numel() for batch in one.fitted) >= ENOUGH * hidden
+    return (one, other) if whole and not settings.epochs and enough else (tokens, [])
 
 
 def passes(tokens: Tokens) -> int:

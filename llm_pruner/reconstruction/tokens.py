@@ -39,16 +39,24 @@ class Tokens:
         number = max(1, min(len(fitted), round(tokens * len(fitted) / sum(batch.numel() for batch in fitted))))
         return [fitted[place * len(fitted) // number] for place in range(number)]
 
-    def halves(self) -> tuple["Tokens", "Tokens"]:
-        """Return two of these, each with half of the batches that are fitted on and with all that are held out.
+    def half(self) -> tuple["Tokens", list[torch.Tensor]]:
+        """Return these with half of the batches that are fitted on, and the other half of those.
 
-        The halves take turns as the parity of the bits of a batch's number does, so that texts that alternate are in
-        both.
+        They take turns as the parity of the bits of a batch's number does, so that texts that alternate are in both.
         """
         turns = itertools.count()
-        half = [None if held else next(turns).bit_count() % 2 for held in self.held]
-        one, other = ([place for place, own in enumerate(half) if own in (None, wanted)] for wanted in (0, 1))
-        return self.at(one), self.at(other)
+        turn = [0 if held else next(turns).bit_count() % 2 for held in self.held]
+        return self.at([place for place, own in enumerate(turn) if not own]), [
+            batch for batch, own in zip(self.batches, turn, strict=True) if own
+        ]
+
+    def and_fitted(self, batches: Sequence[torch.Tensor]) -> "Tokens":
+        """Return these and more batches to fit on, behind the others.
+
+        Args:
+            batches: LongTensors [prompts, length].
+        """
+        return Tokens([*self.batches, *batches], [*self.held, *(False for _ in batches)])
 
     def at(self, places: Sequence[int]) -> "Tokens":
         """Return the batches of some numbers.

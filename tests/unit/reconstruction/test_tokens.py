@@ -18,21 +18,23 @@ def numbers(batches) -> list[int]:
 @pytest.mark.parametrize("texts", [2, 3, 4, 5])
 def test_texts_that_alternate_are_in_both_halves_and_among_those_held_out(texts):
     tokens = split(numbered(64))
-    for half in tokens.halves():
-        shares = [sum(number % texts == text for number in numbers(half.fitted)) for text in range(texts)]
-        assert min(shares) >= 0.5 * len(half.fitted) / texts
+    one, other = tokens.half()
+    for half in (one.fitted, other):
+        shares = [sum(number % texts == text for number in numbers(half)) for text in range(texts)]
+        assert min(shares) >= 0.5 * len(half) / texts
     out = [sum(number % texts == text for number in numbers(tokens.held_out)) for text in range(texts)]
     assert min(out) >= 1
     assert max(out) - min(out) <= 2
 
 
 @pytest.mark.parametrize("count", [2, 3, 16, 33])
-def test_halves_share_only_what_is_held_out(count):
+def test_a_half_and_the_other_are_the_whole(count):
     tokens = split(numbered(count))
-    one, other = tokens.halves()
-    assert sorted(numbers(one.fitted) + numbers(other.fitted)) == sorted(numbers(tokens.fitted))
-    assert numbers(one.held_out) == numbers(other.held_out) == numbers(tokens.held_out)
-    assert abs(len(one.fitted) - len(other.fitted)) <= 1
+    one, other = tokens.half()
+    assert abs(len(one.fitted) - len(other)) <= 1
+    both = one.and_fitted(other)
+    assert numbers(one.held_out) == numbers(both.held_out) == numbers(tokens.held_out)
+    assert sorted(numbers(both.fitted)) == sorted(numbers(tokens.fitted))
 
 
 def test_batches_by_number():

@@ -16,6 +16,7 @@ import json
 import lzma
 import math
 import time
+from collections.abc import Iterable
 from functools import cache, partial
 from pathlib import Path
 
@@ -36,6 +37,8 @@ from llm_pruner.shape.draft import draft
 RATIOS = (0.2, 0.3, 0.1, 0.5)
 NSAMPLES, LENGTH = 128, 512
 WINDOWS = {"WikiText-2": 51, "prose": 40}
+# what decisions are made on
+DEVELOPED = {"WikiText-2, validation": 24, "prose, development": 24}
 TEST, DEVELOPMENT, LONG, MARKS = 600, 1200, 2000, ("@-@", "<unk>")
 TEXTS = ("mixture", "WikiText-2")
 TASKS, QUESTIONS = ("arc_easy", "arc_challenge", "piqa", "winogrande"), 500
@@ -72,13 +75,22 @@ def prose(found: list[str]) -> str:
     return "\n\n".join(own for own in found if len(own) >= LONG and not any(mark in own for mark in MARKS))
 
 
+def validation() -> tuple[str, str]:
+    """WikiText-2's validation text, the first four fifths and the last one, which decisions are made on."""
+    text = (SHARED / "data/wikitext-2/valid.txt").read_text(encoding="utf-8")
+    return text[: len(text) * 4 // 5], text[len(text) * 4 // 5 :]
+
+
 @cache
 def windows(kind: str) -> torch.Tensor:
     """LongTensor [windows, LENGTH], evenly of the text."""
-    wikitext = (SHARED / "data/wikitext-2/test.txt").read_text(encoding="utf-8")
-    text = wikitext if kind == "WikiText-2" else prose(documents()[-TEST:])
-    found = token_windows(text, load_tokenizer(str(fetched())), LENGTH)
-    return found[:: len(found) // WINDOWS[kind]][: WINDOWS[kind]]
+    if kind.startswith("WikiText-2"):
+        test = SHARED / "data/wikitext-2/test.txt"
+        text = validation()[1] if kind in DEVELOPED else test.read_text(encoding="utf-8")
+    else:
+        text = prose(documents()[-DEVELOPMENT:-TEST] if kind in DEVELOPED else documents()[-TEST:])
+    found, number = token_windows(text, load_tokenizer(str(fetched())), LENGTH), (WINDOWS | DEVELOPED)[kind]
+    return found[:: len(found) // number][:number]
 
 
 @cache
@@ -106,10 +118,10 @@ def dense_states(kind: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @torch.no_grad()
-def scores(model) -> dict[str, dict[str, float]]:
+def scores(model, kinds: Iterable[str] = WINDOWS) -> dict[str, dict[str, float]]:
     """Return perplexity and KL(dense ‖ model), in nats per token, on each kind of text."""
     found: dict[str, dict[str, float]] = {"perplexity": {}, "kl": {}}
-    for kind in WINDOWS:
+    for kind in kinds:
         states, head = dense_states(kind)
         loss = divergence = 0.0
         for window, state in zip(windows(kind), states):

@@ -133,16 +133,22 @@ def scores(model, kinds: Iterable[str] = WINDOWS) -> dict[str, dict[str, float]]
     return found
 
 
+def tasks_of(names: Iterable[str]) -> dict:
+    """Return the tasks of lm_eval, by their names."""
+    from lm_eval.tasks import TaskManager, get_task_dict
+
+    return get_task_dict([str(SHARED / f"data/zero-shot/local_{name}.yaml") for name in names], TaskManager())
+
+
 def zero_shot(model) -> dict[str, str]:
     """{task: of each question 1 where the answer was right, else 0}, by length-normalised likelihoods where usual."""
     import lm_eval
-    from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager, get_task_dict
+    from packed import Packed
 
-    files = [str(SHARED / f"data/zero-shot/local_{task}.yaml") for task in TASKS]
-    lm = HFLM(pretrained=model, tokenizer=load_tokenizer(str(fetched())), backend="causal", batch_size=16)
-    tasks = get_task_dict(files, TaskManager())
-    found = lm_eval.evaluate(lm=lm, task_dict=tasks, limit=QUESTIONS, bootstrap_iters=0, log_samples=True)
+    lm = Packed(pretrained=model, tokenizer=load_tokenizer(str(fetched())), backend="causal", batch_size=1)
+    found = lm_eval.evaluate(
+        lm=lm, task_dict=tasks_of(TASKS), limit=QUESTIONS, bootstrap_iters=0, log_samples=True
+    )  # fmt: skip
     answers = {}
     for name, samples in found["samples"].items():
         metric = "acc_norm" if "acc_norm" in samples[0] else "acc"

@@ -8,6 +8,7 @@ import math
 import re
 from dataclasses import Field, fields
 from pathlib import Path
+from statistics import mean, variance
 from types import NoneType, UnionType
 from typing import Annotated, Union, get_args, get_origin
 
@@ -126,27 +127,97 @@ def _figure(value) -> str:
 
 
 def real() -> str:
-    """Return a table of what benchmarks/real.py measured of a real model."""
-    measured = json.loads((REPOSITORY / "benchmarks" / "results" / "real.json").read_text(encoding="utf-8"))
+    """Return tables of what benchmarks/real.py measured of a real model, one for each text and share."""
+    measured = _measured("real")
     dense = measured["dense"]["perplexity"]
     cells = " | ".join(f"{value:,.1f}" for value in dense.values())
-    rows = [f"| dense | | | {cells} | | | |"]
-    ordered = sorted(measured["runs"].items(), key=lambda run: run[0].split(" | ")[:0:-1])
-    for name, run in ordered:
+    tables: dict[tuple[str, str], list[str]] = {}
+    for name, run in measured["runs"].items():
         method, ratio, text = name.split(" | ")
-        cells = " | ".join(
-            f"{value:,.1f} ({math.log(value / dense[own]):.3f})" for own, value in run["perplexity"].items()
-        )
-        kind = "stock" if run["stock"] else "per layer"
-        memory = f"{run['peak_memory_beside_the_model'] / 2**30:.2f}"
-        share = f"{float(ratio):.0%}"
-        rows.append(f"| {method} | {share} | {text} | {cells} | {run['seconds']:,.0f} | {memory} | {kind} |")
-    texts = " | ".join(dense)
-    head = [f"| method | removed | calibrated on | {texts} | seconds | GiB | checkpoint |", "|---" * 8 + "|"]
-    return "\n".join([*head, *rows])
+        head = [
+            f"**{float(ratio):.0%} removed, calibrated on {TEXTS[text]}**\n",
+            f"| method | {' | '.join(dense)} | KL, nats | seconds | GiB | checkpoint |",
+            "|---" * (5 + len(dense)) + "|",
+            f"| dense | {cells} | | | | |",
+        ]  # fmt: skip
+        tables.setdefault((text, ratio), head).append(_real_row(method, run, dense))
+    return "\n\n".join("\n".join(rows) for _, rows in sorted(tables.items(), reverse=True))
 
 
-GENERATED = {"command line": command_line, "report fields": report_fields, "house": house, "real": real}
+# the calibration texts of benchmarks/real.py
+TEXTS = {"mixture": "the mixture", "WikiText-2": "WikiText-2 alone"}
+
+
+def _real_row(method: str, run: dict, dense: dict[str, float]) -> str:
+    cells = [f"{value:,.1f} ({math.log(value / dense[own]):.3f})" for own, value in run["perplexity"].items()]
+    cells += [", ".join(f"{value:.2f}" for value in run["kl"].values()), f"{run['seconds']:,.0f}"]
+    cells += [f"{run['peak_memory_beside_the_model'] / 2**30:.2f}", "stock" if run["stock"] else "per layer"]
+    return f"| {' | '.join([method, *cells])} |"
+
+
+def zero_shot() -> str:
+    """Return a table of the questions that benchmarks/real.py asked, each method paired with ours by question."""
+    measured = _measured("real")
+    asked = {"dense |  | ": measured["dense"]} | measured["runs"]
+    asked = {name: run["zero_shot"] for name, run in asked.items() if "zero_shot" in run}
+    if not asked:
+        return "No model has been asked yet."
+    tasks = list(next(iter(asked.values())))
+    rows = [
+        f"| method | removed | {' | '.join(tasks)} | mean | ours, per layer, is ahead by |",
+        "|---" * (4 + len(tasks)) + "|",
+    ]
+    for name, answers in asked.items():
+        method, ratio, text = name.split(" | ")
+        ours = asked.get(f"reconstruct, per layer | {ratio} | {text}")
+        shares = [100 * answers[task].count("1") / len(answers[task]) for task in tasks]
+        ahead = "" if ours is None or ours is answers else "{:+.1f} ± {:.1f}".format(*_ahead(ours, answers))
+        told = [method, f"{float(ratio):.0%}" if ratio else "", *(f"{share:.1f}" for share in shares)]
+        rows.append(f"| {' | '.join([*told, f'{sum(shares) / len(shares):.1f}', ahead])} |")
+    return "\n".join(rows)
+
+
+def _ahead(ours: dict[str, str], theirs: dict[str, str]) -> tuple[float, float]:
+    """(how many points the mean over tasks is higher, its standard error), paired by question."""
+    means, variances = [], []
+    for task, own in ours.items():
+        differences = [int(a) - int(b) for a, b in zip(own, theirs[task], strict=True)]
+        means.append(mean(differences))
+        variances.append(variance(differences) / len(differences))
+    return 100 * mean(means), 100 * math.sqrt(sum(variances)) / len(means)
+
+
+def ablation() -> str:
+    """Return a table of what benchmarks/ablation.py measured of the parts of a reconstruction."""
+    measured = _measured("ablation")
+    dense = measured["dense"]["perplexity"]
+    rows = [
+        f"| | {' | '.join(f'{kind}: fitted | optimised' for kind in dense)} | seconds |",
+        "|---" * (2 + 2 * len(dense)) + "|",
+    ]
+    for name, row in measured["rows"].items():
+        losses = [
+            f"{math.log(row[stage]['perplexity'][kind] / dense[kind]):.3f}"
+            for kind in dense
+            for stage in ("fitted", "optimised")
+        ]
+        seconds = sum(row["seconds"].values())
+        rows.append(f"| {' | '.join([name, *losses, f'{seconds:,.0f}'])} |")
+    return "\n".join(rows)
+
+
+def _measured(name: str) -> dict:
+    return json.loads((REPOSITORY / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+GENERATED = {
+    "command line": command_line,
+    "report fields": report_fields,
+    "house": house,
+    "real": real,
+    "zero-shot": zero_shot,
+    "ablation": ablation,
+}
 
 
 def filled(markdown: str) -> str:

@@ -2,7 +2,8 @@
 
     python benchmarks/real.py                     # needs $LLM_PRUNER_SHARED, by default ../shared, and smollm2.py
     python benchmarks/real.py --only "FLAP AL-AM" --ratios 0.2 --texts WikiText-2
-    python benchmarks/real.py --zero_shot         # tasks too, for dense and the methods of TASKED: hours
+    python benchmarks/real.py --zero_shot         # tasks too, for dense and the methods of TASKED: an hour
+    python benchmarks/real.py --recover           # ours distilled for twenty minutes each
 
 SmolLM2-135M-Instruct in float32, a share of its attention and MLP parameters removed. Calibrated on 128 windows of 512
 tokens, seed 0, of wikitext-2/valid.txt, or on as many of a mixture, half of it prose. Scored on 51 windows of 512
@@ -15,6 +16,8 @@ import argparse
 import json
 import lzma
 import math
+import subprocess
+import sys
 import time
 from collections.abc import Iterable
 from functools import cache, partial
@@ -41,6 +44,8 @@ WINDOWS = {"WikiText-2": 51, "prose": 40}
 DEVELOPED = {"WikiText-2, validation": 24, "prose, development": 24}
 TEST, DEVELOPMENT, LONG, MARKS = 600, 1200, 2000, ("@-@", "<unk>")
 TEXTS = ("mixture", "WikiText-2")
+# of distillation
+MINUTES = 20
 TASKS, QUESTIONS = ("arc_easy", "arc_challenge", "piqa", "winogrande"), 500
 
 
@@ -103,9 +108,12 @@ def prompts(text: str) -> list[torch.Tensor]:
     return calibration_prompts(sources, NSAMPLES, LENGTH, 0, load_tokenizer(str(fetched())))
 
 
+def loaded(folder: Path):
+    return loading.load_model(str(folder), loading.load_config(str(folder)), "float32", device=torch.device("cpu"))
+
+
 def dense():
-    folder = str(fetched())
-    return loading.load_model(folder, loading.load_config(folder), "float32", device=torch.device("cpu"))
+    return loaded(fetched())
 
 
 @cache
@@ -170,6 +178,7 @@ def one(name: str, ratio: float, text: str, checkpoint: Path | None) -> dict:
     seconds, peak = time.perf_counter() - started, HostMemory.peak()
     if checkpoint:
         model.save_pretrained(checkpoint)
+        load_tokenizer(str(fetched())).save_pretrained(checkpoint)
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
         "removed": round(plan.removed()["decoder"], 4),
@@ -206,9 +215,36 @@ def asked_questions(result: dict, finished) -> None:
     for key, run in result["runs"].items():
         folder = folder_of(key)
         if "zero_shot" not in run and folder.is_dir():
-            config = loading.load_config(str(folder))
-            run["zero_shot"] = zero_shot(loading.load_model(str(folder), config, "float32", device=torch.device("cpu")))
+            run["zero_shot"] = zero_shot(loaded(folder))
             finished()
+
+
+def recovered(result: dict, finished) -> None:
+    """Distils those of our models that are there, on text of the kinds that they were calibrated on."""
+    for key, run in result["runs"].items():
+        folder = folder_of(key)
+        if "recovered" not in run and key.startswith("reconstruct") and folder.is_dir():
+            out = folder.with_name(f"{folder.name}-recovered")
+            arguments = (
+                "recover", "--model", folder, "--teacher", fetched(), "--data", training_text(), "--eval_data", "none",
+                "--max_minutes", MINUTES, "--save_model", out, "--overwrite",
+            )  # fmt: skip
+            subprocess.run([sys.executable, "-m", "llm_pruner", *map(str, arguments)], check=True)
+            training = json.loads((out / "report.json").read_text(encoding="utf-8"))["training"]
+            model = loaded(out)
+            run["recovered"] = {
+                **scores(model), "zero_shot": zero_shot(model),
+                **{name: training[name] for name in ("minutes", "steps", "tokens")},
+            }  # fmt: skip
+            finished()
+
+
+def training_text() -> Path:
+    """All of WikiText-2's validation text and as much prose."""
+    wikitext = (SHARED / "data/wikitext-2/valid.txt").read_text(encoding="utf-8")
+    file = fetched().parent / "training.txt"
+    file.write_text(wikitext + "\n\n" + prose(documents()[:-DEVELOPMENT])[: len(wikitext)], encoding="utf-8")
+    return file
 
 
 def main() -> None:
@@ -217,6 +253,7 @@ def main() -> None:
     parser.add_argument("--ratios", nargs="*", type=float, default=RATIOS)
     parser.add_argument("--texts", nargs="*", choices=TEXTS, default=TEXTS)
     parser.add_argument("--zero_shot", action="store_true", help="ask the models that were pruned questions, too")
+    parser.add_argument("--recover", action="store_true", help="distil our models, too")
     arguments = parser.parse_args()
     path = RESULTS / "real.json"
     result = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"runs": {}}
@@ -227,6 +264,8 @@ def main() -> None:
     pruned(result["runs"], arguments.only, arguments.ratios, arguments.texts, finished)
     if arguments.zero_shot:
         asked_questions(result, finished)
+    if arguments.recover:
+        recovered(result, finished)
 
 
 if __name__ == "__main__":

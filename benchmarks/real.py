@@ -169,6 +169,7 @@ def one(name: str, ratio: float, text: str, checkpoint: Path | None) -> dict:
     """Prune and score: what `prune_llm.py --param_ratio` does between loading and saving."""
     row, model = METHODS[name], dense()
     calibrated = prompts(text)
+    HostMemory.give_back()
     before = HostMemory.now()
     HostMemory.reset_peak()
     method, stopwatch, started = row.method(seed=0), Stopwatch(), time.perf_counter()

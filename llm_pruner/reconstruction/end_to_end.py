@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, pad
 
 from llm_pruner.calibration.layerwise import enter, walk
 from llm_pruner.console import progress
@@ -34,6 +34,8 @@ STEP = 512
 RISE = 1.1
 # tokens whose logits are held at once, times the vocabulary
 LOGITS = 2**23
+# of the last token of a prompt, which predicts nothing
+NO_LABEL = -100
 # parameters of all layers: more are not optimised together unless that is asked for, since Adam wants 16 bytes of each
 LARGEST = 2**30
 
@@ -231,9 +233,14 @@ class _Student:
         for batch, held in enumerate(self.tokens.held):
             for row in range(len(self.tokens.batches[batch])) if held else ():
                 ids = self.tokens.batches[batch][row : row + 1]
+                labels = pad(ids[:, 1:], (0, 1), value=NO_LABEL)
                 stream, found = self.teacher.stream[batch][row : row + 1], self.run(ids)
-                total += sum(error.item() for error in self._errors(ids, stream, found))
-                loss += sum(own.item() for own in self._losses(ids, found))
+                for part, label, wanted, given in self._pieces(ids, labels, stream, found):
+                    logits = self._logits(part, given).float()
+                    total += kl(logits_of(self.teacher.model, part, wanted), logits).sum().item()
+                    label = label.flatten().to(logits.device)
+                    own = cross_entropy(logits.flatten(0, 1), label, ignore_index=NO_LABEL, reduction="sum")
+                    loss += own.item()
                 count, predicted = count + ids.numel(), predicted + ids[:, 1:].numel()
         return Held(total / count, loss / max(predicted, 1))
 
@@ -243,12 +250,6 @@ class _Student:
             with torch.no_grad():
                 target = logits_of(self.teacher.model, part, wanted)
             yield kl(target, self._logits(part, given)).sum()
-
-    def _losses(self, ids: torch.Tensor, found: torch.Tensor) -> Iterator[torch.Tensor]:
-        """The summed loss of a few tokens at a time, each of which predicts the next one."""
-        for part, label, given in self._pieces(ids[:, :-1], ids[:, 1:], found[:, :-1]):
-            logits = self._logits(part, given).float()
-            yield cross_entropy(logits.flatten(0, 1), label.flatten().to(logits.device), reduction="sum")
 
     def _logits(self, ids: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
         return logits_of(self.model, ids, hidden.to(self.model.get_output_embeddings().weight.dtype))

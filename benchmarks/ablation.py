@@ -34,7 +34,7 @@ from llm_pruner.shape.budget import filled_with_neurons
 from llm_pruner.shape.draft import draft
 
 RATIO = 0.2
-FITTED = Settings(epochs=0)
+FITTED = Settings(input_projections=False, epochs=0)
 
 
 @cache
@@ -95,7 +95,7 @@ ROWS = {
     "one width for all layers": Row(alike),
     "the widths of FLAP AL-AM": Row(lambda: flap()[1]),
     "FLAP AL-AM itself": Row(lambda: flap()[1], None),
-    "input projections not fitted": Row(settings=Settings(input_projections=False, epochs=0)),
+    "input projections fitted as well": Row(settings=Settings(epochs=0)),
     "nothing fitted": Row(settings=Settings(least_squares=False, epochs=0)),
     "layers fitted on all of the text": Row(half=False),
     "optimised on the other half only": Row(only_fresh=True),

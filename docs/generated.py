@@ -189,6 +189,8 @@ def _ahead(ours: dict[str, str], theirs: dict[str, str]) -> tuple[float, float]:
 
 def ablation() -> str:
     """Return a table of what benchmarks/ablation.py measured of the parts of a reconstruction."""
+    if not (REPOSITORY / "benchmarks" / "results" / "ablation.json").exists():
+        return "The parts have not been measured yet."
     measured = _measured("ablation")
     dense = measured["dense"]["perplexity"]
     rows = [

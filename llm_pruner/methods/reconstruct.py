@@ -170,7 +170,8 @@ class Reconstruct:
         size = parameters_of_layers(model)
         whole = int(size <= LARGEST) if self.global_epochs is None else self.global_epochs
         alone = (0 if whole and size > SMALL else passes(tokens)) if self.epochs is None else self.epochs
-        return Settings(epochs=alone, seed=self.seed), whole
+        # the optimisation of all layers reaches input projections as well, and is as good without their fits
+        return Settings(input_projections=bool(alone) or not whole, epochs=alone, seed=self.seed), whole
 
     def _optimised(
         self, done: Reconstructed, dense, fitted: Tokens, fresh: list["torch.Tensor"], epochs: int, journal: Journal

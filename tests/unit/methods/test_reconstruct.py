@@ -36,7 +36,7 @@ def test_layers_of_larger_models_are_optimised_alone_only_without_all_together(a
     monkeypatch.setattr(module, "reconstruct", lambda *rest, **more: recipes.append(rest[5]) or own(*rest, **more))
     monkeypatch.setattr(module, "SMALL", 2**24 if small else 1000)
     method_of(tiny.model("llama"), prune="mlp=0.3", epochs=asked, global_epochs=whole)
-    assert [recipe.epochs for recipe in recipes] == [times]
+    assert [(recipe.epochs, recipe.input_projections) for recipe in recipes] == [(times, bool(times) or whole == 0)]
 
 
 @pytest.mark.parametrize(("most", "phases"), [(2**30, ["optimise"]), (1000, [])])

@@ -54,6 +54,7 @@ benchmarks: .venv/.installed
 	$(BIN)/python benchmarks/smollm2.py
 	$(BIN)/python benchmarks/real.py
 	$(BIN)/python benchmarks/ablation.py
+	$(BIN)/python benchmarks/profiled.py
 	$(BIN)/python benchmarks/train_models.py
 	$(BIN)/python benchmarks/reconstruction.py
 	$(BIN)/python benchmarks/recover.py

@@ -208,6 +208,17 @@ def ablation() -> str:
     return "\n".join(rows)
 
 
+def profiled() -> str:
+    """Return a table of where benchmarks/profiled.py saw the time of a reconstruction go."""
+    measured = _measured("profiled")
+    rows = ["| | seconds | share |", "|---|---|---|"]
+    for phase, parts in measured["phases"].items():
+        for name, seconds in parts.items():
+            told = f"**{phase}**" if name == "seconds" else name
+            rows.append(f"| {told} | {seconds:,.0f} | {seconds / measured['seconds']:.0%} |")
+    return "\n".join(rows)
+
+
 def _measured(name: str) -> dict:
     return json.loads((REPOSITORY / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
 

@@ -78,7 +78,7 @@ def test_phases_go_to_the_journal_and_without_one_nowhere(method):
         phases.append(phase)
         yield
 
-    prompts = [*tiny.tokens(8, 12)]
+    prompts = [*tiny.tokens(32, 24)]
     model = tiny.model("llama")
     made = draft(Ratio({"mlp": 0.5}), model.config, method)
     told = method.prune(model, made, prompts, Journal(lines.append, timed))

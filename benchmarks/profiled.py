@@ -30,7 +30,7 @@ PARTS = {
     },
     "reconstruct": {
         "dense layer": ("layer.py", "run_dense", None),
-        "pruned layer, for its inputs and errors": ("layers.py", "watch", "output_moments"),
+        "pruned layer, for its inputs and errors": ("layers.py", "watch", None),
         "sums of products": ("least_squares.py", "add", "output_moments"),
         "second-order selection": ("layer.py", "_choose", None),
         "least squares": ("least_squares.py", "fit", None),

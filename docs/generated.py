@@ -230,6 +230,7 @@ GENERATED = {
     "real": real,
     "zero-shot": zero_shot,
     "ablation": ablation,
+    "profiled": profiled,
 }
 
 

@@ -31,6 +31,7 @@ from torch.nn.functional import kl_div, nll_loss
 
 from llm_pruner import Budget, calibration_prompts
 from llm_pruner.calibration.windows import token_windows
+from llm_pruner.evaluation.tasks import read_task
 from llm_pruner.methods import Journal
 from llm_pruner.model import loading
 from llm_pruner.model.tokenizers import load_tokenizer
@@ -145,7 +146,8 @@ def tasks_of(names: Iterable[str]) -> dict:
     """Return the tasks of lm_eval, by their names."""
     from lm_eval.tasks import TaskManager, get_task_dict
 
-    return get_task_dict([str(SHARED / f"data/zero-shot/local_{name}.yaml") for name in names], TaskManager())
+    files = [SHARED / f"data/zero-shot/local_{name}.yaml" for name in names]
+    return get_task_dict([read_task(file) for file in files], TaskManager())
 
 
 def zero_shot(model) -> dict[str, str]:

@@ -28,12 +28,12 @@ from measure import RESULTS, HostMemory, keep
 from quality import ADAPTIVE, BIAS, SHARED, Row, named, reconstructed, scored
 from smollm2 import fetched
 from torch.nn.functional import kl_div, nll_loss
+from transformers import AutoModelForCausalLM
 
 from llm_pruner import Budget, calibration_prompts
 from llm_pruner.calibration.windows import token_windows
 from llm_pruner.evaluation.tasks import read_task
 from llm_pruner.methods import Journal
-from llm_pruner.model import loading
 from llm_pruner.model.tokenizers import load_tokenizer
 from llm_pruner.output.conditions import Stopwatch
 from llm_pruner.shape.draft import draft
@@ -110,7 +110,8 @@ def prompts(text: str) -> list[torch.Tensor]:
 
 
 def loaded(folder: Path):
-    return loading.load_model(str(folder), loading.load_config(str(folder)), "float32", device=torch.device("cpu"))
+    # by transformers, since `prune` takes no checkpoint whose layers differ
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 def dense():

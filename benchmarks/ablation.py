@@ -17,13 +17,11 @@ from typing import Any
 
 from measure import RESULTS, keep
 from quality import ADAPTIVE, BIAS
-from real import DEVELOPED, DEVELOPMENT, LENGTH, NSAMPLES, dense, documents, prose, scores, validation
-from smollm2 import fetched
+from real import DEVELOPED, DEVELOPMENT, dense, documents, drawn, prose, scores, text_file, validation
 
-from llm_pruner import Budget, Reconstruct, ScoreAndCut, calibration_prompts
+from llm_pruner import Budget, Reconstruct, ScoreAndCut
 from llm_pruner.methods import Journal
 from llm_pruner.model.axes import Layers
-from llm_pruner.model.tokenizers import load_tokenizer
 from llm_pruner.reconstruction.end_to_end import Teacher, last_stream, optimise_together
 from llm_pruner.reconstruction.form_search import FormSearch
 from llm_pruner.reconstruction.layer import Settings
@@ -39,11 +37,8 @@ FITTED = Settings(input_projections=False, epochs=0)
 
 @cache
 def tokens() -> Tokens:
-    folder = fetched().parent
-    (folder / "validation.txt").write_text(validation()[0], encoding="utf-8")
-    (folder / "prose.txt").write_text(prose(documents()[:-DEVELOPMENT]), encoding="utf-8")
-    sources = [str(folder / "validation.txt"), str(folder / "prose.txt")]
-    return split(calibration_prompts(sources, NSAMPLES, LENGTH, 0, load_tokenizer(str(fetched()))))
+    sources = text_file("validation", validation()[0]), text_file("prose", prose(documents()[:-DEVELOPMENT]))
+    return split(drawn(sources))
 
 
 @cache
@@ -59,9 +54,8 @@ def flap() -> tuple[Any, Layers]:
 def measured() -> Layers:
     """The widths of measured prices."""
     model, method = dense(), Reconstruct(per_layer=True)
-    return (
-        FormSearch(model, draft(Budget(param_ratio=RATIO), model.config, method), tokens(), 1.0, True).run().form.after
-    )
+    made = draft(Budget(param_ratio=RATIO), model.config, method)
+    return FormSearch(model, made, tokens(), minutes=1.0, per_layer=True).run().form.after
 
 
 @cache
@@ -108,9 +102,9 @@ def run(row: Row) -> dict:
     part, fresh = tokens().half() if row.half else (tokens(), [])
     held = Tokens(part.held_out, [True] * len(part.held_out))
     seen = held.and_fitted(fresh if row.only_fresh else [*part.fitted, *fresh])
-    started = time.perf_counter()
     if row.settings is None:
-        smaller = flap()[0]
+        started = time.perf_counter()
+        smaller, _ = flap()
     else:
         made = draft(Budget(param_ratio=RATIO), model.config, Reconstruct(per_layer=True))
         planned = Planned.of(made.traced, Form(row.widths()))

@@ -101,12 +101,22 @@ def windows(kind: str) -> torch.Tensor:
 
 @cache
 def prompts(text: str) -> list[torch.Tensor]:
-    sources = [str(SHARED / "data/wikitext-2/valid.txt")]
+    sources = [SHARED / "data/wikitext-2/valid.txt"]
     if text == "mixture":
-        file = fetched().parent / "prose.txt"
-        file.write_text(prose(documents()[:-DEVELOPMENT]), encoding="utf-8")
-        sources.append(str(file))
-    return calibration_prompts(sources, NSAMPLES, LENGTH, 0, load_tokenizer(str(fetched())))
+        sources.append(text_file("prose", prose(documents()[:-DEVELOPMENT])))
+    return drawn(sources)
+
+
+def drawn(sources: Iterable[Path]) -> list[torch.Tensor]:
+    """Calibration prompts of some files, in equal shares."""
+    return calibration_prompts(list(map(str, sources)), NSAMPLES, LENGTH, 0, load_tokenizer(str(fetched())))
+
+
+def text_file(name: str, text: str) -> Path:
+    """A text as a file beside the model."""
+    file = fetched().parent / f"{name}.txt"
+    file.write_text(text, encoding="utf-8")
+    return file
 
 
 def loaded(folder: Path):
@@ -246,9 +256,7 @@ def recovered(result: dict, finished) -> None:
 def training_text() -> Path:
     """All of WikiText-2's validation text and as much prose."""
     wikitext = (SHARED / "data/wikitext-2/valid.txt").read_text(encoding="utf-8")
-    file = fetched().parent / "training.txt"
-    file.write_text(wikitext + "\n\n" + prose(documents()[:-DEVELOPMENT])[: len(wikitext)], encoding="utf-8")
-    return file
+    return text_file("training", wikitext + "\n\n" + prose(documents()[:-DEVELOPMENT])[: len(wikitext)])
 
 
 def main() -> None:

@@ -20,6 +20,8 @@ from llm_pruner.output.reports import PruneReport, RecoverReport, SparsifyReport
 
 PLOT = "benchmarks/results/quality.png"  # lies outside the documentation, beside the figures that it shows
 REPOSITORY = Path(__file__).parents[1]
+# the calibration texts of benchmarks/real.py
+TEXTS = {"mixture": "the mixture", "WikiText-2": "WikiText-2 alone"}
 WORDS = {
     "str": "text", "int": "whole number", "float": "number", "bool": "true or false", "dict": "mapping",
     "Any": "any value",
@@ -142,10 +144,6 @@ def real() -> str:
         ]  # fmt: skip
         tables.setdefault((text, ratio), head).append(_real_row(method, run, dense))
     return "\n\n".join("\n".join(rows) for _, rows in sorted(tables.items(), reverse=True))
-
-
-# the calibration texts of benchmarks/real.py
-TEXTS = {"mixture": "the mixture", "WikiText-2": "WikiText-2 alone"}
 
 
 def _real_row(method: str, run: dict, dense: dict[str, float]) -> str:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 MOST = 2**28
 # what a window costs at least, in tokens
 LEAST = 64
+# tokens for each hidden channel, below which calibration text is little
+ENOUGH = 10
 # of a token, more than most have; so many times more of them are read, if it must be
 BYTES, PATIENCE = 8, 256
 

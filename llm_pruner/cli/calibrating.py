@@ -5,7 +5,7 @@ from pathlib import Path
 from llm_pruner.calibration.mixtures import SELF, Drawn, asked_texts, told
 from llm_pruner.calibration.prompts import draw, written_by
 from llm_pruner.calibration.statistics import Calibration
-from llm_pruner.calibration.windows import window_length
+from llm_pruner.calibration.windows import ENOUGH, window_length
 from llm_pruner.cli.vocabulary import Origin
 from llm_pruner.config.prune import PruneOptions
 from llm_pruner.console import log
@@ -15,9 +15,6 @@ from llm_pruner.methods import Method
 from llm_pruner.model.axes import HIDDEN
 from llm_pruner.model.families import widths_of
 from llm_pruner.output.conditions import Stopwatch
-
-# calibration tokens for each hidden channel, below which a run says that they are few
-FEW = 10
 
 
 def calibration_of(options: PruneOptions, method: Method, config) -> Calibration:
@@ -88,7 +85,6 @@ def completed(drawn: Drawn | None, options: PruneOptions, model, origin: Origin,
     lengths, hidden = list(map(len, drawn.prompts)), widths_of(model.config)[HIDDEN]
     texts, tokens = told(drawn.sources), sum(lengths)
     log(f"calibration: {len(lengths)} windows of {max(lengths)} tokens at most, of {texts}, seed {options.seed}")
-    if tokens < FEW * hidden:
-        enough = FEW * hidden
+    if tokens < (enough := ENOUGH * hidden):
         log(f"note: {tokens:,} calibration tokens are few for {hidden:,} hidden channels; use {enough:,} or more")
     return drawn

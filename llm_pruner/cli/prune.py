@@ -16,12 +16,7 @@ from llm_pruner.calibration.statistics import Calibration
 from llm_pruner.calibration.windows import bytes_per_token
 from llm_pruner.cli.calibrating import calibration_of, completed, windows_drawn
 from llm_pruner.cli.deciding import Decision, decided
-from llm_pruner.cli.requests import (
-    replayed,
-    request_of,
-    validate,
-    without_vocabulary,
-)
+from llm_pruner.cli.requests import replayed, request_of, validate, without_vocabulary
 from llm_pruner.cli.vocabulary import Origin, scratch, with_vocabulary
 from llm_pruner.config.prune import PROGRAM, PruneOptions
 from llm_pruner.console import log, quiet

@@ -59,7 +59,12 @@ class DraftingMethod:
         return True
 
     def checked(self, model, prompts: "Sequence[torch.Tensor] | None", least: int = 1) -> "list[torch.Tensor]":
-        """Return the prompts of so many tokens at least.
+        """Return the prompts that are long enough.
+
+        Args:
+            model: The dense model.
+            prompts: LongTensors [length] of calibration text.
+            least: How many tokens a prompt has at least.
 
         Raises:
             UsageError: There are none.
@@ -67,8 +72,7 @@ class DraftingMethod:
         """
         prompts = [prompt for prompt in prompts or () if len(prompt) >= least]
         if not prompts:
-            raise UsageError(
-                f"method {self.name} needs calibration prompts" + f" of at least {least} tokens" * (least > 1)
-            )
+            length = f" of at least {least} tokens" if least > 1 else ""
+            raise UsageError(f"method {self.name} needs calibration prompts{length}")
         Weights(dict(model.named_parameters())).check_all_finite()
         return prompts

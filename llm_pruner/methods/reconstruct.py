@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from llm_pruner.calibration.layerwise import not_finite
 from llm_pruner.calibration.statistics import Calibration
 from llm_pruner.calibration.weights import Weights
+from llm_pruner.calibration.windows import ENOUGH
 from llm_pruner.config.limits import MOST_SEED
 from llm_pruner.errors import PlanError, UsageError
 from llm_pruner.methods.method import Journal, Pruned
@@ -39,8 +40,6 @@ if TYPE_CHECKING:
 TRAINED_ON = 131_072
 # parameters of all layers, up to which each layer is optimised on its own as well: it pays, and takes seconds
 SMALL = 2**24
-# tokens for each hidden channel, that layers are fitted on at least
-ENOUGH = 10
 LEGAL = {
     "search_minutes": number(0), "per_layer": truth, "epochs": maybe(whole()),
     "global_epochs": maybe(whole()), "work_dir": maybe(path),

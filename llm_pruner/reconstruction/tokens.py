@@ -11,7 +11,7 @@ from llm_pruner.errors import UsageError
 
 # tokens of a batch
 STEP = 1024
-# one prompt of so many is held out: of each run of them, in turn, the one at this place. So two to six texts that
+# one prompt of so many is held out: of each run of them, in turn, the one at this place. So two to five texts that
 # alternate are all held out about alike.
 HELD, PLACES = 8, (0, 3, 6, 1)
 

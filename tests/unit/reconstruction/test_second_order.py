@@ -1,6 +1,8 @@
 """Optimal brain surgeon against least squares over what is left, solved anew from the tokens in float64."""
 
 import itertools
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -175,3 +177,23 @@ def test_greedy_heads_are_near_the_best_of_all():
     rises = sorted(fitted(x, y, columns_of(kept, 2, 12))[1] - before for kept in itertools.combinations(range(6), 4))
     kept, _ = keep_heads(*equations(x, y), 2, 6, 1, 4, 1)
     assert fitted(x, y, columns_of(kept, 2, 12))[1] - before <= rises[1]
+
+
+WIDE_HEADS = """
+import torch
+torch.set_num_threads(2)
+from llm_pruner.reconstruction.second_order import Surgeon
+x, y = torch.randn(1000, 577, dtype=torch.double), torch.randn(1000, 576, dtype=torch.double)
+surgeon = Surgeon(x.T @ x, y.T @ x, 192, 3)
+found, alone = surgeon.costs(), []
+for unit in range(3):
+    gone = slice(192 * unit, 192 * unit + 192)
+    taken = surgeon.weight[:, gone]
+    alone.append((taken.T * torch.linalg.solve(surgeon.inverse[gone, gone], taken.T)).sum())
+torch.testing.assert_close(found, torch.stack(alone))
+"""
+
+
+def test_wide_heads_where_the_number_of_threads_was_set():
+    """MKL's LU of several matrices at once gives nonsense then, in torch 2.13 at least."""
+    subprocess.run([sys.executable, "-c", WIDE_HEADS], check=True, timeout=300)

@@ -120,6 +120,10 @@ class Reconstruct:
         journal = journal or Journal()
         Weights(dict(model.named_parameters())).check_all_finite()
         tokens = split(prompts)
+        for name, parameter in model.named_parameters():
+            # what was read as a map of a file keeps all of it in memory, and this stays when the layers go
+            if layer_number(name) is None and parameter.device.type == "cpu":
+                parameter.data = parameter.data.clone()
         folder = Path(self.work_dir).expanduser() if self.work_dir else None
         identity = ""
         if folder:

@@ -7,11 +7,15 @@ The dense model's logits are made again from its last hidden states, which the w
 
 import contextlib
 import math
-from collections.abc import Iterable, Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.functional import cross_entropy, pad
 
@@ -26,6 +30,8 @@ from llm_pruner.reconstruction.tokens import Tokens
 
 # of a tensor's root mean square, per step, at first
 RATE = 1e-3
+# of Adam
+BETAS, EPSILON = (0.9, 0.98), 1e-12
 # of all steps, in which the rate rises
 WARM_UP = 0.1
 # tokens of a step
@@ -125,10 +131,10 @@ def optimise_together(model, teacher: Teacher, tokens: Tokens, epochs: int, seed
     Raises:
         RunError: Memory runs out.
     """
-    with computing("the optimisation of all layers"):
+    with computing("the optimisation of all layers"), tempfile.TemporaryDirectory() as folder:
         student = _Student(model, teacher, tokens)
         before = student.held_out()
-        own = {name: parameter.data.to("cpu", copy=True) for name, parameter in student.parameters.items()}
+        kept = _kept(student.parameters, Path(folder))
         dtypes = {name: parameter.dtype for name, parameter in student.parameters.items()}
         for parameter in student.parameters.values():
             parameter.data = parameter.data.float()
@@ -139,34 +145,63 @@ def optimise_together(model, teacher: Teacher, tokens: Tokens, epochs: int, seed
         after = student.held_out()
         if not after.better_than(before):
             after = before
-            for name, parameter in student.parameters.items():
-                parameter.data.copy_(own[name])
+            for name, values in kept().items():
+                student.parameters[name].data.copy_(values)
     return before, after
+
+
+def _kept(parameters: Mapping[str, torch.Tensor], folder: Path) -> Callable[[], Mapping[str, torch.Tensor]]:
+    """Keep the values of parameters, for the case that nothing is gained: in a file, or in memory if none can be."""
+    file = folder / "values.safetensors"
+    try:
+        save_file({name: parameter.data.contiguous() for name, parameter in parameters.items()}, file)
+    except (OSError, SafetensorError):
+        copies = {name: parameter.data.to("cpu", copy=True) for name, parameter in parameters.items()}
+        return lambda: copies
+    return lambda: load_file(file)
+
+
+class _Adam:
+    """Adam of one parameter in little memory: momentum in bfloat16, and one second moment for all that a unit reads.
+
+    Weights of one output have gradients of about one size. (Adam-mini, Zhang et al. 2024, arXiv 2406.16793.)
+    """
+
+    def __init__(self, parameter: torch.Tensor) -> None:
+        self.rate = RATE * parameter.square().mean().sqrt().item()
+        self.steps = 0
+        self.first = torch.zeros_like(parameter, dtype=torch.bfloat16)
+        self.second = parameter.new_zeros(*parameter.shape[:-1], 1)
+
+    @torch.no_grad()
+    def step(self, parameter: torch.Tensor, gradient: torch.Tensor, factor: float) -> None:
+        """Change a parameter. factor: of the rate."""
+        self.steps += 1
+        self.first.lerp_(gradient.bfloat16(), 1 - BETAS[0])
+        self.second.lerp_(gradient.square().mean(-1, keepdim=True), 1 - BETAS[1])
+        first, second = (1 - beta**self.steps for beta in BETAS)
+        size = (self.second / second).sqrt_().add_(EPSILON)
+        parameter.addcdiv_(self.first.float(), size, value=-factor * self.rate / first)
 
 
 def _descend(student: "_Student", epochs: int, seed: int) -> None:
     """Each parameter takes its step as soon as its gradient is there, so that no two gradients are held."""
     parts = student.parts()
     steps = epochs * len(parts)
-    adams: dict[torch.Tensor, torch.optim.Adam] = {}
-    hooks = []
+    adams = {parameter: _Adam(parameter.data) for parameter in student.parameters.values()}
+    factor = 0.0
 
     def step(parameter: torch.Tensor) -> None:
-        adams[parameter].step()
+        assert parameter.grad is not None, "it has just been made"
+        adams[parameter].step(parameter, parameter.grad, factor)
         parameter.grad = None
 
-    for parameter in student.parameters.values():
-        size = parameter.data.square().mean().sqrt().item()
-        adams[parameter] = torch.optim.Adam([parameter], lr=RATE * size, betas=(0.9, 0.98), eps=1e-12)
-        hooks.append(parameter.register_post_accumulate_grad_hook(step))
-    rates = {parameter: adam.param_groups[0]["lr"] for parameter, adam in adams.items()}
+    hooks = [parameter.register_post_accumulate_grad_hook(step) for parameter in adams]
     generator = torch.Generator().manual_seed(seed)
     order = [each for _ in range(epochs) for each in torch.randperm(len(parts), generator=generator).tolist()]
     for number, each in enumerate(progress(order, desc="optimise", unit="step")):
         rising = min(1.0, (number + 1) / max(1.0, WARM_UP * steps))
         factor = rising * (1.02 + 0.98 * math.cos(math.pi * number / steps)) / 2
-        for parameter, adam in adams.items():
-            adam.param_groups[0]["lr"] = rates[parameter] * factor
         with torch.enable_grad():
             student.backward(*parts[each])
     for hook in hooks:

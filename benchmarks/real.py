@@ -182,6 +182,8 @@ def one(name: str, ratio: float, text: str, checkpoint: Path | None) -> dict:
     """Prune and score: what `prune_llm.py --param_ratio` does between loading and saving."""
     row, model = METHODS[name], dense()
     calibrated = prompts(text)
+    # weights are on disk until they are read, and the model is not to be counted
+    sum(parameter.sum() for parameter in model.parameters())
     HostMemory.give_back()
     before = HostMemory.now()
     HostMemory.reset_peak()

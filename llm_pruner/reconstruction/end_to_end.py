@@ -25,11 +25,11 @@ from llm_pruner.errors import computing
 from llm_pruner.model.layers import decoder_layers, layer_number
 from llm_pruner.model.skeleton import skeleton
 from llm_pruner.model.surgery import place
-from llm_pruner.reconstruction.logits import kl, logits_of
+from llm_pruner.reconstruction.logits import kl, logits_of, pieces
 from llm_pruner.reconstruction.tokens import Tokens
 
-# of a tensor's root mean square, per step, at first
-RATE = 1e-3
+# of a weight's root mean square over the root of its inputs, per step, at first: wider layers add up more of them
+RATE = 5e-3
 # of Adam
 BETAS, EPSILON = (0.9, 0.98), 1e-12
 # of all steps, in which the rate rises
@@ -38,11 +38,9 @@ WARM_UP = 0.1
 STEP = 512
 # KL may become so many times as large where the loss falls
 RISE = 1.1
-# tokens whose logits are held at once, times the vocabulary
-LOGITS = 2**23
 # of the last token of a prompt, which predicts nothing
 NO_LABEL = -100
-# parameters of all layers: more are not optimised together unless that is asked for, since Adam wants 16 bytes of each
+# parameters of all layers: more are not optimised together unless that is asked for, since that takes 6 bytes of each
 LARGEST = 2**30
 
 
@@ -162,13 +160,13 @@ def _kept(parameters: Mapping[str, torch.Tensor], folder: Path) -> Callable[[], 
 
 
 class _Adam:
-    """Adam of one parameter in little memory: momentum in bfloat16, and one second moment for all that a unit reads.
+    """Adam of one parameter in little memory: momentum in bfloat16, and one second moment for each row.
 
-    Weights of one output have gradients of about one size. (Adam-mini, Zhang et al. 2024, arXiv 2406.16793.)
+    The weights of a row have gradients of about one size. (Adam-mini, Zhang et al. 2024, arXiv 2406.16793.)
     """
 
     def __init__(self, parameter: torch.Tensor) -> None:
-        self.rate = RATE * parameter.square().mean().sqrt().item()
+        self.rate = RATE * parameter.square().mean().sqrt().item() / math.sqrt(parameter.shape[-1])
         self.steps = 0
         self.first = torch.zeros_like(parameter, dtype=torch.bfloat16)
         self.second = parameter.new_zeros(*parameter.shape[:-1], 1)
@@ -270,7 +268,7 @@ class _Student:
                 ids = self.tokens.batches[batch][row : row + 1]
                 labels = pad(ids[:, 1:], (0, 1), value=NO_LABEL)
                 stream, found = self.teacher.stream[batch][row : row + 1], self.run(ids)
-                for part, label, wanted, given in self._pieces(ids, labels, stream, found):
+                for part, label, wanted, given in pieces(self.model.config.vocab_size, ids, labels, stream, found):
                     logits = self._logits(part, given).float()
                     total += kl(logits_of(self.teacher.model, part, wanted), logits).sum().item()
                     label = label.flatten().to(logits.device)
@@ -281,14 +279,10 @@ class _Student:
 
     def _errors(self, ids: torch.Tensor, stream: torch.Tensor, found: torch.Tensor) -> Iterator[torch.Tensor]:
         """The summed KL of a few tokens at a time: their logits are more than all that comes before them."""
-        for part, wanted, given in self._pieces(ids, stream, found):
+        for part, wanted, given in pieces(self.model.config.vocab_size, ids, stream, found):
             with torch.no_grad():
                 target = logits_of(self.teacher.model, part, wanted)
             yield kl(target, self._logits(part, given)).sum()
 
     def _logits(self, ids: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
         return logits_of(self.model, ids, hidden.to(self.model.get_output_embeddings().weight.dtype))
-
-    def _pieces(self, ids: torch.Tensor, *others: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
-        width = max(1, LOGITS // (len(ids) * self.model.config.vocab_size))
-        return zip(*(tensor.split(width, dim=1) for tensor in (ids, *others)), strict=True)

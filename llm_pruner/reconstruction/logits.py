@@ -5,7 +5,7 @@ be told what they should be.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,8 +20,8 @@ from llm_pruner.reconstruction.tokens import Tokens
 
 # as large as those towards the stream: the layer is nearly right
 STEPS = 0.2
-# that are held at once; with more, some tokens at a time, computed again on the way back
-LOGITS = 2**26
+# that are held at once: those of all tokens would be more than all that comes before them
+LOGITS = 2**23
 
 
 def logits_of(model, ids: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
@@ -38,6 +38,18 @@ def logits_of(model, ids: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
     hidden = hidden.to(model.get_output_embeddings().weight.device)
     with replaced_layers(model, lambda *_, **__: hidden):
         return model(input_ids=ids.to(model.device), use_cache=False).logits
+
+
+def pieces(vocab_size: int, ids: torch.Tensor, *others: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Yield a few tokens at a time of several tensors, as many as logits of them are held at once.
+
+    Args:
+        vocab_size: Logits of a token.
+        ids: LongTensor [prompts, length].
+        others: [prompts, length, ...].
+    """
+    width = max(1, LOGITS // (len(ids) * vocab_size))
+    return zip(*(tensor.split(width, dim=1) for tensor in (ids, *others)), strict=True)
 
 
 def optimise_logits(
@@ -71,9 +83,9 @@ def optimise_logits(
     def error(batch: int) -> torch.Tensor:
         ids, hidden = tokens.batches[batch], dense_stream[batch]
         found = run(batch).to(hidden.dtype)
-        width = max(1, LOGITS // (len(ids) * models[1].config.vocab_size))
-        parts = zip(*(tensor.split(width, dim=1) for tensor in (ids, hidden, found)), strict=True)
-        one = of_some if width >= ids.shape[1] else partial(checkpoint, of_some, use_reentrant=False)
+        parts = list(pieces(models[1].config.vocab_size, ids, hidden, found))
+        # of several pieces, logits are computed again on the way back
+        one = of_some if len(parts) == 1 else partial(checkpoint, of_some, use_reentrant=False)
         first, *others = (one(*part) for part in parts)
         return sum(others, first) / ids.numel()
 
@@ -98,14 +110,34 @@ def divergence(dense, pruned, tokens: Tokens, dense_stream, pruned_stream) -> fl
     total, count = 0.0, 0
     for batch, held in enumerate(tokens.held):
         for row in range(len(tokens.batches[batch])) if held else ():
-            ids = tokens.batches[batch][row : row + 1]
-            wanted = logits_of(dense, ids, dense_stream[batch][row : row + 1])
-            own = kl(wanted, logits_of(pruned, ids, pruned_stream[batch][row : row + 1])).sum().item()
-            if math.isnan(own) and not torch.isfinite(wanted).all():
-                raise not_finite("the logits are NaN or Inf on the calibration data", wanted.dtype)
-            total += math.inf if math.isnan(own) else own
+            ids, streams = tokens.batches[batch][row : row + 1], (dense_stream[batch], pruned_stream[batch])
+            total += distance(dense, pruned, ids, *(stream[row : row + 1] for stream in streams))
             count += ids.numel()
     return total / count
+
+
+@torch.no_grad()
+def distance(dense, pruned, ids: torch.Tensor, wanted: torch.Tensor, found: torch.Tensor) -> float:
+    """Return KL(dense ‖ pruned), summed over some tokens, in nats; infinity where pruned logits are not finite.
+
+    Args:
+        dense: The dense model.
+        pruned: The pruned model.
+        ids: LongTensor [prompts, length].
+        wanted: The dense model's last hidden states, [prompts, length, hidden_size].
+        found: The pruned model's.
+
+    Raises:
+        RunError: Logits of the dense model are not finite.
+    """
+    total = 0.0
+    for part, own, other in pieces(dense.config.vocab_size, ids, wanted, found):
+        logits = logits_of(dense, part, own)
+        apart = kl(logits, logits_of(pruned, part, other)).sum().item()
+        if math.isnan(apart) and not torch.isfinite(logits).all():
+            raise not_finite("the logits are NaN or Inf on the calibration data", logits.dtype)
+        total += math.inf if math.isnan(apart) else apart
+    return total
 
 
 def kl(wanted: torch.Tensor, found: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,7 @@ from llm_pruner.errors import computing
 from llm_pruner.model.axes import HEADS, KV_HEADS, MLP, Axis, Widths
 from llm_pruner.model.layers import decoder_layers
 from llm_pruner.reconstruction.layers import affine, set_affine
-from llm_pruner.reconstruction.logits import kl, logits_of
+from llm_pruner.reconstruction.logits import distance
 from llm_pruner.reconstruction.survey import Survey
 
 # that a shape is measured on at most; and a single layer, of which only the order of magnitude is wanted
@@ -73,7 +73,7 @@ class Probe:
                     hidden[prompt] = self.layers[index](own, *rest, **options)
         total = 0.0
         for ids, stream, found in zip(self.prompts, self.streams, hidden, strict=True):
-            total += kl(logits_of(self.model, ids, stream[-1]), logits_of(self.model, ids, found)).sum().item()
+            total += distance(self.model, self.model, ids, stream[-1], found)
         return total / sum(ids.numel() for ids in self.prompts)
 
     @contextlib.contextmanager
@@ -84,8 +84,9 @@ class Probe:
         for regression, changing in zip(self.survey.regressions[index], axes, strict=True):
             if any(widths[axis] != self.before[axis] for axis in changing):
                 projection = self.layers[index].get_submodule(regression.projection)
-                own.append((projection, affine(projection).clone()))
-                set_affine(projection, regression.weight(widths))
+                weight = affine(projection)
+                own.append((projection, weight.clone()))
+                set_affine(projection, regression.weight(weight, widths))
         try:
             yield
         finally:

@@ -34,7 +34,7 @@ class Surgeon:
     """
 
     def __init__(self, normal: torch.Tensor, right: torch.Tensor, width: int, units: int) -> None:
-        self.inverse = torch.cholesky_inverse(_factor(normal))
+        self.inverse = torch.cholesky_inverse(cholesky(normal))
         self.weight = right @ self.inverse
         self.width, self.alive = width, list(range(units))
         # what the removals have cost so far
@@ -56,7 +56,7 @@ class Surgeon:
         if width == 1:
             return weight[:, 0].square().sum(1) / _positive(own[:, 0, 0])
         # by Cholesky: LU of several blocks at once breaks where MKL's threads were set by torch.set_num_threads
-        return torch.linalg.solve_triangular(_factor(own), weight, upper=False).square().sum((1, 2))
+        return torch.linalg.solve_triangular(cholesky(own), weight, upper=False).square().sum((1, 2))
 
     def remove(self, places: list[int]) -> None:
         """Remove units, and fit the others again.
@@ -70,7 +70,7 @@ class Surgeon:
         gone = gone.to(self.inverse.device)
         block = self.inverse[gone][:, gone]
         taken = self.weight[:, gone]
-        factor = _factor(block)
+        factor = cholesky(block)
         through = torch.cholesky_solve(self.inverse[gone][:, ~gone], factor)
         self.error += torch.linalg.solve_triangular(factor, taken.T, upper=False).square().sum().item()
         self.weight = self.weight[:, ~gone] - taken @ through
@@ -138,10 +138,14 @@ class Surgeon:
         return other
 
 
-def _factor(normal: torch.Tensor) -> torch.Tensor:
-    """The Cholesky factor of `normal` [..., n, n], with as little added to its diagonal as it takes.
+def cholesky(normal: torch.Tensor) -> torch.Tensor:
+    """Return the Cholesky factors of matrices, with as little added to their diagonals as it takes.
 
-    Raises a LinAlgError for NaN or Inf.
+    Args:
+        normal: [..., n, n], symmetric and but for rounding positive definite.
+
+    Raises:
+        LinAlgError: They hold NaN or Inf.
     """
     factor, failed = torch.linalg.cholesky_ex(normal)
     for shift in SHIFTS if failed.any() else ():

@@ -21,7 +21,7 @@ from llm_pruner.model.groups import Group, output_projection
 from llm_pruner.reconstruction.costs import Costs, change
 from llm_pruner.reconstruction.layers import Part, affine, matrix, parts_of
 from llm_pruner.reconstruction.least_squares import Moments, normal_equations, token_weights
-from llm_pruner.reconstruction.second_order import RIDGE, Surgeon
+from llm_pruner.reconstruction.second_order import RIDGE, Surgeon, cholesky
 
 # points of a layer's curve over its neurons
 STEPS = 32
@@ -31,19 +31,19 @@ LARGEST = 2**32
 
 @dataclass(frozen=True)
 class Regression:
-    """An output projection fitted to what it gives in the dense model, W A = B, and the units that it can do without.
+    """An output projection fitted to what it gives in the dense model, and the units that it can do without.
+
+    With its own weights W the normal equations W' A = B have B = W A, since nothing but the units that go is missing.
 
     Attributes:
         projection: Its name in the layer.
         normal: A, float32 [n, n].
-        right: B, float32 [out, n].
         width: Columns of a unit.
         order: All units, the last to go first. For heads {(kv heads, query heads of each): those that stay}.
     """
 
     projection: str
     normal: torch.Tensor
-    right: torch.Tensor
     width: int
     order: Sequence[int] | Mapping[tuple[int, int], Sequence[int]]
 
@@ -53,10 +53,11 @@ class Regression:
             return list(self.order[widths[KV_HEADS], heads_per_group(widths)])
         return sorted(self.order[: widths[MLP]])
 
-    def weight(self, widths: Widths) -> torch.Tensor:
+    def weight(self, own: torch.Tensor, widths: Widths) -> torch.Tensor:
         """Return the projection, fitted to the units that stay at these widths: the others' columns are zero.
 
         Args:
+            own: W, float32 [out, n].
             widths: Of the layer.
 
         Returns:
@@ -66,9 +67,10 @@ class Regression:
         columns = (units[:, None] * self.width + torch.arange(self.width)).flatten()
         # the intercept's, if there is one
         columns = torch.cat([columns, torch.arange(self._columns(), len(self.normal))]).to(self.normal.device)
-        normal, right = self.normal[columns][:, columns].double(), self.right[:, columns].double()
-        weight = torch.zeros_like(self.right)
-        weight[:, columns] = torch.linalg.solve(normal, right, left=False).float()
+        some = self.normal[:, columns]
+        right, factor = own @ some, cholesky(some[columns].double())
+        weight = torch.zeros_like(own)
+        weight[:, columns] = torch.cholesky_solve(right.T.double(), factor).T.float()
         return weight
 
     def _columns(self) -> int:
@@ -135,7 +137,7 @@ def survey(model, groups: Sequence[Group], batches: Sequence[torch.Tensor], befo
                 else:
                     costs, order = _head_costs(normal, right, before, width)
                     heads.append({shape: cost * share for shape, cost in costs.items()})
-                regressions.append(Regression(part.output_projection, normal.float(), right.float(), width, order))
+                regressions.append(Regression(part.output_projection, normal.float(), width, order))
         if keeps:
             found.regressions.append(tuple(regressions))
     return Survey(Costs(tuple(heads), tuple(neurons), tuple(changes)), found.regressions, found.inputs)
@@ -149,7 +151,7 @@ def _bytes(groups: Sequence[Group], parameters: Mapping[str, torch.Tensor]) -> i
         if group.axis in (HEADS, MLP)
         for member in [output_projection(group)]
     ]
-    return sum(4 * shape[dim] * (shape[dim] + shape[1 - dim]) for shape, dim in shapes)
+    return sum(4 * shape[dim] ** 2 for shape, dim in shapes)
 
 
 def _run(layer: Layer, parts: Sequence[Part]) -> dict[str, tuple[Moments, Inputs]]:

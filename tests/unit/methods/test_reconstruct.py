@@ -1,12 +1,16 @@
 """The reconstruction: the shape it finds for a budget, that the model has it, and that an interrupted run goes on."""
 
 import copy
+import gc
 import json
 import math
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from llm_pruner.errors import RunError
 from llm_pruner.methods import reconstruct as module
@@ -235,3 +239,18 @@ def test_weights_that_are_not_finite_are_named():
     model.model.layers[1].mlp.up_proj.weight.data[3, 3] = float("nan")
     with pytest.raises(RunError, match=r"layers\.1\.mlp\.up_proj\.weight"):
         method_of(model, prune="mlp=0.3")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the maps of a process are Linux's")
+def test_the_file_of_the_dense_model_leaves_the_memory(tmp_path):
+    """Weights are read as maps of their file, all of which stays as long as one of them does."""
+
+    def is_mapped() -> bool:
+        return str(tmp_path) in Path("/proc/self/maps").read_text(encoding="utf-8")
+
+    tiny.model("llama").save_pretrained(tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    assert is_mapped()
+    method_of(model, prune="mlp=0.3")
+    gc.collect()
+    assert not is_mapped()

@@ -57,9 +57,17 @@ def test_only_layers_change_and_no_gradient_is_left(case):
     assert len(set(flags.values())) == 2
 
 
-def test_steps_that_harm_are_taken_back(monkeypatch):
+@pytest.mark.parametrize("disk", ["is there", "is full"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_steps_that_harm_are_taken_back(monkeypatch, dtype, disk):
     """A rate at which everything breaks leaves the model as it was, bit by bit."""
-    _, model, teacher, tokens = pruned("llama")
+
+    def full(*_, **__):
+        raise OSError("No space left on device")
+
+    _, model, teacher, tokens = pruned("llama", dtype)
+    if disk == "is full":
+        monkeypatch.setattr(end_to_end, "save_file", full)
     own = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     monkeypatch.setattr(end_to_end, "RATE", 10.0)
     before, after = optimise_together(model, teacher, tokens, epochs=1)

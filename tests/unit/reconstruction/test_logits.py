@@ -44,6 +44,17 @@ def test_only_held_out_tokens_count():
     assert divergence(model, model, tokens, stream, other) == pytest.approx(0, abs=1e-7)
 
 
+@pytest.mark.parametrize("at_once", [1, 5])
+def test_divergence_of_some_tokens_at_a_time(at_once, monkeypatch):
+    model, tokens, seen, own = tiny.model("llama"), calibration(batches=2), [], module.logits_of
+    streams = [[torch.randn(*batch.shape, model.config.hidden_size) for batch in tokens.batches] for _ in range(2)]
+    whole = divergence(model, model, tokens, *streams)
+    monkeypatch.setattr(module, "LOGITS", at_once * model.config.vocab_size)
+    monkeypatch.setattr(module, "logits_of", lambda *rest: seen.append(rest[1].numel()) or own(*rest))
+    assert divergence(model, model, tokens, *streams) == pytest.approx(whole, rel=1e-5)
+    assert max(seen) == at_once
+
+
 def test_a_disturbed_layer_finds_back():
     model, tokens = tiny.model("llama"), calibration(prompts=64, batches=7)
     *_, last = walk(model, tokens.batches)

@@ -6,6 +6,7 @@ import torch
 from llm_pruner.model.axes import KV_HEADS, MLP, heads_per_group, with_heads
 from llm_pruner.model.families import widths_of
 from llm_pruner.model.trace import trace_groups
+from llm_pruner.reconstruction.layers import affine
 from llm_pruner.reconstruction.probe import Probe
 from llm_pruner.reconstruction.survey import survey
 from tests.support import tiny
@@ -43,9 +44,9 @@ def test_it_is_the_divergence_of_the_model_with_these_projections(case):
     other = tiny.model(case)
     layer = (other.model.layers if case == "llama" else other.gpt_neox.layers)[1]
     for regression in found.regressions[1]:
-        weight = regression.weight(fewer)
-        assert len(weight.any(0).nonzero()) < weight.shape[1]
         projection = layer.get_submodule(regression.projection)
+        weight = regression.weight(affine(projection), fewer)
+        assert len(weight.any(0).nonzero()) < weight.shape[1]
         projection.weight.data = weight[:, : projection.in_features].contiguous()
         if projection.bias is not None:
             projection.bias.data = weight[:, -1].contiguous()

@@ -182,6 +182,8 @@ def one(name: str, ratio: float, text: str, checkpoint: Path | None) -> dict:
     """Prune and score: what `prune_llm.py --param_ratio` does between loading and saving."""
     row, model = METHODS[name], dense()
     calibrated = prompts(text)
+    # libraries that are imported on the way belong to no method
+    draft(Budget(param_ratio=ratio, **row.budget), model.config, row.method(seed=0))
     # weights are on disk until they are read, and the model is not to be counted
     sum(parameter.sum() for parameter in model.parameters())
     HostMemory.give_back()
@@ -255,6 +257,33 @@ def recovered(result: dict, finished) -> None:
             finished()
 
 
+def plot(result: dict) -> None:
+    """Draws results/real.png: the loss of each method against the share that goes, calibrated on the mixture."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    dense = result["dense"]["perplexity"]
+    figure, panels = plt.subplots(1, len(dense), figsize=(11, 5), layout="constrained", sharey=True)
+    for panel, kind in zip(panels, dense):
+        for name in METHODS:
+            points = [
+                (100 * run["removed"], math.log(run["perplexity"][kind] / dense[kind]))
+                for key, run in sorted(result["runs"].items())
+                if key.startswith(f"{name} | ") and key.endswith(TEXTS[0])
+            ]
+            if points:
+                ours = name.startswith("reconstruct")
+                style = {"color": "black", "linestyle": "--" if "per layer" in name else "-"} if ours else {}
+                panel.plot(*zip(*points), marker="o", markersize=4, label=name, **style)
+        panel.set(title=kind, xlabel="% of attention and MLP parameters removed", yscale="log")
+        panel.grid(alpha=0.3, which="both")
+    panels[0].set_ylabel("log(perplexity / dense)")
+    panels[-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.savefig(RESULTS / "real.png", dpi=120)
+
+
 def training_text() -> Path:
     """All of WikiText-2's validation text and as much prose."""
     wikitext = (SHARED / "data/wikitext-2/valid.txt").read_text(encoding="utf-8")
@@ -280,6 +309,7 @@ def main() -> None:
         asked_questions(result, finished)
     if arguments.recover:
         recovered(result, finished)
+    plot(result)
 
 
 if __name__ == "__main__":

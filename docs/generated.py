@@ -18,7 +18,8 @@ from llm_pruner.config.options import fields_of, kind_of
 from llm_pruner.importance import CRITERIA
 from llm_pruner.output.reports import PruneReport, RecoverReport, SparsifyReport
 
-PLOT = "benchmarks/results/quality.png"  # lies outside the documentation, beside the figures that it shows
+# they lie outside the documentation, beside the figures that they show
+PLOTS = "benchmarks/results/quality.png", "benchmarks/results/real.png"
 REPOSITORY = Path(__file__).parents[1]
 # the calibration texts of benchmarks/real.py
 TEXTS = {"mixture": "the mixture", "WikiText-2": "WikiText-2 alone"}
@@ -244,9 +245,13 @@ def filled(markdown: str) -> str:
 def on_files(files, config):
     from mkdocs.structure.files import File
 
-    files.append(File.generated(config, PLOT, abs_src_path=str(REPOSITORY / PLOT)))
+    for plot in PLOTS:
+        files.append(File.generated(config, plot, abs_src_path=str(REPOSITORY / plot)))
     return files
 
 
 def on_page_markdown(markdown: str, page, config, files) -> str:
-    return filled(markdown).replace(f"../../{PLOT}", f"../{PLOT}")
+    text = filled(markdown)
+    for plot in PLOTS:
+        text = text.replace(f"../../{plot}", f"../{plot}")
+    return text

@@ -166,10 +166,11 @@ class _Adam:
     """
 
     def __init__(self, parameter: torch.Tensor) -> None:
-        self.rate = RATE * parameter.square().mean().sqrt().item() / math.sqrt(parameter.shape[-1])
+        inputs = parameter.shape[-1] if parameter.ndim else 1
+        self.rate = RATE * parameter.square().mean().sqrt().item() / math.sqrt(inputs)
         self.steps = 0
         self.first = torch.zeros_like(parameter, dtype=torch.bfloat16)
-        self.second = parameter.new_zeros(*parameter.shape[:-1], 1)
+        self.second = torch.zeros_like(parameter.mean(-1, keepdim=True))
 
     @torch.no_grad()
     def step(self, parameter: torch.Tensor, gradient: torch.Tensor, factor: float) -> None:

@@ -83,6 +83,29 @@ def test_a_model_keeps_its_dtype(dtype):
     assert {parameter.dtype for parameter in model.parameters()} == {dtype}
 
 
+@pytest.mark.parametrize("shape", [(), (1,), (7, 1), (3, 5, 1)])
+def test_rows_of_one_weight_take_the_steps_of_adam(shape):
+    """But for the momentum, which is rounded to bfloat16."""
+    generator = torch.Generator().manual_seed(0)
+    own = torch.randn(shape, generator=generator)
+    theirs, small = own.clone().requires_grad_(), end_to_end._Adam(own)
+    adam = torch.optim.Adam([theirs], lr=0.5 * small.rate, betas=end_to_end.BETAS, eps=end_to_end.EPSILON)
+    start = own.clone()
+    for _ in range(5):
+        theirs.grad = torch.randn(shape, generator=generator)
+        adam.step()
+        small.step(own, theirs.grad, factor=0.5)
+    torch.testing.assert_close(own - start, theirs.detach() - start, rtol=0.02, atol=0.02 * small.rate)
+
+
+def test_a_row_has_one_second_moment():
+    """The larger gradients of a row take the larger steps, and all rows steps of one size."""
+    own, adam = torch.ones(2, 3), end_to_end._Adam(torch.ones(2, 3))
+    adam.step(own, torch.tensor([[1.0, 2.0, 2.0], [100.0, 200.0, 200.0]]), factor=1.0)
+    moved = (1 - own) / adam.rate
+    torch.testing.assert_close(moved, torch.tensor([[1.0, 2.0, 2.0]] * 2) / 3**0.5, rtol=0.01, atol=0.0)
+
+
 def test_same_seed_same_bytes():
     def run(seed: int):
         _, model, teacher, tokens = pruned("llama")

@@ -19,7 +19,7 @@ from llm_pruner.model.axes import HEADS, HIDDEN, KV_HEADS, MLP, PRUNABLE, Axis, 
 from llm_pruner.model.depth import make_shallow
 from llm_pruner.model.families import Family, family_of
 from llm_pruner.model.layers import layer_number
-from llm_pruner.model.surgery import empty
+from llm_pruner.model.surgery import empty, own_outside
 from llm_pruner.model.untie import untied
 from llm_pruner.reconstruction.baseline import Baseline, baseline
 from llm_pruner.reconstruction.end_to_end import LARGEST, Teacher, last_stream, optimise_together
@@ -120,10 +120,7 @@ class Reconstruct:
         journal = journal or Journal()
         Weights(dict(model.named_parameters())).check_all_finite()
         tokens = split(prompts)
-        for name, parameter in model.named_parameters():
-            # what was read as a map of a file keeps all of it in memory, and this stays when the layers go
-            if layer_number(name) is None and parameter.device.type == "cpu":
-                parameter.data = parameter.data.clone()
+        own_outside(model)
         folder = Path(self.work_dir).expanduser() if self.work_dir else None
         identity = ""
         if folder:

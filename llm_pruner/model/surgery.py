@@ -20,6 +20,7 @@ from llm_pruner.errors import PlanError
 from llm_pruner.model.axes import HIDDEN
 from llm_pruner.model.families import family_of
 from llm_pruner.model.groups import Group, Member, emptied, group_of, kept_positions, output_projection
+from llm_pruner.model.layers import layer_number
 from llm_pruner.model.skeleton import skeleton
 
 # {group name: indices of the units that stay, ascending}
@@ -95,6 +96,16 @@ def empty(model: nn.Module) -> None:
     """Take the tensors out of the model's parameters: their memory is free once nothing else shares them."""
     for parameter in model.parameters():
         parameter.data = torch.empty(0, dtype=parameter.dtype, device=parameter.device)
+
+
+def own_outside(model: nn.Module) -> None:
+    """Give what stands outside the layers memory of its own, so that emptied layers are free.
+
+    Weights that were read as a map of their file keep all of it in memory as long as one of them is there.
+    """
+    for name, parameter in model.named_parameters():
+        if layer_number(name) is None and parameter.device.type == "cpu":
+            parameter.data = parameter.data.clone()
 
 
 def finish(new: Any, model: Any) -> Any:

@@ -22,10 +22,7 @@ from llm_pruner.model.axes import HEADS, KV_HEADS, MLP, Axis
 from llm_pruner.model.groups import Group, output_projection, units_of
 from llm_pruner.model.layers import decoder_layers
 from llm_pruner.model.surgery import silenced
-from llm_pruner.reconstruction.logits import logits_of
-
-# float32 logits held at a time: 128 MiB
-LOGITS = 2**25
+from llm_pruner.reconstruction.logits import logits_of, pieces
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,13 +174,11 @@ class Ablation(contextlib.ExitStack):
 
     def _summed(self, ids: torch.Tensor, hidden: torch.Tensor) -> float:
         """Σ of the next-token losses of a batch, from float32 logits of some positions at a time."""
-        total, end = 0.0, ids.shape[1] - 1
-        width = max(1, LOGITS // (len(ids) * self.model.config.vocab_size))
-        for start in range(0, end, width):
-            own = slice(start, min(start + width, end))
-            logits = logits_of(self.model, ids[:, own], hidden[:, own]).float()
-            targets = ids[:, 1:][:, own].to(logits.device)
-            total += F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum").double().item()
+        total = 0.0
+        for own, targets, states in pieces(self.model.config.vocab_size, ids[:, :-1], ids[:, 1:], hidden[:, :-1]):
+            logits = logits_of(self.model, own, states).float()
+            targets = targets.flatten().to(logits.device)
+            total += F.cross_entropy(logits.flatten(0, 1), targets, reduction="sum").double().item()
         return total
 
     def _cause(self) -> RunError:

@@ -10,12 +10,10 @@ import math
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 from torch import nn
 from torch.nn.functional import cross_entropy, pad
 
@@ -129,10 +127,10 @@ def optimise_together(model, teacher: Teacher, tokens: Tokens, epochs: int, seed
     Raises:
         RunError: Memory runs out.
     """
-    with computing("the optimisation of all layers"), tempfile.TemporaryDirectory() as folder:
+    with computing("the optimisation of all layers"), contextlib.ExitStack() as stack:
         student = _Student(model, teacher, tokens)
         before = student.held_out()
-        kept = _kept(student.parameters, Path(folder))
+        kept = _kept(student.parameters, stack)
         dtypes = {name: parameter.dtype for name, parameter in student.parameters.items()}
         for parameter in student.parameters.values():
             parameter.data = parameter.data.float()
@@ -148,15 +146,25 @@ def optimise_together(model, teacher: Teacher, tokens: Tokens, epochs: int, seed
     return before, after
 
 
-def _kept(parameters: Mapping[str, torch.Tensor], folder: Path) -> Callable[[], Mapping[str, torch.Tensor]]:
+def _kept(
+    parameters: Mapping[str, torch.Tensor], stack: contextlib.ExitStack
+) -> Callable[[], Mapping[str, torch.Tensor]]:
     """Keep the values of parameters, for the case that nothing is gained: in a file, or in memory if none can be."""
-    file = folder / "values.safetensors"
     try:
-        save_file({name: parameter.data.contiguous() for name, parameter in parameters.items()}, file)
-    except (OSError, SafetensorError):
+        file = stack.enter_context(_written({name: each.data.contiguous() for name, each in parameters.items()}))
+    except OSError:
         copies = {name: parameter.data.to("cpu", copy=True) for name, parameter in parameters.items()}
         return lambda: copies
-    return lambda: load_file(file)
+    return lambda: load(file.read())
+
+
+@contextlib.contextmanager
+def _written(values: Mapping[str, torch.Tensor]) -> Iterator[IO[bytes]]:
+    """A file without a name, where the system allows that: a run that is killed leaves nothing behind."""
+    with tempfile.TemporaryFile() as file:
+        file.write(save(dict(values)))
+        file.seek(0)
+        yield file
 
 
 class _Adam:

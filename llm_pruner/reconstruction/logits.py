@@ -20,7 +20,7 @@ from llm_pruner.reconstruction.tokens import Tokens
 
 # as large as those towards the stream: the layer is nearly right
 STEPS = 0.2
-# that are held at once: those of all tokens would be more than all that comes before them
+# float32 that are held at once, 32 MiB: those of all tokens would be more than all that comes before them
 LOGITS = 2**23
 
 

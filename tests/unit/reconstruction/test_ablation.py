@@ -133,7 +133,7 @@ def test_where_no_loss_is_finite_the_module_is_named():
 
 def test_logits_are_made_of_some_positions_at_a_time(monkeypatch):
     model = tiny.model("gemma3_text")
-    monkeypatch.setattr(ablation, "LOGITS", 2 * 96 * 3)
+    monkeypatch.setattr("llm_pruner.reconstruction.logits.LOGITS", 2 * 96 * 3)
     widths = []
     original = ablation.logits_of
 

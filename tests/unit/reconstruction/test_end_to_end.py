@@ -1,6 +1,7 @@
 """All layers optimised together: towards the dense model's logits, never behind the start on held-out text."""
 
 import copy
+import io
 
 import pytest
 import torch
@@ -57,17 +58,21 @@ def test_only_layers_change_and_no_gradient_is_left(case):
     assert len(set(flags.values())) == 2
 
 
-@pytest.mark.parametrize("disk", ["is there", "is full"])
+@pytest.mark.parametrize("disk", ["is there", "is full", "cannot be written to"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_steps_that_harm_are_taken_back(monkeypatch, dtype, disk):
     """A rate at which everything breaks leaves the model as it was, bit by bit."""
 
-    def full(*_, **__):
-        raise OSError("No space left on device")
+    class Full(io.BytesIO):
+        def write(self, *_) -> int:
+            raise OSError("No space left on device")
+
+    def none() -> None:
+        raise FileNotFoundError("No usable temporary directory found")
 
     _, model, teacher, tokens = pruned("llama", dtype)
-    if disk == "is full":
-        monkeypatch.setattr(end_to_end, "save_file", full)
+    if disk != "is there":
+        monkeypatch.setattr(end_to_end.tempfile, "TemporaryFile", Full if disk == "is full" else none)
     own = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     monkeypatch.setattr(end_to_end, "RATE", 10.0)
     before, after = optimise_together(model, teacher, tokens, epochs=1)

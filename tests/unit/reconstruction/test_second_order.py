@@ -182,6 +182,7 @@ def test_greedy_heads_are_near_the_best_of_all():
 WIDE_HEADS = """
 import torch
 torch.set_num_threads(2)
+torch.manual_seed(0)
 from llm_pruner.reconstruction.second_order import Surgeon
 x, y = torch.randn(1000, 577, dtype=torch.double), torch.randn(1000, 576, dtype=torch.double)
 surgeon = Surgeon(x.T @ x, y.T @ x, 192, 3)

@@ -26,7 +26,7 @@ PARTS = {
         "survey: forward and sums": ("survey.py", "_run", None),
         "survey: which neurons go, at 32 widths": ("survey.py", "_curve", None),
         "survey: which heads go": ("survey.py", "_head_costs", None),
-        "price of each layer, measured": ("allocation.py", "in_nats", None),
+        "price of each layer, measured": ("allocation.py", "prices", None),
     },
     "reconstruct": {
         "dense layer": ("layer.py", "run_dense", None),

@@ -19,7 +19,7 @@ import math
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache, partial
 from pathlib import Path
 
@@ -36,7 +36,7 @@ from llm_pruner.evaluation.tasks import read_task
 from llm_pruner.methods import Journal
 from llm_pruner.model.tokenizers import load_tokenizer
 from llm_pruner.output.conditions import Stopwatch
-from llm_pruner.shape.draft import draft
+from llm_pruner.shape.draft import Draft, draft
 
 RATIOS = (0.2, 0.3, 0.1, 0.5)
 NSAMPLES, LENGTH = 128, 512
@@ -67,7 +67,10 @@ METHODS: dict[str, Row] = {
     "reconstruct, per layer": reconstructed(per_layer=True),
     "reconstruct, shape not searched": reconstructed(search_minutes=0.0),
     "reconstruct, per layer, layers alone": reconstructed(per_layer=True, global_epochs=0),
+    "reconstruct, per layer, in one run": reconstructed(per_layer=True),
 }
+# the ratios of those whose models are made of one another
+IN_ONE_RUN = {"reconstruct, per layer, in one run": (0.2, 0.3, 0.5)}
 # whose models are asked questions, at the first two ratios and calibrated on the mixture
 TASKED = ("FLAP AL-AM", "Putri", "2SSP", "reconstruct", "reconstruct, per layer")
 
@@ -178,35 +181,53 @@ def zero_shot(model) -> dict[str, str]:
     return answers
 
 
-def one(name: str, ratio: float, text: str, checkpoint: Path | None) -> dict:
-    """Prune and score: what `prune_llm.py --param_ratio` does between loading and saving."""
+def made(name: str, ratios: Sequence[float], text: str, checkpoint: Path | None = None) -> Iterator[dict]:
+    """Prune and score: what `prune_llm.py --param_ratio` does between loading and saving.
+
+    Args:
+        name: Of METHODS.
+        ratios: The first, and those whose models are made of the one before.
+        text: Of TEXTS.
+        checkpoint: Where the first model is saved.
+    """
     row, model = METHODS[name], dense()
-    calibrated = prompts(text)
+    calibrated, method, stopwatch = prompts(text), row.method(seed=0), Stopwatch()
+
+    def drafts() -> list[Draft]:
+        return [draft(Budget(param_ratio=ratio, **row.budget), model.config, method) for ratio in ratios]
+
     # libraries that are imported on the way belong to no method
-    draft(Budget(param_ratio=ratio, **row.budget), model.config, row.method(seed=0))
+    drafts()
     # weights are on disk until they are read, and the model is not to be counted
     sum(parameter.sum() for parameter in model.parameters())
     HostMemory.give_back()
     before = HostMemory.now()
     HostMemory.reset_peak()
-    method, stopwatch, started = row.method(seed=0), Stopwatch(), time.perf_counter()
-    made = draft(Budget(param_ratio=ratio, **row.budget), model.config, method)
-    pruned_model = method.prune(model, made, calibrated, Journal(print, stopwatch))
-    model, plan = pruned_model.model, pruned_model.plan
-    seconds, peak = time.perf_counter() - started, HostMemory.peak()
-    if checkpoint:
-        model.save_pretrained(checkpoint)
-        load_tokenizer(str(fetched())).save_pretrained(checkpoint)
-    return {
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "removed": round(plan.removed()["decoder"], 4),
-        **scores(model.eval()),
-        "stock": not model.config.model_type.startswith("pruned_"),
-        "widths": plan.widths_after(),
-        "seconds": round(seconds, 1),
-        "phases": {name: round(value, 1) for name, value in stopwatch.seconds.items()},
-        "peak_memory_beside_the_model": peak - before,
-    }
+    started, journal = time.perf_counter(), Journal(print, stopwatch)
+    if len(ratios) == 1:
+        models = iter([method.prune(model, *drafts(), calibrated, journal)])
+    else:
+        models = method.prune_successively(model, drafts(), calibrated, journal)
+    for pruned_model in models:
+        seconds, peak = time.perf_counter() - started, HostMemory.peak()
+        model, plan = pruned_model.model, pruned_model.plan
+        if checkpoint:
+            model.save_pretrained(checkpoint)
+            load_tokenizer(str(fetched())).save_pretrained(checkpoint)
+        yield {
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "removed": round(plan.removed()["decoder"], 4),
+            **scores(model.eval()),
+            "stock": not model.config.model_type.startswith("pruned_"),
+            "widths": plan.widths_after(),
+            "seconds": round(seconds, 1),
+            "phases": {name: round(value, 1) for name, value in stopwatch.seconds.items()},
+            "peak_memory_beside_the_model": peak - before,
+        }
+        # of the next one
+        stopwatch.seconds.clear()
+        HostMemory.reset_peak()
+        started = time.perf_counter()
 
 
 def pruned(runs: dict, names: list[str], ratios: list[float], texts: list[str], finished) -> None:
@@ -214,9 +235,12 @@ def pruned(runs: dict, names: list[str], ratios: list[float], texts: list[str], 
         for ratio in ratios:
             for name in names:
                 key = f"{name} | {ratio} | {text}"
-                if key not in runs:
-                    asked = name in TASKED and ratio in RATIOS[:2] and text == TEXTS[0]
-                    runs[key] = one(name, ratio, text, folder_of(key) if asked else None)
+                several = IN_ONE_RUN.get(name, (ratio,))
+                if ratio != several[0] or all(f"{name} | {own} | {text}" in runs for own in several):
+                    continue
+                asked = name in TASKED and ratio in RATIOS[:2] and text == TEXTS[0]
+                for own, run in zip(several, made(name, several, text, folder_of(key) if asked else None)):
+                    runs[f"{name} | {own} | {text}"] = run
                     finished()
 
 
@@ -237,9 +261,11 @@ def asked_questions(result: dict, finished) -> None:
             finished()
 
 
-def recovered(result: dict, finished) -> None:
-    """Distils those of our models that are there, on text of the kinds that they were calibrated on."""
+def recovered(result: dict, wanted: Sequence[str], finished) -> None:
+    """Distils those of our models that are wanted and there, on text of the kinds that they were calibrated on."""
     for key, run in result["runs"].items():
+        if key not in wanted:
+            continue
         folder = folder_of(key)
         if "recovered" not in run and key.startswith("reconstruct") and folder.is_dir():
             out = folder.with_name(f"{folder.name}-recovered")
@@ -308,7 +334,8 @@ def main() -> None:
     if arguments.zero_shot:
         asked_questions(result, finished)
     if arguments.recover:
-        recovered(result, finished)
+        wanted = [f"{name} | {own} | {text}" for name in arguments.only for own in arguments.ratios for text in TEXTS]
+        recovered(result, wanted, finished)
     plot(result)
 
 

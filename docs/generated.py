@@ -154,6 +154,20 @@ def _real_row(method: str, run: dict, dense: dict[str, float]) -> str:
     return f"| {' | '.join([method, *cells])} |"
 
 
+def in_one_run() -> str:
+    """Return a sentence on what several sizes in one run cost, as benchmarks/real.py measured it."""
+    name = "reconstruct, per layer, in one run"
+    measured = _measured("real")["runs"]
+    keys = [(key, *key.split(" | ")) for key in measured]
+    runs = {ratio: measured[key] for key, own, ratio, text in keys if (own, text) == (name, "mixture")}
+    if not runs:
+        return "This has not been measured yet."
+    shares = " and ".join(f"{float(ratio):.0%}" for ratio in sorted(runs))
+    seconds = [runs[ratio]["seconds"] for ratio in sorted(runs)]
+    each = " + ".join(f"{own:,.0f}" for own in seconds)
+    return f"{shares} took {each} seconds: {sum(seconds) / seconds[0]:.2f} times as long as the first size alone."
+
+
 def zero_shot() -> str:
     """Return a table of the questions that benchmarks/real.py asked, each method paired with ours by question."""
     measured = _measured("real")
@@ -227,6 +241,7 @@ GENERATED = {
     "report fields": report_fields,
     "house": house,
     "real": real,
+    "in-one-run": in_one_run,
     "zero-shot": zero_shot,
     "ablation": ablation,
     "profiled": profiled,

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from llm_pruner.model.groups import Group, Member
     from llm_pruner.model.trace import trace_groups
     from llm_pruner.output.exporters import EXPORTERS
-    from llm_pruner.pruning import prune
+    from llm_pruner.pruning import prune, prune_successively
     from llm_pruner.recovery.losses import LOSSES
     from llm_pruner.recovery.run import recover
     from llm_pruner.shape.plan import Plan
@@ -66,6 +66,7 @@ _HOME = {
     "perplexity": "evaluation.perplexity:perplexity",
     "prune": "pruning:prune",
     "prune_checkpoint": "cli.chain:prune_checkpoint",
+    "prune_successively": "pruning:prune_successively",
     "recover": "recovery.run:recover",
     "semi_structured": "sparsity.semi:semi_structured",
     "sparsify": "sparsity.sparsify:sparsify",

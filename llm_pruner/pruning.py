@@ -1,13 +1,13 @@
 """Pruning a model in memory, without files and without output."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llm_pruner.methods import Method, Reconstruct, ScoreAndCut, settled
 from llm_pruner.shape.draft import draft
 from llm_pruner.shape.plan import Plan
-from llm_pruner.shape.request import Replay, Request
+from llm_pruner.shape.request import Budget, Replay, Request
 
 if TYPE_CHECKING:
     import torch
@@ -42,11 +42,41 @@ def prune(
     if method is None:
         plain = isinstance(how_much, Replay) or not prompts
         method = ScoreAndCut() if plain else Reconstruct()
-    config = copy.deepcopy(model.config)
-    # a config does not learn of `model.to(dtype)`, and budgets may be in bytes
-    config.dtype = model.dtype
-    made = draft(how_much, config, method)
+    made = draft(how_much, _config(model), method)
     training = model.training
     model.eval()
     pruned = settled(method, made.is_copy).prune(model, made, prompts)
     return PrunedModel(pruned.model.train(training), pruned.plan)
+
+
+def prune_successively(
+    model, sizes: Sequence[Budget], method: Reconstruct | None = None, prompts: "Sequence[torch.Tensor] | None" = None
+) -> Iterator[PrunedModel]:
+    """Prune a causal language model in memory to several sizes, each after the first from the model of the one before.
+
+    Args:
+        model: As in `prune`.
+        sizes: The shares of the attention and MLP parameters that should go, the smallest first.
+        method: The options of the reconstruction; by default Reconstruct().
+        prompts: LongTensors [length] of calibration text.
+
+    Yields:
+        Each pruned model, in evaluation mode, and its plan. It must not change until the next one has been made.
+
+    Raises:
+        PlanError: The family is not supported, or a size has no shape inside that of the one before.
+        UsageError: The sizes do not get smaller by heads and neurons, or prompts are missing.
+        RunError: Something is not finite, or memory runs out.
+    """
+    method, config = method or Reconstruct(), _config(model)
+    drafts = [draft(size, config, method) for size in sizes]
+    for pruned in method.prune_successively(model.eval(), drafts, prompts):
+        yield PrunedModel(pruned.model, pruned.plan)
+
+
+def _config(model):
+    """The configuration of a model, with its dtype."""
+    config = copy.deepcopy(model.config)
+    # a config does not learn of `model.to(dtype)`, and budgets may be in bytes
+    config.dtype = model.dtype
+    return config

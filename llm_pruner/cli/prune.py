@@ -2,10 +2,11 @@
 
 options → request, method → draft of config.json          --dry_run stops here, unless scores decide the shape
 → texts → model → perplexity → method.prune → perplexity → staged, verified, published → report
+                                    └──── once for each of --further_ratios ─────┘
 """
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,28 +17,27 @@ from llm_pruner.calibration.statistics import Calibration
 from llm_pruner.calibration.windows import bytes_per_token
 from llm_pruner.cli.calibrating import calibration_of, completed, windows_drawn
 from llm_pruner.cli.deciding import Decision, decided
+from llm_pruner.cli.further import Pruning, further_prunings
+from llm_pruner.cli.keeping import Keeper
 from llm_pruner.cli.requests import replayed, request_of, validate, without_vocabulary
 from llm_pruner.cli.vocabulary import Origin, scratch, with_vocabulary
-from llm_pruner.config.prune import PROGRAM, PruneOptions
+from llm_pruner.config.prune import PruneOptions
 from llm_pruner.console import log, quiet
-from llm_pruner.errors import PlanError, RunError, UsageError, redact
-from llm_pruner.evaluation.scores import Measurement, compared, text_to_score, windows_of
+from llm_pruner.errors import PlanError, RunError, UsageError
+from llm_pruner.evaluation.scores import Measurement, text_to_score, windows_of
 from llm_pruner.evaluation.tasks import check_tasks
 from llm_pruner.files import checkpoint_digest
 from llm_pruner.importance import score_cache
-from llm_pruner.importance.selection import quantiles
 from llm_pruner.methods import Journal, Measured, Pruned, Reconstruct, ScoreAndCut
 from llm_pruner.model import loading
 from llm_pruner.model.axes import HIDDEN, MLP, VOCAB
-from llm_pruner.model.size import Size, size_of
+from llm_pruner.model.size import size_of
 from llm_pruner.model.tokenizers import has_tokenizer, load_tokenizer
 from llm_pruner.output import checkpoint, lineage
-from llm_pruner.output.conditions import Stopwatch, conditions
+from llm_pruner.output.conditions import Stopwatch
 from llm_pruner.output.exporters import exporters_called
 from llm_pruner.output.places import check_disk, check_outputs
-from llm_pruner.output.reports import Calibration as Calibrated
-from llm_pruner.output.reports import Layers, PruneReport, Reconstruction, Sides, Tried
-from llm_pruner.output.saving import save, warned
+from llm_pruner.output.reports import PruneReport
 from llm_pruner.shape.draft import Open, Searched
 from llm_pruner.shape.plan import Plan
 from llm_pruner.shape.request import Replay, Request
@@ -96,12 +96,14 @@ def _run(options: PruneOptions, argv: Sequence[str], stack: contextlib.ExitStack
     with stopwatch("plan"):
         asked, request, origin = _origin(options, source, stack)
         decision = replace(decided(asked, request, origin), tokens=origin.tokens)
-    if decision.plan:
-        _announce(decision.plan, decision.config, decision, asked)
+        prunings = [Pruning(asked, decision, target), *further_prunings(asked, origin, source)]
+    for pruning in prunings:
+        if pruning.decision.plan:
+            _announce(pruning.decision.plan, pruning.decision.config, pruning.decision, pruning.options)
     known = _known(asked, decision, origin)
     if asked.dry_run and (plan := _dry_plan(asked, decision, known)):
         return decision.told(plan)
-    _check_disk(target, decision.plan, asked)
+    _check_disk(prunings)
     with stopwatch("data"):
         made_from = lineage.report_of(origin.fetched)
         tokenizer, drawn = _texts(asked, decision, known, origin, bool(eval_data or tasks))
@@ -115,28 +117,18 @@ def _run(options: PruneOptions, argv: Sequence[str], stack: contextlib.ExitStack
         finite = checkpoint.finite_logits(model) if target else None
     # text that the model writes itself is of the tokens that stay
     drawn = completed(drawn, asked, model, origin, stopwatch)
-    pruned = _pruned(asked, decision, known, model, drawn, stopwatch, target)
-    if asked.dry_run:
-        return decision.told(pruned.plan)
-    del model
-    evaluation = measurement.evaluation
-    told = compared(before, measurement.of(pruned.model, tokenizer, "after", stopwatch)) | {
-        "evaluation": evaluation, "vocabulary": origin.told(dense, measurement),
-        **lineage.told(made_from, redact(asked.model), evaluation),
-    }  # fmt: skip
-
-    def report() -> PruneReport:
-        made = _told(asked, decision, known, pruned, drawn)
-        # the options of a replayed plan are those that it was made with
-        given = replace(asked, **{name: getattr(options, name) for name in ("prune", "target", "pruning_ratio")})
-        return PruneReport(**conditions(given, stopwatch.seconds, argv, PROGRAM) | made | told)
-
-    if target is None:
-        return warned(report())
-    return save(
-        pruned.model, tokenizer, target, origin.folder or origin.fetched, report, finite=finite,
-        overwrite=asked.overwrite, stopwatch=stopwatch, export=exporters,
+    keeper = Keeper(
+        options, argv, origin, known.calibration, tokenizer, drawn, made_from, (dense, measurement), before, finite,
+        exporters, stopwatch,
     )  # fmt: skip
+    made: list[PruneReport] = []
+    for pruning, pruned in _prunings(prunings, known, model, drawn, stopwatch):
+        if asked.dry_run:
+            return decision.told(pruned.plan)
+        made.append(keeper.kept(pruning, pruned))
+        # what follows is the next one's
+        stopwatch.seconds.clear()
+    return made[0]
 
 
 def _origin(options: PruneOptions, source: str, stack: contextlib.ExitStack) -> tuple[PruneOptions, Request, Origin]:
@@ -184,53 +176,6 @@ def _to_score(options: PruneOptions) -> tuple[str | None, list[str]]:
     if options.dry_run:
         return None, []
     return text_to_score(options.eval_data, options.model), check_tasks(["usual"]) if options.eval_zero_shot else []
-
-
-def _told(
-    options: PruneOptions, decision: Decision, known: Known, pruned: Pruned, drawn: Drawn | None
-) -> dict[str, Any]:
-    """The fields of a report that the pruning itself tells."""
-    used, calibration, scores = None, known.calibration, {}
-    if calibration:
-        used = Calibrated.of(calibration.data, calibration.nsamples, calibration.seq_len, drawn)
-    notes = dict(pruned.notes)
-    if isinstance(decision.method, ScoreAndCut):
-        scores = quantiles(notes.pop("scores", {}), decision.draft.traced.groups)
-    reconstruction = _reconstruction(notes) if isinstance(decision.method, Reconstruct) else None
-    return {
-        **_planned(options, decision.told(pruned.plan), pruned.config.model_type, size_of(pruned.model)),
-        "calibration": used,
-        "scores": scores,
-        "reconstruction": reconstruction,
-        "notes": {} if reconstruction else notes,
-    }
-
-
-def _planned(options: PruneOptions, plan: Plan, model_type: str, size: Size) -> dict[str, Any]:
-    """The fields of a report that a plan tells. A width that differs between layers is a list with one for each."""
-    return {
-        "model": redact(options.model),
-        "model_type": Sides(plan.model_type, model_type),
-        "parameters": Sides(plan.parameters_before, size.parameters),
-        "decoder_parameters": Sides(plan.decoder_before, plan.decoder_after),
-        "bytes": Sides(plan.bytes_before, size.bytes),
-        "widths": Sides(plan.before.by_field(), plan.widths_after()),
-        "layers": Layers(plan.num_layers_before or len(plan.after), len(plan.after), plan.layers),
-        "removed": {name: round(share, 6) for name, share in plan.removed().items()},
-        "importance": plan.importance,
-        "seed": plan.seed,
-        "order": plan.order,
-        "compensate": plan.compensate,
-        "masked": options.mask_only,
-    }
-
-
-def _reconstruction(notes: dict[str, Any]) -> Reconstruction:
-    """What a reconstruction notes for the report."""
-    tried: dict[str, Any] = {
-        name: [Tried(**one) for one in notes[name]] for name in ("search", "finals") if name in notes
-    }
-    return Reconstruction(**notes | tried)
 
 
 def _texts(options: PruneOptions, decision: Decision, known: Known, origin: Origin, scored: bool):
@@ -355,24 +300,37 @@ def _finished(
     return plan, config
 
 
-def _pruned(
-    options: PruneOptions, decision: Decision, known: Known, model, drawn: Drawn | None, stopwatch, target: Path | None
-) -> Pruned:
-    """What the method makes of the model."""
-    method, journal = decision.method, Journal(log, stopwatch)
-    prompts = drawn.prompts if drawn else None
-    if not isinstance(method, ScoreAndCut):
-        pruned, outline = method.prune(model, decision.draft, prompts, journal), decision.plan
-        told = pruned.plan.table(), pruned.config.model_type
-        if outline is None or (outline.table(), decision.config.model_type) != told:
-            _announce(pruned.plan, pruned.config, decision, options)
-            _check_disk(target, pruned.plan, options)
-        return pruned
+def _prunings(
+    prunings: Sequence[Pruning], known: Known, model, drawn: Drawn | None, stopwatch: Stopwatch
+) -> Iterator[tuple[Pruning, Pruned]]:
+    """What the method makes of the model, of each pruning."""
+    first, prompts = prunings[0], drawn.prompts if drawn else None
+    method, journal = first.decision.method, Journal(log, stopwatch)
+    if isinstance(method, ScoreAndCut):
+        yield first, _scored_and_cut(first, known, model, prompts, stopwatch)
+        return
+    drafts = [pruning.decision.draft for pruning in prunings]
+    if isinstance(method, Reconstruct):
+        made = method.prune_successively(model, drafts, prompts, journal)
+    else:
+        made = iter([method.prune(model, drafts[0], prompts, journal)])
+    for place, (pruning, pruned) in enumerate(zip(prunings, made, strict=True)):
+        outline, told = pruning.decision.plan, (pruned.plan.table(), pruned.config.model_type)
+        if outline is None or (outline.table(), pruning.decision.config.model_type) != told:
+            _announce(pruned.plan, pruned.config, pruning.decision, pruning.options)
+            _check_disk(prunings[place:], pruned.plan)
+        yield pruning, pruned
+
+
+def _scored_and_cut(pruning: Pruning, known: Known, model, prompts, stopwatch: Stopwatch) -> Pruned:
+    """The model cut as its units' scores say; of a dry run only the plan."""
+    options, decision = pruning.options, pruning.decision
+    method, journal = decision.scoring, Journal(log, stopwatch)
     measured = known.measured or _measured(options, decision, known, model, prompts, stopwatch)
     plan, config = _finished(options, decision, known, measured, model)
     if options.dry_run:
         return Pruned(model, plan, config)
-    _check_disk(target, plan, options)
+    _check_disk([pruning], plan)
     pruned = method.apply(model, decision.draft, plan, config, measured, journal)
     # for its biases
     if options.mask_only and pruned.config.model_type != plan.model_type:
@@ -392,9 +350,16 @@ def _measured(options: PruneOptions, decision: Decision, known: Known, model, pr
     return measured
 
 
-def _check_disk(target: Path | None, plan: Plan | None, options: PruneOptions) -> None:
-    if target and plan:
-        check_disk(target, plan.bytes_before if options.mask_only else plan.bytes_after)
+def _check_disk(prunings: Sequence[Pruning], plan: Plan | None = None) -> None:
+    """RunError when the checkpoints have no room, all together. plan: of the first, where its draft knew none."""
+    plans = [plan or prunings[0].decision.plan, *(pruning.decision.plan for pruning in prunings[1:])]
+    sizes = [
+        own.bytes_before if pruning.options.mask_only else own.bytes_after
+        for pruning, own in zip(prunings, plans, strict=True)
+        if own
+    ]
+    if prunings[0].target and sizes:
+        check_disk(prunings[0].target, sum(sizes))
 
 
 def _announce(plan: Plan, new_config, decision: Decision, options: PruneOptions) -> None:

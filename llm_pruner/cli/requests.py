@@ -22,12 +22,15 @@ SHAPES = (*BUDGETS, "target", "plan")
 STRUCTURE = ("structure", "remove_heads", "uniform")
 SCORING = ("importance", "order", "metrics", "taylor", "compensate", "mask_only", "scores", "plan", *STRUCTURE)
 OF_RECONSTRUCTION = ("per_layer", "search_minutes", "epochs", "global_epochs", "work_dir")
+# and those that are no options of the method itself
+WANT_RECONSTRUCTION = (*OF_RECONSTRUCTION, "further_ratios")
 # the budgets that a search can meet
 PARAMETERS = ("param_ratio", "target_params", "target_memory")
 # what else says the same as each of them, or says nothing beside it
 UNUSED = {
-    **dict.fromkeys(BUDGETS, ()),
-    "target": ("prune", "round_to", *STRUCTURE),
+    **dict.fromkeys(BUDGETS, ("further_ratios",)),
+    "param_ratio": (),
+    "target": ("prune", "round_to", "further_ratios", *STRUCTURE),
     "plan": (
         "prune",
         "round_to",
@@ -39,7 +42,7 @@ UNUSED = {
         "scores",
         "seed",
         *STRUCTURE,
-        *OF_RECONSTRUCTION,
+        *WANT_RECONSTRUCTION,
     ),
 }
 
@@ -55,7 +58,7 @@ def resolve(flags: dict[str, Any], yaml_file: str | None = None) -> PruneOptions
     """
     values = read_yaml(yaml_file, FIELDS) if yaml_file else {}
     if _own_ratios(flags.get("prune")):
-        values = {name: value for name, value in values.items() if name not in (*BUDGETS, *STRUCTURE)}
+        values = {name: value for name, value in values.items() if name not in (*BUDGETS, *STRUCTURE, "further_ratios")}
     if "iteration" in flags or str(flags.get("structure")).endswith("MM"):
         values.pop("prune", None)
     if "importance" in flags:
@@ -63,7 +66,7 @@ def resolve(flags: dict[str, Any], yaml_file: str | None = None) -> PruneOptions
     if "method" in flags:
         values = {name: value for name, value in values.items() if name not in (*SCORING, "save_plan")}
     elif set(SCORING) & set(flags):
-        values = {name: value for name, value in values.items() if name not in ("method", *OF_RECONSTRUCTION)}
+        values = {name: value for name, value in values.items() if name not in ("method", *WANT_RECONSTRUCTION)}
     for shape, unused in UNUSED.items():
         if shape in flags:
             values = {name: value for name, value in values.items() if name not in (*SHAPES, *unused)}
@@ -87,7 +90,7 @@ def wants_reconstruction(options: PruneOptions) -> bool | None:
         return True
     if asked_of(options, (*SCORING, "save_plan", "iteration")):
         return False
-    return True if asked_of(options, OF_RECONSTRUCTION) else None
+    return True if asked_of(options, WANT_RECONSTRUCTION) else None
 
 
 def asked_of(options: PruneOptions, names: tuple[str, ...]) -> list[str]:
@@ -187,10 +190,11 @@ def without_vocabulary(options: PruneOptions) -> tuple[PruneOptions, Wanted | No
 
 
 def _validate_reconstruction(options: PruneOptions) -> None:
-    if wants_reconstruction(options) is False and (unused := asked_of(options, OF_RECONSTRUCTION)):
+    if wants_reconstruction(options) is False and (unused := asked_of(options, WANT_RECONSTRUCTION)):
         raise UsageError(f"`{unused[0]}` belongs to `method=reconstruct`; leave it out, or what names another method")
     if options.per_layer and not any(getattr(options, name) is not None for name in PARAMETERS):
         raise UsageError(f"per_layer shares a budget out: give one of {', '.join(PARAMETERS)}")
+    _validate_further(options)
     if options.per_layer and HIDDEN in parse_prune(options.prune or "mlp", 0.0):
         raise UsageError(
             "per_layer shares a budget out among layers, and hidden belongs to all: leave it out of `prune`"
@@ -201,6 +205,33 @@ def _validate_reconstruction(options: PruneOptions) -> None:
         raise UsageError(f"method {options.method} and {clash[0]} both choose the units; leave one of them out")
     if options.save_plan:
         raise UsageError("save_plan lists units that scores chose; a method may make new weights, which no plan holds")
+
+
+def _validate_further(options: PruneOptions) -> None:
+    ratios = further_ratios(options)
+    if not ratios:
+        return
+    if not options.param_ratio:
+        raise UsageError("further_ratios follow a first one above 0: give `param_ratio`")
+    if list(ratios) != sorted({options.param_ratio, *ratios})[1:]:
+        raise UsageError(
+            f"further_ratios: {options.further_ratios} must be larger and larger than `param_ratio` "
+            f"{options.param_ratio:g}, since each model is made of the one before"
+        )
+    if (options.method or "reconstruct").partition(":")[0] != "reconstruct":
+        raise UsageError(f"further_ratios belong to `method=reconstruct`, not to {options.method}; run it for each")
+    if options.global_epochs == 0:
+        raise UsageError("further_ratios are optimised towards the dense model; leave out `global_epochs=0`")
+    if HIDDEN in parse_prune(options.prune or "mlp", 0.0):
+        raise UsageError("further_ratios take heads and neurons; leave hidden out of `prune`")
+    if options.recover:
+        raise UsageError("recover trains one checkpoint; leave out further_ratios, and train each of them afterwards")
+
+
+def further_ratios(options: PruneOptions) -> tuple[float, ...]:
+    """Return the ratios behind the first. UsageError where one is none."""
+    parts = (options.further_ratios or "").split(",") if options.further_ratios else ()
+    return tuple(check_ratio(part.strip(), "further_ratios") for part in parts)
 
 
 def _validate_units(options: PruneOptions, shapes: list[str]) -> None:

@@ -87,6 +87,8 @@ def validate(options: PipelineOptions) -> None:
         if decided := [name for name in getattr(options, stage) or {} if name in DECIDED]:
             raise UsageError(f"{stage}: {decided[0]} is decided by the pipeline; leave it out")
         stage_options(options, stage)
+    if (options.prune or {}).get("further_ratios"):
+        raise UsageError("prune: a pipeline has one checkpoint behind another; leave out further_ratios")
 
 
 def stage_options(options: PipelineOptions, stage: str):

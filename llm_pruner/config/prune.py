@@ -60,6 +60,10 @@ class PruneOptions(
         None, SHAPE, "share of the attention and MLP parameters to remove, from heads and neurons", "R", kind=float,
         legal=RATIO, common=True,
     )  # fmt: skip
+    further_ratios: str | None = option(
+        None, SHAPE, "reconstruct: larger ratios behind --param_ratio, each made of the model of the one before in a "
+        "part of the time, and saved to <save_model>-param_ratio<R>", "R,…", legal="text such as '0.3,0.5'",
+    )  # fmt: skip
     target_params: str | None = option(
         None, SHAPE, "parameters of the whole model after pruning, such as 1.2B", "N", common=True
     )

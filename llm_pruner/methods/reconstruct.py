@@ -1,9 +1,10 @@
 """Our own method: a shape is searched, the model reconstructed in it, and the result compared with the baseline."""
 
 import hashlib
+import itertools
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -12,23 +13,23 @@ from llm_pruner.calibration.statistics import Calibration
 from llm_pruner.calibration.weights import Weights
 from llm_pruner.calibration.windows import ENOUGH
 from llm_pruner.config.limits import MOST_SEED
-from llm_pruner.errors import PlanError, UsageError
+from llm_pruner.errors import PlanError, RunError, UsageError
 from llm_pruner.methods.method import Journal, Pruned
 from llm_pruner.methods.score_and_cut import Measured, ScoreAndCut
 from llm_pruner.model.axes import HEADS, HIDDEN, KV_HEADS, MLP, PRUNABLE, Axis, Widths, is_grouped
 from llm_pruner.model.depth import make_shallow
 from llm_pruner.model.families import Family, family_of
 from llm_pruner.model.layers import layer_number
-from llm_pruner.model.surgery import empty, own_outside
+from llm_pruner.model.surgery import empty, own_outside, widened
 from llm_pruner.model.untie import untied
 from llm_pruner.reconstruction.baseline import Baseline, baseline
 from llm_pruner.reconstruction.end_to_end import LARGEST, Teacher, last_stream, optimise_together
-from llm_pruner.reconstruction.form_search import FormSearch
+from llm_pruner.reconstruction.form_search import FormSearch, Found
 from llm_pruner.reconstruction.layer import Settings
 from llm_pruner.reconstruction.planned import Form, Planned
-from llm_pruner.reconstruction.reconstruct import Reconstructed, reconstruct
+from llm_pruner.reconstruction.reconstruct import reconstruct
 from llm_pruner.reconstruction.tokens import Tokens, split
-from llm_pruner.shape.draft import Draft
+from llm_pruner.shape.draft import Draft, Searched
 from llm_pruner.shape.plan import Plan
 from llm_pruner.shape.request import Budget, Request
 from llm_pruner.validation import check, maybe, number, path, truth, whole
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 TRAINED_ON = 131_072
 # parameters of all layers, up to which each layer is optimised on its own as well: it pays, and takes seconds
 SMALL = 2**24
+# of the text, that the layers of a further size are fitted on, and that all of them are optimised on together
+FITTED, OPTIMISED = 1 / 8, 1 / 2
 LEGAL = {
     "search_minutes": number(0), "per_layer": truth, "epochs": maybe(whole()),
     "global_epochs": maybe(whole()), "work_dir": maybe(path),
@@ -115,11 +118,41 @@ class Reconstruct:
         self, model, draft: Draft, prompts: "Sequence[torch.Tensor] | None" = None, journal: Journal | None = None
     ) -> Pruned:
         """Search, reconstruct and compare; see `Method.prune`. Every eighth prompt is held out."""
+        return next(self.prune_successively(model, [draft], prompts, journal))
+
+    def prune_successively(
+        self,
+        model,
+        drafts: Sequence[Draft],
+        prompts: "Sequence[torch.Tensor] | None" = None,
+        journal: Journal | None = None,
+    ) -> Iterator[Pruned]:
+        """Prune to several sizes, each after the first from the model of the one before.
+
+        The further ones take a part of the time: their shapes follow from the costs that the first search measured,
+        and their layers are fitted and optimised on less of the text, towards the same dense model's logits.
+
+        Args:
+            model: The dense model, in evaluation mode, which gives up its tensors on the way.
+            drafts: What was asked for, the largest size first.
+            prompts: LongTensors [length] of calibration text.
+            journal: Takes lines and phases.
+
+        Yields:
+            What came of each draft. A model must not change until the next one has been made.
+
+        Raises:
+            UsageError: Prompts are missing, or a further draft does not ask for fewer parameters by heads and neurons.
+            PlanError: A further size has no shape inside that of the one before.
+            RunError: As in `Method.prune`; or the first model is the baseline, which is no start for another.
+        """
         if not prompts:
             raise UsageError(f"method {self.name} needs calibration prompts")
-        journal = journal or Journal()
         Weights(dict(model.named_parameters())).check_all_finite()
         tokens = split(prompts)
+        settings, whole = self._passes(model, tokens)
+        _check_further(drafts, whole)
+        journal, (draft, *others) = journal or Journal(), drafts
         own_outside(model)
         folder = Path(self.work_dir).expanduser() if self.work_dir else None
         identity = ""
@@ -127,21 +160,34 @@ class Reconstruct:
             folder.mkdir(parents=True, exist_ok=True)
             identity = _identity(model, tokens)
         with journal.timed("search"):
-            found = FormSearch(
+            search = FormSearch(
                 model, draft, tokens, self.search_minutes, self.per_layer, self.seed, journal.log, folder, identity
-            ).run()
+            )
+            found = search.run()
+        work = _Work(tokens, settings, whole, journal, folder, identity)
+        reached = self._first(model, draft, found, work)
+        yield reached.pruned
         form = found.form
+        for other in others:
+            form = search.smaller(found, form, other)
+            reached = self._further(reached, self._planned(other, form), work)
+            yield reached.pruned
+
+    def _planned(self, draft: Draft, form: Form) -> Planned:
         planned = Planned.of(draft.traced, form)
-        plan = replace(planned.plan, importance=self.name, seed=self.seed)
-        planned = replace(planned, plan=plan)
-        groups, wide, layers = planned.dense.groups, planned.wide, form.layers
+        return replace(planned, plan=replace(planned.plan, importance=self.name, seed=self.seed))
+
+    def _first(self, model, draft: Draft, found: Found, work: "_Work") -> "_Reached":
+        """Reconstruct the dense model in the form that was found, or cut it plainly where that is better."""
+        form, journal = found.form, work.journal
+        planned = self._planned(draft, form)
+        plan, groups, wide, layers = planned.plan, planned.dense.groups, planned.wide, form.layers
         dense: Any = untied(model) if form.untied else model
-        settings, whole = self._passes(model, tokens)
-        fitted, fresh = divided(tokens, settings, whole, draft.traced.counter.before[HIDDEN])
+        fitted, fresh = divided(work.tokens, work.settings, work.whole, draft.traced.counter.before[HIDDEN])
         with journal.timed("reconstruct"):
-            key = hashlib.sha256(repr((identity, form, asdict(settings), len(fitted.batches))).encode()).hexdigest()
-            own = folder and folder / key[:16]
-            done = reconstruct(dense, groups, wide, planned.config, fitted, settings, own, layers)
+            parts = (work.identity, form, asdict(work.settings), len(fitted.batches))
+            own = work.folder and work.folder / hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+            done = reconstruct(dense, groups, wide, planned.config, fitted, work.settings, own, layers)
         with journal.timed("baseline"):
             plain = baseline(dense, groups, wide, fitted, done.dense_stream, layers, found.inputs)
         if not (math.isfinite(done.kl) or math.isfinite(plain.kl)):
@@ -158,12 +204,38 @@ class Reconstruct:
             f"plain {plain.criterion} at this shape: {plain.kl:.4f}"
         )
         # NaN is no better than anything
-        if math.isfinite(done.kl) and not plain.kl < done.kl:
-            plan = replace(plan, kept=planned.named(done.kept))
-            result, notes["kl"] = self._optimised(done, dense, fitted, fresh, whole, journal)
-            return Pruned(result, plan, planned.config, notes)
-        journal.log(f"note: plain {plain.criterion} is better here and is kept")
-        return self._plain(dense, draft, form, plain, notes)
+        if not math.isfinite(done.kl) or plain.kl < done.kl:
+            journal.log(f"note: plain {plain.criterion} is better here and is kept")
+            return _Reached(self._plain(dense, draft, form, plain, notes))
+        plan, taught = replace(plan, kept=planned.named(done.kept)), None
+        if work.whole:
+            with journal.timed("optimise"):
+                stream = [*done.dense_stream, *(last_stream(dense, fresh) if fresh else ())]
+                taught = _Taught(Teacher.of(dense, stream), fitted.and_fitted(fresh))
+                result = done.settle(dense)
+                notes["kl"] = self._optimised(result, taught, work)
+        else:
+            result = done.settle(dense)
+        return _Reached(Pruned(result, plan, planned.config, notes), done.kept, taught)
+
+    def _further(self, last: "_Reached", planned: Planned, work: "_Work") -> "_Reached":
+        """Make a smaller model of the last one, which stays as it is."""
+        if last.taught is None:
+            raise RunError("a plain method is better than the reconstruction, and no start for a smaller size")
+        dense, layers, hidden = planned.dense, planned.form.layers, planned.plan.before[HIDDEN]
+        with work.journal.timed("reconstruct"):
+            wide = widened(last.pruned.model, dense.groups, last.kept, dense.config, layers)
+            tokens = last.taught.some(FITTED, hidden).tokens
+            done = reconstruct(wide, dense.groups, planned.wide, planned.config, tokens, work.settings, layers=layers)
+            result = done.settle(wide)
+        with work.journal.timed("optimise"):
+            kl = self._optimised(result, last.taught.some(OPTIMISED, hidden), work)
+        if not math.isfinite(kl):
+            raise not_finite(
+                "the pruned model's logits are NaN or Inf on the calibration data", next(result.parameters()).dtype
+            )
+        plan = replace(planned.plan, kept=planned.named(done.kept))
+        return _Reached(Pruned(result, plan, planned.config, {"kl": kl, "fits": done.fits}), done.kept, last.taught)
 
     def _passes(self, model, tokens: Tokens) -> tuple[Settings, int]:
         """(how layers are reconstructed, passes in which all of them are optimised together)."""
@@ -173,22 +245,14 @@ class Reconstruct:
         # the optimisation of all layers reaches input projections as well, and is as good without their fits
         return Settings(input_projections=bool(alone) or not whole, epochs=alone, seed=self.seed), whole
 
-    def _optimised(
-        self, done: Reconstructed, dense, fitted: Tokens, fresh: list["torch.Tensor"], epochs: int, journal: Journal
-    ) -> tuple[Any, float]:
-        """(the reconstructed model, its layers optimised together; its KL). The dense model gives up its tensors."""
-        if not epochs:
-            return done.settle(dense), done.kl
-        with journal.timed("optimise"):
-            stream = [*done.dense_stream, *(last_stream(dense, fresh) if fresh else ())]
-            teacher = Teacher.of(dense, stream)
-            result = done.settle(dense)
-            before, after = optimise_together(result, teacher, fitted.and_fitted(fresh), epochs, self.seed)
-        journal.log(
+    def _optimised(self, model, taught: "_Taught", work: "_Work") -> float:
+        """Optimise all layers of a reconstructed model together, and return its KL."""
+        before, after = optimise_together(model, taught.teacher, taught.tokens, work.whole, self.seed)
+        work.journal.log(
             f"all layers optimised together: KL {before.kl:.4f} to {after.kl:.4f}, loss {before.loss:.4f} to "
             f"{after.loss:.4f}"
         )
-        return result, after.kl
+        return after.kl
 
     def _plain(self, dense, draft: Draft, form: Form, plain: Baseline, notes: dict[str, Any]) -> Pruned:
         """The model cut as the baseline says."""
@@ -204,6 +268,58 @@ class Reconstruct:
         measured = Measured(means=planned.named(plain.means))
         pruned = method.apply(dense, own, plan, planned.config, measured)
         return replace(pruned, notes=notes)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What all sizes of a run have in common."""
+
+    tokens: Tokens
+    settings: Settings
+    # passes in which all layers are optimised together
+    whole: int
+    journal: Journal
+    folder: Path | None
+    # of model and text
+    identity: str
+
+
+@dataclass(frozen=True)
+class _Taught:
+    """What all layers are optimised on, and towards."""
+
+    teacher: Teacher
+    tokens: Tokens
+
+    def some(self, share: float, hidden: int) -> "_Taught":
+        """A share of what is fitted on, enough for so many hidden channels, and all that is held out."""
+        size = sum(batch.numel() for batch in self.tokens.fitted)
+        places = self.tokens.places(max(round(share * size), ENOUGH * hidden))
+        teacher = replace(self.teacher, stream=[self.teacher.stream[place] for place in places])
+        return _Taught(teacher, self.tokens.at(places))
+
+
+@dataclass(frozen=True)
+class _Reached:
+    """A model, its units by the dense model's names, and how it was optimised; nothing of these of a plain one."""
+
+    pruned: Pruned
+    kept: dict[str, list[int]] = field(default_factory=dict)
+    taught: _Taught | None = None
+
+
+def _check_further(drafts: Sequence[Draft], whole: int) -> None:
+    """Raise a UsageError where a draft asks for nothing that could be made of the model of the one before."""
+    if not drafts:
+        raise UsageError("no size is given")
+    goals = [draft.shape.goal for draft in drafts if isinstance(draft.shape, Searched) and HIDDEN not in draft.axes]
+    if len(drafts) > 1 and (len(goals) < len(drafts) or any(goal.whole for goal in goals)):
+        raise UsageError("further sizes are shares of the attention and MLP parameters: give `param_ratio`")
+    for (last, more), (draft, less) in itertools.pairwise(zip(drafts, goals)):
+        if draft.axes != last.axes or not less.parameters < more.parameters:
+            raise UsageError(f"{draft.label} is not smaller than {last.label}, from whose model it would be made")
+    if len(drafts) > 1 and not whole:
+        raise UsageError("further sizes need the optimisation of all layers together: give `global_epochs=1`")
 
 
 def parameters_of_layers(model) -> int:

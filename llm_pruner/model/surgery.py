@@ -9,7 +9,7 @@ after a reload. Tensors move over one by one, sliced on the device they live on;
 import contextlib
 import copy
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,10 +18,11 @@ from tqdm.auto import tqdm
 
 from llm_pruner.errors import PlanError
 from llm_pruner.model.axes import HIDDEN
+from llm_pruner.model.depth import renumbered
 from llm_pruner.model.families import family_of
 from llm_pruner.model.groups import Group, Member, emptied, group_of, kept_positions, output_projection
 from llm_pruner.model.layers import layer_number
-from llm_pruner.model.skeleton import skeleton
+from llm_pruner.model.skeleton import meta_model, skeleton
 
 # {group name: indices of the units that stay, ascending}
 Kept = Mapping[str, list[int]]
@@ -106,6 +107,41 @@ def own_outside(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if layer_number(name) is None and parameter.device.type == "cpu":
             parameter.data = parameter.data.clone()
+
+
+@torch.no_grad()
+def widened(model: Any, groups: Iterable[Group], kept: Kept, config: Any, layers: Sequence[int] | None = None) -> Any:
+    """Return a model of the shape that one had before its cut, which does what the cut one does.
+
+    What went is there again as zeros, also whole layers, which then change nothing. Layers share no memory with the
+    cut model's.
+
+    Args:
+        model: The cut model.
+        groups: Of the model before.
+        kept: {group name: ascending indices of the units that stayed}.
+        config: The configuration of the model before.
+        layers: Those that stayed, None for all.
+    """
+    groups, small = list(groups), dict(model.named_parameters())
+    new = skeleton(config)
+    shapes = {name: tuple(parameter.shape) for name, parameter in meta_model(config).named_parameters()}
+    everywhere = {group.name: list(range(group.units)) for group in groups} | dict(kept)
+    positions = kept_positions(groups, everywhere, shapes)
+    for name, shape in shapes.items():
+        number = layer_number(name)
+        own = name if layers is None else renumbered(name, layers)
+        if own is None:
+            place(new, name, torch.zeros(shape, dtype=model.dtype, device=model.device), requires_grad=False)
+            continue
+        tensor = small[own].data
+        if number is not None:
+            tensor = tensor.clone()
+        for axis, index in positions.get(name, {}).items():
+            size = (*tensor.shape[:axis], shape[axis], *tensor.shape[axis + 1 :])
+            tensor = tensor.new_zeros(size).index_copy_(axis, index.to(tensor.device), tensor)
+        place(new, name, tensor, small[own].requires_grad)
+    return finish(new, model)
 
 
 def finish(new: Any, model: Any) -> Any:

@@ -140,6 +140,8 @@ def verify(model, folder: Path, finite=None) -> None:
         if result.returncode:
             raise VerificationError(f"the saved checkpoint does not reload, nothing was published: {last}")
         found = load_file(out)["logits"]
+    if model.device != device:
+        model.to(device)
     tolerance = 1e-5 if model.dtype == torch.float32 else 1e-3
     if found.shape != expected.shape:
         raise VerificationError(f"the reloaded logits are {tuple(found.shape)}, in memory {tuple(expected.shape)}")

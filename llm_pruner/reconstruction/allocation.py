@@ -26,14 +26,19 @@ OF_HEADS = 0.2
 PATIENCE = 8
 
 
-def in_nats(costs: Costs, before: Widths, share: float, kl: Callable[[Mapping[int, Widths]], float]) -> Costs:
-    """Return the costs times what the logits notice of them: the measured KL of each layer at one width.
+def prices(
+    costs: Costs, before: Widths, share: float, kl: Callable[[Mapping[int, Widths]], float]
+) -> tuple[list[float], list[float]]:
+    """Return how many nats the logits notice of a layer's costs, by the measured KL of each layer at one width.
 
     Args:
         costs: Of the survey.
         before: The widths of the dense model's layers.
         share: Of the neurons, which go while it is measured.
         kl: Measures KL(dense ‖ pruned) of {layer: widths}.
+
+    Returns:
+        (for each layer the factor of its heads' costs, that of its neurons' costs), for `Costs.scaled`.
     """
     fewer = before.but({MLP: max(1, round((1 - share) * before[MLP]))})
     kv_heads, per_group = before[KV_HEADS], heads_per_group(before)
@@ -44,7 +49,7 @@ def in_nats(costs: Costs, before: Widths, share: float, kl: Callable[[Mapping[in
         # one head of one group, which never goes
         known = heads_per_group(less) > 0
         heads.append(kl({layer: less}) / max(costs.of(layer, less), 1e-12) if known else neurons[-1])
-    return costs.scaled(heads, neurons)
+    return heads, neurons
 
 
 def improved(
@@ -110,19 +115,28 @@ def _moved(layers: Layers, before: Widths, axes: Sequence[Axis], step: float, dr
     return tuple(own)
 
 
-def layers_by_costs(counter: ParameterCounter, axes: Sequence[Axis], goal: Goal, costs: Costs) -> Layers:
+def layers_by_costs(
+    counter: ParameterCounter, axes: Sequence[Axis], goal: Goal, costs: Costs, most: Layers | None = None
+) -> Layers:
     """Return widths of its own for every layer: the least total cost at the goal, one price per parameter for all.
+
+    Args:
+        counter: Of the dense model.
+        axes: Those that may shrink.
+        goal: What has to be met.
+        costs: Of heads and neurons in each layer.
+        most: The widths that each layer has at most; None for those of the dense model.
 
     Raises:
         PlanError: The goal cannot be met.
     """
-    before = counter.before
+    before, most = counter.before, most or counter.full
     full = goal.count(counter, counter.full)
     one = full - goal.count(counter, (before.but({MLP: before[MLP] - 1}), *counter.full[1:]))
-    choices = [_choices(counter, axes, goal, costs, layer, one) for layer in range(counter.num_layers)]
+    choices = [_choices(counter, axes, goal, costs, layer, one, own) for layer, own in enumerate(most)]
     chosen, saved = _at_one_price(choices, full - goal.parameters)
     if MLP in axes:
-        chosen = _given_back(chosen, int((saved - (full - goal.parameters)) // one), costs, before[MLP])
+        chosen = _given_back(chosen, int((saved - (full - goal.parameters)) // one), costs, most)
     if goal.missed(counter, tuple(chosen)) > (TOLERANCE if goal.whole else 0.005):
         names = ", ".join(axis.name for axis in axes)
         raise PlanError(f"{names} of single layers cannot meet the budget; ask for less, or `prune` more axes")
@@ -134,15 +148,18 @@ Choice = tuple[float, float, Widths]
 
 
 def _choices(
-    counter: ParameterCounter, axes: Sequence[Axis], goal: Goal, costs: Costs, layer: int, one: float
+    counter: ParameterCounter, axes: Sequence[Axis], goal: Goal, costs: Costs, layer: int, one: float, most: Widths
 ) -> list[Choice]:
-    """Of a layer; one: parameters of a neuron."""
+    """Of a layer; one: parameters of a neuron; most: the widths that it has at most."""
     before = counter.before
     full = goal.count(counter, counter.full)
-    neurons = [kept for kept, _ in costs.neurons[layer]] if MLP in axes else [before[MLP]]
+    points = [kept for kept, _ in costs.neurons[layer]] if MLP in axes else []
+    neurons = [most[MLP], *(kept for kept in points if kept < most[MLP])]
     found = []
     for kv_heads, per_group in head_counts(before, axes):
         fewer = with_heads(before, kv_heads, per_group)
+        if kv_heads > most[KV_HEADS] or per_group > heads_per_group(most):
+            continue
         price = full - goal.count(counter, (fewer, *counter.full[1:]))
         for kept in neurons:
             widths = fewer.but({MLP: kept})
@@ -168,14 +185,14 @@ def _at_one_price(choices: Sequence[Sequence[Choice]], wanted: float) -> tuple[l
     return [widths for _, _, widths in at(high)], saved(high)
 
 
-def _given_back(chosen: list[Widths], spare: int, costs: Costs, most: int) -> list[Widths]:
+def _given_back(chosen: list[Widths], spare: int, costs: Costs, most: Layers) -> list[Widths]:
     """The widths with `spare` neurons more, each where it helps most: the points of the curves are some apart."""
     chosen = list(chosen)
     for _ in range(spare):
         gains = [
             (costs.of(i, widths) - costs.of(i, widths.but({MLP: widths[MLP] + 1})), i)
             for i, widths in enumerate(chosen)
-            if widths[MLP] < most
+            if widths[MLP] < most[i][MLP]
         ]
         if not gains:
             break

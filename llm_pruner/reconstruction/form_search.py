@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,10 @@ from llm_pruner.calibration.weights import Weights
 from llm_pruner.errors import PlanError
 from llm_pruner.files import read_state, write_state
 from llm_pruner.importance import criterion_of, score
-from llm_pruner.model.axes import HIDDEN, MLP, Layers, Widths
+from llm_pruner.model.axes import HIDDEN, MLP, Layers, Widths, heads_per_group
 from llm_pruner.model.depth import at_full_depth, shallow_config
 from llm_pruner.model.untie import is_tied, untied
-from llm_pruner.reconstruction.allocation import changed, improved, in_nats, layers_by_costs
+from llm_pruner.reconstruction.allocation import changed, improved, layers_by_costs, prices
 from llm_pruner.reconstruction.costs import Costs, measure_layers
 from llm_pruner.reconstruction.layer import Settings
 from llm_pruner.reconstruction.planned import Form, Planned
@@ -47,7 +47,10 @@ FINALISTS, CLOSE = 3, 1.1
 # tokens of the survey, at most: it sums the squares of all inputs, which takes as long as the model itself
 SURVEYED = 16_384
 TRIED = {"layers": list_of(list_of(whole(0))), "cost": number(), "kl": number(0)}
-LAYERS_STATE = {"key": text, "tried": filled(fields(TRIED, tuple(TRIED)))}
+VERSION = 2
+LAYERS_STATE = {
+    "key": text, "tried": filled(fields(TRIED, tuple(TRIED))), "heads": list_of(number()), "neurons": list_of(number()),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -103,59 +106,103 @@ class FormSearch:
         before = draft.traced.counter.before
         found = survey(self.model, draft.traced.groups, self.tokens.some(SURVEYED), before)
         probe = Probe(self.model, found, self.tokens.held_out, before) if found.regressions else None
-        own, tried = self._per_layer(found, probe) if self.per_layer else (None, {})
+        own, tried, costs = self._per_layer(found, probe) if self.per_layer else (None, {}, found.costs)
         if own and (probe or not self.minutes):
-            return Found(Form(own), tried, found.inputs)
+            return Found(Form(own), tried, found.inputs, costs)
         free = untied(self.model) if is_tied(self.model) and self.goal.whole else None
         try:
             listed = candidates(self._space(draft.shape, found.costs, free), found.costs)
         except PlanError:
             # heads alone, for one, are too few to meet a budget as closely as a search has to
-            return Found(Form(own or draft.widths), tried, found.inputs)
-        return Found(*self._best(listed, found.costs, probe, own, free), found.inputs)
+            return Found(Form(own or draft.widths), tried, found.inputs, costs)
+        return Found(*self._best(listed, found.costs, probe, own, free), found.inputs, costs)
 
-    def _per_layer(self, found: Survey, probe: Probe | None) -> tuple[Layers, dict[str, Any]]:
-        """(widths of its own for every layer, what was tried)."""
+    def smaller(self, found: "Found", form: Form, draft: Draft) -> Form:
+        """Return a form by the costs of an earlier search: nothing is measured.
+
+        Args:
+            found: What `run` found.
+            form: That of another model, none of whose layers may be exceeded.
+            draft: What was asked for; it differs from that of the search in its goal.
+
+        Raises:
+            PlanError: No such form meets the goal.
+        """
+        own, most = replace(self, draft=draft), form.after
+        if found.costs is not None and self.per_layer and form.layers is None:
+            return Form(layers_by_costs(draft.traced.counter, draft.axes, own.goal, found.costs, most))
+        # where nothing was measured, the proportional shape
+        listed = [Candidate(draft.widths[0], 0.0)] if form.layers is None else []
+        if found.costs is not None and isinstance(draft.shape, Searched):
+            with contextlib.suppress(PlanError):
+                listed = candidates(own._space(draft.shape, found.costs, None), found.costs) + listed
+        for candidate in listed:
+            widths = candidate.widths
+            if isinstance(widths, Widths) and candidate.layers == form.layers and _within(widths, most[0]):
+                return Form((widths,) * len(most), form.layers)
+        traced = draft.traced
+        if form.layers is not None:
+            traced = Traced.of(shallow_config(traced.config, form.layers), traced.counter.before)
+        # as many heads as before
+        widths = filled_with_neurons(traced.counter, most[0], own.goal)
+        if MLP in draft.axes and own.goal.missed(traced.counter, traced.counter.everywhere(widths)) < TOLERANCE:
+            return Form((widths,) * len(most), form.layers)
+        raise PlanError(f"no shape inside that of the size before has {own.goal.parameters:,.0f} parameters")
+
+    def _per_layer(self, found: Survey, probe: Probe | None) -> tuple[Layers, dict[str, Any], Costs]:
+        """(widths of its own for every layer, what was tried, the costs in nats as far as they are known)."""
         counter, axes = self.draft.traced.counter, self.draft.axes
         if not probe:
-            return layers_by_costs(counter, axes, self.goal, found.costs), {}
+            return layers_by_costs(counter, axes, self.goal, found.costs), {}, found.costs
         cache, before = self._file("layers"), counter.before
         # moves end by the clock: finished layers would not fit the widths of another search
-        known = read_state(cache, LAYERS_STATE) if cache else {}
+        known = read_state(cache, LAYERS_STATE, VERSION) if cache else {}
         if known.get("key") == self._key:
+            costs = found.costs.scaled(known["heads"], known["neurons"])
             listed = [
                 Candidate(tuple(before.but(dict(zip(before, own))) for own in one["layers"]), one["cost"], kl=one["kl"])
                 for one in known["tried"]
             ]
         else:
-            listed = self._allocated(found, probe)
-            if cache and all(math.isfinite(each.measured) for each in listed):
+            heads, neurons = self._prices(found)
+            costs = found.costs.scaled(heads, neurons)
+            listed = self._allocated(found, costs, probe)
+            if cache and all(map(math.isfinite, [*heads, *neurons, *(each.measured for each in listed)])):
                 tried = [
                     {"layers": _numbers(each.widths), "cost": each.expected, "kl": each.measured} for each in listed
                 ]
-                write_state(cache, {"key": self._key, "tried": tried})
+                state = {"key": self._key, "tried": tried, "heads": heads, "neurons": neurons}
+                write_state(cache, state, VERSION)
         own = listed[0].widths
         assert not isinstance(own, Widths), "the widths of every layer were measured"
-        return own, {"search": [candidate.told() for candidate in listed]}
+        return own, {"search": [candidate.told() for candidate in listed]}, costs
 
-    def _allocated(self, found: Survey, probe: Probe) -> list[Candidate]:
+    @property
+    def _share(self) -> float:
+        """What goes of the parameters of attention and MLP."""
+        counter = self.draft.traced.counter
+        return (self.goal.count(counter, counter.full) - self.goal.parameters) / counter.decoder(counter.full)
+
+    def _prices(self, found: Survey) -> tuple[list[float], list[float]]:
+        before = self.draft.traced.counter.before
+        few = Probe(self.model, found, self.tokens.held_out, before, FEW)
+        return prices(found.costs, before, self._share, few.kl)
+
+    def _allocated(self, found: Survey, in_nats: Costs, probe: Probe) -> list[Candidate]:
         """Widths of their own for every layer, measured, the best first."""
         counter, axes = self.draft.traced.counter, self.draft.axes
         before = counter.before
-        share = (self.goal.count(counter, counter.full) - self.goal.parameters) / counter.decoder(counter.full)
-        few = Probe(self.model, found, self.tokens.held_out, before, FEW)
-        prices = in_nats(found.costs, before, share, few.kl)
         starts: dict[str, Callable[[], Layers]] = {
             "costs": partial(layers_by_costs, counter, axes, self.goal, found.costs),
-            "prices": partial(layers_by_costs, counter, axes, self.goal, prices),
-            "flap": partial(self._as_flap, found, share),
+            "prices": partial(layers_by_costs, counter, axes, self.goal, in_nats),
+            "flap": partial(self._as_flap, found),
             "uniform": self._uniform,
         }
         measured: dict[str, Candidate] = {}
         for name, start in starts.items():
             with contextlib.suppress(PlanError):
                 shape = start()
-                measured[name] = _candidate(shape, prices, probe.kl(changed(shape, before)))
+                measured[name] = _candidate(shape, in_nats, probe.kl(changed(shape, before)))
         if not measured:
             starts["costs"]()
         listed = sorted(measured.values(), key=lambda candidate: candidate.measured)
@@ -163,14 +210,14 @@ class FormSearch:
         own, kl, moves = improved(listed[0].widths, listed[0].measured, before, axes, probe.kl, self.minutes, self.seed)
         told = ", ".join(f"{candidate.measured:.4f} ({name})" for name, candidate in measured.items())
         self.log(f"search: KL {told}; {kl:.4f} after {moves} moves between layers")
-        return [_candidate(own, prices, kl), *listed] if own != listed[0].widths else listed
+        return [_candidate(own, in_nats, kl), *listed] if own != listed[0].widths else listed
 
-    def _as_flap(self, found: Survey, share: float) -> Layers:
+    def _as_flap(self, found: Survey) -> Layers:
         """FLAP's allocation, AL-AM."""
         counter, weights = self.draft.traced.counter, Weights(dict(self.model.named_parameters()))
         groups = adaptive_groups(self.draft.traced.groups, counter.before, self.draft.axes)
         scores = score(groups, criterion_of("flap"), Statistics(weights, inputs=found.inputs))
-        return allocate(counter, groups, scores, share, "AL-AM", exact=True)
+        return allocate(counter, groups, scores, self._share, "AL-AM", exact=True)
 
     def _uniform(self) -> Layers:
         """One width for all, as many heads as there are where neurons can meet the goal alone."""
@@ -237,6 +284,12 @@ def _numbers(layers: Widths | Layers) -> list[list[int]]:
     return [list(own.values()) for own in layers]
 
 
+def _within(own: Widths | Layers, most: Widths) -> bool:
+    """Whether a layer is no wider than another, and has no more query heads in a group."""
+    assert isinstance(own, Widths), "one layer is compared"
+    return all(own[axis] <= most[axis] for axis in own) and heads_per_group(own) <= heads_per_group(most)
+
+
 def _candidate(layers: Layers, costs: Costs, kl: float) -> Candidate:
     """Widths of its own for every layer, measured."""
     return Candidate(layers, sum(costs.of(*each) for each in enumerate(layers)), kl=kl)
@@ -250,11 +303,13 @@ class Found:
         form: The form to reconstruct the model in.
         tried: What was measured on the way, for the report.
         inputs: {weight of an output projection: statistics of its input in the dense model}, as far as they are known.
+        costs: Of heads and neurons, in nats where that is known; None where nothing was measured.
     """
 
     form: Form
     tried: dict[str, Any] = field(default_factory=dict)
     inputs: dict[str, Inputs] | None = None
+    costs: Costs | None = None
 
 
 def part_of(tokens: Tokens) -> Tokens:

@@ -35,9 +35,15 @@ class Tokens:
 
     def some(self, tokens: int) -> list[torch.Tensor]:
         """Return batches that are fitted on, evenly of all and of about so many tokens."""
-        fitted = self.fitted
-        number = max(1, min(len(fitted), round(tokens * len(fitted) / sum(batch.numel() for batch in fitted))))
-        return [fitted[place * len(fitted) // number] for place in range(number)]
+        return self.at(self.places(tokens)).fitted
+
+    def places(self, tokens: int) -> list[int]:
+        """Return the numbers of all batches that are held out, and of those that `some` returns, ascending."""
+        fitted = [place for place, held in enumerate(self.held) if not held]
+        size = sum(self.batches[place].numel() for place in fitted)
+        number = max(1, min(len(fitted), round(tokens * len(fitted) / size)))
+        chosen = {fitted[at * len(fitted) // number] for at in range(number)}
+        return [place for place, held in enumerate(self.held) if held or place in chosen]
 
     def half(self) -> tuple["Tokens", list[torch.Tensor]]:
         """Return these with half of the batches that are fitted on, and the other half of those.

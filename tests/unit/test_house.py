@@ -117,7 +117,8 @@ def test_public_names_are_documented(name: str) -> None:
         missing = [own for own in arguments if f"    {own}: " not in told]
         assert not missing
         assert not arguments or "Args:\n" in told
-        assert ast.unparse(node.returns or ast.Constant(None)) == "None" or "Returns:\n" in told
+        returned = ast.unparse(node.returns or ast.Constant(None))
+        assert returned == "None" or ("Yields:\n" if returned.startswith("Iterator[") else "Returns:\n") in told
         return
     if any("dataclass" in ast.unparse(own) for own in node.decorator_list):
         own_fields = [each.target.id for each in node.body if isinstance(each, ast.AnnAssign)]

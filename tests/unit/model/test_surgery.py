@@ -6,10 +6,12 @@ import pytest
 import torch
 
 from llm_pruner.errors import PlanError
+from llm_pruner.model.depth import make_shallow
 from llm_pruner.model.families import widths_of
 from llm_pruner.model.groups import kept_positions
 from llm_pruner.model.skeleton import meta_model
-from llm_pruner.model.surgery import cut
+from llm_pruner.model.surgery import cut, widened
+from llm_pruner.model.trace import trace_groups
 from tests.support import tiny
 from tests.support.steps import planned, pruned
 
@@ -171,3 +173,40 @@ def test_offloaded_model_is_refused():
     model.model.layers[0].mlp.up_proj.weight = torch.nn.Parameter(torch.empty(80, 48, device="meta"))
     with pytest.raises(PlanError, match=r"layers\.0\.mlp\.up_proj\.weight is offloaded"):
         cut(model, groups, plan.kept, config)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("case", "axis"), [(c, a) for c, a in CASES_AND_AXES if a in ("heads", "kv_heads", "mlp")])
+def test_a_cut_model_that_is_widened_does_the_same(case, axis):
+    """It has the shape from before the cut, zeros where units went, and layers of its own."""
+    model = tiny.model(case)
+    before = copy.deepcopy(model)
+    groups, plan, config = planned(model, tiny.axes(case)[axis])
+    small = cut(model, groups, plan.kept, config)
+    wide = widened(small, groups, plan.kept, before.config)
+    assert {n: p.shape for n, p in wide.named_parameters()} == {n: p.shape for n, p in before.named_parameters()}
+    torch.testing.assert_close(tiny.logits(wide), tiny.logits(small), atol=2e-5, rtol=1e-5)
+    dense = dict(before.named_parameters())
+    zeros = 0
+    for name, axes in removed_positions(before, groups, plan).items():
+        for dim, positions in axes.items():
+            gone = wide.get_parameter(name).index_select(dim, positions)
+            assert not gone.any()
+            zeros += gone.numel()
+    assert zeros
+    kept = kept_positions(groups, plan.kept, {name: tuple(p.shape) for name, p in dense.items()})
+    whole = [name for name in dense if name not in kept and ".0." in name]
+    expected = tiny.logits(small)
+    for name in whole:
+        assert torch.equal(wide.get_parameter(name), dense[name])
+        wide.get_parameter(name).data.zero_()
+    assert torch.equal(tiny.logits(small), expected), "layers share no memory"
+
+
+def test_layers_that_went_are_there_again_and_change_nothing():
+    model = tiny.model("llama", num_hidden_layers=3)
+    before, groups = model.config, trace_groups(model)
+    make_shallow(model, (0, 2))
+    wide = widened(model, groups, {}, before, (0, 2))
+    assert wide.config.num_hidden_layers == 3
+    torch.testing.assert_close(tiny.logits(wide), tiny.logits(model))

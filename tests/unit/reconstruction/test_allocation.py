@@ -3,7 +3,7 @@
 import pytest
 
 from llm_pruner.model.axes import HEADS, KV_HEADS, MLP
-from llm_pruner.reconstruction.allocation import changed, improved, in_nats, layers_by_costs
+from llm_pruner.reconstruction.allocation import changed, improved, layers_by_costs, prices
 from tests.support.budgets import budget_of, counted, made_up
 
 AXES = (KV_HEADS, HEADS, MLP)
@@ -31,24 +31,36 @@ def test_prices_are_what_the_logits_notice(counter):
     """Costs that are alike in every layer become those that were measured, along the whole curve."""
     before = counter.before
     costs, kl = made_up(counter), loss(counter.before)
-    prices = in_nats(costs, before, 0.5, kl)
+    in_nats = costs.scaled(*prices(costs, before, 0.5, kl))
     for layer, weight in enumerate(WEIGHTS):
         half = before.but({MLP: before[MLP] // 2})
-        assert prices.of(layer, half) == pytest.approx(kl({layer: half}), rel=0.02)
+        assert in_nats.of(layer, half) == pytest.approx(kl({layer: half}), rel=0.02)
         for widths in (half, before.but({MLP: before[MLP] // 4})):
-            assert prices.of_neurons(layer, widths[MLP]) == pytest.approx(
+            assert in_nats.of_neurons(layer, widths[MLP]) == pytest.approx(
                 weight * costs.of_neurons(layer, widths[MLP]), rel=0.02
             )
 
 
 def test_a_layer_that_counts_more_keeps_more(counter):
     budget, kl = budget_of(counter, 0.2, False), loss(counter.before)
-    prices = in_nats(made_up(counter), counter.before, 0.2, kl)
-    layers = layers_by_costs(counter, (MLP,), budget, prices)
+    costs = made_up(counter)
+    layers = layers_by_costs(counter, (MLP,), budget, costs.scaled(*prices(costs, counter.before, 0.2, kl)))
     kept = [own[MLP] for own in layers]
     assert kept[1] > kept[3] > kept[0] > kept[2]
     plain = layers_by_costs(counter, (MLP,), budget, made_up(counter))
     assert kl(changed(layers, counter.before)) < 0.7 * kl(changed(plain, counter.before))
+
+
+def test_no_layer_exceeds_what_it_may_have_at_most(counter):
+    """Whatever goes then comes from the others, also where that costs more."""
+    costs, before = made_up(counter), counter.before
+    first = layers_by_costs(counter, AXES, budget_of(counter, 0.2, False), costs)
+    narrow = (before.but({MLP: before[MLP] // 3 + 1}), *first[1:])
+    budget = budget_of(counter, 0.5, False)
+    layers = layers_by_costs(counter, AXES, budget, costs, narrow)
+    assert all(own[axis] <= most[axis] for own, most in zip(layers, narrow, strict=True) for axis in AXES)
+    assert budget.missed(counter, layers) < 0.005
+    assert layers_by_costs(counter, AXES, budget, costs)[0][MLP] > narrow[0][MLP], "else nothing was tested"
 
 
 def test_moves_bring_kl_down_and_keep_the_budget(counter):

@@ -41,3 +41,23 @@ def test_batches_by_number():
     tokens = Tokens([torch.tensor([[number]]) for number in range(3)], [False, True, False])
     assert numbers(tokens.at([0, 1]).batches) == [0, 1]
     assert tokens.at([0, 1]).held == [False, True]
+
+
+@pytest.mark.parametrize("part", [2, 8])
+def test_some_places_are_of_both_texts_and_of_all_that_is_held_out(part):
+    one, other = split(numbered(128)).half()
+    tokens = one.and_fitted(other)
+    size = sum(batch.numel() for batch in tokens.fitted)
+    some = tokens.at(places := tokens.places(size // part))
+    assert places == sorted(places)
+    assert numbers(some.held_out) == numbers(tokens.held_out)
+    assert len(some.fitted) == len(tokens.fitted) // part
+    assert numbers(tokens.some(size // part)) == numbers(some.fitted)
+    odd = sum(number % 2 for number in numbers(some.fitted))
+    assert 0.3 < odd / len(some.fitted) < 0.7
+
+
+def test_a_place_is_there_however_few_tokens_are_wanted():
+    tokens = split(numbered(16))
+    assert len(tokens.at(tokens.places(1)).fitted) == 1
+    assert tokens.places(10**9) == list(range(len(tokens.batches)))

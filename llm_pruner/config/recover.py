@@ -79,7 +79,7 @@ class RecoverOptions(
     mixed_precision: str = option(
         "auto",
         MODEL,
-        "precision of computing over float32 weights; auto takes bf16 on a GPU or CPU (AMX) that has it",
+        "precision of computing over float32 weights; auto takes bf16 on a GPU or CPU (AMX, AVX512-BF16) that has it",
         choices=("auto", "no", "bf16", "fp16"),
     )
     train_weights: str | None = option(

@@ -21,6 +21,7 @@ from llm_pruner.calibration.layerwise import enter, walk
 from llm_pruner.console import progress
 from llm_pruner.errors import computing
 from llm_pruner.model.layers import decoder_layers, layer_number
+from llm_pruner.model.precision import has_quick_bfloat16
 from llm_pruner.model.skeleton import skeleton
 from llm_pruner.model.surgery import place
 from llm_pruner.reconstruction.logits import kl, logits_of, pieces
@@ -256,10 +257,16 @@ class _Student:
             hidden = layer(hidden.to(next(layer.parameters()).device), *rest, **options)
         return hidden
 
+    def quick(self) -> contextlib.AbstractContextManager:
+        """Products in bfloat16 where that is quick; weights, sums and the stream stay in float32."""
+        device = next(self.layers[0].parameters()).device
+        return torch.autocast(device.type, torch.bfloat16, enabled=has_quick_bfloat16(device))
+
     def backward(self, batch: int, rows: slice) -> None:
         """Add the gradients of the mean KL of some rows."""
         ids = self.tokens.batches[batch][rows]
-        found = self.run(ids)
+        with self.quick():
+            found = self.run(ids)
         ahead = found.detach().requires_grad_()
         for error in self._errors(ids, self.teacher.stream[batch][rows], ahead):
             error.backward()
@@ -289,9 +296,11 @@ class _Student:
     def _errors(self, ids: torch.Tensor, stream: torch.Tensor, found: torch.Tensor) -> Iterator[torch.Tensor]:
         """The summed KL of a few tokens at a time: their logits are more than all that comes before them."""
         for part, wanted, given in pieces(self.model.config.vocab_size, ids, stream, found):
-            with torch.no_grad():
-                target = logits_of(self.teacher.model, part, wanted)
-            yield kl(target, self._logits(part, given)).sum()
+            with self.quick():
+                with torch.no_grad():
+                    target = logits_of(self.teacher.model, part, wanted)
+                error = kl(target, self._logits(part, given)).sum()
+            yield error
 
     def _logits(self, ids: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
         return logits_of(self.model, ids, hidden.to(self.model.get_output_embeddings().weight.dtype))

@@ -10,6 +10,7 @@ import torch
 from llm_pruner.config.recover import RecoverOptions
 from llm_pruner.errors import UsageError
 from llm_pruner.model import loading
+from llm_pruner.model.precision import has_quick_bfloat16
 from llm_pruner.recovery.sources import Sources
 
 # of a batch by default: on a CPU by what learns, on a GPU
@@ -78,7 +79,7 @@ def settle(options: RecoverOptions, found: Sources) -> Settled:
     cpu = device == "cpu"
     precision = options.mixed_precision
     if precision == "auto":
-        precision = "bf16" if (_has_amx() if cpu else torch.cuda.is_bf16_supported()) else "no"
+        precision = "bf16" if has_quick_bfloat16(torch.device("cpu" if cpu else "cuda")) else "no"
     bounded = options.steps or options.epochs or options.nsamples or options.max_minutes
     minutes = options.max_minutes or (CPU_MINUTES if cpu and not bounded else None)
     save_minutes = options.save_minutes
@@ -116,7 +117,3 @@ def _picked(options: RecoverOptions) -> str:
         raise UsageError(f"`device` {options.device}: training takes cpu or cuda")
     return options.device if numbered else device.type
 
-
-def _has_amx() -> bool:
-    """Whether this CPU multiplies bfloat16 matrices in hardware, which makes it several times as fast as float32."""
-    return getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()

@@ -31,8 +31,11 @@ def loss(model, batches) -> float:
     return sum(losses) / len(losses)
 
 
+@pytest.mark.parametrize("quick", [False, True])
 @pytest.mark.parametrize("case", CASES)
-def test_the_divergence_falls_and_is_that_of_the_model(case):
+def test_the_divergence_falls_and_is_that_of_the_model(case, quick, monkeypatch):
+    """Whether products are in bfloat16 or not; held-out text is always measured in the model's own precision."""
+    monkeypatch.setattr(end_to_end, "has_quick_bfloat16", lambda device: quick)
     dense, model, teacher, tokens = pruned(case)
     _, held = fitted_and_held(tokens)
     start = divergence(dense, model, held)
@@ -109,6 +112,21 @@ def test_a_row_has_one_second_moment():
     adam.step(own, torch.tensor([[1.0, 2.0, 2.0], [100.0, 200.0, 200.0]]), factor=1.0)
     moved = (1 - own) / adam.rate
     torch.testing.assert_close(moved, torch.tensor([[1.0, 2.0, 2.0]] * 2) / 3**0.5, rtol=0.01, atol=0.0)
+
+
+def test_products_in_bfloat16_give_nearly_the_same_gradients(monkeypatch):
+    """Of float32, into weights of float32, and with no autocast left behind."""
+    _, model, teacher, tokens = pruned("llama")
+    student, gradients = end_to_end._Student(model, teacher, tokens), []
+    for quick in (False, True):
+        monkeypatch.setattr(end_to_end, "has_quick_bfloat16", lambda device, quick=quick: quick)
+        student.backward(0, slice(0, 4))
+        gradients.append([parameter.grad for parameter in student.parameters.values()])
+        assert {gradient.dtype for gradient in gradients[-1]} == {torch.float32}
+        assert not torch.is_autocast_enabled("cpu")
+        model.zero_grad(set_to_none=True)
+    exact, rounded = (torch.cat([own.flatten() for own in each]) for each in gradients)
+    assert 1e-4 < (exact - rounded).norm() / exact.norm() < 0.1
 
 
 def test_same_seed_same_bytes():

@@ -1,7 +1,5 @@
 """What the benchmarks share: conditions, peak memory, results as JSON beside the script."""
 
-import ctypes
-import gc
 import json
 import platform
 from pathlib import Path
@@ -41,12 +39,6 @@ class HostMemory:
     @staticmethod
     def peak() -> int:
         return HostMemory._read("VmHWM")
-
-    @staticmethod
-    def give_back() -> None:
-        """Gives memory that is free in this process back to the system, so that it counts again when it is used."""
-        gc.collect()
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
     @staticmethod
     def reset_peak() -> None:

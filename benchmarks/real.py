@@ -34,6 +34,7 @@ from llm_pruner import Budget, calibration_prompts
 from llm_pruner.calibration.windows import token_windows
 from llm_pruner.evaluation.tasks import read_task
 from llm_pruner.methods import Journal
+from llm_pruner.model.memory import give_back
 from llm_pruner.model.tokenizers import load_tokenizer
 from llm_pruner.output.conditions import Stopwatch
 from llm_pruner.shape.draft import Draft, draft
@@ -200,7 +201,7 @@ def made(name: str, ratios: Sequence[float], text: str, checkpoint: Path | None 
     drafts()
     # weights are on disk until they are read, and the model is not to be counted
     sum(parameter.sum() for parameter in model.parameters())
-    HostMemory.give_back()
+    give_back()
     before = HostMemory.now()
     HostMemory.reset_peak()
     started, journal = time.perf_counter(), Journal(print, stopwatch)

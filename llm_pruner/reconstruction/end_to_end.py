@@ -21,6 +21,7 @@ from llm_pruner.calibration.layerwise import enter, walk
 from llm_pruner.console import progress
 from llm_pruner.errors import computing
 from llm_pruner.model.layers import decoder_layers, layer_number
+from llm_pruner.model.memory import give_back
 from llm_pruner.model.precision import has_quick_bfloat16
 from llm_pruner.model.skeleton import skeleton
 from llm_pruner.model.surgery import place
@@ -128,6 +129,8 @@ def optimise_together(model, teacher: Teacher, tokens: Tokens, epochs: int, seed
     Raises:
         RunError: Memory runs out.
     """
+    # of the reconstruction, before what takes the most
+    give_back()
     with computing("the optimisation of all layers"), contextlib.ExitStack() as stack:
         student = _Student(model, teacher, tokens)
         before = student.held_out()

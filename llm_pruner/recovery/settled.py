@@ -116,4 +116,3 @@ def _picked(options: RecoverOptions) -> str:
     if device.type not in ("cpu", "cuda"):
         raise UsageError(f"`device` {options.device}: training takes cpu or cuda")
     return options.device if numbered else device.type
-

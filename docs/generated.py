@@ -168,6 +168,33 @@ def in_one_run() -> str:
     return f"{shares} took {each} seconds: {sum(seconds) / seconds[0]:.2f} times as long as the first size alone."
 
 
+def recovered() -> str:
+    """Return a table of what benchmarks/real.py recovered by distillation."""
+    measured = _measured("real")
+    dense, runs = measured["dense"]["perplexity"], measured["runs"]
+    kinds = " | ".join(f"{kind}, before → after (share of the gap)" for kind in dense)
+    rows = [
+        f"| model | tokens | {kinds} | zero-shot |",
+        "|---" * (3 + len(dense)) + "|",
+    ]
+    for key, run in runs.items():
+        if "recovered" not in run:
+            continue
+        name, ratio, _ = key.split(" | ")
+        after, cells = run["recovered"], []
+        for kind, value in dense.items():
+            lost = [math.log(own["perplexity"][kind] / value) for own in (run, after)]
+            cells.append(f"{lost[0]:.3f} → {lost[1]:.3f} ({1 - lost[1] / lost[0]:.0%})")
+        means = [f"{_mean_of(own['zero_shot']):.1f}" if "zero_shot" in own else "" for own in (run, after)]
+        told = [f"{name}, {float(ratio):.0%}", f"{after['tokens']:,}", *cells, " → ".join(means)]
+        rows.append(f"| {' | '.join(told)} |")
+    return "\n".join(rows) if len(rows) > 2 else "No model has been recovered yet."
+
+
+def _mean_of(answers: dict[str, str]) -> float:
+    return mean(100 * own.count("1") / len(own) for own in answers.values())
+
+
 def zero_shot() -> str:
     """Return a table of the questions that benchmarks/real.py asked, each method paired with ours by question."""
     measured = _measured("real")
@@ -242,6 +269,7 @@ GENERATED = {
     "house": house,
     "real": real,
     "in-one-run": in_one_run,
+    "recovered": recovered,
     "zero-shot": zero_shot,
     "ablation": ablation,
     "profiled": profiled,

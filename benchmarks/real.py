@@ -16,10 +16,11 @@ import argparse
 import json
 import lzma
 import math
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 
@@ -182,20 +183,22 @@ def zero_shot(model) -> dict[str, str]:
     return answers
 
 
-def made(name: str, ratios: Sequence[float], text: str, checkpoint: Path | None = None) -> Iterator[dict]:
-    """Prune and score: what `prune_llm.py --param_ratio` does between loading and saving.
+def made(name: str, text: str, folders: Mapping[float, Path]) -> dict[float, dict]:
+    """Prune, and then score: what `prune_llm.py --param_ratio` does between loading and saving.
 
     Args:
         name: Of METHODS.
-        ratios: The first, and those whose models are made of the one before.
         text: Of TEXTS.
-        checkpoint: Where the first model is saved.
+        folders: {ratio: where its model is saved}: the first, and those whose models are made of the one before.
+
+    Returns:
+        {ratio: its row}.
     """
-    row, model = METHODS[name], dense()
+    row, model, found = METHODS[name], dense(), {}
     calibrated, method, stopwatch = prompts(text), row.method(seed=0), Stopwatch()
 
     def drafts() -> list[Draft]:
-        return [draft(Budget(param_ratio=ratio, **row.budget), model.config, method) for ratio in ratios]
+        return [draft(Budget(param_ratio=ratio, **row.budget), model.config, method) for ratio in folders]
 
     # libraries that are imported on the way belong to no method
     drafts()
@@ -205,21 +208,19 @@ def made(name: str, ratios: Sequence[float], text: str, checkpoint: Path | None 
     before = HostMemory.now()
     HostMemory.reset_peak()
     started, journal = time.perf_counter(), Journal(print, stopwatch)
-    if len(ratios) == 1:
+    if len(folders) == 1:
         models = iter([method.prune(model, *drafts(), calibrated, journal)])
     else:
         models = method.prune_successively(model, drafts(), calibrated, journal)
-    for pruned_model in models:
+    for (ratio, folder), pruned_model in zip(folders.items(), models):
         seconds, peak = time.perf_counter() - started, HostMemory.peak()
-        model, plan = pruned_model.model, pruned_model.plan
-        if checkpoint:
-            model.save_pretrained(checkpoint)
-            load_tokenizer(str(fetched())).save_pretrained(checkpoint)
-        yield {
-            "parameters": sum(p.numel() for p in model.parameters()),
+        plan = pruned_model.plan
+        pruned_model.model.save_pretrained(folder)
+        load_tokenizer(str(fetched())).save_pretrained(folder)
+        found[ratio] = {
+            "parameters": sum(p.numel() for p in pruned_model.model.parameters()),
             "removed": round(plan.removed()["decoder"], 4),
-            **scores(model.eval()),
-            "stock": not model.config.model_type.startswith("pruned_"),
+            "stock": not pruned_model.model.config.model_type.startswith("pruned_"),
             "widths": plan.widths_after(),
             "seconds": round(seconds, 1),
             "phases": {name: round(value, 1) for name, value in stopwatch.seconds.items()},
@@ -229,6 +230,7 @@ def made(name: str, ratios: Sequence[float], text: str, checkpoint: Path | None 
         stopwatch.seconds.clear()
         HostMemory.reset_peak()
         started = time.perf_counter()
+    return {ratio: scores(loaded(folders[ratio])) | run for ratio, run in found.items()}
 
 
 def pruned(runs: dict, names: list[str], ratios: list[float], texts: list[str], finished) -> None:
@@ -239,10 +241,13 @@ def pruned(runs: dict, names: list[str], ratios: list[float], texts: list[str], 
                 several = IN_ONE_RUN.get(name, (ratio,))
                 if ratio != several[0] or all(f"{name} | {own} | {text}" in runs for own in several):
                     continue
-                asked = name in TASKED and ratio in RATIOS[:2] and text == TEXTS[0]
-                for own, run in zip(several, made(name, several, text, folder_of(key) if asked else None)):
-                    runs[f"{name} | {own} | {text}"] = run
-                    finished()
+                keys = {own: f"{name} | {own} | {text}" for own in several}
+                found = made(name, text, {own: folder_of(each) for own, each in keys.items()})
+                runs.update({keys[own]: run for own, run in found.items()})
+                finished()
+                if not (name in TASKED and ratio in RATIOS[:2] and text == TEXTS[0]):
+                    for each in keys.values():
+                        shutil.rmtree(folder_of(each))
 
 
 def folder_of(key: str) -> Path:

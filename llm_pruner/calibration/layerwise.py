@@ -18,6 +18,7 @@ from llm_pruner.calibration.weights import Weights
 from llm_pruner.console import progress
 from llm_pruner.errors import RunError
 from llm_pruner.model.layers import decoder_layers
+from llm_pruner.model.memory import give_back
 
 
 @dataclass
@@ -176,6 +177,8 @@ def walk(model, batches: Sequence[torch.Tensor], label: str = "calibrate", offlo
         if not layer.outputs:
             layer.run()
         stream = layer.outputs
+        # sums and activations of one layer are of no use to the next
+        give_back()
 
 
 @torch.no_grad()

@@ -43,6 +43,8 @@ TRAINED_ON = 131_072
 SMALL = 2**24
 # of the text, that the layers of a further size are fitted on, and that all of them are optimised on together
 FITTED, OPTIMISED = 1 / 8, 1 / 2
+# of the batches that are held out, one of so many chooses how its layers are fitted
+COMPARED = 3
 LEGAL = {
     "search_minutes": number(0), "per_layer": truth, "epochs": maybe(whole()),
     "global_epochs": maybe(whole()), "work_dir": maybe(path),
@@ -225,7 +227,7 @@ class Reconstruct:
         dense, layers, hidden = planned.dense, planned.form.layers, planned.plan.before[HIDDEN]
         with work.journal.timed("reconstruct"):
             wide = widened(last.pruned.model, dense.groups, last.kept, dense.config, layers)
-            tokens = last.taught.some(FITTED, hidden).tokens
+            tokens = last.taught.some(FITTED, hidden, COMPARED).tokens
             done = reconstruct(wide, dense.groups, planned.wide, planned.config, tokens, work.settings, layers=layers)
             result = done.settle(wide)
         with work.journal.timed("optimise"):
@@ -291,10 +293,11 @@ class _Taught:
     teacher: Teacher
     tokens: Tokens
 
-    def some(self, share: float, hidden: int) -> "_Taught":
-        """A share of what is fitted on, enough for so many hidden channels, and all that is held out."""
-        size = sum(batch.numel() for batch in self.tokens.fitted)
+    def some(self, share: float, hidden: int, one_of: int = 1) -> "_Taught":
+        """A share of what is fitted on, enough for so many hidden channels, and one of so many that are held out."""
+        size, turn = sum(batch.numel() for batch in self.tokens.fitted), itertools.count()
         places = self.tokens.places(max(round(share * size), ENOUGH * hidden))
+        places = [place for place in places if not self.tokens.held[place] or next(turn) % one_of == 0]
         teacher = replace(self.teacher, stream=[self.teacher.stream[place] for place in places])
         return _Taught(teacher, self.tokens.at(places))
 

@@ -1,7 +1,6 @@
 """The memory of this process."""
 
 import ctypes
-import gc
 import sys
 
 
@@ -9,9 +8,8 @@ def give_back() -> None:
     """Give what is free in this process back to the system.
 
     glibc keeps the memory of tensors below its threshold, 32 MiB at most, for later ones, which seldom fit into it.
-    Elsewhere than under glibc only what nothing refers to any more is collected.
+    Elsewhere nothing happens.
     """
-    gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim:
         trim(0)

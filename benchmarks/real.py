@@ -237,11 +237,10 @@ def pruned(runs: dict, names: list[str], ratios: list[float], texts: list[str], 
     for text in texts:
         for ratio in ratios:
             for name in names:
-                key = f"{name} | {ratio} | {text}"
                 several = IN_ONE_RUN.get(name, (ratio,))
-                if ratio != several[0] or all(f"{name} | {own} | {text}" in runs for own in several):
-                    continue
                 keys = {own: f"{name} | {own} | {text}" for own in several}
+                if ratio != several[0] or set(keys.values()) <= set(runs):
+                    continue
                 found = made(name, text, {own: folder_of(each) for own, each in keys.items()})
                 runs.update({keys[own]: run for own, run in found.items()})
                 finished()

@@ -13,6 +13,7 @@ mixture's prose are such documents too, all but the last 1,200. Rows that are in
 """
 
 import argparse
+import itertools
 import json
 import lzma
 import math
@@ -20,7 +21,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import cache, partial
 from pathlib import Path
 
@@ -228,6 +229,7 @@ def made(name: str, text: str, folders: Mapping[float, Path]) -> dict[float, dic
         }
         # of the next one
         stopwatch.seconds.clear()
+        give_back()
         HostMemory.reset_peak()
         started = time.perf_counter()
     return {ratio: scores(loaded(folders[ratio])) | run for ratio, run in found.items()}
@@ -266,7 +268,7 @@ def asked_questions(result: dict, finished) -> None:
             finished()
 
 
-def recovered(result: dict, wanted: Sequence[str], finished) -> None:
+def recovered(result: dict, wanted: set[str], finished) -> None:
     """Distils those of our models that are wanted and there, on text of the kinds that they were calibrated on."""
     for key, run in result["runs"].items():
         if key not in wanted:
@@ -339,8 +341,8 @@ def main() -> None:
     if arguments.zero_shot:
         asked_questions(result, finished)
     if arguments.recover:
-        wanted = [f"{name} | {own} | {text}" for name in arguments.only for own in arguments.ratios for text in TEXTS]
-        recovered(result, wanted, finished)
+        asked = itertools.product(arguments.only, map(str, arguments.ratios), arguments.texts)
+        recovered(result, set(map(" | ".join, asked)), finished)
     plot(result)
 
 

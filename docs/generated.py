@@ -162,10 +162,10 @@ def in_one_run() -> str:
     runs = {ratio: measured[key] for key, own, ratio, text in keys if (own, text) == (name, "mixture")}
     if not runs:
         return "This has not been measured yet."
-    shares = " and ".join(f"{float(ratio):.0%}" for ratio in sorted(runs))
+    shares = ", ".join(f"{float(ratio):.0%}" for ratio in sorted(runs))
     seconds = [runs[ratio]["seconds"] for ratio in sorted(runs)]
     each = " + ".join(f"{own:,.0f}" for own in seconds)
-    return f"{shares} took {each} seconds: {sum(seconds) / seconds[0]:.2f} times as long as the first size alone."
+    return f"{shares}: {each} seconds, {sum(seconds) / seconds[0]:.2f} times as long as the first size alone."
 
 
 def recovered() -> str:

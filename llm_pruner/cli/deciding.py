@@ -1,12 +1,21 @@
 """What a pruning run will do to the model: by which method, and how much of what goes."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from llm_pruner.calibration.mixtures import Drawn
 from llm_pruner.cli.calibrating import calibration_of, windows_drawn
 from llm_pruner.cli.messages import with_flags
-from llm_pruner.cli.requests import OF_RECONSTRUCTION, SCORING, asked_of, criterion_named, wants_reconstruction
+from llm_pruner.cli.requests import (
+    OF_RECONSTRUCTION,
+    SCORING,
+    asked_of,
+    criterion_named,
+    further_ratios,
+    request_of,
+    wants_reconstruction,
+)
 from llm_pruner.cli.vocabulary import Origin
 from llm_pruner.config.prune import PruneOptions
 from llm_pruner.console import log
@@ -14,6 +23,7 @@ from llm_pruner.errors import PlanError, PrunerError
 from llm_pruner.methods import METHODS, Method, Reconstruct, ScoreAndCut, settled
 from llm_pruner.model.axes import VOCAB
 from llm_pruner.model.tokenizers import load_tokenizer
+from llm_pruner.output.places import check_outputs
 from llm_pruner.shape.draft import Draft, draft, groups_to_score
 from llm_pruner.shape.plan import Plan
 from llm_pruner.vocabulary.cut import VocabularyCut
@@ -69,6 +79,21 @@ class Decision:
         return groups_to_score(self.draft) if isinstance(self.method, ScoreAndCut) else []
 
 
+@dataclass(frozen=True)
+class Pruning:
+    """One of the sizes that a run prunes to.
+
+    Attributes:
+        options: Those of a run that prunes to this size.
+        decision: What will be done.
+        target: The folder to save to, if any.
+    """
+
+    options: PruneOptions
+    decision: Decision
+    target: Path | None
+
+
 def decided(options: PruneOptions, request, origin: Origin) -> Decision:
     """Return the method and the draft.
 
@@ -85,6 +110,33 @@ def decided(options: PruneOptions, request, origin: Origin) -> Decision:
         against = asked_of(options, (*SCORING, "save_plan"))[0]
         log(f"note: pruning by magnitude: {against} does not go with a reconstruction")
     return _outlined(method, made)
+
+
+def further_prunings(options: PruneOptions, origin: Origin, source: str) -> list[Pruning]:
+    """Return the prunings behind the first.
+
+    Args:
+        options: Of the run, without what they say about the vocabulary.
+        origin: The model.
+        source: Where it is.
+
+    Raises:
+        PlanError: The model cannot have one of the sizes.
+        UsageError: A folder cannot be written.
+    """
+    found = []
+    for ratio in further_ratios(options):
+        folder = options.save_model and f"{Path(options.save_model)}-param_ratio{ratio}"
+        own = replace(
+            options,
+            method=options.method or Reconstruct.name,
+            param_ratio=ratio,
+            further_ratios=None,
+            save_model=folder,
+        )
+        decision = replace(decided(own, request_of(own), origin), tokens=origin.tokens)
+        found.append(Pruning(own, decision, check_outputs(own, source)))
+    return found
 
 
 def _by_default(options: PruneOptions, request, method: Method, origin: Origin) -> Decision:

@@ -6,8 +6,7 @@ from typing import Any
 
 from llm_pruner.calibration.mixtures import Drawn
 from llm_pruner.calibration.statistics import Calibration
-from llm_pruner.cli.deciding import Decision
-from llm_pruner.cli.further import Pruning
+from llm_pruner.cli.deciding import Decision, Pruning
 from llm_pruner.cli.vocabulary import Origin
 from llm_pruner.config.prune import PROGRAM, PruneOptions
 from llm_pruner.errors import redact

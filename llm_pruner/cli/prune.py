@@ -16,8 +16,7 @@ from llm_pruner.calibration.needs import WEIGHTS
 from llm_pruner.calibration.statistics import Calibration
 from llm_pruner.calibration.windows import bytes_per_token
 from llm_pruner.cli.calibrating import calibration_of, completed, windows_drawn
-from llm_pruner.cli.deciding import Decision, decided
-from llm_pruner.cli.further import Pruning, further_prunings
+from llm_pruner.cli.deciding import Decision, Pruning, decided, further_prunings
 from llm_pruner.cli.keeping import Keeper
 from llm_pruner.cli.requests import replayed, request_of, validate, without_vocabulary
 from llm_pruner.cli.vocabulary import Origin, scratch, with_vocabulary
@@ -122,7 +121,7 @@ def _run(options: PruneOptions, argv: Sequence[str], stack: contextlib.ExitStack
         exporters, stopwatch,
     )  # fmt: skip
     made: list[PruneReport] = []
-    for pruning, pruned in _prunings(prunings, known, model, drawn, stopwatch):
+    for pruning, pruned in _pruned(prunings, known, model, drawn, stopwatch):
         if asked.dry_run:
             return decision.told(pruned.plan)
         made.append(keeper.kept(pruning, pruned))
@@ -300,7 +299,7 @@ def _finished(
     return plan, config
 
 
-def _prunings(
+def _pruned(
     prunings: Sequence[Pruning], known: Known, model, drawn: Drawn | None, stopwatch: Stopwatch
 ) -> Iterator[tuple[Pruning, Pruned]]:
     """What the method makes of the model, of each pruning."""

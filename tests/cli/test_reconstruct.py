@@ -4,6 +4,7 @@ import json
 import math
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from transformers import AutoModelForCausalLM
@@ -13,7 +14,7 @@ import llm_pruner.errors
 from llm_pruner.cli import stages
 from llm_pruner.cli.requests import resolve
 from llm_pruner.methods import reconstruct as module
-from llm_pruner.output import reports
+from llm_pruner.output import places, reports
 from llm_pruner.output.reports import PruneReport
 
 pytestmark = pytest.mark.usefixtures("quick_reload")
@@ -22,7 +23,7 @@ QUICK = {"calibration_data": "demo", "nsamples": 16, "calibration_seq_len": 64, 
 
 def run(folder, **asked) -> PruneReport:
     report = llm_pruner.prune_checkpoint(
-        llm_pruner.PruneOptions(model="demo", dtype="float32", save_model=str(folder), **QUICK | asked)
+        llm_pruner.PruneOptions(**{"model": "demo", "dtype": "float32", "save_model": str(folder)} | QUICK | asked)
     )
     assert json.loads((folder / "report.json").read_text()) == json.loads(json.dumps(report.to_dict()))
     return report
@@ -91,11 +92,21 @@ def test_a_dry_run_shows_all_sizes(tmp_path, capsys):
     assert re.findall(r"attention \+ MLP .* (0\.\d+)\n", out) == ["0.2000", "0.5000"]
 
 
-def test_a_folder_that_is_taken_is_found_before_anything_is_done(tmp_path):
+@pytest.mark.parametrize("slash", ["", "/"])
+def test_a_folder_that_is_taken_is_found_before_anything_is_done(slash, tmp_path):
     (tmp_path / "out-param_ratio0.5").mkdir()
     (tmp_path / "out-param_ratio0.5" / "thesis.txt").write_text("years of work")
     with pytest.raises(llm_pruner.errors.UsageError, match="out-param_ratio0.5 is not empty"):
-        run(tmp_path / "out", param_ratio=0.2, further_ratios="0.5")
+        run(tmp_path / "out", param_ratio=0.2, further_ratios="0.5", save_model=f"{tmp_path}/out{slash}")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_disk_has_room_for_all_sizes_or_nothing_is_done(tmp_path, monkeypatch):
+    """5 MB of weights where 4 MB are free, of which each size alone takes less."""
+    free = SimpleNamespace(free=places.MARGIN + 4_000_000)
+    monkeypatch.setattr(places.shutil, "disk_usage", lambda folder: free)
+    with pytest.raises(llm_pruner.errors.RunError, match="the checkpoint needs"):
+        run(tmp_path / "out", param_ratio=0.2, further_ratios="0.5", dtype="bfloat16")
     assert not (tmp_path / "out").exists()
 
 

@@ -35,6 +35,7 @@ from llm_pruner.reconstruction.survey import Survey, survey
 from llm_pruner.reconstruction.tokens import Tokens
 from llm_pruner.shape.allocate import adaptive_groups, allocate
 from llm_pruner.shape.budget import TOLERANCE, Goal, filled_with_neurons
+from llm_pruner.shape.counter import ParameterCounter
 from llm_pruner.shape.draft import Draft, Searched, Traced
 from llm_pruner.validation import fields, filled, list_of, number, text, whole
 
@@ -143,10 +144,8 @@ class FormSearch:
         traced = draft.traced
         if form.layers is not None:
             traced = Traced.of(shallow_config(traced.config, form.layers), traced.counter.before)
-        # as many heads as before
-        widths = filled_with_neurons(traced.counter, most[0], own.goal)
-        if MLP in draft.axes and own.goal.missed(traced.counter, traced.counter.everywhere(widths)) < TOLERANCE:
-            return Form((widths,) * len(most), form.layers)
+        if layers := own._by_neurons(traced.counter, most[0]):
+            return Form(layers, form.layers)
         raise PlanError(f"no shape inside that of the size before has {own.goal.parameters:,.0f} parameters")
 
     def _per_layer(self, found: Survey, probe: Probe | None) -> tuple[Layers, dict[str, Any], Costs]:
@@ -222,11 +221,14 @@ class FormSearch:
     def _uniform(self) -> Layers:
         """One width for all, as many heads as there are where neurons can meet the goal alone."""
         counter = self.draft.traced.counter
-        if MLP in self.draft.axes:
-            widths = filled_with_neurons(counter, counter.before, self.goal)
-            if self.goal.missed(counter, counter.everywhere(widths)) < TOLERANCE:
-                return counter.everywhere(widths)
-        return self.draft.widths
+        return self._by_neurons(counter, counter.before) or self.draft.widths
+
+    def _by_neurons(self, counter: ParameterCounter, shape: Widths) -> Layers | None:
+        """A shape in every layer, with the neurons that meet the goal; None where they cannot."""
+        if MLP not in self.draft.axes:
+            return None
+        layers = counter.everywhere(filled_with_neurons(counter, shape, self.goal))
+        return layers if self.goal.missed(counter, layers) < TOLERANCE else None
 
     def _space(self, shape: Searched, costs: Costs, free) -> Space:
         traced = self.draft.traced

@@ -67,13 +67,13 @@ METHODS: dict[str, Row] = {
     "Putri": named("putri"),
     "SliceGPT": named("slicegpt"),
     "reconstruct": reconstructed(),
+    "reconstruct, per layer, in one run": reconstructed(per_layer=True),
     "reconstruct, per layer": reconstructed(per_layer=True),
     "reconstruct, shape not searched": reconstructed(search_minutes=0.0),
     "reconstruct, per layer, layers alone": reconstructed(per_layer=True, global_epochs=0),
-    "reconstruct, per layer, in one run": reconstructed(per_layer=True),
 }
-# the ratios of those whose models are made of one another
-IN_ONE_RUN = {"reconstruct, per layer, in one run": (0.2, 0.3, 0.5)}
+# those whose models are made of one another: the ratios, and whose row the first of them is
+IN_ONE_RUN = {"reconstruct, per layer, in one run": ((0.2, 0.3, 0.5), "reconstruct, per layer")}
 # whose models are asked questions, at the first two ratios and calibrated on the mixture
 TASKED = ("FLAP AL-AM", "Putri", "2SSP", "reconstruct", "reconstruct, per layer")
 
@@ -239,8 +239,8 @@ def pruned(runs: dict, names: list[str], ratios: list[float], texts: list[str], 
     for text in texts:
         for ratio in ratios:
             for name in names:
-                several = IN_ONE_RUN.get(name, (ratio,))
-                keys = {own: f"{name} | {own} | {text}" for own in several}
+                several, first = IN_ONE_RUN.get(name, ((ratio,), name))
+                keys = {own: f"{first if own == several[0] else name} | {own} | {text}" for own in several}
                 if ratio != several[0] or set(keys.values()) <= set(runs):
                     continue
                 found = made(name, text, {own: folder_of(each) for own, each in keys.items()})

@@ -113,9 +113,9 @@ def prompts(text: str) -> list[torch.Tensor]:
     return drawn(sources)
 
 
-def drawn(sources: Iterable[Path]) -> list[torch.Tensor]:
+def drawn(sources: Iterable[Path], nsamples: int = NSAMPLES) -> list[torch.Tensor]:
     """Calibration prompts of some files, in equal shares."""
-    return calibration_prompts(list(map(str, sources)), NSAMPLES, LENGTH, 0, load_tokenizer(str(fetched())))
+    return calibration_prompts(list(map(str, sources)), nsamples, LENGTH, 0, load_tokenizer(str(fetched())))
 
 
 def text_file(name: str, text: str) -> Path:

@@ -209,35 +209,36 @@ class Reconstruct:
         if not math.isfinite(done.kl) or plain.kl < done.kl:
             journal.log(f"note: plain {plain.criterion} is better here and is kept")
             return _Reached(self._plain(dense, draft, form, plain, notes))
-        plan, taught = replace(plan, kept=planned.named(done.kept)), None
+        plan, teacher = replace(plan, kept=planned.named(done.kept)), None
         if work.whole:
             with journal.timed("optimise"):
                 stream = [*done.dense_stream, *(last_stream(dense, fresh) if fresh else ())]
-                taught = _Taught(Teacher.of(dense, stream), fitted.and_fitted(fresh))
+                teacher = Teacher.of(dense, fitted.and_fitted(fresh), stream)
                 result = done.settle(dense)
-                notes["kl"] = self._optimised(result, taught, work)
+                notes["kl"] = self._optimised(result, teacher, work)
         else:
             result = done.settle(dense)
-        return _Reached(Pruned(result, plan, planned.config, notes), done.kept, taught)
+        return _Reached(Pruned(result, plan, planned.config, notes), done.kept, teacher)
 
     def _further(self, last: "_Reached", planned: Planned, work: "_Work") -> "_Reached":
         """Make a smaller model of the last one, which stays as it is."""
-        if last.taught is None:
+        teacher = last.teacher
+        if teacher is None:
             raise RunError("a plain method is better than the reconstruction, and no start for a smaller size")
-        dense, layers, hidden = planned.dense, planned.form.layers, planned.plan.before[HIDDEN]
+        dense, layers, least = planned.dense, planned.form.layers, ENOUGH * planned.plan.before[HIDDEN]
         with work.journal.timed("reconstruct"):
             wide = widened(last.pruned.model, dense.groups, last.kept, dense.config, layers)
-            tokens = last.taught.some(FITTED, hidden, COMPARED).tokens
+            tokens = teacher.some(FITTED, least, COMPARED).tokens
             done = reconstruct(wide, dense.groups, planned.wide, planned.config, tokens, work.settings, layers=layers)
             result = done.settle(wide)
         with work.journal.timed("optimise"):
-            kl = self._optimised(result, last.taught.some(OPTIMISED, hidden), work)
+            kl = self._optimised(result, teacher.some(OPTIMISED, least), work)
         if not math.isfinite(kl):
             raise not_finite(
                 "the pruned model's logits are NaN or Inf on the calibration data", next(result.parameters()).dtype
             )
         plan = replace(planned.plan, kept=planned.named(done.kept))
-        return _Reached(Pruned(result, plan, planned.config, {"kl": kl, "fits": done.fits}), done.kept, last.taught)
+        return _Reached(Pruned(result, plan, planned.config, {"kl": kl, "fits": done.fits}), done.kept, teacher)
 
     def _passes(self, model, tokens: Tokens) -> tuple[Settings, int]:
         """(how layers are reconstructed, passes in which all of them are optimised together)."""
@@ -247,9 +248,9 @@ class Reconstruct:
         # the optimisation of all layers reaches input projections as well, and is as good without their fits
         return Settings(input_projections=bool(alone) or not whole, epochs=alone, seed=self.seed), whole
 
-    def _optimised(self, model, taught: "_Taught", work: "_Work") -> float:
+    def _optimised(self, model, teacher: Teacher, work: "_Work") -> float:
         """Optimise all layers of a reconstructed model together, and return its KL."""
-        before, after = optimise_together(model, taught.teacher, taught.tokens, work.whole, self.seed)
+        before, after = optimise_together(model, teacher, work.whole, self.seed)
         work.journal.log(
             f"all layers optimised together: KL {before.kl:.4f} to {after.kl:.4f}, loss {before.loss:.4f} to "
             f"{after.loss:.4f}"
@@ -287,28 +288,12 @@ class _Work:
 
 
 @dataclass(frozen=True)
-class _Taught:
-    """What all layers are optimised on, and towards."""
-
-    teacher: Teacher
-    tokens: Tokens
-
-    def some(self, share: float, hidden: int, one_of: int = 1) -> "_Taught":
-        """A share of what is fitted on, enough for so many hidden channels, and one of so many that are held out."""
-        size, turn = sum(batch.numel() for batch in self.tokens.fitted), itertools.count()
-        places = self.tokens.places(max(round(share * size), ENOUGH * hidden))
-        places = [place for place in places if not self.tokens.held[place] or next(turn) % one_of == 0]
-        teacher = replace(self.teacher, stream=[self.teacher.stream[place] for place in places])
-        return _Taught(teacher, self.tokens.at(places))
-
-
-@dataclass(frozen=True)
 class _Reached:
     """A model, its units by the dense model's names, and how it was optimised; nothing of these of a plain one."""
 
     pruned: Pruned
     kept: dict[str, list[int]] = field(default_factory=dict)
-    taught: _Taught | None = None
+    teacher: Teacher | None = None
 
 
 def _check_further(drafts: Sequence[Draft], whole: int) -> None:

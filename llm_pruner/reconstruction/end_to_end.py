@@ -6,6 +6,7 @@ The dense model's logits are made again from its last hidden states, which the w
 """
 
 import contextlib
+import itertools
 import math
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -46,22 +47,25 @@ LARGEST = 2**30
 
 @dataclass(frozen=True)
 class Teacher:
-    """The end of the dense model and its last hidden states: all that its logits are made of.
+    """Calibration text and the dense model's logits of it, as what those are made of.
 
     Attributes:
-        model: A model without layers.
+        model: The end of the dense model: a model without layers.
+        tokens: The calibration batches.
         stream: The dense model's last hidden states, [prompts, tokens, hidden_size] for each batch.
     """
 
     model: Any
+    tokens: Tokens
     stream: Sequence[torch.Tensor]
 
     @classmethod
-    def of(cls, dense, stream: Sequence[torch.Tensor]) -> "Teacher":
+    def of(cls, dense, tokens: Tokens, stream: Sequence[torch.Tensor]) -> "Teacher":
         """Make one of the dense model, which may be emptied afterwards.
 
         Args:
             dense: The dense model.
+            tokens: The calibration batches.
             stream: Its last hidden states, for each batch.
         """
         model = skeleton(dense.config).eval()
@@ -72,7 +76,20 @@ class Teacher:
             if layer_number(name) is None:
                 model.get_buffer(name).data = buffer.data
         model.tie_weights()
-        return cls(model, stream)
+        return cls(model, tokens, stream)
+
+    def some(self, share: float, least: int, one_of: int = 1) -> "Teacher":
+        """Return a teacher of less text.
+
+        Args:
+            share: Of the text that is fitted on.
+            least: Tokens that are fitted on, as far as there are so many.
+            one_of: One of so many batches that are held out stays.
+        """
+        size = round(share * sum(batch.numel() for batch in self.tokens.fitted))
+        places, turn = self.tokens.places(max(size, least)), itertools.count()
+        places = [place for place in places if not self.tokens.held[place] or next(turn) % one_of == 0]
+        return Teacher(self.model, self.tokens.at(places), [self.stream[place] for place in places])
 
 
 @torch.no_grad()
@@ -111,15 +128,14 @@ class Held:
         return self.kl < other.kl or (self.loss < other.loss and self.kl < RISE * other.kl)
 
 
-def optimise_together(model, teacher: Teacher, tokens: Tokens, epochs: int, seed: int = 0) -> tuple[Held, Held]:
+def optimise_together(model, teacher: Teacher, epochs: int, seed: int = 0) -> tuple[Held, Held]:
     """Bring KL(dense ‖ pruned) down by Adam on all layers at once.
 
     Embeddings and lm_head stay as they are. So do the layers where held-out text does not gain by it.
 
     Args:
         model: The pruned model, in evaluation mode; its layers are changed in place, in their dtype.
-        teacher: What is left of the dense model.
-        tokens: The calibration batches.
+        teacher: What is left of the dense model, and the text.
         epochs: Passes over the fitted batches.
         seed: Of their order.
 
@@ -132,7 +148,7 @@ def optimise_together(model, teacher: Teacher, tokens: Tokens, epochs: int, seed
     # of the reconstruction, before what takes the most
     give_back()
     with computing("the optimisation of all layers"), contextlib.ExitStack() as stack:
-        student = _Student(model, teacher, tokens)
+        student = _Student(model, teacher)
         before = student.held_out()
         kept = _kept(student.parameters, stack)
         dtypes = {name: parameter.dtype for name, parameter in student.parameters.items()}
@@ -236,8 +252,8 @@ def _only(model, parameters: Iterable[torch.Tensor]) -> Iterator[None]:
 class _Student:
     """The pruned model, run layer by layer in float32 behind its embeddings."""
 
-    def __init__(self, model, teacher: Teacher, tokens: Tokens) -> None:
-        self.model, self.teacher, self.tokens = model, teacher, tokens
+    def __init__(self, model, teacher: Teacher) -> None:
+        self.model, self.teacher, self.tokens = model, teacher, teacher.tokens
         self.layers: Sequence[nn.Module] = list(decoder_layers(model))
         self.parameters = {
             name: parameter for name, parameter in model.named_parameters() if layer_number(name) is not None

@@ -65,12 +65,12 @@ def test_half_of_the_text_is_kept_for_the_optimisation_of_all_layers(options, en
     monkeypatch.setattr(module, "reconstruct", lambda *a, **more: seen.update(fitted=a[4]) or own(*a, **more))
     together = module.optimise_together
 
-    def optimised(model, teacher, tokens, *rest):
-        seen.update(optimised=tokens, errors=[
+    def optimised(model, teacher, *rest):
+        seen.update(optimised=teacher.tokens, errors=[
             (logits_of(teacher.model, ids, stream) - dense(ids).logits).abs().max().item()
-            for ids, stream in zip(tokens.batches, teacher.stream, strict=True)
+            for ids, stream in zip(teacher.tokens.batches, teacher.stream, strict=True)
         ])  # fmt: skip
-        return together(model, teacher, tokens, *rest)
+        return together(model, teacher, *rest)
 
     monkeypatch.setattr(module, "optimise_together", optimised)
     method_of(copy.deepcopy(dense), prune="mlp=0.3", **options)

@@ -64,11 +64,11 @@ def test_it_is_optimised_towards_the_dense_model(monkeypatch):
     dense = tiny.model("llama", **FINE)
     still, own, seen = copy.deepcopy(dense), module.optimise_together, []
 
-    def noted(model, teacher, tokens, *rest):
-        for ids, stream in zip(tokens.batches, teacher.stream, strict=True):
+    def noted(model, teacher, *rest):
+        for ids, stream in zip(teacher.tokens.batches, teacher.stream, strict=True):
             torch.testing.assert_close(logits_of(teacher.model, ids, stream), still(ids).logits)
-        seen.append(sum(batch.numel() for batch in tokens.fitted))
-        return own(model, teacher, tokens, *rest)
+        seen.append(sum(batch.numel() for batch in teacher.tokens.fitted))
+        return own(model, teacher, *rest)
 
     monkeypatch.setattr(module, "optimise_together", noted)
     monkeypatch.setattr(module, "ENOUGH", 0)

@@ -16,12 +16,12 @@ CASES = ["llama", "llama_tied", "qwen2", "gemma3_text", "phi3", "gpt2", "gpt_neo
 
 
 def pruned(case: str, dtype=torch.float32):
-    """(dense model, pruned model, of which nothing was fitted, teacher, tokens)."""
+    """(dense model, pruned model, of which nothing was fitted, teacher)."""
     dense, tokens = tiny.model(case).to(dtype), calibration(batches=2)
     groups, plan, config = planned(dense, {"mlp": 0.4})
     done = reconstruct(dense, groups, plan.after, config, tokens, PLAIN)
-    teacher = Teacher.of(dense, done.dense_stream)
-    return copy.deepcopy(dense), done.settle(dense), teacher, tokens
+    teacher = Teacher.of(dense, tokens, done.dense_stream)
+    return copy.deepcopy(dense), done.settle(dense), teacher
 
 
 @torch.no_grad()
@@ -36,10 +36,10 @@ def loss(model, batches) -> float:
 def test_the_divergence_falls_and_is_that_of_the_model(case, quick, monkeypatch):
     """Whether products are in bfloat16 or not; held-out text is always measured in the model's own precision."""
     monkeypatch.setattr(end_to_end, "has_quick_bfloat16", lambda device: quick)
-    dense, model, teacher, tokens = pruned(case)
-    _, held = fitted_and_held(tokens)
+    dense, model, teacher = pruned(case)
+    _, held = fitted_and_held(teacher.tokens)
     start = divergence(dense, model, held)
-    before, after = optimise_together(model, teacher, tokens, epochs=20)
+    before, after = optimise_together(model, teacher, epochs=20)
     assert before.kl == pytest.approx(start, rel=1e-3)
     assert after.kl == pytest.approx(divergence(dense, model, held), rel=1e-3)
     assert after.loss == pytest.approx(loss(model, held), rel=1e-4)
@@ -49,11 +49,11 @@ def test_the_divergence_falls_and_is_that_of_the_model(case, quick, monkeypatch)
 @pytest.mark.parametrize("case", ["llama", "llama_tied"])
 def test_only_layers_change_and_no_gradient_is_left(case):
     """Whether a parameter learns is as it was: whoever trains the model afterwards finds nothing frozen."""
-    _, model, teacher, tokens = pruned(case)
+    _, model, teacher = pruned(case)
     model.model.layers[1].mlp.up_proj.weight.requires_grad_(False)
     flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    optimise_together(model, teacher, tokens, epochs=3)
+    optimise_together(model, teacher, epochs=3)
     changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
     assert changed == {name for name in before if ".layers." in name}
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -73,20 +73,20 @@ def test_steps_that_harm_are_taken_back(monkeypatch, dtype, disk):
     def none() -> None:
         raise FileNotFoundError("No usable temporary directory found")
 
-    _, model, teacher, tokens = pruned("llama", dtype)
+    _, model, teacher = pruned("llama", dtype)
     if disk != "is there":
         monkeypatch.setattr(end_to_end.tempfile, "TemporaryFile", Full if disk == "is full" else none)
     own = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     monkeypatch.setattr(end_to_end, "RATE", 10.0)
-    before, after = optimise_together(model, teacher, tokens, epochs=1)
+    before, after = optimise_together(model, teacher, epochs=1)
     assert before == after
     assert all(torch.equal(tensor, own[name]) for name, tensor in model.state_dict().items())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_model_keeps_its_dtype(dtype):
-    _, model, teacher, tokens = pruned("llama", dtype)
-    before, after = optimise_together(model, teacher, tokens, epochs=20)
+    _, model, teacher = pruned("llama", dtype)
+    before, after = optimise_together(model, teacher, epochs=20)
     assert after.kl < before.kl
     assert {parameter.dtype for parameter in model.parameters()} == {dtype}
 
@@ -116,8 +116,8 @@ def test_a_row_has_one_second_moment():
 
 def test_products_in_bfloat16_give_nearly_the_same_gradients(monkeypatch):
     """Of float32, into weights of float32, and with no autocast left behind."""
-    _, model, teacher, tokens = pruned("llama")
-    student, gradients = end_to_end._Student(model, teacher, tokens), []
+    _, model, teacher = pruned("llama")
+    student, gradients = end_to_end._Student(model, teacher), []
     for quick in (False, True):
         monkeypatch.setattr(end_to_end, "has_quick_bfloat16", lambda device, quick=quick: quick)
         student.backward(0, slice(0, 4))
@@ -131,8 +131,8 @@ def test_products_in_bfloat16_give_nearly_the_same_gradients(monkeypatch):
 
 def test_same_seed_same_bytes():
     def run(seed: int):
-        _, model, teacher, tokens = pruned("llama")
-        optimise_together(model, teacher, tokens, epochs=2, seed=seed)
+        _, model, teacher = pruned("llama")
+        optimise_together(model, teacher, epochs=2, seed=seed)
         return model.model.layers[0].mlp.up_proj.weight
 
     assert torch.equal(run(0), run(0))

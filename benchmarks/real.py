@@ -75,7 +75,7 @@ METHODS: dict[str, Row] = {
 # those whose models are made of one another: the ratios, and whose row the first of them is
 IN_ONE_RUN = {"reconstruct, per layer, in one run": ((0.2, 0.3, 0.5), "reconstruct, per layer")}
 # whose models are asked questions, at the first two ratios and calibrated on the mixture
-TASKED = ("FLAP AL-AM", "Putri", "2SSP", "reconstruct", "reconstruct, per layer")
+TASKED = ("FLAP AL-AM", "Putri", "2SSP", "reconstruct", "reconstruct, per layer", *IN_ONE_RUN)
 
 
 def documents() -> list[str]:
@@ -213,7 +213,8 @@ def made(name: str, text: str, folders: Mapping[float, Path]) -> dict[float, dic
         models = iter([method.prune(model, *drafts(), calibrated, journal)])
     else:
         models = method.prune_successively(model, drafts(), calibrated, journal)
-    for (ratio, folder), pruned_model in zip(folders.items(), models):
+    for ratio, folder in folders.items():
+        pruned_model = next(models)
         seconds, peak = time.perf_counter() - started, HostMemory.peak()
         plan = pruned_model.plan
         pruned_model.model.save_pretrained(folder)
@@ -228,6 +229,7 @@ def made(name: str, text: str, folders: Mapping[float, Path]) -> dict[float, dic
             "peak_memory_beside_the_model": peak - before,
         }
         # of the next one
+        del pruned_model
         stopwatch.seconds.clear()
         give_back()
         HostMemory.reset_peak()
@@ -246,8 +248,8 @@ def pruned(runs: dict, names: list[str], ratios: list[float], texts: list[str], 
                 found = made(name, text, {own: folder_of(each) for own, each in keys.items()})
                 runs.update({keys[own]: run for own, run in found.items()})
                 finished()
-                if not (name in TASKED and ratio in RATIOS[:2] and text == TEXTS[0]):
-                    for each in keys.values():
+                for own, each in keys.items():
+                    if not (each.split(" | ")[0] in TASKED and own in RATIOS[:2] and text == TEXTS[0]):
                         shutil.rmtree(folder_of(each))
 
 

@@ -4,7 +4,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from llm_pruner.methods import Method, Reconstruct, ScoreAndCut, settled
+from llm_pruner.methods import Method, Pruned, Reconstruct, ScoreAndCut, settled
 from llm_pruner.shape.draft import draft
 from llm_pruner.shape.plan import Plan
 from llm_pruner.shape.request import Budget, Replay, Request
@@ -70,8 +70,12 @@ def prune_successively(
     """
     method, config = method or Reconstruct(), _config(model)
     drafts = [draft(size, config, method) for size in sizes]
-    for pruned in method.prune_successively(model.eval(), drafts, prompts):
-        yield PrunedModel(pruned.model, pruned.plan)
+    # `map` keeps none of them
+    yield from map(_model_and_plan, method.prune_successively(model.eval(), drafts, prompts))
+
+
+def _model_and_plan(pruned: Pruned) -> PrunedModel:
+    return PrunedModel(pruned.model, pruned.plan)
 
 
 def _config(model):

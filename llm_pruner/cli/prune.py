@@ -125,7 +125,8 @@ def _run(options: PruneOptions, argv: Sequence[str], stack: contextlib.ExitStack
         if asked.dry_run:
             return decision.told(pruned.plan)
         made.append(keeper.kept(pruning, pruned))
-        # what follows is the next one's
+        # memory and seconds are the next one's
+        del pruned
         stopwatch.seconds.clear()
     return made[0]
 
@@ -313,12 +314,15 @@ def _pruned(
         made = method.prune_successively(model, drafts, prompts, journal)
     else:
         made = iter([method.prune(model, drafts[0], prompts, journal)])
-    for place, (pruning, pruned) in enumerate(zip(prunings, made, strict=True)):
+    for place, pruning in enumerate(prunings):
+        pruned = next(made)
         outline, told = pruning.decision.plan, (pruned.plan.table(), pruned.config.model_type)
         if outline is None or (outline.table(), pruning.decision.config.model_type) != told:
             _announce(pruned.plan, pruned.config, pruning.decision, pruning.options)
             _check_disk(prunings[place:], pruned.plan)
         yield pruning, pruned
+        # the next one needs the memory
+        del pruned
 
 
 def _scored_and_cut(pruning: Pruning, known: Known, model, prompts, stopwatch: Stopwatch) -> Pruned:

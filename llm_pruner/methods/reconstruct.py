@@ -167,13 +167,16 @@ class Reconstruct:
             )
             found = search.run()
         work = _Work(tokens, settings, whole, journal, folder, identity)
-        reached = self._first(model, draft, found, work)
-        yield reached.pruned
-        form = found.form
+        reached, form = self._first(model, draft, found, work), found.form
         for other in others:
-            form = search.smaller(found, form, other)
-            reached = self._further(reached, self._planned(other, form), work)
             yield reached.pruned
+            form = search.smaller(found, form, other)
+            planned = self._planned(other, form)
+            wide, teacher = _start(reached, planned)
+            # whoever took it may have let it go, and it is as large as the next one
+            del reached
+            reached = self._further(wide, teacher, planned, work)
+        yield reached.pruned
 
     def _planned(self, draft: Draft, form: Form) -> Planned:
         planned = Planned.of(draft.traced, form)
@@ -220,14 +223,10 @@ class Reconstruct:
             result = done.settle(dense)
         return _Reached(Pruned(result, plan, planned.config, notes), done.kept, teacher)
 
-    def _further(self, last: "_Reached", planned: Planned, work: "_Work") -> "_Reached":
-        """Make a smaller model of the last one, which stays as it is."""
-        teacher = last.teacher
-        if teacher is None:
-            raise RunError("a plain method is better than the reconstruction, and no start for a smaller size")
+    def _further(self, wide, teacher: Teacher, planned: Planned, work: "_Work") -> "_Reached":
+        """Make a smaller model of the last one, which is `wide`, in the dense model's shape."""
         dense, layers, least = planned.dense, planned.form.layers, ENOUGH * planned.plan.before[HIDDEN]
         with work.journal.timed("reconstruct"):
-            wide = widened(last.pruned.model, dense.groups, last.kept, dense.config, layers)
             tokens = teacher.some(FITTED, least, COMPARED).tokens
             done = reconstruct(wide, dense.groups, planned.wide, planned.config, tokens, work.settings, layers=layers)
             result = done.settle(wide)
@@ -294,6 +293,15 @@ class _Reached:
     pruned: Pruned
     kept: dict[str, list[int]] = field(default_factory=dict)
     teacher: Teacher | None = None
+
+
+def _start(reached: _Reached, planned: Planned) -> tuple[Any, Teacher]:
+    """(a model that was reached in the shape of the dense one, its teacher): what a smaller one is made of."""
+    if reached.teacher is None:
+        raise RunError("a plain method is better than the reconstruction, and no start for a smaller size")
+    dense = planned.dense
+    wide = widened(reached.pruned.model, dense.groups, reached.kept, dense.config, planned.form.layers)
+    return wide, reached.teacher
 
 
 def _check_further(drafts: Sequence[Draft], whole: int) -> None:

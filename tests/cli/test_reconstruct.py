@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import weakref
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -66,7 +67,15 @@ def test_what_does_not_go_with_it_is_named(capsys):
 
 
 @pytest.mark.slow
-def test_further_ratios_are_checkpoints_of_their_own(tmp_path, capsys):
+def test_further_ratios_are_checkpoints_of_their_own(tmp_path, capsys, monkeypatch):
+    own, models, left = module.optimise_together, [], []
+
+    def noted(model, *rest):
+        left.append(sum(one() is not None for one in models))
+        models.append(weakref.ref(model))
+        return own(model, *rest)
+
+    monkeypatch.setattr(module, "optimise_together", noted)
     report = run(tmp_path / "out", param_ratio=0.2, further_ratios="0.3,0.5", search_minutes=0.0)
     assert report.removed["decoder"] == pytest.approx(0.2, abs=0.01)
     for ratio in (0.3, 0.5):
@@ -82,6 +91,7 @@ def test_further_ratios_are_checkpoints_of_their_own(tmp_path, capsys):
         loaded = AutoModelForCausalLM.from_pretrained(folder)
         assert sum(p.numel() for p in loaded.parameters()) == stored.parameters.after
     assert capsys.readouterr().out.count("saved ") == 3
+    assert left == [0, 0, 0], "a model that has been saved is let go"
 
 
 def test_a_dry_run_shows_all_sizes(tmp_path, capsys):

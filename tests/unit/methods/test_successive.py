@@ -2,6 +2,7 @@
 
 import copy
 import math
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -77,6 +78,25 @@ def test_it_is_optimised_towards_the_dense_model(monkeypatch):
     made(dense, per_layer=True)
     assert len(seen) == 3
     assert seen[1] == seen[2] < 0.6 * seen[0], "further sizes see a part of the text"
+
+
+@pytest.mark.usefixtures("reconstructed")
+def test_a_model_that_was_let_go_is_not_kept(monkeypatch):
+    """The optimisation takes the most memory, and needs only the model that it optimises."""
+    own, taken, left = module.optimise_together, [], []
+
+    def noted(*rest):
+        left.append([layer() is not None for layer in taken])
+        return own(*rest)
+
+    monkeypatch.setattr(module, "optimise_together", noted)
+    method = Reconstruct(search_minutes=0.0, epochs=0)
+    run = prune_successively(tiny.model("llama", **FINE), SIZES, method, prompts())
+    for _ in SIZES:
+        model, _ = next(run)
+        taken.append(weakref.ref(model.model.layers[0]))
+        del model
+    assert left == [[], [False], [False, False]]
 
 
 @pytest.mark.usefixtures("reconstructed")

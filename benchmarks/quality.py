@@ -77,10 +77,10 @@ def reconstructed(budget: dict | None = None, **options) -> Row:
     return Row(partial(Reconstruct, **options), budget or {}, SEEDS[:1])
 
 
-def named(name: str) -> Row:
+def named(name: str, **options) -> Row:
     """A row of a published method of its own kind. SliceGPT takes the whole budget from the hidden size, so that
     embeddings and lm_head shrink too; ShortGPT removes whole layers, so that of six a third goes at 20 and at 30 %."""
-    return Row(lambda seed=0: PRUNING.make(name, {"seed": seed}))
+    return Row(lambda seed=0: PRUNING.make(name, options | {"seed": seed}))
 
 
 METHODS: dict[str, Row] = {

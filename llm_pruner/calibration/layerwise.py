@@ -58,11 +58,11 @@ class Layer:
         return self.module(hidden.to(self.device) if self.offload else hidden, *arguments, **options)
 
     @torch.no_grad()
-    def run(self, observe: Callable[[torch.Tensor], object] | None = None) -> None:
+    def run(self, observe: Callable[[torch.Tensor, torch.Tensor], object] | None = None) -> None:
         """Push the stream through the layer as it is now; running it again replaces the outputs.
 
         Args:
-            observe: Called with the output of each batch, when hooks have seen that batch and no other behind it.
+            observe: Called with what enters and what leaves, for each batch, when hooks have seen that one last.
 
         Raises:
             RunError: An output is not finite; the message names the layer.
@@ -75,7 +75,7 @@ class Layer:
                 where = f"layer {self.index}: {name}" if name else f"layer {self.index}"
                 raise not_finite(f"{where} gives NaN or Inf on the calibration data", output.dtype)
             if observe:
-                observe(output)
+                observe(hidden, output)
             self.outputs.append(offloaded(output) if self.offload else output)
 
 

@@ -8,7 +8,7 @@ import torch
 from llm_pruner.calibration.layerwise import Layer, walk
 from llm_pruner.errors import computing
 from llm_pruner.model.axes import KV_HEADS, MLP, Widths, heads_per_group
-from llm_pruner.reconstruction.least_squares import least_energy
+from llm_pruner.reconstruction.least_squares import token_weights
 
 
 @dataclass(frozen=True)
@@ -90,14 +90,14 @@ def measure_layers(model, batches: Sequence[torch.Tensor]) -> Costs:
 
 
 def change(layer: Layer) -> float:
-    """Return how much a layer changes the stream: Σ over tokens of ‖out − in‖² / ‖out‖².
+    """Return how much a layer changes the stream: Σ over tokens of w·‖out − in‖², with the weights of `token_weights`.
 
     Args:
         layer: The layer, which has been run.
     """
     total = 0.0
     for hidden, out in zip(layer.stream, layer.outputs, strict=True):
-        hidden, out = hidden.to(layer.device), out.to(layer.device)
-        energy = out.float().square().sum(-1)
-        total += ((out - hidden).float().square().sum(-1) / energy.clamp_min(least_energy(energy))).sum().item()
+        hidden, out = hidden.to(layer.device).float(), out.to(layer.device).float()
+        weights = token_weights(*(stream.square().sum(-1) for stream in (hidden, out)))
+        total += ((out - hidden).square().sum(-1) * weights).sum().item()
     return total

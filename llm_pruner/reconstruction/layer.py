@@ -1,7 +1,7 @@
 """One decoder layer reconstructed: its projections fitted, its units chosen, the rest cut."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,9 +14,16 @@ from llm_pruner.model.axes import HEADS, KV_HEADS, MLP, Widths, heads_per_group
 from llm_pruner.model.groups import Group, kept_positions
 from llm_pruner.model.layers import inside
 from llm_pruner.model.surgery import place
-from llm_pruner.reconstruction.block_optimisation import Block
+from llm_pruner.reconstruction.block_optimisation import Block, held_error
 from llm_pruner.reconstruction.layers import Part, affine, matrix, parts_of, set_affine, watch
-from llm_pruner.reconstruction.least_squares import CommonInput, Moments, fit, normal_equations, token_weights
+from llm_pruner.reconstruction.least_squares import (
+    CommonInput,
+    Moments,
+    fit,
+    least_energy,
+    normal_equations,
+    token_weights,
+)
 from llm_pruner.reconstruction.rotation import rotate_layer
 from llm_pruner.reconstruction.second_order import RIDGE, keep_heads, keep_neurons
 from llm_pruner.reconstruction.tokens import Tokens
@@ -196,12 +203,19 @@ class Work:
 
     def block(self, module: nn.Module) -> Block:
         """Return the error of a layer as a block to optimise: of the stream behind it, each token weighted."""
+        return Block(module, partial(self._error, module, self.weights), self.tokens.held)
 
-        def error(batch: int) -> torch.Tensor:
-            difference = self.run(module, batch)().float() - self.toward(self.dense.outputs[batch])
-            return (difference.square().mean(-1) * self.weights(batch)).mean()
+    def relative_error(self, module: nn.Module) -> float:
+        """Return the mean over held-out tokens of the squared error behind a layer, relative to the token's energy."""
+        return held_error(Block(module, partial(self._error, module, self._one_over_energy), self.tokens.held))
 
-        return Block(module, error, self.tokens.held)
+    def _error(self, module: nn.Module, weights: Callable[[int], torch.Tensor], batch: int) -> torch.Tensor:
+        difference = self.run(module, batch)().float() - self.toward(self.dense.outputs[batch])
+        return (difference.square().mean(-1) * weights(batch)).mean()
+
+    def _one_over_energy(self, batch: int) -> torch.Tensor:
+        energy = self.here(self.dense.outputs[batch]).square().mean(-1)
+        return 1 / energy.clamp_min(least_energy(energy))
 
     def dense_run(self, batch: int):
         """Return a function that runs the dense layer on a batch."""
@@ -229,8 +243,9 @@ class Work:
             stream[batch] = offloaded(output)
 
     def weights(self, batch: int) -> torch.Tensor:
-        """Return one over the energy of each token's dense stream, [prompts, tokens]: relative errors count."""
-        return token_weights(self.here(self.dense.outputs[batch]).square().mean(-1))
+        """Return the weights of a batch's tokens, [prompts, tokens]: errors relative to the dense stream count."""
+        streams = self.dense.stream[batch], self.dense.outputs[batch]
+        return token_weights(*(self.here(stream).square().mean(-1) for stream in streams))
 
     def writes_directly(self, attention: Part, mlp: Part) -> bool:
         """Return whether the outputs of both output projections are added to the stream as they are, without a norm."""

@@ -201,16 +201,23 @@ def _better(best: Fit, weight: torch.Tensor, kind: str, held: Moments, dtype: to
     return Fit(weight.float(), kind, error, best.before) if better else best
 
 
-def token_weights(energy: torch.Tensor) -> torch.Tensor:
-    """Return one over the energy of each token, so that relative errors count.
+def token_weights(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+    """Return one over the energy of each token behind a layer, so that relative errors count.
+
+    A token whose energy the layer multiplies counts more, by the root of how much more than usual that is. It may be
+    one of hundreds, and yet the model breaks without it: the others attend to it. (Massive activations, Sun et al.
+    2024, https://arxiv.org/abs/2402.17762.)
 
     Args:
-        energy: Float tensor [prompts, tokens].
+        before: The energy that enters the layer, float tensor [prompts, tokens].
+        after: The energy that leaves it, float tensor [prompts, tokens].
 
     Returns:
         Float tensor [prompts, tokens].
     """
-    return 1 / energy.clamp_min(least_energy(energy))
+    before, after = (energy.clamp_min(least_energy(energy)) for energy in (before, after))
+    growth = after / before
+    return (growth / growth.median()).sqrt() / after
 
 
 def least_energy(energy: torch.Tensor) -> torch.Tensor:

@@ -28,7 +28,7 @@ from llm_pruner.model.groups import Group, group_of
 from llm_pruner.model.layers import decoder_layers, layer_number
 from llm_pruner.model.skeleton import skeleton
 from llm_pruner.model.surgery import empty, finish, place
-from llm_pruner.reconstruction.block_optimisation import held_error, optimise
+from llm_pruner.reconstruction.block_optimisation import optimise
 from llm_pruner.reconstruction.embeddings_and_head import outside, set_end, set_entrance
 from llm_pruner.reconstruction.layer import Outcome, Settings, Work, reconstruct_layer
 from llm_pruner.reconstruction.layer_files import read_layer, write_layer
@@ -174,7 +174,7 @@ class _Reconstruction:
         if found is None:
             found = self._made(work, small, like)
         small.to(like.device, torch.float32)
-        self.done.errors.append(held_error(work.block(small)))
+        self.done.errors.append(work.relative_error(small))
         # what enters it is wanted once more
         if dense.index == self.stay[-1]:
             work.pruned, self.last = list(self.pruned), (work, small)

@@ -160,8 +160,8 @@ def _run(layer: Layer, parts: Sequence[Part]) -> dict[str, tuple[Moments, Inputs
     sums = {name: (Moments(module.bias is not None), Inputs({MOMENTS})) for name, module in modules.items()}
     seen: dict[tuple[str, str], torch.Tensor] = {}
 
-    def add(output: torch.Tensor) -> None:
-        weights = token_weights(output.float().square().sum(-1))
+    def add(hidden: torch.Tensor, output: torch.Tensor) -> None:
+        weights = token_weights(*(stream.to(output.device).float().square().sum(-1) for stream in (hidden, output)))
         for name, (moments, inputs) in sums.items():
             x, y = seen.pop((name, "in")), seen.pop((name, "out"))
             moments.add(x, y, weights)

@@ -42,17 +42,18 @@ def measured():
 def rises(model, batches, layer: int, name: str, width: int) -> list[float]:
     """By how much the error of least squares is higher without one unit: the squared error of the stream behind the
     layer, relative to each token's energy, and the ridge towards the dense weights. Float64, from the tokens."""
-    seen, out = [], []
+    seen, weights = [], []
     for place in walk(model, batches):
         if place.index == layer:
             writer = place.module.get_submodule(name)
             hook = writer.register_forward_hook(lambda _, x, y: seen.append((x[0], y)))
             place.run()
             hook.remove()
-            out = place.outputs
+            for streams in zip(place.stream, place.outputs, strict=True):
+                before, after = (stream.flatten(0, 1).double().square().sum(1, keepdim=True) for stream in streams)
+                weights.append((after / before / (after / before).median()).sqrt() / after)
     x, y = (torch.cat([tensor.flatten(0, 1) for tensor in own]).double() for own in zip(*seen, strict=True))
-    energy = torch.cat([hidden.flatten(0, 1) for hidden in out]).double().square().sum(1, keepdim=True)
-    scale = (len(x) * energy).sqrt()  # of the rows, so that squares add up to the mean relative error
+    scale = (len(x) / torch.cat(weights)).sqrt()  # of the rows, so that squares add up to the mean relative error
     prior = torch.cat([writer.weight, writer.bias[:, None]], 1).double()
     rows, wanted = torch.cat([x, torch.ones_like(x[:, :1])], 1) / scale, y / scale
     pull = (RIDGE * rows.square().sum(0).mean()).sqrt() * torch.eye(prior.shape[1], dtype=torch.double)

@@ -19,12 +19,13 @@ from llm_pruner.reconstruction.least_squares import Moments, fit, normal_equatio
 from llm_pruner.reconstruction.logits import divergence
 from llm_pruner.reconstruction.rotation import norm_scale
 from llm_pruner.reconstruction.second_order import Surgeon, keep_heads, keep_neurons
+from llm_pruner.reconstruction.tokens import split
 from llm_pruner.shape.allocate import standardised
 from llm_pruner.sparsity.calibration import sparsify_activations
 from llm_pruner.sparsity.weights import sparsify_weights
 from tests.support import tiny
 from tests.support.in_memory import prune_model
-from tests.support.reconstructing import calibration, method_of, prompts
+from tests.support.reconstructing import calibration, method_of, prompts, reconstructed
 
 HUGE, TINY = 1e4, 1e-8
 
@@ -232,10 +233,36 @@ def test_least_squares_that_its_dtype_cannot_hold_is_none():
 
 def test_silent_tokens_weigh_no_more_than_very_quiet_ones():
     energy = torch.tensor([[0.0, 1.0, 2.0, 4.0]])
-    assert torch.equal(token_weights(energy), 1 / torch.tensor([[1e-6, 1.0, 2.0, 4.0]]))
-    mostly_silent = token_weights(torch.tensor([[0.0, 0.0, 0.0, 4.0]]))
-    torch.testing.assert_close(mostly_silent, torch.tensor([[1e6, 1e6, 1e6, 0.25]]))
-    torch.testing.assert_close(token_weights(torch.zeros(1, 2)), torch.full((1, 2), 1e6))
+    assert torch.equal(token_weights(energy, energy), 1 / torch.tensor([[1e-6, 1.0, 2.0, 4.0]]))
+    mostly_silent = torch.tensor([[0.0, 0.0, 0.0, 4.0]])
+    torch.testing.assert_close(token_weights(mostly_silent, mostly_silent), torch.tensor([[1e6, 1e6, 1e6, 0.25]]))
+    torch.testing.assert_close(token_weights(*torch.zeros(2, 1, 2)), torch.full((1, 2), 1e6))
+
+
+def test_a_token_weighs_more_where_its_energy_grows_more_than_usual():
+    before, after = torch.tensor([[1.0, 1.0, 2.0, 1.0, 4.0]]), torch.tensor([[3.0, 3.0, 6.0, 30_000.0, 3.0]])
+    weights = token_weights(before, after)
+    torch.testing.assert_close(weights * after, torch.tensor([[1.0, 1.0, 1.0, 100.0, 0.5]]))
+
+
+@torch.no_grad()
+def test_what_makes_a_massive_activation_stays():
+    """Of one token among 512, which by its own energy would count as little as any other."""
+    model, token, neuron = tiny.model("llama", intermediate_size=32), 7, 5
+    layer, embeddings = model.model.layers[0], model.model.embed_tokens.weight
+    mlp = layer.mlp
+    # a channel of its own, which one neuron reads
+    embeddings[:, 0] = layer.self_attn.o_proj.weight[0] = 0.0
+    embeddings[token] = 100.0 * torch.eye(len(embeddings[0]))[0]
+    for projection in (mlp.gate_proj, mlp.up_proj):
+        projection.weight[:, 0] = 0.0
+        projection.weight[neuron] = 100.0 * torch.eye(len(embeddings[0]))[0]
+    mlp.down_proj.weight *= 1000.0
+    prompts = tiny.tokens(64, 32, seed=0)
+    prompts[prompts == token] += 1
+    prompts[::16, 0] = token
+    kept = reconstructed(model, {"mlp": 0.5}, tokens=split(list(prompts))).kept
+    assert neuron in kept["layers.0.mlp"]
 
 
 def test_silent_tokens_lose_nothing_by_a_rotation():

@@ -27,7 +27,7 @@ from llm_pruner import Budget, Reconstruct, ScoreAndCut
 from llm_pruner.methods import Journal
 from llm_pruner.model.axes import HEADS, KV_HEADS, MLP
 from llm_pruner.model.families import widths_of
-from llm_pruner.reconstruction import end_to_end, least_squares
+from llm_pruner.reconstruction import end_to_end, layer, least_squares
 from llm_pruner.reconstruction.costs import measure_layers
 from llm_pruner.reconstruction.end_to_end import Teacher, last_stream, optimise_together
 from llm_pruner.reconstruction.form_search import FormSearch
@@ -126,8 +126,8 @@ def flattened():
     wide.load_state_dict(
         {name: value for name, value in model.state_dict().items() if ".layers." not in name}, strict=False
     )
-    for layer, index in zip(wide.model.layers, starts, strict=True):
-        beside(layer, [layers[own] for own in ([index, index + 1] if index in pairs else [index])])
+    for own, index in zip(wide.model.layers, starts, strict=True):
+        beside(own, [layers[one] for one in ([index, index + 1] if index in pairs else [index])])
     return wide
 
 
@@ -163,6 +163,11 @@ def own_ridge(moments, prior: torch.Tensor, ridge: float) -> tuple[torch.Tensor,
     return inputs, right
 
 
+def by_energy(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+    """As `token_weights`, but a token weighs no more where its energy grows more than usual."""
+    return 1 / after.clamp_min(least_squares.least_energy(after))
+
+
 @dataclass(frozen=True)
 class Fitting:
     """How a model is made before its layers are optimised together.
@@ -172,6 +177,7 @@ class Fitting:
         settings: How its layers are reconstructed; None for FLAP's own cut.
         half: Whether only half of the text is fitted on.
         ridge: Makes the normal equations.
+        weights: Of the tokens.
         model: The model to reconstruct.
     """
 
@@ -179,6 +185,7 @@ class Fitting:
     settings: Settings | None = FITTED
     half: bool = True
     ridge: Callable = least_squares.normal_equations
+    weights: Callable = least_squares.token_weights
     model: Callable[[], Any] = dense
 
 
@@ -209,6 +216,7 @@ ROWS = {
     "no units moved between layers": Row(Fitting(priced)),
     "one width for all layers": Row(Fitting(one_width)),
     "one width for all layers, all heads": Row(Fitting(alike)),
+    "… and massive activations weigh as others": Row(Fitting(alike, weights=by_energy)),
     "the widths of FLAP AL-AM": Row(Fitting(lambda: flap()[1])),
     "FLAP AL-AM itself": Row(Fitting(settings=None)),
     "six whole layers removed": Row(Fitting(shallow)),
@@ -231,7 +239,10 @@ def fitted(fitting: Fitting) -> tuple[Any, dict, float]:
         model, form = fitting.model(), fitting.form()
         planned = Planned.of(Traced.of(model.config, widths_of(model.config)), form)
         started = time.perf_counter()
-        with mock.patch.object(least_squares, "normal_equations", fitting.ridge):
+        with (
+            mock.patch.object(least_squares, "normal_equations", fitting.ridge),
+            mock.patch.object(layer, "token_weights", fitting.weights),
+        ):
             smaller = reconstruct(
                 model, planned.dense.groups, planned.wide, planned.config, part, fitting.settings, layers=form.layers
             ).model

@@ -1,6 +1,6 @@
 """What the parts of a reconstruction bring on a real model, on text that decisions are made on.
 
-    python benchmarks/ablation.py      # five minutes a row on two cores; needs what real.py needs
+    python benchmarks/ablation.py      # minutes a row on two cores; needs what real.py needs
 
 SmolLM2-135M-Instruct, 20 % of its attention and MLP parameters removed, calibrated on 64 windows of 512 tokens, half
 of them of the first four fifths of WikiText-2's validation text, half of other prose. Scored on 24 windows of 512
@@ -49,6 +49,7 @@ def tokens() -> Tokens:
     return split(drawn(sources, NSAMPLES))
 
 
+@cache
 def drafted() -> Draft:
     return draft(Budget(param_ratio=RATIO), dense().config, Reconstruct(per_layer=True))
 
@@ -83,8 +84,8 @@ def one_width() -> Form:
 @cache
 def alike() -> Form:
     """One width for all layers, with all heads."""
-    made, counter = drafted(), drafted().traced.counter
-    return Form(counter.everywhere(filled_with_neurons(counter, counter.before, made.shape.goal)))
+    counter, goal = drafted().traced.counter, drafted().shape.goal
+    return Form(counter.everywhere(filled_with_neurons(counter, counter.before, goal)))
 
 
 @cache
@@ -99,7 +100,7 @@ def shallow() -> Form:
 @cache
 def side_by_side() -> Form:
     """The dense model's widths for every layer of `flattened`."""
-    before = widths_of(dense().config)
+    before = drafted().traced.counter.before
     return Form((before,) * flattened().config.num_hidden_layers)
 
 
@@ -216,7 +217,7 @@ ROWS = {
     "no units moved between layers": Row(Fitting(priced)),
     "one width for all layers": Row(Fitting(one_width)),
     "one width for all layers, all heads": Row(Fitting(alike)),
-    "… and massive activations weigh as others": Row(Fitting(alike, weights=by_energy)),
+    "one width, all heads, massive activations weigh as others": Row(Fitting(alike, weights=by_energy)),
     "the widths of FLAP AL-AM": Row(Fitting(lambda: flap()[1])),
     "FLAP AL-AM itself": Row(Fitting(settings=None)),
     "six whole layers removed": Row(Fitting(shallow)),

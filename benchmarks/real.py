@@ -62,7 +62,7 @@ METHODS: dict[str, Row] = {
     "FLAP UL-UM": scored("flap", **BIAS),
     "FLAP AL-AM": scored("flap", ADAPTIVE, **BIAS),
     "ShortGPT": named("shortgpt"),
-    # as much text as 2SSP and Putri measure perplexity on: an hour each with all of it
+    # as much text as 2SSP and Putri measure perplexity on
     "BlockPruner": named("blockpruner", perplexity_tokens=2048),
     "2SSP": named("2ssp"),
     "Putri": named("putri"),

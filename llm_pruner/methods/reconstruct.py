@@ -172,7 +172,8 @@ class Reconstruct:
             yield reached.pruned
             form = search.smaller(found, form, other)
             planned = self._planned(other, form)
-            wide, teacher = _start(reached, planned)
+            with journal.timed("reconstruct"):
+                wide, teacher = _start(reached, planned)
             # whoever took it may have let it go, and it is as large as the next one
             del reached
             reached = self._further(wide, teacher, planned, work)

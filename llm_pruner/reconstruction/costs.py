@@ -17,7 +17,7 @@ class Costs:
 
     The second-order cost (second_order.py) of what a layer loses, with its inputs and outputs as they are in the dense
     model: the squared error of the residual stream behind the layer that least squares could not mend, each token
-    relative to its energy; or, `scaled`, that in nats.
+    weighted as in `token_weights`; or, `scaled`, that in nats.
 
     Attributes:
         heads: For each layer {(kv heads, query heads of each): cost}.

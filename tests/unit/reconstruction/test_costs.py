@@ -41,7 +41,7 @@ def measured():
 @torch.no_grad()
 def rises(model, batches, layer: int, name: str, width: int) -> list[float]:
     """By how much the error of least squares is higher without one unit: the squared error of the stream behind the
-    layer, relative to each token's energy, and the ridge towards the dense weights. Float64, from the tokens."""
+    layer, with the weights of the tokens, and the ridge towards the dense weights. Float64, from the tokens."""
     seen, weights = [], []
     for place in walk(model, batches):
         if place.index == layer:

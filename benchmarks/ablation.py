@@ -232,7 +232,7 @@ ROWS = {
 @lru_cache(maxsize=1)
 def fitted(fitting: Fitting) -> tuple[Any, dict, float]:
     """(the model before its layers are optimised together, its scores, seconds)."""
-    part = tokens().half()[0] if fitting.half else tokens()
+    part = tokens().at(tokens().halves()[0]) if fitting.half else tokens()
     if fitting.settings is None:
         started = time.perf_counter()
         smaller, _ = flap()
@@ -257,9 +257,9 @@ def never(device) -> bool:
 
 def run(row: Row) -> dict:
     """Reconstruct, score, optimise, score."""
-    part, fresh = tokens().half() if row.fitting.half else (tokens(), [])
-    held = Tokens(part.held_out, [True] * len(part.held_out))
-    seen = held.and_fitted(fresh if row.only_fresh else [*part.fitted, *fresh])
+    _, fresh = tokens().halves()
+    held = [place for place, own in enumerate(tokens().held) if own]
+    seen = tokens().at(sorted([*held, *fresh])) if row.only_fresh else tokens()
     before, told, seconds = fitted(row.fitting)
     model, smaller, started = dense(), copy.deepcopy(before), time.perf_counter()
     teacher = Teacher.of(model, seen, last_stream(model, seen.batches))

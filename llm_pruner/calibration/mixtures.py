@@ -18,8 +18,6 @@ MIXTURES = {"mix": ("wikitext2", "c4", "instructions")}
 KNOWN = (*CALIBRATION, SELF, *MIXTURES)
 # from 1, of shares that were rounded
 TOLERANCE = 1e-6
-# a method may hold out one of so many windows
-LANES = 8
 
 
 @dataclass(frozen=True)
@@ -152,9 +150,8 @@ def shared_out(nsamples: int, sources: Sequence[Source]) -> list[int]:
 def order(counts: Sequence[int]) -> list[int]:
     """Return from which text each window comes, so that neighbours are of all texts, by their numbers.
 
-    The next window is of the text that is furthest behind its share: of the windows so far (smooth weighted
-    round-robin, as in the load balancer of nginx), and of every eighth window before it. Without the latter, a
-    method that holds out every eighth window could hold out one text alone.
+    The next window is of the text that is furthest behind its share of the windows so far (smooth weighted
+    round-robin, as in the load balancer of nginx).
 
     Args:
         counts: How many windows each text has.
@@ -164,16 +161,11 @@ def order(counts: Sequence[int]) -> list[int]:
     """
     total = sum(counts)
     placed = [0] * len(counts)
-    lanes = [[0] * len(counts) for _ in range(LANES)]
     found: list[int] = []
     for place in range(total):
-        lane = lanes[place % LANES]
-        seen = place + 1 + place // LANES + 1
-        behind = [count * seen / total - placed[text] - lane[text] for text, count in enumerate(counts)]
-        text = max((text for text, count in enumerate(counts) if placed[text] < count), key=behind.__getitem__)
-        placed[text] += 1
-        lane[text] += 1
-        found.append(text)
+        behind = [count * (place + 1) / total - own for count, own in zip(counts, placed, strict=True)]
+        found.append(max(range(len(counts)), key=behind.__getitem__))
+        placed[found[-1]] += 1
     return found
 
 

@@ -43,8 +43,8 @@ TRAINED_ON = 131_072
 SMALL = 2**24
 # of the text, that the layers of a further size are fitted on, and that all of them are optimised on together
 FITTED, OPTIMISED = 1 / 8, 1 / 2
-# of the batches that are held out, one of so many chooses how its layers are fitted
-COMPARED = 3
+# of the batches that are held out, those that choose how its layers are fitted
+COMPARED = 1 / 3
 LEGAL = {
     "search_minutes": number(0), "per_layer": truth, "epochs": maybe(whole()),
     "global_epochs": maybe(whole()), "work_dir": maybe(path),
@@ -189,7 +189,8 @@ class Reconstruct:
         planned = self._planned(draft, form)
         plan, groups, wide, layers = planned.plan, planned.dense.groups, planned.wide, form.layers
         dense: Any = untied(model) if form.untied else model
-        fitted, fresh = divided(work.tokens, work.settings, work.whole, draft.traced.counter.before[HIDDEN])
+        places, others = divided(work.tokens, work.settings, work.whole, draft.traced.counter.before[HIDDEN])
+        fitted, fresh = work.tokens.at(places), work.tokens.at(others).batches
         with journal.timed("reconstruct"):
             parts = (work.identity, form, asdict(work.settings), len(fitted.batches))
             own = work.folder and work.folder / hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
@@ -216,8 +217,9 @@ class Reconstruct:
         plan, teacher = replace(plan, kept=planned.named(done.kept)), None
         if work.whole:
             with journal.timed("optimise"):
-                stream = [*done.dense_stream, *(last_stream(dense, fresh) if fresh else ())]
-                teacher = Teacher.of(dense, fitted.and_fitted(fresh), stream)
+                stream = dict(zip(places, done.dense_stream, strict=True))
+                stream |= zip(others, last_stream(dense, fresh) if fresh else (), strict=True)
+                teacher = Teacher.of(dense, work.tokens, [own for _, own in sorted(stream.items())])
                 result = done.settle(dense)
                 notes["kl"] = self._optimised(result, teacher, work)
         else:
@@ -324,8 +326,8 @@ def parameters_of_layers(model) -> int:
     return sum(parameter.numel() for name, parameter in model.named_parameters() if layer_number(name) is not None)
 
 
-def divided(tokens: Tokens, settings: Settings, whole: int, hidden: int) -> tuple[Tokens, list["torch.Tensor"]]:
-    """Return (the batches that layers are fitted on, those that only the optimisation of all layers sees).
+def divided(tokens: Tokens, settings: Settings, whole: int, hidden: int) -> tuple[list[int], list[int]]:
+    """Return the numbers of the batches: of all but those, and those that only the optimisation of all layers sees.
 
     Least squares use up what a text tells: a model that was fitted on it learns little more from the same text. So half
     of it is kept for the optimisation, where that is enough to fit on. Where layers are optimised on their own or
@@ -337,9 +339,9 @@ def divided(tokens: Tokens, settings: Settings, whole: int, hidden: int) -> tupl
         whole: Passes in which all of them are optimised together.
         hidden: hidden_size of the dense model.
     """
-    one, other = tokens.half()
-    enough = sum(batch.numel() for batch in one.fitted) >= ENOUGH * hidden
-    return (one, other) if whole and not settings.epochs and enough else (tokens, [])
+    one, other = tokens.halves()
+    enough = sum(batch.numel() for batch in tokens.at(one).fitted) >= ENOUGH * hidden
+    return (one, other) if whole and not settings.epochs and enough else (list(range(len(tokens.batches))), [])
 
 
 def passes(tokens: Tokens) -> int:

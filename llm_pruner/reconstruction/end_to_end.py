@@ -6,7 +6,6 @@ The dense model's logits are made again from its last hidden states, which the w
 """
 
 import contextlib
-import itertools
 import math
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -30,7 +29,7 @@ from llm_pruner.reconstruction.logits import kl, logits_of, pieces
 from llm_pruner.reconstruction.tokens import Tokens
 
 # of a weight's root mean square over the root of its inputs, per step, at first: wider layers add up more of them
-RATE = 5e-3
+RATE = 8e-3
 # of Adam
 BETAS, EPSILON = (0.9, 0.98), 1e-12
 # of all steps, in which the rate rises
@@ -78,17 +77,18 @@ class Teacher:
         model.tie_weights()
         return cls(model, tokens, stream)
 
-    def some(self, share: float, least: int, one_of: int = 1) -> "Teacher":
+    def some(self, share: float, least: int, compared: float = 1.0) -> "Teacher":
         """Return a teacher of less text.
 
         Args:
             share: Of the text that is fitted on.
             least: Tokens that are fitted on, as far as there are so many.
-            one_of: One of so many batches that are held out stays.
+            compared: Of the text that is held out.
         """
         size = round(share * sum(batch.numel() for batch in self.tokens.fitted))
-        places, turn = self.tokens.places(max(size, least)), itertools.count()
-        places = [place for place in places if not self.tokens.held[place] or next(turn) % one_of == 0]
+        held = [place for place, own in enumerate(self.tokens.held) if own]
+        gone = set(held[max(1, round(compared * len(held))) :])
+        places = [place for place in self.tokens.places(max(size, least)) if place not in gone]
         return Teacher(self.model, self.tokens.at(places), [self.stream[place] for place in places])
 
 

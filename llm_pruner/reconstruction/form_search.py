@@ -41,8 +41,8 @@ from llm_pruner.validation import fields, filled, list_of, number, text, whole
 
 # the search's: layers are not optimised
 QUICK = Settings(epochs=0)
-# and it fits on one of so many prompts
-PART = 4
+# and it fits on a part of the text
+PART = 1 / 4
 # so many shapes, whose KL is at most so many times the best one's, then fit on all prompts
 FINALISTS, CLOSE = 3, 1.1
 # tokens of the survey, at most: it sums the squares of all inputs, which takes as long as the model itself
@@ -315,5 +315,5 @@ class Found:
 
 
 def part_of(tokens: Tokens) -> Tokens:
-    """Return one of PART batches to fit on, and all that are held out: comparing wants as much text as there is."""
-    return tokens.at([place for place, held in enumerate(tokens.held) if held or place % PART == 0])
+    """Return PART of the batches to fit on, and all that are held out: comparing wants as much text as there is."""
+    return tokens.at(tokens.places(round(PART * sum(batch.numel() for batch in tokens.fitted))))

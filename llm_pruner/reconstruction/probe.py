@@ -18,8 +18,10 @@ from llm_pruner.reconstruction.layers import affine, set_affine
 from llm_pruner.reconstruction.logits import distance
 from llm_pruner.reconstruction.survey import Survey
 
-# that a shape is measured on at most; and a single layer, of which only the order of magnitude is wanted
+# that a shape is measured on; and a single layer, of which only the order of magnitude is wanted
 TOKENS, FEW = 2048, 512
+# that so many tokens are of at least: one window may be unlike all others, above all in its first tokens
+PROMPTS = 4
 
 
 class Probe:
@@ -30,7 +32,7 @@ class Probe:
         survey: Of the model, with regressions.
         batches: LongTensors [prompts, length] of held-out text.
         before: The widths of the dense model's layers.
-        tokens: How many tokens of the text are used at most; one prompt at least.
+        tokens: How many tokens of the text are used at most, of PROMPTS prompts or more.
     """
 
     @torch.no_grad()
@@ -39,7 +41,7 @@ class Probe:
     ) -> None:
         self.model, self.survey, self.before = model, survey, before
         self.layers: Sequence[Any] = list(decoder_layers(model))
-        self.prompts = _some([prompt[None] for batch in batches for prompt in batch], tokens)
+        self.prompts = _first([prompt[None] for batch in batches for prompt in batch], tokens)
         # for each prompt what enters each layer, and behind the last
         self.streams: list[list[torch.Tensor]] = []
         self.arguments = []
@@ -94,7 +96,7 @@ class Probe:
                 set_affine(projection, weight)
 
 
-def _some(prompts: list[torch.Tensor], tokens: int) -> list[torch.Tensor]:
-    """Evenly of the prompts, as many as have so many tokens."""
-    number = max(1, min(len(prompts), tokens // max(prompt.numel() for prompt in prompts)))
-    return [prompts[place * len(prompts) // number] for place in range(number)]
+def _first(prompts: list[torch.Tensor], tokens: int) -> list[torch.Tensor]:
+    """The beginnings of the first prompts, as many as have so many tokens."""
+    begun = [prompt[:, : max(2, tokens // PROMPTS)] for prompt in prompts]
+    return begun[: max(1, tokens // max(prompt.numel() for prompt in begun))]

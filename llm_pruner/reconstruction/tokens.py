@@ -1,6 +1,5 @@
 """Calibration text as a reconstruction uses it: batches, some of which are held out."""
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,11 +13,16 @@ STEP = 1024
 # one prompt of so many is held out: of each run of them, in turn, the one at this place. So two to five texts that
 # alternate are all held out about alike.
 HELD, PLACES = 8, (0, 3, 6, 1)
+# batches that go into the same half
+RUN = 4
 
 
 @dataclass(frozen=True)
 class Tokens:
     """Calibration batches.
+
+    Where less will do, the first are taken: of several texts any few prompts in a row are of all of them (mixtures.py),
+    and every second, or every fourth, could be of one.
 
     Attributes:
         batches: LongTensors [prompts, length], each one step of the optimisation.
@@ -34,35 +38,24 @@ class Tokens:
         return [batch for batch, held in zip(self.batches, self.held, strict=True) if not held]
 
     def some(self, tokens: int) -> list[torch.Tensor]:
-        """Return batches that are fitted on, evenly of all and of about so many tokens."""
+        """Return the first batches that are fitted on, of about so many tokens."""
         return self.at(self.places(tokens)).fitted
 
     def places(self, tokens: int) -> list[int]:
         """Return the numbers of all batches that are held out, and of those that `some` returns, ascending."""
         fitted = [place for place, held in enumerate(self.held) if not held]
         size = sum(self.batches[place].numel() for place in fitted)
-        number = max(1, min(len(fitted), round(tokens * len(fitted) / size)))
-        chosen = {fitted[at * len(fitted) // number] for at in range(number)}
+        chosen = set(fitted[: max(1, round(tokens * len(fitted) / size))])
         return [place for place, held in enumerate(self.held) if held or place in chosen]
 
-    def half(self) -> tuple["Tokens", list[torch.Tensor]]:
-        """Return these with half of the batches that are fitted on, and the other half of those.
+    def halves(self) -> tuple[list[int], list[int]]:
+        """Return the numbers of all batches but half of those that are fitted on, and the numbers of that half.
 
-        They take turns as the parity of the bits of a batch's number does, so that texts that alternate are in both.
+        They take turns RUN by RUN.
         """
-        turns = itertools.count()
-        turn = [0 if held else next(turns).bit_count() % 2 for held in self.held]
-        return self.at([place for place, own in enumerate(turn) if not own]), [
-            batch for batch, own in zip(self.batches, turn, strict=True) if own
-        ]
-
-    def and_fitted(self, batches: Sequence[torch.Tensor]) -> "Tokens":
-        """Return these and more batches to fit on, behind the others.
-
-        Args:
-            batches: LongTensors [prompts, length].
-        """
-        return Tokens([*self.batches, *batches], [*self.held, *(False for _ in batches)])
+        fitted = [place for place, held in enumerate(self.held) if not held]
+        other = [place for number, place in enumerate(fitted) if number // RUN % 2]
+        return sorted(set(range(len(self.held))) - set(other)), other
 
     def at(self, places: Sequence[int]) -> "Tokens":
         """Return the batches of some numbers.

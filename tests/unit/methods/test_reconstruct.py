@@ -60,6 +60,7 @@ def test_very_large_models_are_not_optimised_together(most, phases, monkeypatch)
 def test_half_of_the_text_is_kept_for_the_optimisation_of_all_layers(options, enough, apart, monkeypatch):
     """It sees all of the text, whose logits are those of the dense model, and the layers before only a half."""
     monkeypatch.setattr("llm_pruner.reconstruction.tokens.STEP", 48)
+    monkeypatch.setattr("llm_pruner.reconstruction.tokens.RUN", 1)
     monkeypatch.setattr(module, "ENOUGH", 1 if enough else 1000)
     dense, seen, own = tiny.model("llama"), {}, module.reconstruct
     monkeypatch.setattr(module, "reconstruct", lambda *a, **more: seen.update(fitted=a[4]) or own(*a, **more))

@@ -53,6 +53,18 @@ def test_it_is_the_divergence_of_the_model_with_these_projections(case):
     assert measured == pytest.approx(divergence(model, other, [held]), rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("count", "length", "tokens", "shape"),
+    [(6, 16, 48, (4, 12)), (6, 16, 2048, (6, 16)), (2, 16, 48, (2, 12)), (6, 4, 16, (4, 4)), (6, 2, 16, (6, 2))],
+)
+def test_it_measures_the_beginnings_of_several_prompts(count, length, tokens, shape):
+    """One prompt may be unlike all others."""
+    model, before, found, _, _ = probed("llama")
+    held = tiny.tokens(count, length, seed=1)
+    probe = Probe(model, found, [held[:1], held[1:]], before, tokens)
+    assert torch.equal(torch.cat(probe.prompts), held[: shape[0], : shape[1]])
+
+
 def test_a_layer_may_go():
     from llm_pruner.model.depth import make_shallow
 

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from llm_pruner.reconstruction.tokens import Tokens, split
+from llm_pruner.calibration.mixtures import order
+from llm_pruner.reconstruction.tokens import RUN, STEP, Tokens, split
 
 
 def numbered(count: int) -> list[torch.Tensor]:
@@ -15,26 +16,32 @@ def numbers(batches) -> list[int]:
     return [int(batch[0, 0]) for batch in batches]
 
 
-@pytest.mark.parametrize("texts", [2, 3, 4, 5])
-def test_texts_that_alternate_are_in_both_halves_and_among_those_held_out(texts):
-    tokens = split(numbered(64))
-    one, other = tokens.half()
-    for half in (one.fitted, other):
-        shares = [sum(number % texts == text for number in numbers(half)) for text in range(texts)]
-        assert min(shares) >= 0.5 * len(half) / texts
-    out = [sum(number % texts == text for number in numbers(tokens.held_out)) for text in range(texts)]
-    assert min(out) >= 1
-    assert max(out) - min(out) <= 2
+def rows(batches) -> list[int]:
+    """Which text each prompt is of."""
+    return [int(prompt[0]) for batch in batches for prompt in batch]
+
+
+@pytest.mark.parametrize("prompts", [1, 2], ids=["one prompt a batch", "two prompts a batch"])
+@pytest.mark.parametrize("counts", [(64, 64), (43, 43, 42), (32, 32, 32, 32), (32, 64, 32), (96, 32)], ids=str)
+def test_of_a_mixture_each_part_is_of_all_texts(counts, prompts):
+    """What is held out, each half of the rest, and the first of either, which is all that some measurements see."""
+    texts = order(counts)
+    tokens = split([torch.full((STEP // prompts,), text) for text in texts])
+    one, other = (tokens.at(places) for places in tokens.halves())
+    held = rows(tokens.held_out)
+    parts = [held, held[:4], rows(one.fitted), rows(other.batches), rows(tokens.fitted)[:8], rows(one.fitted)[:16]]
+    for part in parts:
+        for text, count in enumerate(counts):
+            assert abs(part.count(text) - len(part) * count / len(texts)) <= max(1.0, len(part) / 7)
 
 
 @pytest.mark.parametrize("count", [2, 3, 16, 33])
 def test_a_half_and_the_other_are_the_whole(count):
     tokens = split(numbered(count))
-    one, other = tokens.half()
-    assert abs(len(one.fitted) - len(other)) <= 1
-    both = one.and_fitted(other)
-    assert numbers(one.held_out) == numbers(both.held_out) == numbers(tokens.held_out)
-    assert sorted(numbers(both.fitted)) == sorted(numbers(tokens.fitted))
+    one, other = tokens.halves()
+    assert 0 <= len(tokens.at(one).fitted) - len(other) <= RUN
+    assert sorted([*one, *other]) == list(range(len(tokens.batches)))
+    assert numbers(tokens.at(one).held_out) == numbers(tokens.held_out)
 
 
 def test_batches_by_number():
@@ -44,17 +51,14 @@ def test_batches_by_number():
 
 
 @pytest.mark.parametrize("part", [2, 8])
-def test_some_places_are_of_both_texts_and_of_all_that_is_held_out(part):
-    one, other = split(numbered(128)).half()
-    tokens = one.and_fitted(other)
+def test_some_places_are_the_first_and_all_that_are_held_out(part):
+    tokens = split(numbered(128))
     size = sum(batch.numel() for batch in tokens.fitted)
     some = tokens.at(places := tokens.places(size // part))
     assert places == sorted(places)
     assert numbers(some.held_out) == numbers(tokens.held_out)
-    assert len(some.fitted) == len(tokens.fitted) // part
+    assert numbers(some.fitted) == numbers(tokens.fitted)[: len(tokens.fitted) // part]
     assert numbers(tokens.some(size // part)) == numbers(some.fitted)
-    odd = sum(number % 2 for number in numbers(some.fitted))
-    assert 0.3 < odd / len(some.fitted) < 0.7
 
 
 def test_a_place_is_there_however_few_tokens_are_wanted():

@@ -211,7 +211,8 @@ def zero_shot() -> str:
     ]
     for name, answers in asked.items():
         method, ratio, text = name.split(" | ")
-        ours = asked.get(f"reconstruct, per layer | {ratio} | {text}")
+        own = (f"reconstruct, per layer{several} | {ratio} | {text}" for several in ("", ", in one run"))
+        ours = next((asked[key] for key in own if key in asked), None)
         shares = [100 * answers[task].count("1") / len(answers[task]) for task in tasks]
         ahead = "" if ours is None or ours is answers else "{:+.1f} ± {:.1f}".format(*_ahead(ours, answers))
         told = [method, f"{float(ratio):.0%}" if ratio else "", *(f"{share:.1f}" for share in shares)]

@@ -29,7 +29,8 @@ def prune(
         model: A transformers model of a supported family, on any devices. It gives up its tensors on the way.
         how_much: What should go: a Ratio, a Target, a Budget or a Replay.
         method: How units are chosen; by default Reconstruct() where there are prompts, else ScoreAndCut("magnitude").
-        prompts: LongTensors [length] of calibration text, for methods that need it.
+        prompts: LongTensors [length] of calibration text, for methods that need it; mixed where it is of several kinds,
+            since some measurements take the first ones.
 
     Returns:
         The pruned model, in the mode that `model` was in, and the plan.

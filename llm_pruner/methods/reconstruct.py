@@ -192,7 +192,7 @@ class Reconstruct:
         places, others = divided(work.tokens, work.settings, work.whole, draft.traced.counter.before[HIDDEN])
         fitted, fresh = work.tokens.at(places), work.tokens.at(others).batches
         with journal.timed("reconstruct"):
-            parts = (work.identity, form, asdict(work.settings), len(fitted.batches))
+            parts = (work.identity, form, asdict(work.settings), places)
             own = work.folder and work.folder / hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
             done = reconstruct(dense, groups, wide, planned.config, fitted, work.settings, own, layers)
         with journal.timed("baseline"):
@@ -327,7 +327,7 @@ def parameters_of_layers(model) -> int:
 
 
 def divided(tokens: Tokens, settings: Settings, whole: int, hidden: int) -> tuple[list[int], list[int]]:
-    """Return the numbers of the batches: of all but those, and those that only the optimisation of all layers sees.
+    """Return the numbers of the batches for each layer, and of those for the optimisation of all layers alone.
 
     Least squares use up what a text tells: a model that was fitted on it learns little more from the same text. So half
     of it is kept for the optimisation, where that is enough to fit on. Where layers are optimised on their own or

@@ -48,7 +48,7 @@ FINALISTS, CLOSE = 3, 1.1
 # tokens of the survey, at most: it sums the squares of all inputs, which takes as long as the model itself
 SURVEYED = 16_384
 TRIED = {"layers": list_of(list_of(whole(0))), "cost": number(), "kl": number(0)}
-VERSION = 2
+VERSION = 3
 LAYERS_STATE = {
     "key": text, "tried": filled(fields(TRIED, tuple(TRIED))), "heads": list_of(number()), "neurons": list_of(number()),
 }  # fmt: skip

@@ -259,14 +259,20 @@ def folder_of(key: str) -> Path:
     return fetched().parent / "real" / key.replace(" | ", "-").replace(" ", "_")
 
 
+def recovered_folder(key: str) -> Path:
+    """Where the model of a row waits after its recovery."""
+    return folder_of(key).with_name(f"{folder_of(key).name}-recovered")
+
+
 def asked_questions(result: dict, finished) -> None:
-    """Asks the dense model, and those of TASKED that are there."""
+    """Asks the dense model, and those of TASKED that are there, before and after their recovery."""
     if "zero_shot" not in result["dense"]:
         result["dense"]["zero_shot"] = zero_shot(dense())
         finished()
-    for key, run in result["runs"].items():
-        folder = folder_of(key)
-        if "zero_shot" not in run and folder.is_dir():
+    waiting = [(run, folder_of(key)) for key, run in result["runs"].items()]
+    waiting += [(run.get("recovered"), recovered_folder(key)) for key, run in result["runs"].items()]
+    for run, folder in waiting:
+        if run and "zero_shot" not in run and folder.is_dir():
             run["zero_shot"] = zero_shot(loaded(folder))
             finished()
 
@@ -278,18 +284,14 @@ def recovered(result: dict, wanted: set[str], finished) -> None:
             continue
         folder = folder_of(key)
         if "recovered" not in run and key.startswith("reconstruct") and folder.is_dir():
-            out = folder.with_name(f"{folder.name}-recovered")
+            out = recovered_folder(key)
             arguments = (
                 "recover", "--model", folder, "--teacher", fetched(), "--data", training_text(), "--eval_data", "none",
                 "--max_minutes", MINUTES, "--save_model", out, "--overwrite",
             )  # fmt: skip
             subprocess.run([sys.executable, "-m", "llm_pruner", *map(str, arguments)], check=True)
             training = json.loads((out / "report.json").read_text(encoding="utf-8"))["training"]
-            model = loaded(out)
-            run["recovered"] = {
-                **scores(model), "zero_shot": zero_shot(model),
-                **{name: training[name] for name in ("minutes", "steps", "tokens")},
-            }  # fmt: skip
+            run["recovered"] = scores(loaded(out)) | {name: training[name] for name in ("minutes", "steps", "tokens")}
             finished()
 
 
@@ -341,11 +343,11 @@ def main() -> None:
         result["dense"] = {"perplexity": scores(dense())["perplexity"]}
         finished()
     pruned(result["runs"], arguments.only, arguments.ratios, arguments.texts, finished)
-    if arguments.zero_shot:
-        asked_questions(result, finished)
     if arguments.recover:
         asked = itertools.product(arguments.only, map(str, arguments.ratios), arguments.texts)
         recovered(result, set(map(" | ".join, asked)), finished)
+    if arguments.zero_shot:
+        asked_questions(result, finished)
     plot(result)
 
 

@@ -2,7 +2,7 @@
 
     python benchmarks/real.py                     # needs $LLM_PRUNER_SHARED, by default ../shared, and smollm2.py
     python benchmarks/real.py --only "FLAP AL-AM" --ratios 0.2 --texts WikiText-2
-    python benchmarks/real.py --zero_shot         # tasks too, for dense and the methods of TASKED: an hour
+    python benchmarks/real.py --no_questions      # without the tasks of the dense model and of TASKED
     python benchmarks/real.py --recover           # ours distilled for twenty minutes each
 
 SmolLM2-135M-Instruct in float32, a share of its attention and MLP parameters removed. Calibrated on 128 windows of 512
@@ -333,7 +333,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=METHODS, default=list(METHODS))
     parser.add_argument("--ratios", nargs="*", type=float, default=RATIOS)
     parser.add_argument("--texts", nargs="*", choices=TEXTS, default=TEXTS)
-    parser.add_argument("--zero_shot", action="store_true", help="ask the models that were pruned questions, too")
+    parser.add_argument("--no_questions", action="store_true", help="leave the zero-shot tasks to another call")
     parser.add_argument("--recover", action="store_true", help="distil our models, too")
     arguments = parser.parse_args()
     path = RESULTS / "real.json"
@@ -346,7 +346,7 @@ def main() -> None:
     if arguments.recover:
         asked = itertools.product(arguments.only, map(str, arguments.ratios), arguments.texts)
         recovered(result, set(map(" | ".join, asked)), finished)
-    if arguments.zero_shot:
+    if not arguments.no_questions:
         asked_questions(result, finished)
     plot(result)
 

@@ -258,8 +258,7 @@ def never(device) -> bool:
 def run(row: Row) -> dict:
     """Reconstruct, score, optimise, score."""
     _, fresh = tokens().halves()
-    held = [place for place, own in enumerate(tokens().held) if own]
-    seen = tokens().at(sorted([*held, *fresh])) if row.only_fresh else tokens()
+    seen = tokens().at(sorted([*tokens().held_places, *fresh])) if row.only_fresh else tokens()
     before, told, seconds = fitted(row.fitting)
     model, smaller, started = dense(), copy.deepcopy(before), time.perf_counter()
     teacher = Teacher.of(model, seen, last_stream(model, seen.batches))

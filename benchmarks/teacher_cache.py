@@ -16,11 +16,11 @@ from measure import keep
 from llm_pruner import RecoverOptions, prune_checkpoint
 from llm_pruner.config.prune import PruneOptions
 from llm_pruner.model import loading
+from llm_pruner.model.divergence import kl
 from llm_pruner.model.tokenizers import load_tokenizer
 from llm_pruner.recovery import sources
 from llm_pruner.recovery.examples import Examples, collate, training_examples
 from llm_pruner.recovery.likeliest import likeliest_loss
-from llm_pruner.recovery.losses import logits_loss
 from llm_pruner.recovery.settled import Settled, settle
 from llm_pruner.recovery.teacher_cache import filled
 
@@ -42,7 +42,7 @@ def divergence(student, teacher, examples: Examples, settled: Settled) -> torch.
     found = []
     for _, ids in batches(examples, settled.train_batch_size):
         own, wanted = (model(ids, use_cache=False).logits[:, :-1].flatten(0, 1) for model in (student, teacher))
-        found.append(logits_loss(own, wanted))
+        found.append(kl(wanted, own))
     return torch.cat(found)
 
 

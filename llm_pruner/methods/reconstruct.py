@@ -340,13 +340,13 @@ def divided(tokens: Tokens, settings: Settings, whole: int, hidden: int) -> tupl
         hidden: hidden_size of the dense model.
     """
     one, other = tokens.halves()
-    enough = sum(batch.numel() for batch in tokens.at(one).fitted) >= ENOUGH * hidden
+    enough = tokens.at(one).fitted_size >= ENOUGH * hidden
     return (one, other) if whole and not settings.epochs and enough else (list(range(len(tokens.batches))), [])
 
 
 def passes(tokens: Tokens) -> int:
     """Return how often the optimisation goes over the text."""
-    return max(2, min(8, round(TRAINED_ON / sum(batch.numel() for batch in tokens.fitted))))
+    return max(2, min(8, round(TRAINED_ON / tokens.fitted_size)))
 
 
 def _identity(model, tokens: Tokens) -> str:

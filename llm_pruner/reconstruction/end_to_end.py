@@ -20,12 +20,13 @@ from torch.nn.functional import cross_entropy, pad
 from llm_pruner.calibration.layerwise import enter, walk
 from llm_pruner.console import progress
 from llm_pruner.errors import computing
+from llm_pruner.model.divergence import kl
 from llm_pruner.model.layers import decoder_layers, layer_number
 from llm_pruner.model.memory import give_back
 from llm_pruner.model.precision import has_quick_bfloat16
 from llm_pruner.model.skeleton import skeleton
 from llm_pruner.model.surgery import place
-from llm_pruner.reconstruction.logits import kl, logits_of, pieces
+from llm_pruner.reconstruction.logits import logits_of, pieces
 from llm_pruner.reconstruction.tokens import Tokens
 
 # of a weight's root mean square over the root of its inputs, per step, at first: wider layers add up more of them
@@ -85,11 +86,10 @@ class Teacher:
             least: Tokens that are fitted on, as far as there are so many.
             compared: Of the text that is held out.
         """
-        size = round(share * sum(batch.numel() for batch in self.tokens.fitted))
-        held = [place for place, own in enumerate(self.tokens.held) if own]
+        tokens, held = self.tokens, self.tokens.held_places
         gone = set(held[max(1, round(compared * len(held))) :])
-        places = [place for place in self.tokens.places(max(size, least)) if place not in gone]
-        return Teacher(self.model, self.tokens.at(places), [self.stream[place] for place in places])
+        places = [place for place in tokens.places(max(share * tokens.fitted_size, least)) if place not in gone]
+        return Teacher(self.model, tokens.at(places), [self.stream[place] for place in places])
 
 
 @torch.no_grad()

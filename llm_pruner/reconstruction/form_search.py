@@ -316,4 +316,4 @@ class Found:
 
 def part_of(tokens: Tokens) -> Tokens:
     """Return PART of the batches to fit on, and all that are held out: comparing wants as much text as there is."""
-    return tokens.at(tokens.places(round(PART * sum(batch.numel() for batch in tokens.fitted))))
+    return tokens.at(tokens.places(PART * tokens.fitted_size))

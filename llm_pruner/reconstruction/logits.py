@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from llm_pruner.calibration.layerwise import not_finite, replaced_layers
 from llm_pruner.errors import computing
+from llm_pruner.model.divergence import kl
 from llm_pruner.reconstruction.block_optimisation import Block, optimise
 from llm_pruner.reconstruction.tokens import Tokens
 
@@ -138,17 +139,3 @@ def distance(dense, pruned, ids: torch.Tensor, wanted: torch.Tensor, found: torc
             raise not_finite("the logits are NaN or Inf on the calibration data", logits.dtype)
         total += math.inf if math.isnan(apart) else apart
     return total
-
-
-def kl(wanted: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
-    """Return KL(wanted ‖ found) of each token.
-
-    Args:
-        wanted: Logits [prompts, tokens, vocab_size].
-        found: Logits [prompts, tokens, vocab_size].
-
-    Returns:
-        float32 [prompts, tokens], in nats.
-    """
-    wanted, found = (logits.float().log_softmax(-1) for logits in (wanted, found.to(wanted.device)))
-    return (wanted.exp() * (wanted - found)).sum(-1)

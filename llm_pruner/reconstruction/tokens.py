@@ -37,24 +37,36 @@ class Tokens:
         """The batches that are fitted on."""
         return [batch for batch, held in zip(self.batches, self.held, strict=True) if not held]
 
+    @property
+    def held_places(self) -> list[int]:
+        """The numbers of the batches that are held out, ascending."""
+        return [place for place, held in enumerate(self.held) if held]
+
+    @property
+    def fitted_places(self) -> list[int]:
+        """The numbers of the batches that are fitted on, ascending."""
+        return [place for place, held in enumerate(self.held) if not held]
+
+    @property
+    def fitted_size(self) -> int:
+        """Tokens that are fitted on."""
+        return sum(batch.numel() for batch in self.fitted)
+
     def some(self, tokens: int) -> list[torch.Tensor]:
         """Return the first batches that are fitted on, of about so many tokens."""
         return self.at(self.places(tokens)).fitted
 
-    def places(self, tokens: int) -> list[int]:
+    def places(self, tokens: float) -> list[int]:
         """Return the numbers of all batches that are held out, and of those that `some` returns, ascending."""
-        fitted = [place for place, held in enumerate(self.held) if not held]
-        size = sum(self.batches[place].numel() for place in fitted)
-        chosen = set(fitted[: max(1, round(tokens * len(fitted) / size))])
-        return [place for place, held in enumerate(self.held) if held or place in chosen]
+        fitted = self.fitted_places
+        return sorted([*self.held_places, *fitted[: max(1, round(tokens * len(fitted) / self.fitted_size))]])
 
     def halves(self) -> tuple[list[int], list[int]]:
         """Return the numbers of all batches but half of those that are fitted on, and the numbers of that half.
 
         They take turns RUN by RUN.
         """
-        fitted = [place for place, held in enumerate(self.held) if not held]
-        other = [place for number, place in enumerate(fitted) if number // RUN % 2]
+        other = [place for number, place in enumerate(self.fitted_places) if number // RUN % 2]
         return sorted(set(range(len(self.held))) - set(other)), other
 
     def at(self, places: Sequence[int]) -> "Tokens":

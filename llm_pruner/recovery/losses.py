@@ -16,6 +16,7 @@ import torch.nn.functional as F
 
 from llm_pruner.config.recover import RecoverOptions
 from llm_pruner.errors import UsageError
+from llm_pruner.model.divergence import kl
 from llm_pruner.recovery.likeliest import Likeliest, likeliest_loss
 from llm_pruner.registry import Registry
 
@@ -71,7 +72,7 @@ def of_logits(batch: Batch) -> torch.Tensor:
     """Return the divergence from the teacher's logits at the options' temperature."""
     if isinstance(batch.wanted, Likeliest):
         return likeliest_loss(batch.logits, batch.wanted, batch.options.temperature)
-    return logits_loss(batch.logits, batch.wanted, batch.options.temperature)
+    return kl(batch.wanted, batch.logits, batch.options.temperature)
 
 
 def of_hidden(batch: Batch) -> torch.Tensor:
@@ -117,21 +118,6 @@ def text_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         [tokens], in nats.
     """
     return F.cross_entropy(logits.float(), targets, reduction="none")
-
-
-def logits_loss(logits: torch.Tensor, wanted: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
-    """Return T²·KL(wanted ‖ logits) of each token.
-
-    Args:
-        logits: [tokens, vocab_size].
-        wanted: [tokens, vocab_size].
-        temperature: T.
-
-    Returns:
-        [tokens], in nats.
-    """
-    found, wanted = (one.float().div(temperature).log_softmax(-1) for one in (logits, wanted))
-    return F.kl_div(found, wanted, reduction="none", log_target=True).sum(-1) * temperature**2
 
 
 def matched(hidden_states: Sequence[torch.Tensor], layers: Sequence[int]) -> list[torch.Tensor]:

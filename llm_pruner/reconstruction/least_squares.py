@@ -15,6 +15,9 @@ import torch
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 # what λ is at least: inputs far below any trained model's, zeros for one, say nothing about a weight
 LEAST = 1e-20
+# so many times as much as usual must a token's energy grow to be a massive activation. It is 50 at most elsewhere, and
+# 20,000 at least where one arises in SmolLM2-135M.
+MASSIVE = 100.0
 # of a product at a time
 ROWS = 4096
 
@@ -204,9 +207,9 @@ def _better(best: Fit, weight: torch.Tensor, kind: str, held: Moments, dtype: to
 def token_weights(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
     """Return one over the energy of each token behind a layer, so that relative errors count.
 
-    A token whose energy the layer multiplies counts more, by the root of how much more than usual that is. It may be
-    one of hundreds, and yet the model breaks without it: the others attend to it. (Massive activations, Sun et al.
-    2024, https://arxiv.org/abs/2402.17762.)
+    A token in which a massive activation arises counts more, by the root of how much more than usual its energy grows.
+    It may be one of hundreds, and yet the model breaks without it: the others attend to it. (Massive activations, Sun
+    et al. 2024, https://arxiv.org/abs/2402.17762.)
 
     Args:
         before: The energy that enters the layer, float tensor [prompts, tokens].
@@ -217,7 +220,8 @@ def token_weights(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
     """
     before, after = (energy.clamp_min(least_energy(energy)) for energy in (before, after))
     growth = after / before
-    return (growth / growth.median()).sqrt() / after
+    growth /= growth.median()
+    return torch.where(growth > MASSIVE, growth.sqrt(), 1.0) / after
 
 
 def least_energy(energy: torch.Tensor) -> torch.Tensor:

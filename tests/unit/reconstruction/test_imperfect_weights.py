@@ -239,10 +239,11 @@ def test_silent_tokens_weigh_no_more_than_very_quiet_ones():
     torch.testing.assert_close(token_weights(*torch.zeros(2, 1, 2)), torch.full((1, 2), 1e6))
 
 
-def test_a_token_weighs_more_where_its_energy_grows_more_than_usual():
-    before, after = torch.tensor([[1.0, 1.0, 2.0, 1.0, 4.0]]), torch.tensor([[3.0, 3.0, 6.0, 30_000.0, 3.0]])
+def test_a_token_weighs_more_where_its_energy_grows_far_more_than_usual():
+    before = torch.tensor([[1.0, 1.0, 2.0, 1.0, 4.0, 1.0]])
+    after = torch.tensor([[3.0, 3.0, 6.0, 30_000.0, 3.0, 270.0]])
     weights = token_weights(before, after)
-    torch.testing.assert_close(weights * after, torch.tensor([[1.0, 1.0, 1.0, 100.0, 0.5]]))
+    torch.testing.assert_close(weights * after, torch.tensor([[1.0, 1.0, 1.0, 100.0, 1.0, 1.0]]))
 
 
 @torch.no_grad()

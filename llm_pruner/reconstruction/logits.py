@@ -21,8 +21,8 @@ from llm_pruner.reconstruction.tokens import Tokens
 
 # as large as those towards the stream: the layer is nearly right
 STEPS = 0.2
-# float32 that are held at once, 32 MiB: those of all tokens would be more than all that comes before them
-LOGITS = 2**23
+# that are held at once, 128 MiB in float32: those of all tokens would be more than all that comes before them
+LOGITS = 2**25
 
 
 def logits_of(model, ids: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-# logits of a piece: 1 MiB in float32; on other devices what fills them
+# logits of a piece: 1 MiB in float32 on a CPU, 256 MiB on other devices
 PIECE, LARGE_PIECE = 2**18, 2**26
 
 

@@ -62,8 +62,10 @@ def test_half_of_the_text_is_kept_for_the_optimisation_of_all_layers(options, en
     monkeypatch.setattr("llm_pruner.reconstruction.tokens.STEP", 48)
     monkeypatch.setattr("llm_pruner.reconstruction.tokens.RUN", 1)
     monkeypatch.setattr(module, "ENOUGH", 1 if enough else 1000)
-    dense, seen, own = tiny.model("llama"), {}, module.reconstruct
+    dense, seen, own, plain = tiny.model("llama"), {}, module.reconstruct, module.baseline
     monkeypatch.setattr(module, "reconstruct", lambda *a, **more: seen.update(fitted=a[4]) or own(*a, **more))
+    # of a random model it may be better, and then nothing is optimised
+    monkeypatch.setattr(module, "baseline", lambda *a: replace(plain(*a), kl=math.inf))
     together = module.optimise_together
 
     def optimised(model, teacher, *rest):

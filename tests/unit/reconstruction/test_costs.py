@@ -49,9 +49,7 @@ def rises(model, batches, layer: int, name: str, width: int) -> list[float]:
             hook = writer.register_forward_hook(lambda _, x, y: seen.append((x[0], y)))
             place.run()
             hook.remove()
-            for streams in zip(place.stream, place.outputs, strict=True):
-                before, after = (stream.flatten(0, 1).double().square().sum(1, keepdim=True) for stream in streams)
-                weights.append((after / before / (after / before).median()).sqrt() / after)
+            weights += [1 / out.flatten(0, 1).double().square().sum(1, keepdim=True) for out in place.outputs]
     x, y = (torch.cat([tensor.flatten(0, 1) for tensor in own]).double() for own in zip(*seen, strict=True))
     scale = (len(x) / torch.cat(weights)).sqrt()  # of the rows, so that squares add up to the mean relative error
     prior = torch.cat([writer.weight, writer.bias[:, None]], 1).double()

@@ -15,8 +15,8 @@ import torch
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 # what λ is at least: inputs far below any trained model's, zeros for one, say nothing about a weight
 LEAST = 1e-20
-# so many times as much as usual must a token's energy grow to be a massive activation. It is 50 at most elsewhere, and
-# 20,000 at least where one arises in SmolLM2-135M.
+# so many times as much as usual must a token's energy grow to be a massive activation. It is about 50 at most
+# elsewhere, and 20,000 at least where one arises in SmolLM2-135M.
 MASSIVE = 100.0
 # of a product at a time
 ROWS = 4096
